@@ -19,14 +19,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agentrl.audit import BiasAudit
-from agentrl.buffer import EpisodeBuffer, Unit
+from agentrl.buffer import EpisodeBuffer
 from agentrl.checkpoint import RunState, commit, write_state
+from agentrl.credit import Assignment, Credit, shuffled
 from agentrl.dispatcher import Dispatcher
 from agentrl.drift_replay import DriftReplay
-from agentrl.durable import read_lines
-from agentrl.episode import Episode, replace_reward
+from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, Interrupted
 from agentrl.inference.policy import Policy
+from agentrl.initial_values import InitialStream, needs_initial_rollouts, read_initial_file
 from agentrl.learner_thread import AsyncLearner
 from agentrl.ledger import Ledger
 from agentrl.metrics import MetricsWriter, Totals, describe_batch
@@ -38,7 +39,8 @@ from agentrl.run_folder import RunFolder
 from agentrl.settings import Settings
 from agentrl.spo.advantage import Estimator
 from agentrl.spo.calibration import brier_score, log_loss
-from agentrl.streams import TRAINING, InitialStream, TrainingStream
+from agentrl.spo.value_tracker import Fold
+from agentrl.streams import TRAINING, TrainingStream
 from agentrl.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -80,14 +82,14 @@ class Orchestrator:
         stream = settings.stream
         self.version = 0
         self.attempt = 1
-        self.clocks = [0.0]
+        self.credit = Credit(settings, parts.pool, parts.estimator)
         self.totals = Totals()
         self.buffer = EpisodeBuffer(
             batch=stream.batch,
             staleness=0 if settings.run.deterministic else stream.staleness,
             stale_policy=stream.stale_policy,
             unit=parts.estimator.group_size,
-            keep=self._keep_unit if settings.estimator.dynamic_sampling else None,
+            keep=self.credit.keeps if settings.estimator.dynamic_sampling else None,
         )
         self.stream = TrainingStream(
             pool=parts.pool,
@@ -97,7 +99,7 @@ class Orchestrator:
             seed=settings.run.seed,
             group_size=parts.estimator.group_size,
             total=settings.run.steps * stream.batch,
-            fold=lambda episode: self._fold([episode], None),
+            fold=self.credit.fold_one,
             quarantine_after=settings.sampler.quarantine_after,
         )
         self.dispatcher = Dispatcher(self.stream, parts.play, stream.in_flight or settings.engine.slots)
@@ -220,10 +222,11 @@ class Orchestrator:
     async def _initial_values(self) -> None:
         parts, settings = self.parts, self.settings.tracker
         if settings.initial_file:
-            return self._read_initial_values(Path(settings.initial_file))
-        uniform = self.settings.sampler.kind == "uniform"
-        if settings.initial_rollouts == 0 or (uniform and not parts.estimator.needs_baselines):
-            return  # nobody would read the values
+            known = read_initial_file(parts.pool, Path(settings.initial_file))
+            parts.metrics.write("initial", episodes=0, tokens=0, prompts=known, file=settings.initial_file)
+            return
+        if not needs_initial_rollouts(self.settings, parts.estimator):
+            return
         started, cpu = time.monotonic(), cpu_seconds()
         stream = InitialStream(
             pool=parts.pool,
@@ -248,14 +251,7 @@ class Orchestrator:
             running.cancel()
             done.cancel()
             await dispatcher.stop()
-        if not any(stream.scores):
-            raise AgentRLError(
-                f"no rollout for an initial value succeeded; the last one: {stream.last_failure}"
-            )
-        for prompt, scores in enumerate(stream.scores):
-            if scores:
-                parts.pool.tracker.initialise(prompt, scores)
-        parts.pool.refresh_all()
+        stream.initialise()
         count = sum(map(len, stream.scores))
         self.totals.values["episodes_initial"] += count
         self.totals.values["tokens_initial"] += stream.sampled_tokens
@@ -267,24 +263,6 @@ class Orchestrator:
             seconds=time.monotonic() - started,
             cpu_s=cpu_seconds() - cpu,
         )
-
-    def _read_initial_values(self, path: Path) -> None:
-        """Initial values from a jsonl of `prompt_id` and `rewards` (mapped to [0, 1]) of earlier rollouts."""
-        pool = self.parts.pool
-        if not path.exists():
-            raise AgentRLError(f"tracker.initial_file = {str(path)!r} does not exist")
-        known = 0
-        for number, line in enumerate(read_lines(path), 1):
-            prompt = pool.index.get(str(line.get("prompt_id")))
-            if not isinstance(line.get("rewards"), list) or "prompt_id" not in line:
-                raise AgentRLError(f"{path}, line {number}: want prompt_id and a list of rewards, got {line}")
-            if prompt is not None and line["rewards"]:
-                pool.tracker.initialise(prompt, [float(reward) for reward in line["rewards"]])
-                known += 1
-        if not known:
-            raise AgentRLError(f"{path} has no reward of any of the {len(pool)} prompts of this run")
-        pool.refresh_all()
-        self.parts.metrics.write("initial", episodes=0, tokens=0, prompts=known, file=str(path))
 
     async def _evaluate(self) -> None:
         if self.parts.evaluate is None:
@@ -298,23 +276,21 @@ class Orchestrator:
         self._between_steps.clear()
         started = time.monotonic()
         if self.parts.shuffle_rewards:
-            batch = _shuffled(batch, self.settings.run.seed + self.version)
-        trained, advantages, baselines, masked = self._advantages(batch)
+            batch = shuffled(batch, self.settings.run.seed + self.version)
+        given = self.credit.assign(batch)
         learned = await self.parts.watchdog.wait(
-            self.parts.learner.step(trained, advantages, clock_tokens=self._clock_tokens()),
+            self.parts.learner.step(given.trained, given.advantages, clock_tokens=self.credit.clock_tokens),
             f"the learner's step at version {self.version}",
             self.settings.run.wait_limit_s,
         )
         learn_s = time.monotonic() - started
-        self._record_step(batch, masked, learned)
+        self._record_step(batch, given.masked, learned)
         publish_s = await self._publish()
         drifts = None
         if self.replay:
             drifts = await self._limited(self.replay.after_step(batch), "the learner to score again")
-        folds = self._fold(batch, drifts)
-        for start in range(0, len(batch), self.parts.estimator.group_size):
-            self.parts.pool.folded(self.parts.pool.index[batch[start].prompt_id])
-        self._log_step(batch, trained, advantages, baselines, learned, folds, learn_s, publish_s)
+        folds = self.credit.fold(batch, drifts)
+        self._log_step(batch, given, learned, folds, learn_s, publish_s)
         self.buffer.advance(self.version)
         self.dispatcher.wake()
         await self._due()
@@ -361,35 +337,12 @@ class Orchestrator:
             f"the last failure: {self.stream.last_failure}"
         )
 
-    def _clock_tokens(self) -> int:
-        return self.settings.tracker.clock_tokens if self.settings.tracker.drift == "clock" else 0
-
-    def _advantages(
-        self, batch: Sequence[Episode]
-    ) -> tuple[list[Episode], np.ndarray, np.ndarray, dict[str, str]]:
-        """Baselines of all, then advantages of the episodes that are learned from."""
-        pool = self.parts.pool
-        prompts = np.array([pool.index[episode.prompt_id] for episode in batch])
-        baselines = pool.tracker.values(prompts)
-        masked: dict[str, str] = {}
-        if self.settings.rollout.truncated == "mask":
-            masked = {e.episode_id: "truncated" for e in batch if e.stop_reason.truncated}
-        kept = [place for place, episode in enumerate(batch) if episode.episode_id not in masked]
-        trained = [batch[place] for place in kept]
-        groups = [episode.group or 0 for episode in trained] if self.parts.estimator.group_size > 1 else None
-        advantages = self.parts.estimator(
-            [episode.score for episode in trained], baselines=baselines[kept], groups=groups
-        )
-        return trained, advantages, baselines, masked
-
     def _record_step(self, batch: Sequence[Episode], masked: dict[str, str], learned: dict[str, Any]) -> None:
         keys = [episode.episode_id for episode in batch]
         self.parts.ledger.learned(keys, self.version, masked=masked)
         self.totals.add_episodes(batch, self.version)
-        if self.settings.tracker.drift == "clock":
-            self.parts.pool.tracker.advance_clock(float(learned.get("drift") or 0.0))
+        self.credit.advance(float(learned.get("drift") or 0.0))
         self.version += 1
-        self.clocks.append(self.parts.pool.tracker.clock)
 
     async def _limited(self, awaitable: Awaitable[T], owner: str) -> T:
         return await self.parts.watchdog.wait(awaitable, owner, self.settings.run.wait_limit_s)
@@ -409,30 +362,10 @@ class Orchestrator:
             await self.parts.after_update(self.version)
         return time.monotonic() - started
 
-    def _fold(self, batch: Sequence[Episode], drifts: Sequence[float | None] | None) -> list[Any]:
-        """Fold in order of dispatch; a prompt is drawable again once its unit is folded."""
-        pool = self.parts.pool
-        order = sorted(range(len(batch)), key=lambda place: batch[place].dispatch_index)
-        folds: list[Any] = [None] * len(batch)
-        for place in order:
-            episode = batch[place]
-            prompt = pool.index[episode.prompt_id]
-            folds[place] = pool.tracker.fold(
-                prompt,
-                episode.score,
-                start_clock=self.clocks[min(episode.start_version, len(self.clocks) - 1)],
-                drift=None if drifts is None else drifts[place],
-            )
-        return folds
-
     def _observe(self, episode: Episode) -> None:
         """An episode ended, whatever becomes of it: one side of the bias audit."""
         prompt = self.parts.pool.index[episode.prompt_id]
         self.audit.dispatched(episode, self.parts.pool.tracker.value(prompt))
-
-    def _keep_unit(self, unit: Unit) -> bool:
-        scores = [episode.score for episode in unit]
-        return bool(self.parts.estimator.keep(scores, [0] * len(scores)).all())
 
     async def _due(self) -> None:
         """What is due after a step: evaluation, weights, checkpoint."""
@@ -451,15 +384,13 @@ class Orchestrator:
     def _log_step(
         self,
         batch: Sequence[Episode],
-        trained: Sequence[Episode],
-        advantages: np.ndarray,
-        baselines: np.ndarray,
+        given: Assignment,
         learned: dict[str, Any],
-        folds: Sequence[Any],
+        folds: Sequence[Fold],
         learn_s: float,
         publish_s: float,
     ) -> None:
-        for episode in trained:
+        for episode in given.trained:
             self.audit.learned(episode)
         before = self.version - 1
         ages = [episode.staleness(before) for episode in batch]
@@ -476,10 +407,10 @@ class Orchestrator:
             "attempt": self.attempt,
             "time_s": elapsed,
             "cpu_s": self.earlier_cpu_s + cpu_seconds(),
-            "baseline_mean": float(baselines.mean()),
-            "brier": brier_score(baselines, scores),
-            "log_loss": log_loss(baselines, scores),
-            "advantage_std": float(advantages.std()) if len(advantages) else 0.0,
+            "baseline_mean": float(given.baselines.mean()),
+            "brier": brier_score(given.baselines, scores),
+            "log_loss": log_loss(given.baselines, scores),
+            "advantage_std": float(given.advantages.std()) if len(given.advantages) else 0.0,
             "staleness": {str(age): ages.count(age) for age in sorted(set(ages))},
             "staleness_mean": sum(ages) / len(ages),
             "excess_share": sum(age > self.settings.stream.staleness for age in ages) / len(ages),
@@ -543,7 +474,7 @@ class Orchestrator:
             attempt=self.attempt,
             run_id=parts.folder.identity["run_id"],
             ledger_position=parts.ledger.position,
-            clocks=list(self.clocks),
+            clocks=list(self.credit.clocks),
             pool=parts.pool.state_dict(),
             totals=self.totals.state_dict(),
             episodes=self.buffer.episodes(),
@@ -579,13 +510,3 @@ class Orchestrator:
                 "the checkpoint before it is intact: free some space and resume"
             ) from error
         await asyncio.to_thread(parts.recorder.rotate)
-
-
-def _shuffled(batch: Sequence[Episode], seed: int) -> list[Episode]:
-    """The batch with its rewards dealt out anew."""
-    order = np.random.default_rng(seed).permutation(len(batch))
-    rewards = [batch[place].reward for place in order]
-    return [
-        replace_reward(episode, reward) if reward is not None else episode
-        for episode, reward in zip(batch, rewards, strict=True)
-    ]

@@ -44,7 +44,7 @@ async def resume(orchestrator: Orchestrator) -> None:
 
 def _restore(orchestrator: Orchestrator, state: RunState) -> None:
     orchestrator.version = orchestrator.buffer.version = state.version
-    orchestrator.clocks = list(state.clocks)
+    orchestrator.credit.clocks = list(state.clocks)
     orchestrator.parts.pool.load_state_dict(state.pool)
     orchestrator.totals.load_state_dict(state.totals)
     orchestrator.evaluations = state.extra.get("evaluations", 0)

@@ -1,4 +1,4 @@
-"""Where the dispatcher's episodes come from and go: training episodes, and rollouts for initial values.
+"""Where the dispatcher's training episodes come from and go.
 
 A stream decides which prompt is next, keeps ledger, samplers and buffer in step with what becomes of
 each episode, and lets an episode count as finished only once it is on disk. It knows nothing of the
@@ -7,25 +7,21 @@ learner, of weights, or of how episodes are played.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from agentrl.buffer import EpisodeBuffer
 from agentrl.episode import Episode
-from agentrl.ledger import Entry, Ledger, State
+from agentrl.ledger import Entry, Ledger
 from agentrl.prompts import PromptPool
 from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch, episode_seed
 
 logger = logging.getLogger(__name__)
 
-TRAINING, INITIAL = "t", "i"
-"""First letters of ledger keys."""
-
-INITIAL_TRIES = 3
-"""Times a rollout for an initial value is tried before its prompt does without it."""
+TRAINING = "t"
+"""First letter of the ledger keys of training episodes."""
 
 
 class TrainingStream:
@@ -186,97 +182,3 @@ class TrainingStream:
     def cancelled(self, dispatch: Dispatch) -> None:
         """It stays pending in the ledger: a resumed run starts it again."""
         self._buffer.dropped(dispatch.episode_id)
-
-
-class InitialStream:
-    """n0 rollouts of every prompt that set its initial value; never learned from.
-
-    Args:
-        pool: prompts.
-        ledger: scores of an earlier attempt are taken from it.
-        recorder: writes the episodes.
-        seed: the run's.
-        rollouts: n0.
-    """
-
-    def __init__(
-        self,
-        *,
-        pool: PromptPool,
-        ledger: Ledger,
-        recorder: EpisodeRecorder,
-        seed: int,
-        rollouts: int,
-    ) -> None:
-        self._pool, self._ledger, self._recorder, self._seed = pool, ledger, recorder, seed
-        self.scores: list[list[float]] = [[] for _ in range(len(pool))]
-        self.sampled_tokens = 0
-        self.done = asyncio.Event()
-        self.last_failure = ""
-        self._left = len(pool) * rollouts
-        self._todo: deque[tuple[str, int]] = deque()
-        for number in range(len(pool) * rollouts):
-            self._plan(number, number // rollouts)
-        if self._left == 0:
-            self.done.set()
-
-    def _plan(self, number: int, prompt: int) -> None:
-        """Take the score of an earlier attempt, or play the rollout (again)."""
-        for attempt in range(INITIAL_TRIES):
-            key = f"{INITIAL}{number}.{attempt}"
-            entry = self._ledger.entries.get(key)
-            if entry is not None and entry.state is State.EVALUATED and entry.score is not None:
-                self.scores[prompt].append(entry.score)
-                self._left -= 1
-                return
-            if entry is None or entry.state is State.PENDING:
-                self._todo.append((key, prompt))
-                return
-        self._left -= 1
-
-    def next(self) -> Dispatch | None:
-        """The next rollout."""
-        if not self._todo:
-            return None
-        key, prompt = self._todo.popleft()
-        prompt_id = self._pool.prompt_ids[prompt]
-        self._ledger.dispatched(key, prompt_id, 0)
-        number = key.removeprefix(INITIAL).partition(".")[0]
-        return Dispatch(
-            episode_id=key,
-            dispatch_index=int(number),
-            prompt_id=prompt_id,
-            start_version=0,
-            environment=self._pool.task(prompt).name,
-            seed=episode_seed(self._seed, key, 0),
-        )
-
-    def finished(self, episode: Episode) -> None:
-        """Keep its score once it is on disk."""
-        self._recorder.record(episode, lambda: self._written(episode))
-
-    def _written(self, episode: Episode) -> None:
-        self._ledger.evaluated(episode.episode_id, episode.score)
-        self.sampled_tokens += episode.num_sampled
-        self.scores[self._pool.index[episode.prompt_id]].append(episode.score)
-        self._one_less()
-
-    def failed(self, episode: Episode) -> None:
-        """Try again, a few times."""
-        assert episode.failure is not None
-        self.last_failure = f"{episode.failure.boundary}: {episode.failure.error}: {episode.failure.message}"
-        self._ledger.failed(episode.episode_id, f"{episode.failure.boundary}: {episode.failure.error}")
-        number, _, attempt = episode.episode_id.removeprefix(INITIAL).partition(".")
-        if int(attempt) + 1 < INITIAL_TRIES:
-            key = f"{INITIAL}{number}.{int(attempt) + 1}"
-            self._todo.append((key, self._pool.index[episode.prompt_id]))
-        else:
-            self._one_less()
-
-    def _one_less(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self.done.set()
-
-    def cancelled(self, dispatch: Dispatch) -> None:
-        """It stays pending: a resumed run plays it again."""

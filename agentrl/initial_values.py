@@ -1,0 +1,168 @@
+"""The value every prompt starts from: rollouts of the first policy, or rewards of earlier ones from a file.
+
+Rollouts for initial values are played with the training settings and are never learned from. This
+module knows nothing of what values are used for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from pathlib import Path
+
+from agentrl.durable import read_lines
+from agentrl.episode import Episode
+from agentrl.errors import AgentRLError
+from agentrl.ledger import Ledger, State
+from agentrl.prompts import PromptPool
+from agentrl.recorder import EpisodeRecorder
+from agentrl.rollout import Dispatch, episode_seed
+from agentrl.settings import Settings
+from agentrl.spo.advantage import Estimator
+
+INITIAL = "i"
+"""First letter of the ledger keys of rollouts for initial values."""
+
+TRIES = 3
+"""Times a rollout is tried before its prompt does without it."""
+
+
+def needs_initial_rollouts(settings: Settings, estimator: Estimator) -> bool:
+    """Whether anybody will read the values that rollouts would set."""
+    if settings.tracker.initial_file or settings.tracker.initial_rollouts == 0:
+        return False
+    return estimator.needs_baselines or settings.sampler.kind != "uniform"
+
+
+def read_initial_file(pool: PromptPool, path: Path) -> int:
+    """Set initial values from a jsonl of `prompt_id` and `rewards` (mapped to [0, 1]) of earlier rollouts.
+
+    Returns:
+        Prompts of the pool that the file knows.
+
+    Raises:
+        AgentRLError: the file cannot be used, or knows no prompt of the pool.
+    """
+    if not path.exists():
+        raise AgentRLError(f"tracker.initial_file = {str(path)!r} does not exist")
+    known = 0
+    for number, line in enumerate(read_lines(path), 1):
+        prompt = pool.index.get(str(line.get("prompt_id")))
+        if not isinstance(line.get("rewards"), list) or "prompt_id" not in line:
+            raise AgentRLError(f"{path}, line {number}: want prompt_id and a list of rewards, got {line}")
+        if prompt is not None and line["rewards"]:
+            pool.tracker.initialise(prompt, [float(reward) for reward in line["rewards"]])
+            known += 1
+    if not known:
+        raise AgentRLError(f"{path} has no reward of any of the {len(pool)} prompts of this run")
+    pool.refresh_all()
+    return known
+
+
+class InitialStream:
+    """n0 rollouts of every prompt that set its initial value; never learned from.
+
+    Args:
+        pool: prompts.
+        ledger: scores of an earlier attempt are taken from it.
+        recorder: writes the episodes.
+        seed: the run's.
+        rollouts: n0.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: PromptPool,
+        ledger: Ledger,
+        recorder: EpisodeRecorder,
+        seed: int,
+        rollouts: int,
+    ) -> None:
+        self._pool, self._ledger, self._recorder, self._seed = pool, ledger, recorder, seed
+        self.scores: list[list[float]] = [[] for _ in range(len(pool))]
+        self.sampled_tokens = 0
+        self.done = asyncio.Event()
+        self.last_failure = ""
+        self._left = len(pool) * rollouts
+        self._todo: deque[tuple[str, int]] = deque()
+        for number in range(len(pool) * rollouts):
+            self._plan(number, number // rollouts)
+        if self._left == 0:
+            self.done.set()
+
+    def _plan(self, number: int, prompt: int) -> None:
+        """Take the score of an earlier attempt, or play the rollout (again)."""
+        for attempt in range(TRIES):
+            key = f"{INITIAL}{number}.{attempt}"
+            entry = self._ledger.entries.get(key)
+            if entry is not None and entry.state is State.EVALUATED and entry.score is not None:
+                self.scores[prompt].append(entry.score)
+                self._left -= 1
+                return
+            if entry is None or entry.state is State.PENDING:
+                self._todo.append((key, prompt))
+                return
+        self._left -= 1
+
+    def next(self) -> Dispatch | None:
+        """The next rollout."""
+        if not self._todo:
+            return None
+        key, prompt = self._todo.popleft()
+        prompt_id = self._pool.prompt_ids[prompt]
+        self._ledger.dispatched(key, prompt_id, 0)
+        number = key.removeprefix(INITIAL).partition(".")[0]
+        return Dispatch(
+            episode_id=key,
+            dispatch_index=int(number),
+            prompt_id=prompt_id,
+            start_version=0,
+            environment=self._pool.task(prompt).name,
+            seed=episode_seed(self._seed, key, 0),
+        )
+
+    def finished(self, episode: Episode) -> None:
+        """Keep its score once it is on disk."""
+        self._recorder.record(episode, lambda: self._written(episode))
+
+    def _written(self, episode: Episode) -> None:
+        self._ledger.evaluated(episode.episode_id, episode.score)
+        self.sampled_tokens += episode.num_sampled
+        self.scores[self._pool.index[episode.prompt_id]].append(episode.score)
+        self._one_less()
+
+    def failed(self, episode: Episode) -> None:
+        """Try again, a few times."""
+        assert episode.failure is not None
+        self.last_failure = f"{episode.failure.boundary}: {episode.failure.error}: {episode.failure.message}"
+        self._ledger.failed(episode.episode_id, f"{episode.failure.boundary}: {episode.failure.error}")
+        number, _, attempt = episode.episode_id.removeprefix(INITIAL).partition(".")
+        if int(attempt) + 1 < TRIES:
+            key = f"{INITIAL}{number}.{int(attempt) + 1}"
+            self._todo.append((key, self._pool.index[episode.prompt_id]))
+        else:
+            self._one_less()
+
+    def _one_less(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.done.set()
+
+    def cancelled(self, dispatch: Dispatch) -> None:
+        """It stays pending: a resumed run plays it again."""
+
+    def initialise(self) -> None:
+        """Set the value of every prompt that has a score.
+
+        Raises:
+            AgentRLError: none has.
+        """
+        if not any(self.scores):
+            raise AgentRLError(
+                f"no rollout for an initial value succeeded; the last one: {self.last_failure}"
+            )
+        for prompt, scores in enumerate(self.scores):
+            if scores:
+                self._pool.tracker.initialise(prompt, scores)
+        self._pool.refresh_all()
