@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from agentrl.durable import read_lines
@@ -57,6 +58,23 @@ def read_initial_file(pool: PromptPool, path: Path) -> int:
         raise AgentRLError(f"{path} has no reward of any of the {len(pool)} prompts of this run")
     pool.refresh_all()
     return known
+
+
+def set_initial_values(pool: PromptPool, scores: Sequence[Sequence[float]]) -> None:
+    """Set the value of every prompt that has scores; `scores` holds a list per prompt."""
+    for prompt, found in enumerate(scores):
+        if found:
+            pool.tracker.initialise(prompt, found)
+    pool.refresh_all()
+
+
+def recorded_scores(pool: PromptPool, ledger: Ledger) -> list[list[float]]:
+    """Scores that rollouts for initial values got, a list per prompt."""
+    scores: list[list[float]] = [[] for _ in range(len(pool))]
+    for entry in ledger.in_state(State.EVALUATED, INITIAL):
+        if entry.score is not None:
+            scores[pool.index[entry.prompt_id]].append(entry.score)
+    return scores
 
 
 class InitialStream:
@@ -162,7 +180,4 @@ class InitialStream:
             raise AgentRLError(
                 f"no rollout for an initial value succeeded; the last one: {self.last_failure}"
             )
-        for prompt, scores in enumerate(self.scores):
-            if scores:
-                self._pool.tracker.initialise(prompt, scores)
-        self._pool.refresh_all()
+        set_initial_values(self._pool, self.scores)
