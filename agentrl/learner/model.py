@@ -101,7 +101,12 @@ def save_model(model: nn.Module, source: str, folder: Path, *, write: bool = Tru
     Raises:
         CheckpointError: the files cannot be written.
     """
-    weights = {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        full = whole(tensor.detach())
+        if write:
+            # Split weights are gathered one at a time: all at once would not fit beside the optimizer.
+            weights[name] = full if full is tensor else full.cpu()
     if not write:
         return
     try:
