@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.metadata
+import itertools
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,20 +16,28 @@ from typing import Any
 
 from agentrl.errors import ConfigError
 from agentrl.inference.choose import (
-    PRESETS,
     EngineKind,
+    Gpu,
     Machine,
-    ModelShape,
-    Plan,
     choose_engine,
     has_vllm,
     inspect_machine,
-    make_plans,
 )
+from agentrl.memory import Need, Plan, make_plans
+from agentrl.model_shape import KNOWN, ModelShape
 from agentrl.settings import Settings
 
 _PACKAGES = ("torch", "transformers", "vllm", "openai", "docker", "math-verify", "ray")
-_PRESET_CONTEXT = 4096
+_SHOWN = (
+    "HuggingFaceTB/SmolLM2-135M",
+    "Qwen/Qwen2.5-0.5B",
+    "Qwen/Qwen3-1.7B",
+    "Qwen/Qwen3-4B",
+    "Qwen/Qwen3-8B",
+)
+"""Models that are gone through when none is named."""
+_SHOWN_CONTEXT = 4096
+_GPUS = re.compile(r"(\d+)x(\d+)(?:GB)?", re.IGNORECASE)
 _SANDBOX_LIMIT_S = 20.0
 
 
@@ -57,7 +67,16 @@ def add_parser(subparsers: Any) -> None:
         "run, and exits with 1 when it does not fit; without one it goes through some model sizes.",
     )
     parser.add_argument("config", nargs="?", default="", help="a run's TOML file")
-    parser.add_argument("--model", default="", help="folder of a model (its config.json is read)")
+    parser.add_argument("--model", default="", help="folder of a model (its config.json is read), or an id")
+    parser.add_argument(
+        "--gpus",
+        default="",
+        metavar="8x80",
+        help="plan as if there were so many GPUs of so many GB (10^9 bytes)",
+    )
+    parser.add_argument(
+        "--memory", type=int, metavar="GB", help="with --gpus: and as if there were so much memory"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(handler=run, takes_settings=True)
 
@@ -70,7 +89,13 @@ def run(options: argparse.Namespace) -> int:
     if options.model:
         flags += ["--model.path", options.model]
     settings = config.load_settings(Path(options.config) if options.config else None, flags)
-    found = diagnose(settings)
+    machine = inspect_machine()
+    if options.gpus:
+        machine = replace(machine, gpus=_imagined(options.gpus))
+        if options.memory:
+            size = options.memory * 10**9
+            machine = replace(machine, memory=size, memory_available=size, shared_memory=size // 2)
+    found = diagnose(settings, machine, imagined=bool(options.gpus))
     if options.json:
         print(json.dumps(_as_json(found), indent=2))
     else:
@@ -78,14 +103,29 @@ def run(options: argparse.Namespace) -> int:
     return 1 if found.problems else 0
 
 
-def diagnose(settings: Settings, machine: Machine | None = None) -> Diagnosis:
-    """Look at the machine and plan the run, or some presets where the settings name no model."""
-    machine = machine or inspect_machine()
+def _imagined(text: str) -> tuple[Gpu, ...]:
+    match = _GPUS.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"--gpus {text!r}: want a number and a size, such as 8x80 for eight GPUs of 80 GB")
+    size = int(match[2]) * 10**9
+    return tuple(Gpu(index, f"{match[2]} GB, imagined", size, size) for index in range(int(match[1])))
+
+
+def diagnose(settings: Settings, machine: Machine, *, imagined: bool = False) -> Diagnosis:
+    """Plan the run, or some models where the settings name none.
+
+    Args:
+        settings: of the run.
+        machine: what there is.
+        imagined: the machine is another one than this: what is installed here does not matter.
+    """
     problems: list[str] = []
     engine, reason = None, ""
     try:
         engine, reason = choose_engine(
-            settings.engine, gpus=len(machine.gpus), vllm_found=has_vllm(settings.engine.python)
+            settings.engine,
+            gpus=len(machine.gpus),
+            vllm_found=imagined or has_vllm(settings.engine.python),
         )
     except ConfigError as error:
         problems.append(str(error))
@@ -93,12 +133,13 @@ def diagnose(settings: Settings, machine: Machine | None = None) -> Diagnosis:
     models: dict[str, tuple[Plan, ...]] = {}
     for name, (shape, planned) in shapes.items():
         try:
-            models[name] = make_plans(shape, planned, machine, engine or "transformers")
+            wanted = "vllm" if settings.engine.kind == "vllm" else "transformers"
+            models[name] = make_plans(shape, planned, machine, engine or wanted)
         except ConfigError as error:
             problems.append(str(error))
     if settings.model.path:
         problems += [
-            f"{name} does not fit: {plan.device} has {plan.capacity:,} bytes and needs {plan.total:,}"
+            f"{name} does not fit: {plan.device} has {plan.capacity:,} bytes and needs {plan.least:,}"
             for name, plans in models.items()
             for plan in plans
             if not plan.fits
@@ -116,11 +157,11 @@ def diagnose(settings: Settings, machine: Machine | None = None) -> Diagnosis:
 
 
 def _shapes(settings: Settings, problems: list[str]) -> dict[str, tuple[ModelShape, Settings]]:
-    """The model asked about, or the presets at a context that people use."""
+    """The model asked about, or some at a context that people use."""
     if not settings.model.path:
-        context = settings.engine.context_tokens or _PRESET_CONTEXT
+        context = settings.engine.context_tokens or _SHOWN_CONTEXT
         planned = replace(settings, engine=replace(settings.engine, context_tokens=context))
-        return {name: (shape, planned) for name, shape in PRESETS.items()}
+        return {name: (KNOWN[name], planned) for name in _SHOWN}
     try:
         return {settings.model.path: (ModelShape.load(settings.model.path), settings)}
     except ConfigError as error:
@@ -172,16 +213,22 @@ def report(found: Diagnosis) -> list[str]:
         lines.append(f"engine         {found.engine}: {found.reason}")
     for name, plans in found.models.items():
         lines.append(f"{name}, {found.parameters[name]:,} weights")
-        for plan in plans:
-            lines += _plan_lines(plan)
+        for (_, needs, _), equal in itertools.groupby(plans, lambda it: (it.capacity, it.needs, it.role)):
+            lines += _plan_lines(list(equal), needs)
     lines += [f"problem: {problem}" for problem in found.problems]
     return lines
 
 
-def _plan_lines(plan: Plan) -> Sequence[str]:
-    verdict = "fits" if plan.fits else f"DOES NOT FIT, short of {plan.total - plan.capacity:,} bytes"
-    lines = [f"  {plan.device}: {plan.total:,} of {plan.capacity:,} bytes: {verdict}"]
-    return [*lines, *(f"    {need.bytes:>20,}  {need.what}" for need in plan.needs)]
+def _plan_lines(equal: Sequence[Plan], needs: Sequence[Need]) -> Sequence[str]:
+    """Devices with the same task, once."""
+    plan = equal[0]
+    verdict = "fits" if plan.fits else f"DOES NOT FIT, short of {plan.least - plan.capacity:,} bytes"
+    if plan.fits and plan.full_share < 1.0:
+        verdict += f", with keys for {plan.full_share:.0%} of the slots at full length (others wait)"
+    name = plan.device if len(equal) == 1 else f"{plan.device} to {equal[-1].device}, each"
+    task = f", {plan.role}" if plan.role else ""
+    lines = [f"  {name}{task}: {plan.total:,} of {plan.capacity:,} bytes: {verdict}"]
+    return [*lines, *(f"    {need.bytes:>20,}  {need.what}" for need in needs)]
 
 
 def _bytes(count: int) -> str:
@@ -191,7 +238,9 @@ def _bytes(count: int) -> str:
 def _as_json(found: Diagnosis) -> dict[str, Any]:
     row = asdict(found)
     row["models"] = {
-        name: [{**asdict(plan), "total": plan.total, "fits": plan.fits} for plan in plans]
+        name: [
+            {**asdict(plan), "total": plan.total, "least": plan.least, "fits": plan.fits} for plan in plans
+        ]
         for name, plans in found.models.items()
     }
     return row

@@ -1,32 +1,27 @@
-"""Which engine, in which layout, and whether it fits: from settings, the machine and a model's config.
+"""Which engine, in which layout: from settings and the machine.
 
-Everything is counted in bytes from the shape of the model; nothing is loaded, and torch is not
-imported. It knows nothing of how an engine works, only what it must hold.
+Nothing is loaded, and torch is not imported. What an engine must hold is in `agentrl.memory`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from agentrl.errors import ConfigError
-from agentrl.settings import EngineSettings, LearnerSettings, ModelSettings, Settings
+from agentrl.settings import EngineSettings, Settings
 
 if TYPE_CHECKING:
     from agentrl.inference.policy import Policy
 
 EngineKind = Literal["transformers", "vllm", "scripted"]
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_RUNTIME = 1_500_000_000
-"""What a CUDA context, kernels and fragmentation take of a GPU, per process."""
 _GPU_QUERY = (
     "nvidia-smi",
     "--query-gpu=index,name,memory.total,memory.free",
@@ -125,198 +120,6 @@ def choose_engine(settings: EngineSettings, *, gpus: int, vllm_found: bool) -> t
     if gpus:
         return "transformers", "there is a GPU, but vLLM is not installed"
     return "transformers", "there is no GPU"
-
-
-# ---- what a model needs ----
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The numbers of a decoder that its memory depends on."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_heads: int
-    head_size: int
-    vocabulary: int
-    tied: bool
-    context: int
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """Read a Hugging Face `config.json`.
-
-        Raises:
-            ConfigError: it is not that of a decoder this can count.
-        """
-        config = config.get("text_config") or config
-        try:
-            hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-            return cls(
-                layers=int(config["num_hidden_layers"]),
-                hidden=hidden,
-                intermediate=int(config.get("intermediate_size") or 4 * hidden),
-                heads=heads,
-                key_heads=int(config.get("num_key_value_heads") or heads),
-                head_size=int(config.get("head_dim") or hidden // heads),
-                vocabulary=int(config["vocab_size"]),
-                tied=bool(config.get("tie_word_embeddings", False)),
-                context=int(config.get("max_position_embeddings") or 4096),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"config.json is not that of a decoder: {error!r} is missing or wrong"
-            ) from error
-
-    @classmethod
-    def load(cls, path: str) -> ModelShape:
-        """Read the shape of the model in a folder.
-
-        Raises:
-            ConfigError: there is no `config.json`.
-        """
-        file = Path(path) / "config.json"
-        try:
-            return cls.from_config(json.loads(file.read_text()))
-        except (OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"there is no readable {file}: {error}") from error
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights of a gated decoder (Llama, Qwen), norms included."""
-        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.key_heads)
-        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        embedding = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * layer + embedding + self.hidden
-
-    def key_bytes(self, width: int) -> int:
-        """Bytes of keys and values of one token, at `width` bytes a number."""
-        return 2 * self.layers * self.key_heads * self.head_size * width
-
-
-PRESETS: dict[str, ModelShape] = {
-    "135M (SmolLM2)": ModelShape(30, 576, 1536, 9, 3, 64, 49152, True, 8192),
-    "0.5B (Qwen2.5)": ModelShape(24, 896, 4864, 14, 2, 64, 151936, True, 32768),
-    "1.5B (Qwen2.5)": ModelShape(28, 1536, 8960, 12, 2, 128, 151936, True, 32768),
-    "4B (Qwen3)": ModelShape(36, 2560, 9728, 32, 8, 128, 151936, True, 40960),
-    "8B (Qwen3)": ModelShape(36, 4096, 12288, 32, 8, 128, 151936, False, 40960),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """One thing that takes memory."""
-
-    what: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What one device must hold, and what it has."""
-
-    device: str
-    capacity: int
-    needs: tuple[Need, ...]
-
-    @property
-    def total(self) -> int:
-        """Bytes of all needs."""
-        return sum(need.bytes for need in self.needs)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the device can hold it."""
-        return self.total <= self.capacity
-
-
-def learner_needs(shape: ModelShape, model: ModelSettings, learner: LearnerSettings) -> tuple[Need, ...]:
-    """Weights, gradients, AdamW, activations and one chunk of logits of the learner, in bytes.
-
-    bfloat16 weights keep float32 masters in the optimizer. Activations are those of one micro-batch of
-    `learner.micro_batch_tokens` padded tokens: about 34 numbers per hidden unit and layer, or 2 with
-    gradient checkpointing (and one layer's worth while it is computed again).
-    """
-    count, width = shape.parameters, _BYTES[model.dtype]
-    tokens = learner.micro_batch_tokens
-    per_layer = 18 * shape.hidden + 4 * shape.intermediate
-    kept = 2 * shape.hidden if learner.gradient_checkpointing else per_layer
-    activations = tokens * width * (shape.layers * kept + per_layer)
-    masters = count * 4 if model.dtype == "bfloat16" else 0
-    needs = [
-        Need("learner: weights", count * width),
-        Need("learner: gradients", count * width),
-        Need("learner: AdamW moments, float32", count * 8),
-        Need("learner: float32 masters", masters),
-        Need(f"learner: activations of {tokens} tokens", activations),
-        Need("learner: logits, one chunk of 1024 tokens", 3 * 1024 * shape.vocabulary * 4),
-    ]
-    ranks = max(1, learner.ranks)
-    # FSDP2 shards what belongs to the weights, not the activations of a rank.
-    return tuple(
-        Need(need.what, need.bytes // ranks if index < 4 else need.bytes)
-        for index, need in enumerate(needs)
-        if need.bytes
-    )
-
-
-def engine_needs(
-    shape: ModelShape, model: ModelSettings, engine: EngineSettings, *, embedded: bool, share: int = 1
-) -> tuple[Need, ...]:
-    """Weights and keys of one engine, in bytes per device (`share` devices in tensor parallel)."""
-    dtype = model.dtype if engine.dtype == "auto" else engine.dtype
-    width = _BYTES[dtype]
-    context = engine.context_tokens or shape.context
-    keys = engine.slots * context * shape.key_bytes(width)
-    name = "engine (embedded)" if embedded else "vLLM"
-    return (
-        Need(f"{name}: weights", shape.parameters * width // share),
-        Need(f"{name}: keys and values of {engine.slots} x {context} tokens", keys // share),
-    )
-
-
-def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: EngineKind) -> tuple[Plan, ...]:
-    """What every device must hold under these settings.
-
-    Raises:
-        ConfigError: the layout needs more GPUs than there are.
-    """
-    model, learner, engine = settings.model, settings.learner, settings.engine
-    learning = learner_needs(shape, model, learner)
-    embedded = kind != "vllm"
-    share = 1 if embedded else engine.tensor_parallel
-    sampling = engine_needs(shape, model, engine, embedded=embedded, share=share)
-    file = Need("weights of one version, on their way", shape.parameters * _BYTES[model.dtype])
-    if not machine.gpus:
-        needs = (*learning, *sampling) if embedded else (*learning, *sampling * engine.replicas)
-        plans = [Plan("memory", machine.memory_available, needs)]
-        if not embedded:
-            plans.append(Plan("/dev/shm", machine.shared_memory, (file, file)))
-        return tuple(plans)
-    runtime = Need("CUDA context and fragmentation", _RUNTIME)
-    gpu = machine.gpus[0]
-    if embedded:
-        return (_gpu_plan(gpu, (runtime, *learning, *sampling)),)
-    if engine.layout == "shared":
-        return (
-            _gpu_plan(gpu, (runtime, *learning), 1 - engine.memory_share, "the learner's share"),
-            _gpu_plan(gpu, (runtime, *sampling), engine.memory_share, "vLLM's share"),
-        )
-    used = gpu_layout(settings, [gpu.index for gpu in machine.gpus])
-    by_index = {gpu.index: gpu for gpu in machine.gpus}
-    plans = [_gpu_plan(by_index[index], (runtime, *learning)) for index in used.learner]
-    for devices in used.engines:
-        plans += [_gpu_plan(by_index[index], (runtime, *sampling), engine.memory_share) for index in devices]
-    return tuple(plans)
-
-
-def _gpu_plan(gpu: Gpu, needs: tuple[Need, ...], share: float = 1.0, what: str = "") -> Plan:
-    name = f"GPU {gpu.index} ({gpu.name})" + (f", {what}" if what else "")
-    return Plan(name, int(gpu.total * share), needs)
 
 
 @dataclass(frozen=True, slots=True)

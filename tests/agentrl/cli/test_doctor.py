@@ -48,7 +48,7 @@ def test_what_does_not_fit_says_by_how_many_bytes(model: Path):
     (problem,) = found.problems
     assert "does not fit: memory has 100,000,000 bytes and needs" in problem
     plan = found.models[str(model)][0]
-    assert f"short of {plan.total - 100_000_000:,} bytes" in "\n".join(report(found))
+    assert f"short of {plan.least - 100_000_000:,} bytes" in "\n".join(report(found))
 
 
 def test_too_few_gpus_for_a_layout(model: Path):
@@ -69,5 +69,20 @@ def test_the_command(model: Path, capsys: pytest.CaptureFixture[str]):
     (plan, *_) = found["models"][str(model)]
     assert plan["fits"]
     assert main(["doctor"]) == 0
-    assert "8B (Qwen3)" in capsys.readouterr().out
+    assert "Qwen/Qwen3-8B, 8,190,735,360 weights" in capsys.readouterr().out
     assert main(["doctor", "--model", "/nowhere"]) == 1
+
+
+def test_a_machine_that_is_not_there(capsys: pytest.CaptureFixture[str]):
+    example = ["doctor", "examples/qwen3_8b_dapo.toml"]
+    assert main([*example, "--gpus", "8x80", "--memory", "256"]) == 0
+    text = capsys.readouterr().out
+    assert "GPU 0 (80 GB, imagined) to GPU 3 (80 GB, imagined), each, learner: 59,470,834,432 of" in text
+    assert "GPU 4 (80 GB, imagined) to GPU 7 (80 GB, imagined), each, vLLM" in text
+    assert "with keys for 23% of the slots at full length" in text
+    assert main([*example, "--gpus", "8x40", "--memory", "64"]) == 1
+    text = capsys.readouterr().out
+    # The learner is short on every GPU, the copy to undo a step in memory; vLLM fits with a few sequences.
+    assert text.count("problem: Qwen/Qwen3-8B does not fit") == 5
+    assert main([*example, "--gpus", "eight"]) == 1
+    assert "--gpus 'eight': want a number and a size" in capsys.readouterr().err

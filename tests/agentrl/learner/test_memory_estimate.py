@@ -1,0 +1,120 @@
+"""What `agentrl.memory` foretells, against what torch holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from agentrl.episode import Episode
+from agentrl.learner.learner import Learner
+from agentrl.learner.logprobs import LOGITS_AT_ONCE
+from agentrl.memory import LOGITS_AT_ONCE as FORETOLD_AT_ONCE
+from agentrl.memory import host_needs, learner_needs
+from agentrl.model_shape import ModelShape
+from agentrl.settings import EngineSettings, LearnerSettings, ModelSettings, Settings, StreamSettings
+
+TOKENS = 256
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("qwen3")
+    config = transformers.Qwen3Config(
+        vocab_size=61,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=TOKENS,
+        tie_word_embeddings=False,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+def foretold(folder: Path, dtype: str, **learner: Any) -> dict[str, int]:
+    settings = Settings(
+        model=ModelSettings(dtype=dtype),  # type: ignore[arg-type]
+        learner=LearnerSettings(micro_batch_tokens=TOKENS, **learner),
+        engine=EngineSettings(context_tokens=TOKENS),
+        stream=StreamSettings(batch=8),
+    )
+    shape = ModelShape.load(str(folder))
+    return {
+        need.what.removeprefix("learner: "): need.bytes
+        for need in (*learner_needs(shape, settings), *host_needs(shape, settings))
+    }
+
+
+def size(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_gradients_and_optimizer_are_exact(
+    dtype: str, folder: Path, make_learner: Callable[..., Learner], episodes: list[Episode]
+) -> None:
+    learner = make_learner(folder, dtype=dtype, mini_batch=4)
+    optimizer = learner._optimizer
+    gradients: list[int] = []
+    step = optimizer.step
+
+    def spy() -> float | None:
+        gradients.append(size(master.grad for master in optimizer._masters if master.grad is not None))
+        return step()
+
+    optimizer.step = spy  # type: ignore[method-assign]
+    learner.step(episodes, [1.0] * len(episodes))
+    told = foretold(folder, dtype, mini_batch=4)
+    assert size(learner.model.parameters()) == told["weights"]
+    assert gradients == [told["gradients, float32"]] * 2
+    tensors = optimizer.tensors()
+    assert (
+        size(t for name, t in tensors.items() if name.startswith("exp_avg")) == told["AdamW moments, float32"]
+    )
+    assert size(t for name, t in tensors.items() if name.startswith("master:")) == told.get(
+        "float32 masters", 0
+    )
+    snapshot = optimizer.snapshot()
+    steps = size(tensor for name, tensor in snapshot.state.items() if name.startswith("step:"))
+    kept = size([*snapshot.weights, *snapshot.state.values()]) - steps
+    assert kept == told["copy to undo a failed step"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_those_that_torch_saves(
+    checkpointing: bool, folder: Path, make_learner: Callable[..., Learner]
+) -> None:
+    learner = make_learner(folder, dtype="bfloat16", gradient_checkpointing=checkpointing)
+    model: Any = learner.model.base_model
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(torch.randint(0, 61, (1, TOKENS)), use_cache=False)
+    assert output.last_hidden_state.requires_grad
+    told = foretold(folder, "bfloat16", gradient_checkpointing=checkpointing)[
+        f"activations of {TOKENS} tokens"
+    ]
+    if checkpointing:
+        # The layer that is done again in the backward pass is not there yet.
+        told -= TOKENS * 2 * (8 * 128 + 5 * 32 * 6 + 4 * 384)
+    # What is saved beside the layers: the last norm, positions.
+    assert told <= sum(saved.values()) <= 1.25 * told + TOKENS * 128 * 8
+
+
+def test_logits_come_in_the_pieces_that_were_counted() -> None:
+    assert FORETOLD_AT_ONCE == LOGITS_AT_ONCE

@@ -1,0 +1,184 @@
+"""Bytes of a run, counted by hand for a small model and from the public dimensions of Qwen3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agentrl.errors import ConfigError
+from agentrl.inference.choose import Gpu, Machine
+from agentrl.memory import engine_needs, host_needs, learner_needs, make_plans
+from agentrl.model_shape import KNOWN, ModelShape
+from agentrl.settings import EngineSettings, LearnerSettings, ModelSettings, Settings, StreamSettings
+
+SHAPE = ModelShape(
+    layers=2,
+    hidden=8,
+    intermediate=16,
+    heads=2,
+    key_heads=1,
+    head_size=4,
+    vocabulary=100,
+    tied=True,
+    context=64,
+)
+GIB = 2**30
+
+
+def machine(*gpus: int) -> Machine:
+    found = tuple(Gpu(index, "card", size, size) for index, size in enumerate(gpus))
+    return Machine(cores=8, memory=32 * GIB, memory_available=16 * GIB, shared_memory=8 * GIB, gpus=found)
+
+
+def settings(dtype: str = "float32", *, context: int = 10, **learner: object) -> Settings:
+    learner = {"micro_batch_tokens": 10, "mini_batch": 256} | learner
+    return Settings(
+        model=ModelSettings(dtype=dtype),  # type: ignore[arg-type]
+        learner=LearnerSettings(**learner),  # type: ignore[arg-type]
+        engine=EngineSettings(context_tokens=context),
+    )
+
+
+def learner_bytes(settings: Settings) -> list[int]:
+    return [need.bytes for need in learner_needs(SHAPE, settings)]
+
+
+def test_weights_and_keys_by_hand():
+    # attention 8*4*(2*2+2*1) = 192, gated MLP 3*8*16 = 384, norms 16: 592 a layer; embedding 800, last norm 8
+    assert SHAPE.parameters == 2 * 592 + 800 + 8 == 1992
+    assert replace(SHAPE, tied=False).parameters == SHAPE.parameters + 800
+    # keys and values, 2 layers, 1 head of 4, 2 bytes
+    assert SHAPE.key_bytes(2) == 2 * 2 * 4 * 2
+
+
+def test_qwen3_by_hand():
+    big = ModelShape.load("Qwen/Qwen3-8B")
+    # attention 4096*128*(2*32+2*8) = 41,943,040; MLP 3*4096*12288 = 150,994,944; norms 2*4096 and 2*128
+    assert big.per_layer == 41_943_040 + 150_994_944 + 8_192 + 256 == 192_946_432
+    # 36 layers; embedding and head 2*151936*4096; last norm
+    assert big.parameters == 36 * 192_946_432 + 1_244_659_712 + 4_096 == 8_190_735_360
+    # keys and values of 36 layers, 8 heads of 128, 2 bytes: 144 KiB a token
+    assert big.key_bytes(2) == 147_456
+    small = ModelShape.load("Qwen/Qwen3-1.7B")
+    assert small.parameters == 28 * 50_336_000 + 311_164_928 + 2_048 == 1_720_574_976
+    assert small.key_bytes(2) == 114_688
+
+
+def test_names_that_mean_one_shape():
+    assert ModelShape.load("Qwen/Qwen2.5-0.5B-Instruct") is KNOWN["Qwen/Qwen2.5-0.5B"]
+    assert ModelShape.load("Qwen/Qwen3-4B-Thinking-2507") is KNOWN["Qwen/Qwen3-4B"]
+    with pytest.raises(ConfigError, match="one of HuggingFaceTB/SmolLM2-135M"):
+        ModelShape.load("Qwen/Qwen9-8B")
+
+
+CONFIGS = {
+    "HuggingFaceTB": "LlamaConfig",
+    "meta-llama": "LlamaConfig",
+    "Qwen2": "Qwen2Config",
+    "Qwen3": "Qwen3Config",
+}
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_the_table_counts_the_weights_that_transformers_makes(name: str):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    shape = KNOWN[name]
+    kind = next(kind for part, kind in CONFIGS.items() if part in name)
+    config = getattr(transformers, kind)(
+        num_hidden_layers=2,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        head_dim=shape.head_size,
+        vocab_size=shape.vocabulary,
+        tie_word_embeddings=shape.tied,
+        max_position_embeddings=shape.context,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    two = replace(shape, layers=2)
+    assert sum(parameter.numel() for parameter in model.parameters()) == two.parameters
+    assert ModelShape.from_config(config.to_dict()) == two
+
+
+def test_a_config_that_is_no_decoder():
+    with pytest.raises(ConfigError, match="num_attention_heads"):
+        ModelShape.from_config({"hidden_size": 8})
+    with pytest.raises(ConfigError, match="mixture of experts"):
+        ModelShape.from_config({"num_experts": 64})
+    text = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 100}
+    assert ModelShape.from_config({"text_config": text}).intermediate == 32
+
+
+def test_the_learner_by_hand():
+    # 1992 weights: 2 bytes, gradients 4, moments 8, masters 4. A layer saves 8*8 + 5*4*(2+1) + 4*16 = 188 numbers a
+    # token; with checkpointing its input (8), and one layer is done again. Logits 3*10*100 and the head's gradient 800.
+    logits = 4 * (3 * 10 * 100 + 800)
+    assert learner_bytes(settings("bfloat16", gradient_checkpointing=True)) == [
+        3984,
+        7968,
+        15936,
+        7968,
+        2 * 10 * (2 * 8 + 188),
+        logits,
+    ]
+    assert learner_bytes(settings()) == [7968, 7968, 15936, 4 * 10 * 2 * 188, logits]
+    # The reference of a KL term is one more set of weights.
+    assert learner_bytes(settings(kl_coefficient=0.1)) == [7968, 7968, 15936, 7968, 4 * 10 * 2 * 188, logits]
+    # Two ranks split float32 weights; layers (2 x 592) and embeddings (808) are gathered with float32 gradients.
+    assert learner_bytes(settings("bfloat16", ranks=2, place="process")) == [
+        3984,
+        3984,
+        7968,
+        (2 * 592 + 808) * (2 + 4),
+        2 * 10 * 2 * 188,
+        logits,
+    ]
+    # A sequence longer than a micro-batch is a micro-batch.
+    assert learner_bytes(settings(context=30))[3] == 3 * learner_bytes(settings())[3]
+
+
+def test_a_copy_is_kept_while_a_batch_takes_several_steps():
+    assert host_needs(SHAPE, settings(mini_batch=256)) == ()
+    (copy,) = host_needs(SHAPE, settings(mini_batch=128))
+    assert copy.bytes == 12 * 1992
+    (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128))
+    assert copy.bytes == 16 * 1992
+
+
+def test_the_engine_by_hand():
+    engine = EngineSettings(slots=3, context_tokens=5, dtype="bfloat16")
+    weights, keys = engine_needs(SHAPE, ModelSettings(), engine, embedded=False, share=2)
+    assert weights.bytes == 1992 * 2 // 2
+    assert (keys.bytes, keys.least) == (3 * 5 * 32 // 2, 5 * 32 // 2)
+
+
+def test_plans():
+    small = Settings(engine=EngineSettings(slots=4, context_tokens=64))
+    (memory,) = make_plans(SHAPE, small, machine(), "transformers")
+    assert memory.fits
+    assert memory.total == sum(need.bytes for need in memory.needs)
+    memory, shared_memory = make_plans(SHAPE, small, machine(), "vllm")
+    # Two versions at once lie in shared memory: the one in force and the one on its way.
+    assert (shared_memory.device, shared_memory.total) == ("/dev/shm", 2 * SHAPE.parameters * 4)
+    learner, engine = make_plans(SHAPE, small, machine(GIB, 4 * GIB), "vllm")
+    assert not learner.fits  # a CUDA context alone is more than a gibibyte here
+    assert engine.fits
+    assert engine.capacity == int(4 * GIB * 0.9)
+    one = replace(small, engine=replace(small.engine, layout="shared", memory_share=0.25))
+    learner, engine = make_plans(SHAPE, one, machine(8 * GIB), "vllm")
+    assert (learner.capacity, engine.capacity) == (6 * GIB, 2 * GIB)
+
+
+def test_vllm_needs_the_keys_of_one_sequence_and_says_how_many_it_holds():
+    # 1992 weights of 4 bytes; keys of a sequence of 64 tokens 64 * 64 = 4096 bytes, and four slots of them.
+    small = Settings(engine=EngineSettings(slots=4, context_tokens=64), stream=StreamSettings(batch=256))
+    room = 1_500_000_000 + 7968 + 2 * 4096
+    _, engine = make_plans(SHAPE, small, machine(GIB, int(room / 0.9) + 1), "vllm")
+    assert engine.fits
+    assert engine.full_share == pytest.approx(0.5, abs=1e-3)
+    _, engine = make_plans(SHAPE, small, machine(GIB, int((room - 5000) / 0.9)), "vllm")
+    assert not engine.fits
