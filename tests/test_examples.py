@@ -1,0 +1,171 @@
+"""Every example loads, checks, and has an estimate of its memory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agentrl.cli.main import COMMANDS, main
+from agentrl.config import load_settings
+from agentrl.evaluation.benchmarks import BENCHMARKS
+from agentrl.inference.choose import EngineKind, Gpu, Machine
+from agentrl.memory import Plan, make_plans
+from agentrl.model_shape import ModelShape
+from agentrl.prompts import load_tasks
+from agentrl.settings import DataSettings, Settings
+from agentrl.spo.advantage import make_estimator
+from agentrl_envs import load_env
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SETTINGS = sorted(EXAMPLES.glob("*.toml"))
+ENVIRONMENTS = sorted(EXAMPLES.glob("*.py"))
+GB = 10**9
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A machine that an example is written for, and what its devices must hold there, in bytes."""
+
+    gpus: tuple[int, ...]
+    memory: int
+    """In GB."""
+    totals: tuple[tuple[str, int], ...]
+    model: str = ""
+    """Where the example names a folder: what is in it."""
+    kind: EngineKind = "vllm"
+
+
+# Qwen3-8B, 8,190,735,360 weights (P); 4 ranks. Learner: P float32 weights, P float32 gradients and 2 P moments in four
+# parts: 4 P. Gathered: (2 * 192,946,432 + 1,244,663,808) * 6. Activations in bfloat16: 24,576 * 2 * (36 * 4096 +
+# 8*4096 + 5*128*(32+8) + 4*12288). Logits: 4 * (3 * 2^25 + 151936 * 4096). 1.5 GB for CUDA.
+QWEN3_8B_LEARNER = 4 * 8_190_735_360 + 9_783_340_032 + 12_532_580_352 + 2_891_972_608 + 1_500_000_000
+# bfloat16 weights, and 64 sequences of 24,576 tokens at 147,456 bytes a token.
+QWEN3_8B_ENGINE = 2 * 8_190_735_360 + 64 * 24_576 * 147_456 + 1_500_000_000
+# Qwen3-1.7B, 1,720,574,976 weights: 18 bytes each (2 weights, 4 gradients, 8 moments, 4 masters). Activations:
+# tokens * 2 * (28 * 2048 + 8*2048 + 5*128*(16+8) + 4*6144). Logits: 4 * (3 * 2^25 + 151936 * 2048).
+QWEN3_1P7B = 18 * 1_720_574_976 + 1_647_312_896 + 1_500_000_000
+# Qwen2.5-0.5B, 494,032,768 weights; a layer saves 8*896 + 5*64*(14+2) + 4*4864 = 31,744 numbers a token.
+QWEN2_0P5B = (
+    18 * 494_032_768 + 8192 * 2 * (24 * 896 + 31_744) + 4 * (3 * 2**25 + 151_936 * 896) + 1_500_000_000
+)
+# SmolLM2-135M, 134,515,008 weights; a layer saves 8*576 + 5*64*(9+3) + 4*1536 = 14,592 numbers a token; 16 bytes a
+# weight in float32, and 12 for the copy that undoes a failed step; keys in float32 46,080 bytes a token.
+SMOLLM2_LEARNER = 16 * 134_515_008 + 2048 * 4 * 30 * 14_592 + 4 * (3 * 2**25 + 49_152 * 576)
+
+EXPECTED = {
+    "qwen3_8b_dapo": Expected(
+        (80,) * 8,
+        128,
+        (("GPU 0", QWEN3_8B_LEARNER),) * 4
+        + (("GPU 4", QWEN3_8B_ENGINE),) * 4
+        + (("memory", 12 * 8_190_735_360),),
+    ),
+    "qwen3_1p7b_gsm8k": Expected(
+        (80,),
+        32,
+        (
+            ("GPU 0", QWEN3_1P7B + 8192 * 2 * (28 * 2048 + 56_320)),
+            ("GPU 0", 2 * 1_720_574_976 + 64 * 6144 * 114_688 + 1_500_000_000),
+            ("memory", 16 * 1_720_574_976),
+        ),
+    ),
+    "one_gpu_shared": Expected(
+        (24,), 16, (("GPU 0", QWEN2_0P5B), ("GPU 0", 2 * 494_032_768 + 64 * 4096 * 12_288 + 1_500_000_000))
+    ),
+    "separate_gpus": Expected(
+        (80,) * 3,
+        16,
+        (("GPU 0", QWEN3_1P7B + 16384 * 2 * (28 * 2048 + 56_320)),)
+        + (("GPU 1", 2 * 1_720_574_976 + 256 * 8192 * 114_688 + 1_500_000_000),) * 2,
+    ),
+    "gsm8k_python": Expected(
+        (),
+        16,
+        (("memory", SMOLLM2_LEARNER + (12 + 4) * 134_515_008 + 16 * 1024 * 46_080),),
+        SMOLLM2,
+        "transformers",
+    ),
+    "gsm8k_vllm_cpu": Expected(
+        (),
+        16,
+        (
+            # vLLM on a CPU in bfloat16; two versions in float32 on their way in shared memory.
+            ("memory", SMOLLM2_LEARNER + 2 * 134_515_008 + 16 * 1024 * 23_040),
+            ("/dev/shm", 2 * 4 * 134_515_008),
+        ),
+        SMOLLM2,
+    ),
+}
+
+
+def plans_of(example: str) -> tuple[Settings, tuple[Plan, ...]]:
+    expected = EXPECTED[example]
+    settings = load_settings(EXAMPLES / f"{example}.toml")
+    gpus = tuple(Gpu(index, "card", size * GB, size * GB) for index, size in enumerate(expected.gpus))
+    size = expected.memory * GB
+    machine = Machine(cores=16, memory=size, memory_available=size, shared_memory=size // 2, gpus=gpus)
+    shape = ModelShape.load(expected.model or settings.model.path)
+    return settings, make_plans(shape, settings, machine, expected.kind)
+
+
+def test_every_example_has_its_numbers():
+    assert {path.stem for path in SETTINGS} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("example", sorted(EXPECTED))
+def test_the_memory_of_an_example_by_hand(example: str):
+    _, plans = plans_of(example)
+    names = [re.sub(r" \(.*", "", plan.device) for plan in plans]
+    assert [plan.total for plan in plans] == [total for _, total in EXPECTED[example].totals]
+    for name, (first, _) in zip(names, EXPECTED[example].totals, strict=True):
+        assert name.split()[0] == first.split()[0]
+    assert [plan.device for plan in plans if not plan.fits] == []
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.name)
+def test_an_example_can_start_where_its_model_and_data_are(path: Path):
+    settings = load_settings(path)
+    make_estimator(settings.estimator)
+    rows = DataSettings(train="generated:train:8")
+    for env in settings.env:
+        load_env(env.name)
+        if hasattr(load_env(env.name), "generate_rows"):
+            assert load_tasks([env], rows)
+    for name in (settings.data.train, settings.eval.data):
+        # A benchmark that the hub or $AGENTRL_DATA has, or a file that the comments say how to get.
+        assert not name or name in BENCHMARKS or name in path.read_text().split("[run]")[0]
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.name)
+def test_the_commands_of_an_example_exist(path: Path, capsys: pytest.CaptureFixture[str]):
+    head = path.read_text().split("[run]")[0]
+    commands = re.findall(r"^#\s+agentrl (\w+)(.*)$", head, flags=re.MULTILINE)
+    assert "train" in {name for name, _ in commands}
+    assert {name for name, _ in commands} <= set(COMMANDS)
+    for _, rest in commands:
+        for file in re.findall(r"examples/\S+", rest):
+            assert (EXAMPLES.parent / file).exists()
+    for script in re.findall(r"scripts/\S+", head):
+        assert (EXAMPLES.parent / script).exists(), script
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.name)
+def test_an_example_environment_passes_its_check(path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", str(path)]) == 0, capsys.readouterr().out
+
+
+def test_the_paper_s_settings():
+    settings = load_settings(EXAMPLES / "qwen3_8b_dapo.toml")
+    learner, tracker = settings.learner, settings.tracker
+    assert (settings.stream.batch, learner.mini_batch) == (2048, 256)
+    assert (learner.learning_rate, learner.clip_low, learner.clip_high) == (1e-6, 0.2, 0.28)
+    assert (tracker.rho_min, tracker.rho_max, tracker.initial_rollouts) == (0.875, 0.96, 8)
+    assert (settings.sampler.kind, settings.sampler.epsilon) == ("priority", 0.05)
+    # Eight turns that call the tool, and one that answers.
+    assert (settings.rollout.max_turns, settings.rollout.max_tokens) == (9, 16_384)
+    assert (learner.kl_coefficient, learner.entropy_coefficient) == (0.0, 0.0)
+    assert settings.estimator.kind == "spo"
