@@ -100,6 +100,7 @@ class InitialStream:
         self._pool, self._ledger, self._recorder, self._seed = pool, ledger, recorder, seed
         self.scores: list[list[float]] = [[] for _ in range(len(pool))]
         self.sampled_tokens = 0
+        """Those of earlier attempts included."""
         self.done = asyncio.Event()
         self.last_failure = ""
         self._left = len(pool) * rollouts
@@ -116,6 +117,7 @@ class InitialStream:
             entry = self._ledger.entries.get(key)
             if entry is not None and entry.state is State.EVALUATED and entry.score is not None:
                 self.scores[prompt].append(entry.score)
+                self.sampled_tokens += entry.tokens
                 self._left -= 1
                 return
             if entry is None or entry.state is State.PENDING:
@@ -145,7 +147,7 @@ class InitialStream:
         self._recorder.record(episode, lambda: self._written(episode))
 
     def _written(self, episode: Episode) -> None:
-        self._ledger.evaluated(episode.episode_id, episode.score)
+        self._ledger.evaluated(episode.episode_id, episode.score, episode.num_sampled)
         self.sampled_tokens += episode.num_sampled
         self.scores[self._pool.index[episode.prompt_id]].append(episode.score)
         self._one_less()

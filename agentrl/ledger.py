@@ -69,6 +69,8 @@ class Entry:
     group: int | None = None
     score: float | None = None
     """Of an evaluated episode."""
+    tokens: int = 0
+    """Sampled in an evaluated episode."""
 
 
 class Ledger:
@@ -117,9 +119,9 @@ class Ledger:
         """Machinery broke; it has no reward."""
         self._write({"e": "failed", "k": key, "r": reason})
 
-    def evaluated(self, key: str, score: float) -> None:
-        """It was measured, with this score, and is never learned from."""
-        self._write({"e": "evaluated", "k": key, "s": score})
+    def evaluated(self, key: str, score: float, tokens: int = 0) -> None:
+        """It was measured, with this score and so many sampled tokens, and is never learned from."""
+        self._write({"e": "evaluated", "k": key, "s": score, "t": tokens})
 
     def discarded(self, key: str, reason: str) -> None:
         """It is not learned from, for a stated reason."""
@@ -244,7 +246,8 @@ class Ledger:
         else:
             entry = self.entries[record["k"]]
             reason, score = record.get("r", ""), record.get("s")
-            self._put(replace(entry, state=State(event), reason=reason, score=score))
+            tokens = record.get("t", 0)
+            self._put(replace(entry, state=State(event), reason=reason, score=score, tokens=tokens))
 
     def _put(self, entry: Entry) -> None:
         old = self.entries.get(entry.key)

@@ -59,10 +59,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a run; of a step or evaluation that was done again after a resume, the last row only."""
+    """Rows of a run; of what was done again after a resume (steps, evaluations, initial values), the last."""
     rows: dict[tuple[Any, ...], Row] = {}
     for number, row in enumerate(read_lines(path)):
-        again = row["kind"] in ("step", "eval")
+        again = row["kind"] in ("step", "eval", "initial")
         key = (row["kind"], row.get("step"), row.get("name")) if again else (row["kind"], number)
         rows.pop(key, None)
         rows[key] = row
@@ -92,6 +92,13 @@ class Totals:
     def __init__(self) -> None:
         self.values: Counter[str] = Counter()
         self.staleness: Counter[int] = Counter()
+        self.initial_s = self.initial_cpu_s = 0.0
+        """Wall and processor time of rollouts for initial values."""
+
+    def add_initial_time(self, wall_s: float, cpu_s: float) -> None:
+        """Count time that rollouts for initial values took."""
+        self.initial_s += wall_s
+        self.initial_cpu_s += cpu_s
 
     def add_episodes(self, episodes: Sequence[Episode], version: int) -> None:
         """Count a batch that was learned from at `version`."""
@@ -108,9 +115,14 @@ class Totals:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"values": dict(self.values), "staleness": {str(k): v for k, v in self.staleness.items()}}
+        return {
+            "values": dict(self.values),
+            "staleness": {str(k): v for k, v in self.staleness.items()},
+            "initial_s": [self.initial_s, self.initial_cpu_s],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to saved values."""
         self.values = Counter(state["values"])
         self.staleness = Counter({int(k): v for k, v in state["staleness"].items()})
+        self.initial_s, self.initial_cpu_s = state.get("initial_s", (0.0, 0.0))

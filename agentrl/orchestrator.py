@@ -251,17 +251,19 @@ class Orchestrator:
             running.cancel()
             done.cancel()
             await dispatcher.stop()
+            # An attempt that ends in the middle of it has cost its time.
+            self.totals.add_initial_time(time.monotonic() - started, cpu_seconds() - cpu)
         stream.initialise()
         count = sum(map(len, stream.scores))
-        self.totals.values["episodes_initial"] += count
-        self.totals.values["tokens_initial"] += stream.sampled_tokens
+        self.totals.values["episodes_initial"] = count
+        self.totals.values["tokens_initial"] = stream.sampled_tokens
         parts.metrics.write(
             "initial",
             episodes=count,
             tokens=stream.sampled_tokens,
             score_mean=sum(map(sum, stream.scores)) / count,
-            seconds=time.monotonic() - started,
-            cpu_s=cpu_seconds() - cpu,
+            seconds=self.totals.initial_s,
+            cpu_s=self.totals.initial_cpu_s,
         )
 
     async def _evaluate(self) -> None:

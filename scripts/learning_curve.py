@@ -1,6 +1,9 @@
 """Draws the learning curve of the README from the metrics of some runs, as an SVG without dependencies.
 
 Usage: python scripts/learning_curve.py docs/results/demo/seed0 docs/results/demo/seed1 ... > docs/learning_curve.svg
+
+With `--tokens` the horizontal axis is not the policy version but sampled tokens, those of rollouts for initial
+values included: what runs with and without them must be compared along.
 """
 
 from __future__ import annotations
@@ -8,16 +11,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from agentrl.metrics import read_metrics
+from agentrl.cost import spent
+from agentrl.metrics import Row, read_metrics
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 790, 300, 56, 44, 26, 180
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626")
 
 
-def main(folders: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Print the drawing."""
+    tokens = "--tokens" in arguments
+    folders = [argument for argument in arguments if argument != "--tokens"]
     runs = [(Path(folder).name, read_metrics(Path(folder) / "metrics.jsonl")) for folder in folders]
-    steps = max(row["step"] for _, rows in runs for row in rows if row["kind"] == "step")
+
+    def reached(rows: list[Row], row: Row) -> int:
+        return spent(rows, row["step"]).tokens_total if tokens else row["step"]
+
+    steps = max(reached(rows, row) for _, rows in runs for row in rows if row["kind"] == "step")
 
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * step / steps
@@ -38,12 +48,14 @@ def main(folders: list[str]) -> None:
         )
     for step in range(0, steps + 1, max(1, steps // 8)):
         parts.append(
-            f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#4b5563">{step}</text>'
+            f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#4b5563">{step:,}</text>'
         )
     for place, (name, rows) in enumerate(runs):
         colour = COLOURS[place % len(COLOURS)]
         points = " ".join(
-            f"{x(row['step']):.1f},{y(row['reward_mean']):.1f}" for row in rows if row["kind"] == "step"
+            f"{x(reached(rows, row)):.1f},{y(row['reward_mean']):.1f}"
+            for row in rows
+            if row["kind"] == "step"
         )
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6" opacity="0.75"/>'
@@ -51,7 +63,7 @@ def main(folders: list[str]) -> None:
         for row in rows:
             if row["kind"] == "eval":
                 parts.append(
-                    f'<circle cx="{x(row["step"]):.1f}" cy="{y(row["reward_mean"]):.1f}" r="5" fill="{colour}"/>'
+                    f'<circle cx="{x(reached(rows, row)):.1f}" cy="{y(row["reward_mean"]):.1f}" r="5" fill="{colour}"/>'
                 )
         at = TOP + 16 + 20 * place
         parts.append(f'<circle cx="{WIDTH - RIGHT + 24}" cy="{at - 4}" r="5" fill="{colour}"/>')
@@ -62,7 +74,7 @@ def main(folders: list[str]) -> None:
             f'<text x="{WIDTH - RIGHT + 18}" y="{note + 15 * line}" fill="#6b7280" font-size="11">{text}</text>'
         )
     parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle" fill="#111827">policy version</text>'
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle" fill="#111827">{"tokens sampled, initial values included" if tokens else "policy version"}</text>'
     )
     parts.append(f'<text x="{LEFT}" y="{TOP - 10}" fill="#111827">reward</text></svg>')
     print("\n".join(parts))

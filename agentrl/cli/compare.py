@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare."""
     from agentrl.evaluation.comparison import compare
     from agentrl.evaluation.estimators import ks_up_to
-    from agentrl.evaluation.results import by_problem, read_records
+    from agentrl.evaluation.results import by_problem, read_records, read_summary
     from agentrl.evaluation.tables import comparison_table
 
     a, b = read_records(options.a), read_records(options.b)
@@ -35,8 +35,10 @@ def run(options: argparse.Namespace) -> int:
         default=0,
     )
     comparison = compare(a, b, ks=ks_up_to(least))
+    summaries = read_summary(options.a), read_summary(options.b)
     if options.json:
-        print(json.dumps(comparison.to_json(), indent=2))
+        training = {name: summary.get("training", {}) for name, summary in zip("ab", summaries, strict=True)}
+        print(json.dumps({**comparison.to_json(), "training": training}, indent=2))
     else:
-        print(comparison_table(comparison, (str(options.a), str(options.b)), options.shown))
+        print(comparison_table(comparison, (str(options.a), str(options.b)), options.shown, summaries))
     return 0

@@ -86,6 +86,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _initial(summary: dict) -> str:
+    """What initial values cost, which is part of what the run cost."""
+    if not summary["episodes_initial"]:
+        return ""
+    return (
+        f"{summary['episodes_initial']} more for initial values ({summary['tokens_initial']:,} of "
+        f"{summary['tokens_total']:,} tokens, {summary['seconds_initial']:.0f} s), "
+    )
+
+
 def sentence(summary: dict) -> str:
     """What a run came to, in one sentence."""
     first, last = summary["reward_first"], summary["reward_last"]
@@ -96,6 +106,6 @@ def sentence(summary: dict) -> str:
     )
     return (
         f"{reward} in {summary['wall_s']:.0f} s ({summary['cpu_s']:.0f} CPU-seconds): "
-        f"{summary['episodes']} episodes, {summary['policy_versions']} policy versions, "
+        f"{summary['episodes']} episodes, {_initial(summary)}{summary['policy_versions']} policy versions, "
         f"{summary['python_calls']} Python calls; report: {summary['report']}"
     )

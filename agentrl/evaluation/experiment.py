@@ -20,7 +20,7 @@ from agentrl.errors import ConfigError, DataError
 from agentrl.evaluation.datasets import DataSet, checksum, load_data_set
 from agentrl.evaluation.results import Record, ResultFolder, read_records
 from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate
-from agentrl.evaluation.subjects import SubjectOptions, check_subject, open_subject
+from agentrl.evaluation.subjects import SubjectOptions, check_subject, open_subject, training_cost
 from agentrl.evaluation.summary import effort, summarise
 from agentrl.rollout import Decoding
 from agentrl.settings import DataSettings, RolloutSettings, SandboxSettings
@@ -222,6 +222,7 @@ async def _summary(
         "table": table,
         "effort": effort(records),
         **about,
+        "training": {} if experiment.subject.endpoint else training_cost(experiment.subject.subject),
         "samples": experiment.samples,
         "preset": experiment.preset,
         "data_set": data.describe(),

@@ -252,6 +252,12 @@ def read_records(path: Path) -> list[Record]:
     return list(records.values())
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """Summary of an evaluation; empty where it has none yet (it is written last)."""
+    file = path / "summary.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records of each problem in order of their draws, failures included; problems in the order given."""
     found: dict[str, list[Record]] = {}

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl import config
+from agentrl.cost import spent
 from agentrl.errors import ConfigError, StallError
 from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
+from agentrl.metrics import read_metrics
 from agentrl.rollout import Decoding
 from agentrl.run_folder import RunFolder
 from agentrl.settings import EngineSettings, RolloutSettings, Settings
@@ -97,6 +99,21 @@ def weights_of(subject: str) -> str:
     if not path.exists() and (path.is_absolute() or subject.count("/") > 1 or subject.startswith(".")):
         raise ConfigError(f"no folder {path}")
     return subject
+
+
+def training_cost(subject: str) -> dict[str, Any]:
+    """What the training run behind a subject spent, rollouts for initial values included.
+
+    Up to the version of the weights that are evaluated; empty where the subject is no run.
+    """
+    path = Path(subject)
+    if not subject or not (path / "run.json").exists():
+        return {}
+    folder = RunFolder.open(path)
+    newest = folder.newest_weights()
+    version = 0 if newest is None else int(newest.name.removeprefix("step_"))
+    rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    return spent(rows, version).as_row() if version else {}
 
 
 def check_subject(options: SubjectOptions) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+from agentrl.cost import Cost
 from agentrl.evaluation.comparison import Comparison
 from agentrl.evaluation.estimators import ks_up_to
 from agentrl.evaluation.intervals import Interval
@@ -20,6 +22,7 @@ def evaluation_table(summary: Mapping[str, Any]) -> str:
     lines = [
         f"{summary['data']}: {table['problems']} problems x {summary['samples']}",
         f"{summary['environment']}{tools}, {_policy(summary['policy'])}",
+        *training_lines(summary),
     ]
     if not summary.get("complete", True):
         lines.append(
@@ -30,6 +33,14 @@ def evaluation_table(summary: Mapping[str, Any]) -> str:
     lines += ["", *_grid([_HEAD, *_estimates(table)]), ""]
     lines += [*_trouble(table), *_tools(table), *_calibration(table), _effort(summary)]
     return "\n".join(lines)
+
+
+def training_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the run cost whose weights were evaluated, rollouts for initial values included."""
+    if not summary.get("training"):
+        return []
+    cost = Cost(**{field.name: summary["training"][field.name] for field in fields(Cost)})
+    return [f"trained for {cost.version} versions on {cost.sentence()}; {cost.seconds:,.0f} s"]
 
 
 def _policy(policy: Mapping[str, Any]) -> str:
@@ -129,11 +140,16 @@ def progress_line(progress: Progress) -> str:
     return text + (f"  cost {progress.cost:.4f}" if progress.cost else "")
 
 
-def comparison_table(comparison: Comparison, names: tuple[str, str], shown: int = 10) -> str:
-    """What a comparison found."""
+def comparison_table(
+    comparison: Comparison,
+    names: tuple[str, str],
+    shown: int = 10,
+    summaries: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
+) -> str:
+    """What a comparison found; `summaries` of the two evaluations say what each training cost."""
     lines = [
-        f"A: {names[0]}",
-        f"B: {names[1]}",
+        *(f"A: {text}" for text in (names[0], *training_lines(summaries[0]))),
+        *(f"B: {text}" for text in (names[1], *training_lines(summaries[1]))),
         f"{comparison.problems} problems in both"
         + (f", {len(comparison.only_a)} only in A" if comparison.only_a else "")
         + (f", {len(comparison.only_b)} only in B" if comparison.only_b else ""),

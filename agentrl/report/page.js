@@ -3,8 +3,9 @@
 const input = JSON.parse(document.getElementById("data").textContent);
 let run = input.run;
 const WIDTH = 410, HEIGHT = 190, LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 34;
-const AXES = {version: "policy version", episodes: "episodes learned", time_s: "wall time",
-  tokens_generated: "tokens sampled"};
+// Totals: rollouts for initial values are part of what a run costs.
+const AXES = {version: "policy version", episodes_total: "episodes played", time_s: "wall time",
+  tokens_total: "tokens sampled"};
 const colour = i => `var(--c${i % 4})`;
 
 function make(tag, attributes = {}, ...children) {
@@ -83,7 +84,7 @@ function frame(svg, x, y, chart, width, height, xRange, yRange, xFormat, yFormat
     svg.append(make("text", {x: LEFT - 6, y: y(value) + 4, "text-anchor": "end"}, yFormat(value)));
   }
   let places = ticks(...xRange, width > 600 ? 10 : 6);
-  if (xTitle === AXES.version || xTitle === AXES.episodes) places = places.filter(Number.isInteger);
+  if (xTitle === AXES.version || xTitle === AXES.episodes_total) places = places.filter(Number.isInteger);
   for (const value of places) {
     svg.append(make("line", {class: "axis", x1: x(value), x2: x(value), y1: height - BOTTOM, y2: height - BOTTOM + 4}));
     svg.append(make("text", {x: x(value), y: height - BOTTOM + 16, "text-anchor": "middle"}, xFormat(value)));
@@ -215,7 +216,7 @@ function chartsOf(axis) {
   const line = (name, field, more) => Object.assign({name, x: xs, y: columns[field] || []}, more);
   const place = row => {
     if (axis === "version") return row.version;
-    if (!row.version) return 0;
+    if (!row.version) return run.start[axis];
     return xs[columns.version.indexOf(row.version)] ?? null;
   };
   const evaluations = run.evaluations.filter(row => place(row) !== null);

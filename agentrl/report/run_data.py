@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from agentrl.cost import Cost, spent
 from agentrl.metrics import Row, read_metrics
 from agentrl.report.health import find_warnings
 from agentrl.streams import TRAINING
@@ -23,8 +24,8 @@ from agentrl.streams import TRAINING
 COLUMNS = (
     "version",
     "time_s",
-    "episodes",
-    "tokens_generated",
+    "episodes_total",
+    "tokens_total",
     "reward_mean",
     "score_mean",
     "baseline_mean",
@@ -81,12 +82,27 @@ def read_run(path: Path) -> dict[str, Any]:
     summary = _json(path / "summary.json")
     running = is_running(path)
     staleness = _staleness(steps)
+    cost, start = spent(rows), spent(rows, 0)
+    drawn = [
+        row
+        | {
+            "episodes_total": row.get("episodes", 0) + cost.episodes_initial,
+            "tokens_total": row.get("tokens_generated", 0) + cost.tokens_initial,
+        }
+        for row in steps
+    ]
     return {
         "name": path.name,
         "running": running,
-        "sentence": sentence(steps, evaluations, summary),
-        "tiles": _tiles(steps, evaluations, summary),
-        "columns": {name: [_short(row.get(name)) for row in steps] for name in COLUMNS},
+        "sentence": sentence(steps, evaluations, summary, cost),
+        "tiles": _tiles(steps, evaluations, summary, cost),
+        "columns": {name: [_short(row.get(name)) for row in drawn] for name in COLUMNS},
+        "start": {
+            "version": 0,
+            "time_s": _short(start.seconds),
+            "episodes_total": start.episodes_total,
+            "tokens_total": start.tokens_total,
+        },
         "idle_share": _idle_shares(steps),
         "evaluations": [_evaluation(row) for row in evaluations],
         "staleness": staleness,
@@ -111,7 +127,7 @@ def is_running(path: Path) -> bool:
     return False
 
 
-def sentence(steps: Sequence[Row], evaluations: Sequence[Row], summary: Row) -> str:
+def sentence(steps: Sequence[Row], evaluations: Sequence[Row], summary: Row, cost: Cost) -> str:
     """The run in one plain sentence."""
     if not steps and not evaluations:
         return "Nothing has been learned yet."
@@ -131,6 +147,11 @@ def sentence(steps: Sequence[Row], evaluations: Sequence[Row], summary: Row) -> 
         parts.append(
             f"{last['version']:,} policy versions learned from {int(last.get('episodes') or 0):,} episodes "
             f"in {duration(summary.get('wall_s') or last.get('time_s') or 0.0)}"
+        )
+    if cost.episodes_initial:
+        parts.append(
+            f"{cost.episodes_initial:,} more episodes were played for initial values: "
+            f"{cost.tokens_initial:,} of {cost.tokens_total:,} tokens, {duration(cost.seconds_initial)}"
         )
     return "; ".join(parts) + "."
 
@@ -213,7 +234,7 @@ def _idle_shares(steps: Sequence[Row]) -> list[float | None]:
     return shares
 
 
-def _tiles(steps: Sequence[Row], evaluations: Sequence[Row], summary: Row) -> list[list[str]]:
+def _tiles(steps: Sequence[Row], evaluations: Sequence[Row], summary: Row, cost: Cost) -> list[list[str]]:
     last: Row = steps[-1] if steps else {}
     tiles: list[list[str]] = []
     if evaluations:
@@ -223,8 +244,10 @@ def _tiles(steps: Sequence[Row], evaluations: Sequence[Row], summary: Row) -> li
     wall = summary.get("wall_s") or last.get("time_s")
     facts: list[tuple[str, Any]] = [
         ("policy versions", last.get("version")),
-        ("episodes", summary.get("episodes") or last.get("episodes")),
-        ("tokens sampled", summary.get("tokens") or last.get("tokens_generated")),
+        ("episodes", cost.episodes_total or None),
+        ("of them for initial values", cost.episodes_initial or None),
+        ("tokens sampled", summary.get("tokens_total") or cost.tokens_total or None),
+        ("of them for initial values", cost.tokens_initial or None),
         ("tool calls", calls),
         ("wall time", None if wall is None else duration(wall)),
         ("CPU time", duration(summary["cpu_s"]) if summary.get("cpu_s") else None),

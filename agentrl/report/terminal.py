@@ -109,8 +109,10 @@ def describe(row: Row) -> str | None:
         case "eval":
             return evaluation_line(row)
         case "initial":
+            if row.get("file"):
+                return f"initial values of {row.get('prompts', 0):,} prompts from {row['file']}"
             return (
-                f"initial values from {row.get('episodes', 0):,} rollouts: "
+                f"initial values from {row.get('episodes', 0):,} rollouts, {row.get('tokens', 0):,} tokens: "
                 f"mean score {_value(row, 'score_mean', '.3f')} in {duration(row.get('seconds') or 0.0)}"
             )
         case "phase":
@@ -129,6 +131,7 @@ class LiveProgress:
         self._rewards: list[float] = []
         self._evaluations: list[Row] = []
         self._step: Row | None = None
+        self._initial: Row = {}
         self._started = time.monotonic()
 
     def line(self, text: str) -> None:
@@ -145,6 +148,9 @@ class LiveProgress:
         elif kind == "eval":
             self._evaluations.append(row)
             self._phase = "learning"
+        elif kind == "initial":
+            self._initial = row
+            self._notes.append(describe(row) or "")
         elif kind == "phase":
             self._phase = describe(row) or ""
 
@@ -175,8 +181,8 @@ class LiveProgress:
         ages = ", ".join(f"{count} at {age}" for age, count in (row.get("staleness") or {}).items())
         volume = (
             f"{row['version']}",
-            f"episodes {row.get('episodes', 0):,}",
-            f"tokens {row.get('tokens_generated', 0):,}",
+            f"episodes {row.get('episodes', 0) + self._initial.get('episodes', 0):,}",
+            f"tokens {row.get('tokens_generated', 0) + self._initial.get('tokens', 0):,}",
             f"{_value(row, 'generate_tokens_per_s', ',.0f')} tok/s",
         )
         policy = (

@@ -182,3 +182,13 @@ def new_loop(tmp_path: Path) -> Callable[..., LoopRun]:
         return make_loop(RunFolder.create(tmp_path, name), flags, **parts)
 
     return make
+
+
+@pytest.fixture
+def reopen(tmp_path: Path) -> Callable[..., LoopRun]:
+    """Opens a run that `new_loop` made, for another attempt."""
+
+    def make(*flags: str, name: str = "run", **parts: Any) -> LoopRun:
+        return make_loop(RunFolder.open(tmp_path / name), flags, **parts)
+
+    return make

@@ -82,6 +82,25 @@ def test_eval_and_compare_from_the_command_line(place, capsys):
     assert json.loads(capsys.readouterr().out)["problems"] == 12
 
 
+def test_a_comparison_says_what_each_training_cost(place, capsys):
+    main(command())
+    main(command("always", "right"))
+    file = place / "right" / "summary.json"
+    cost = {
+        "version": 4, "episodes": 32, "tokens": 200, "seconds": 9.0,
+        "episodes_initial": 24, "tokens_initial": 300, "seconds_initial": 5.0,
+    }  # fmt: skip
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"training": cost}))
+    capsys.readouterr()
+    assert main(["compare", "out", "right"]) == 0
+    assert (
+        "B: right\n"
+        "B: trained for 4 versions on 56 episodes and 500 tokens, of them 24 and 300 for initial values (5 s); 9 s"
+    ) in capsys.readouterr().out
+    assert main(["compare", "out", "right", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"] == {"a": {}, "b": cost}
+
+
 def test_the_same_command_again_plays_nothing_and_more_samples_play_the_rest(place):
     main(command())
     before = (place / "out/results.jsonl").read_bytes()
