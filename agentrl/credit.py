@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentrl.episode import Episode, replace_reward
+from agentrl.errors import AgentRLError
 from agentrl.prompts import PromptPool
 from agentrl.settings import Settings
 from agentrl.spo.advantage import Estimator
@@ -55,7 +56,11 @@ class Credit:
         return tracker.clock_tokens if tracker.drift == "clock" else 0
 
     def assign(self, batch: Sequence[Episode]) -> Assignment:
-        """Baselines of all B episodes, then advantages of those that are learned from."""
+        """Baselines of all B episodes, then advantages of those that are learned from.
+
+        Raises:
+            AgentRLError: all of them were cut off, and such episodes are not learned from.
+        """
         prompts = np.array([self._pool.index[episode.prompt_id] for episode in batch])
         baselines = self._pool.tracker.values(prompts)
         masked: dict[str, str] = {}
@@ -63,6 +68,12 @@ class Credit:
             masked = {e.episode_id: "truncated" for e in batch if e.stop_reason.truncated}
         kept = [place for place, episode in enumerate(batch) if episode.episode_id not in masked]
         trained = [batch[place] for place in kept]
+        if not trained:
+            raise AgentRLError(
+                f"all {len(batch)} episodes of a batch were cut off by a token limit, and rollout.truncated = "
+                '"mask" leaves none to learn from: raise rollout.max_tokens (or engine.context_tokens), or set '
+                'rollout.truncated = "zero"'
+            )
         groups = [episode.group or 0 for episode in trained] if self._estimator.group_size > 1 else None
         advantages = self._estimator(
             [episode.score for episode in trained], baselines=baselines[kept], groups=groups

@@ -69,8 +69,23 @@ def read_metrics(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def describe_batch(episodes: Sequence[Episode]) -> dict[str, float]:
-    """What the episodes of a batch were like: means per episode and shares."""
+def describe_batch(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """What the episodes of a batch were like: means per episode and shares, some also by environment."""
+    by_environment: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        by_environment.setdefault(episode.environment, []).append(episode)
+    environments = {name: _describe(some) for name, some in sorted(by_environment.items())}
+    shown = ("reward_mean", "score_mean", "turns_mean", "tool_calls_mean", "truncated_share")
+    return {
+        **_describe(episodes),
+        "environments": {
+            name: {"episodes": len(by_environment[name]), **{key: values[key] for key in shown}}
+            for name, values in environments.items()
+        },
+    }
+
+
+def _describe(episodes: Sequence[Episode]) -> dict[str, float]:
     calls = [call for episode in episodes for call in episode.tool_calls]
     count = len(episodes)
     return {
@@ -92,6 +107,8 @@ class Totals:
     def __init__(self) -> None:
         self.values: Counter[str] = Counter()
         self.staleness: Counter[int] = Counter()
+        self.environments: Counter[str] = Counter()
+        """Episodes learned from, by environment."""
         self.initial_s = self.initial_cpu_s = 0.0
         """Wall and processor time of rollouts for initial values."""
 
@@ -105,6 +122,7 @@ class Totals:
         for episode in episodes:
             self.staleness[episode.staleness(version)] += 1
             self.values["episodes_learned"] += 1
+            self.environments[episode.environment] += 1
             self.values["tokens_learned"] += episode.num_trainable
             self.count_tools(episode)
 
@@ -118,6 +136,7 @@ class Totals:
         return {
             "values": dict(self.values),
             "staleness": {str(k): v for k, v in self.staleness.items()},
+            "environments": dict(self.environments),
             "initial_s": [self.initial_s, self.initial_cpu_s],
         }
 
@@ -125,4 +144,5 @@ class Totals:
         """Go back to saved values."""
         self.values = Counter(state["values"])
         self.staleness = Counter({int(k): v for k, v in state["staleness"].items()})
+        self.environments = Counter(state.get("environments", {}))
         self.initial_s, self.initial_cpu_s = state.get("initial_s", (0.0, 0.0))

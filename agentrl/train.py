@@ -421,6 +421,7 @@ def summarise(orchestrator: Orchestrator, wall_s: float, cpu_s: float) -> dict[s
         "policy_versions": orchestrator.version,
         "attempts": orchestrator.attempt,
         "prompts": len(parts.pool),
+        "environments": dict(sorted(totals.environments.items())),
         "visits_per_prompt": totals.values["episodes_learned"] / max(1, len(parts.pool)),
         "staleness": {str(age): count for age, count in sorted(totals.staleness.items())},
         "python_calls": totals.values["python_calls"],

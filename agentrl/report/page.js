@@ -225,6 +225,10 @@ function chartsOf(axis) {
   return [
     lineChart({title: "Reward", note: "mean of each training batch; evaluations with their 95% interval", wide: true,
       floor: 0, ceiling: 1, lines: [line("training batch", "reward_mean"), held]}),
+    lineChart({title: "Environments", note: "mean score in each batch", floor: 0, ceiling: 1,
+      lines: Object.entries(run.environments).map(([name, found]) => ({name, x: xs, y: found.score}))}),
+    lineChart({title: "Mixture", note: "share of each batch", floor: 0, share: true,
+      lines: Object.entries(run.environments).map(([name, found]) => ({name, x: xs, y: found.share}))}),
     lineChart({title: "Value tracker", note: "its baseline, read before the batch, against the scores that came",
       floor: 0, ceiling: 1, lines: [line("score", "score_mean"), line("baseline", "baseline_mean")]}),
     lineChart({title: "Calibration of the tracker", note: "one dot a batch; on the line: foretold what came",

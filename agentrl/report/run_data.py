@@ -103,6 +103,7 @@ def read_run(path: Path) -> dict[str, Any]:
             "episodes_total": start.episodes_total,
             "tokens_total": start.tokens_total,
         },
+        "environments": _environments(steps),
         "idle_share": _idle_shares(steps),
         "evaluations": [_evaluation(row) for row in evaluations],
         "staleness": staleness,
@@ -216,6 +217,25 @@ def _staleness(steps: Sequence[Row]) -> dict[str, int]:
         for age, count in (row.get("staleness") or {}).items():
             total[age] = total.get(age, 0) + count
     return dict(sorted(total.items(), key=lambda item: int(item[0])))
+
+
+def _environments(steps: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
+    """Score and share of the batch of each environment of a mixture, per step; empty for one environment."""
+    names = sorted({name for row in steps for name in row.get("environments") or {}})
+    if len(names) < 2:
+        return {}
+    found: dict[str, dict[str, list[Any]]] = {}
+    for name in names:
+        parts = [(row.get("environments") or {}).get(name) or {} for row in steps]
+        whole = [sum(part["episodes"] for part in (row.get("environments") or {}).values()) for row in steps]
+        found[name] = {
+            "score": [_short(part.get("score_mean")) for part in parts],
+            "share": [
+                _short(part.get("episodes", 0) / count) if count else None
+                for part, count in zip(parts, whole, strict=True)
+            ],
+        }
+    return found
 
 
 def _idle_shares(steps: Sequence[Row]) -> list[float | None]:
