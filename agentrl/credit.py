@@ -70,9 +70,9 @@ class Credit:
         trained = [batch[place] for place in kept]
         if not trained:
             raise AgentRLError(
-                f"all {len(batch)} episodes of a batch were cut off by a token limit, and rollout.truncated = "
-                '"mask" leaves none to learn from: raise rollout.max_tokens (or engine.context_tokens), or set '
-                'rollout.truncated = "zero"'
+                f"all {len(batch)} episodes of a batch were cut off by a token limit, and rollout.truncated "
+                '= "mask" leaves none to learn from: raise rollout.max_tokens (or engine.context_tokens), '
+                'or set rollout.truncated = "zero"'
             )
         groups = [episode.group or 0 for episode in trained] if self._estimator.group_size > 1 else None
         advantages = self._estimator(
