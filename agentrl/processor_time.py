@@ -24,13 +24,13 @@ def cpu_seconds() -> float:
 
 def _descendants(root: int) -> list[list[str]]:
     children: dict[int, list[tuple[int, list[str]]]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            text = path.read_text()
+            text = Path("/proc", name, "stat").read_text()
         except OSError:
             continue  # ended meanwhile
         fields = text.rpartition(")")[2].split()
-        children.setdefault(int(fields[1]), []).append((int(path.parent.name), fields))
+        children.setdefault(int(fields[1]), []).append((int(name), fields))
     found: list[list[str]] = []
     todo = [root]
     while todo:
