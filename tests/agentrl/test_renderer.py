@@ -103,6 +103,25 @@ LLAMA3 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}"""
 
+LLAMA3_1 = """\
+{%- set day = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' -%}
+{%- set told = messages[0].content | trim if messages[0].role == 'system' else '' -%}
+{{ '<|begin_of_text|><|start_header_id|>system<|end_header_id|>\\n\\n' }}
+{{- ('Environment: ipython\\n' if tools else '') + 'Today: ' + day + '\\n\\n' + told + '<|eot_id|>' -}}
+{%- for message in messages if message.role != 'system' -%}
+{%- if message.tool_calls -%}
+{%- if message.tool_calls | length > 1 -%}{{ raise_exception('one tool call at a time') }}{%- endif -%}
+{%- set call = message.tool_calls[0].function -%}
+{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name + '", "parameters": ' }}
+{{- (call.arguments | tojson) + '}<|eot_id|>' -}}
+{%- elif message.role == 'tool' -%}
+{{ '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + (message.content | tojson) + '<|eot_id|>' }}
+{%- else -%}
+{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + (message.content | trim) + '<|eot_id|>' }}
+{%- endif -%}{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}"""
+"""With the day in the system message, a tool role and a call format of its own, and one call in a turn."""
+
 LISTS_TOOLS_LAST = """\
 {%- for message in messages -%}
 {%- if loop.last and tools -%}{{ '<tools>' + (tools | tojson) + '<tool_call>' }}{%- endif -%}
@@ -150,10 +169,11 @@ def tokenizer_of():
         "qwen2.5": make_tokenizer(QWEN2_5, added=ADDED[2:4]),
         "qwen3": make_tokenizer(QWEN3, added=ADDED),
         "llama3": make_tokenizer(LLAMA3, family="llama3"),
+        "llama3.1": make_tokenizer(LLAMA3_1, family="llama3"),
     }
 
 
-FAMILIES = ["smollm2", "qwen2.5", "qwen3", "llama3"]
+FAMILIES = ["smollm2", "qwen2.5", "qwen3", "llama3", "llama3.1"]
 
 
 def user(text):
@@ -267,7 +287,7 @@ def test_a_conversation_only_grows(family, tokenizer_of):
     grown = renderer.start([user("What is 1+1?")], [PYTHON])
     assert "python" in renderer.decode(grown)
     assert renderer.decode(grown).endswith(
-        "assistant" + ("<|end_header_id|>\n\n" if family == "llama3" else "\n")
+        "assistant" + ("<|end_header_id|>\n\n" if family.startswith("llama3") else "\n")
     )
     sampled = [*tokenizer.encode(call_text("print(1+1)"), add_special_tokens=False), end]
     (call,) = renderer.parse(sampled).tool_calls
@@ -304,6 +324,20 @@ def test_foreign_text_never_becomes_a_control_token(family, format, tokenizer_of
         attacked = renderer.extend([65], harmful, last=STOP)
         assert controls(attacked) == controls(plain)
         assert attack in renderer.decode(attacked)
+
+
+def test_thoughts_that_the_template_would_drop_later_stay_as_they_were_sampled(tokenizer_of):
+    # Qwen3's template leaves the thoughts of earlier turns out of a conversation it renders as a whole.
+    tokenizer = tokenizer_of["qwen3"]
+    renderer = make_renderer(tokenizer, "hermes")
+    end = renderer.stop_token_ids[0]
+    thought = "<think>\nLet me see.\n</think>\n\nIt is 2."
+    sampled = [*tokenizer.encode(thought, add_special_tokens=False), end]
+    grown = renderer.start([user("1+1?")], [PYTHON])
+    grown = grown + sampled + renderer.extend(sampled, "Sure?", last=STOP)
+    assert thought in renderer.decode(grown)
+    messages = [user("1+1?"), {"role": "assistant", "content": thought}, user("Sure?")]
+    assert "Let me see" not in tokenizer.apply_chat_template(messages, tokenize=False)
 
 
 def test_several_results_come_in_one_turn(tokenizer_of):
