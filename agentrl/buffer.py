@@ -138,12 +138,12 @@ class EpisodeBuffer:
         """Put finished episodes of an earlier attempt back; `recorded` batches are taken first and whole."""
         self._recorded.extend(tuple(batch) for batch in recorded)
         for episode in episodes:
-            self._place(episode)
+            self._place(episode, kept=True)  # what is not kept left at once, in the earlier attempt
         self._next = self.version
         # Every batch up to the version was accepted once; so is what is back in the buffer.
         self._accepted = self.version * self.batch + self.size
 
-    def _place(self, episode: Episode) -> Unit | None:
+    def _place(self, episode: Episode, *, kept: bool = False) -> Unit | None:
         unit: Unit = (episode,)
         if self.unit > 1:
             if episode.group is None:
@@ -153,7 +153,7 @@ class EpisodeBuffer:
             if len(members) < self.unit:
                 return None
             unit = tuple(sorted(self._partial.pop(episode.group), key=lambda member: member.dispatch_index))
-        if self._keep is not None and not self._keep(unit):
+        if not kept and self._keep is not None and not self._keep(unit):
             self._accepted -= len(unit)
             self._changed.set()
             return unit

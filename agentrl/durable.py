@@ -103,15 +103,17 @@ def _cut_torn_line(descriptor: int) -> int:
     return end
 
 
-def read_lines(path: Path, start: int = 0) -> Iterator[dict[str, Any]]:
-    """Records of a file of JSON lines from byte `start`; a torn last line is left out."""
+def read_lines(path: Path, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
+    """Records of a file of JSON lines from byte `start` to `end`; a torn last line is left out."""
     if not path.exists():
         return
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+            start += len(line)
+            if not line.endswith(b"\n") or (end is not None and start > end):
+                return
+            yield json.loads(line)
 
 
 def write_file(path: Path, data: bytes, name: str) -> None:

@@ -10,13 +10,14 @@ States and transitions::
 
 A resumed run begins a new *attempt* at the checkpoint's version: episodes that were pending are
 started again under the same index, and episodes learned after that version are finished again.
+What happens at once is one line of the file (`together`), so a kill never leaves half of it.
 The file is the truth; the object in memory is what a reader would compute from it. It knows nothing
 of tokens, rewards or prompts' texts.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -87,8 +88,10 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self.counts: Counter[State] = Counter()
         self.attempt = 0
+        self._recorded: dict[int, list[str]] = {}
+        self._held: list[dict[str, Any]] | None = None
         self._file = LineFile(path, "ledger")
-        for record in read_lines(path):
+        for record in _flat(read_lines(path)):
             self._apply(record)
 
     @property
@@ -123,9 +126,9 @@ class Ledger:
         """It was measured, with this score and so many sampled tokens, and is never learned from."""
         self._write({"e": "evaluated", "k": key, "s": score, "t": tokens})
 
-    def discarded(self, key: str, reason: str) -> None:
-        """It is not learned from, for a stated reason."""
-        self._write({"e": "discarded", "k": key, "r": reason})
+    def discarded(self, keys: Iterable[str], reason: str) -> None:
+        """They are not learned from, for a stated reason."""
+        self._write_all(tuple({"e": "discarded", "k": key, "r": reason} for key in keys))
 
     def abandoned(self, keys: Iterable[str], reason: str) -> None:
         """The run ended before they did."""
@@ -140,8 +143,35 @@ class Ledger:
         """
         self._write({"e": "learned", "ks": list(keys), "v": version, "x": dict(masked or {})})
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Everything written inside reaches the file at the end, as one line: all of it or nothing."""
+        if self._held is not None:
+            yield
+            return
+        self._held = []
+        try:
+            yield
+            held, self._held = self._held, None
+            self._append(tuple(held))
+        finally:
+            self._held = None
+
+    def recorded_batches(self, version: int) -> dict[int, list[str]]:
+        """Batches that an attempt begun at `version` learns from again, whole and in order, by version.
+
+        They are those learned after that version in any earlier attempt, up to the first gap.
+        """
+        batches: dict[int, list[str]] = {}
+        while (keys := self._recorded.get(version)) is not None:
+            if any(self.entries[key].state is not State.FINISHED for key in keys):
+                break
+            batches[version] = keys
+            version += 1
+        return batches
+
     def learned_batches(self, version: int) -> dict[int, list[str]]:
-        """Batches that an attempt being resumed at `version` must learn from again, by version."""
+        """Batches learned at `version` or later, by version."""
         batches: dict[int, list[Entry]] = {}
         for entry in self.entries.values():
             if entry.version >= version:
@@ -157,15 +187,13 @@ class Ledger:
             entry for entry in self.entries.values() if entry.state is state and entry.key.startswith(kind)
         ]
 
-    def keys_before(self, position: int) -> set[str]:
-        """Keys of the episodes that were dispatched before a byte position of the file."""
-        with self._file.path.open("rb") as file:
-            records = map(json.loads, file.read(position).splitlines())
-            return {record["k"] for record in records if record["e"] == "pending"}
+    def events_before(self, position: int) -> Iterator[dict[str, Any]]:
+        """Events before a byte position of the file."""
+        return _flat(read_lines(self._file.path, end=position))
 
     def events_since(self, position: int) -> Iterator[dict[str, Any]]:
         """Events after a byte position of the file."""
-        return read_lines(self._file.path, position)
+        return _flat(read_lines(self._file.path, position))
 
     def summary(self) -> dict[str, int]:
         """Number of episodes per state."""
@@ -194,9 +222,16 @@ class Ledger:
         # Checked before it is written: an impossible transition must not reach the file.
         for record in records:
             self._check(record)
-        self._file.append_all(records)
+        if self._held is None:
+            self._append(records)
+        else:
+            self._held += records
         for record in records:
             self._apply(record)
+
+    def _append(self, records: tuple[dict[str, Any], ...]) -> None:
+        if records:
+            self._file.append(records[0] if len(records) == 1 else {"e": "together", "of": records})
 
     def _check(self, record: dict[str, Any]) -> None:
         event = record["e"]
@@ -232,6 +267,7 @@ class Ledger:
                 )
             )
         elif event == "learned":
+            self._record_batch(record["v"], record["ks"])
             for place, key in enumerate(record["ks"]):
                 self._put(
                     replace(
@@ -249,9 +285,23 @@ class Ledger:
             tokens = record.get("t", 0)
             self._put(replace(entry, state=State(event), reason=reason, score=score, tokens=tokens))
 
+    def _record_batch(self, version: int, keys: list[str]) -> None:
+        if self._recorded.get(version) != keys:
+            # History took another way here; what an earlier attempt learned after it is not redone.
+            self._recorded = {at: batch for at, batch in self._recorded.items() if at < version}
+        self._recorded[version] = keys
+
     def _put(self, entry: Entry) -> None:
         old = self.entries.get(entry.key)
         if old is not None:
             self.counts[old.state] -= 1
         self.counts[entry.state] += 1
         self.entries[entry.key] = entry
+
+
+def _flat(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for record in records:
+        if record["e"] == "together":
+            yield from record["of"]
+        else:
+            yield record

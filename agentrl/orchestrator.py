@@ -26,6 +26,7 @@ from agentrl.dispatcher import Dispatcher
 from agentrl.drift_replay import DriftReplay
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, Interrupted
+from agentrl.history import History
 from agentrl.inference.policy import Policy
 from agentrl.initial_values import InitialStream, needs_initial_rollouts, read_initial_file
 from agentrl.learner_thread import AsyncLearner
@@ -40,7 +41,7 @@ from agentrl.settings import Settings
 from agentrl.spo.advantage import Estimator
 from agentrl.spo.calibration import brier_score, log_loss
 from agentrl.spo.value_tracker import Fold
-from agentrl.streams import TRAINING, TrainingStream
+from agentrl.streams import TrainingStream
 from agentrl.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -101,6 +102,7 @@ class Orchestrator:
             total=settings.run.steps * stream.batch,
             fold=self.credit.fold_one,
             quarantine_after=settings.sampler.quarantine_after,
+            in_order=settings.run.deterministic,
         )
         self.dispatcher = Dispatcher(self.stream, parts.play, stream.in_flight or settings.engine.slots)
         self.stream.wake = self.dispatcher.wake
@@ -113,6 +115,7 @@ class Orchestrator:
         self._failed: asyncio.Future[None] | None = None
         self._started = time.monotonic()
         self.initialised = False
+        self.history: History | None = None  # what a resumed run still has to redo
         self.begun = False  # initial values and the first evaluation are done
         self.earlier_s = self.earlier_cpu_s = 0.0  # of earlier attempts
         self._idle_s = 0.0
@@ -205,12 +208,7 @@ class Orchestrator:
     async def _finish(self) -> None:
         await self.dispatcher.stop()
         await self.parts.recorder.flush()
-        ledger, pool = self.parts.ledger, self.parts.pool
-        left = [entry for entry in ledger.entries.values() if not entry.state.terminal]
-        ledger.abandoned([entry.key for entry in left], "the run reached its last step")
-        for unit in {entry.group if entry.group is not None else entry.key: entry for entry in left}.values():
-            if unit.key.startswith(TRAINING):
-                pool.returned(pool.index[unit.prompt_id])
+        self.stream.abandon("the run reached its last step")
         every = self.settings.eval.every
         if every == 0 or self.version % every:
             await self._evaluate()
@@ -292,11 +290,21 @@ class Orchestrator:
         if self.replay:
             drifts = await self._limited(self.replay.after_step(batch), "the learner to score again")
         folds = self.credit.fold(batch, drifts)
+        self.redo()
         self._log_step(batch, given, learned, folds, learn_s, publish_s)
         self.buffer.advance(self.version)
         self.dispatcher.wake()
         await self._due()
         self._between_steps.set()
+
+    def redo(self) -> None:
+        """After a resume: samplers and tracker go through what happened to them at this version before."""
+        if self.history is None:
+            return
+        self.history.redo(self.version)
+        self.stream.drawing = self.history.over
+        if self.history.over:
+            self.history = None
 
     async def _take(self, dispatching: asyncio.Future[None]) -> Sequence[Episode]:
         waiting = time.monotonic()

@@ -1,8 +1,8 @@
 """Takes an orchestrator back to a checkpoint, and brings up to date what happened since.
 
-Draws made since the checkpoint are made again in the samplers, finished episodes are read from disk,
-batches that were learned from are put back whole and in order, and pending episodes are started
-again under their own index. It knows nothing of how a run goes on from there.
+Finished episodes are read from disk, batches that were learned from are put back whole and in order,
+what happened between them in samplers and tracker is done again (`History`), and pending episodes are
+started again under their own index. It knows nothing of how a run goes on from there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import replace
 from agentrl.checkpoint import RunState, checkpoint_folders, read_state
 from agentrl.episode import Episode
 from agentrl.errors import CheckpointError
-from agentrl.ledger import Entry, State
+from agentrl.history import History, discarded_since
+from agentrl.ledger import State
 from agentrl.orchestrator import Orchestrator
 from agentrl.recorder import read_episodes
 from agentrl.streams import TRAINING
@@ -33,12 +34,23 @@ async def resume(orchestrator: Orchestrator) -> None:
     else:
         # Killed before its first checkpoint: it goes on from the beginning of the first attempt.
         state = replace(orchestrator.state(), ledger_position=0)
-    batches = parts.ledger.learned_batches(state.version)
     orchestrator.attempt = parts.ledger.begin_attempt(state.version)
+    batches = parts.ledger.recorded_batches(state.version)
     _restore(orchestrator, state)
-    _replay_draws(orchestrator, state.ledger_position)
-    _refill(orchestrator, state, batches)
+    episodes = _read(orchestrator, state)
+    orchestrator.history = History(
+        orchestrator.settings,
+        parts.ledger,
+        parts.pool,
+        orchestrator.credit,
+        episodes,
+        position=state.ledger_position,
+        version=state.version,
+        last=state.version + len(batches),
+    )
     _start_again(orchestrator)
+    _refill(orchestrator, episodes, batches)
+    orchestrator.redo()
     await parts.policy.load(await parts.learner.handle(orchestrator.version, orchestrator.attempt))
 
 
@@ -58,59 +70,42 @@ def _restore(orchestrator: Orchestrator, state: RunState) -> None:
         orchestrator.replay.restore(state.previous)
 
 
-def _replay_draws(orchestrator: Orchestrator, position: int) -> None:
-    """Draw and give back in the samplers what was drawn and given back since the checkpoint."""
-    pool, ledger = orchestrator.parts.pool, orchestrator.parts.ledger
-    known = ledger.keys_before(position)
-    drawn = {_unit(ledger.entries[key]) for key in known if key in ledger.entries}
-    returned: set[str] = set()
-    for record in ledger.events_since(position):
-        entry = ledger.entries[record["k"]] if "k" in record else None
-        if entry is None or not entry.key.startswith(TRAINING):
-            continue
-        prompt, unit = pool.index[entry.prompt_id], _unit(entry)
-        if record["e"] == "pending" and unit not in drawn:
-            drawn.add(unit)
-            pool.claim(prompt)
-        elif record["e"] == "failed" and entry.group is None:
-            pool.failed(prompt)
-        elif record["e"] in ("discarded", "abandoned") and unit not in returned:
-            returned.add(unit)
-            pool.returned(prompt)
-
-
-def _unit(entry: Entry) -> str:
-    """What was drawn together: an episode, or a group."""
-    return entry.key if entry.group is None else f"group {entry.group}"
-
-
-def _refill(orchestrator: Orchestrator, state: RunState, batches: Mapping[int, list[str]]) -> None:
-    """Put finished episodes back into the buffer."""
+def _read(orchestrator: Orchestrator, state: RunState) -> dict[str, Episode]:
+    """The episodes whose rewards are needed once more, by id."""
     ledger, folder = orchestrator.parts.ledger, orchestrator.parts.folder
-    finished = {entry.key for entry in ledger.in_state(State.FINISHED, TRAINING)}
-    episodes: dict[str, Episode] = {e.episode_id: e for e in read_episodes(folder.episodes, finished)}
+    wanted = {entry.key for entry in ledger.in_state(State.FINISHED, TRAINING)}
+    wanted |= discarded_since(ledger, state.ledger_position)
+    # Of an episode that was played again after a kill, the last recording counts.
+    episodes = {episode.episode_id: episode for episode in read_episodes(folder.episodes, wanted)}
     counted = {episode.episode_id for episode in state.episodes}
     orchestrator.stream.sampled_tokens += sum(
         episode.num_sampled for key, episode in episodes.items() if key not in counted
     )
     episodes.update((episode.episode_id, episode) for episode in state.episodes)
-    missing = sorted(finished - set(episodes))
+    missing = sorted(wanted - set(episodes))
     if missing:
         raise CheckpointError(
             f"{len(missing)} finished episodes ({', '.join(missing[:3])}, ...) are not in {folder.episodes}; "
             "they were deleted since, and the run cannot be continued exactly"
         )
+    return episodes
+
+
+def _refill(
+    orchestrator: Orchestrator, episodes: Mapping[str, Episode], batches: Mapping[int, list[str]]
+) -> None:
+    """Put finished episodes back into the buffer."""
     in_batches = {key for keys in batches.values() for key in keys}
-    waiting = [episodes[e.key] for e in ledger.in_state(State.FINISHED, TRAINING) if e.key not in in_batches]
+    finished = orchestrator.parts.ledger.in_state(State.FINISHED, TRAINING)
+    waiting = [episodes[entry.key] for entry in finished if entry.key not in in_batches]
     orchestrator.buffer.restore(waiting, [[episodes[key] for key in keys] for keys in batches.values()])
 
 
 def _start_again(orchestrator: Orchestrator) -> None:
     """Start pending episodes again, and what is missing of their groups."""
     ledger, pool, stream = orchestrator.parts.ledger, orchestrator.parts.pool, orchestrator.stream
-    pending = ledger.in_state(State.PENDING, TRAINING)
-    for entry in pending:
+    for entry in ledger.in_state(State.PENDING, TRAINING):
         stream.again.append((entry.key, pool.index[entry.prompt_id], entry.group))
     numbers = [int(key[len(TRAINING) :]) for key in ledger.entries if key.startswith(TRAINING)]
     stream.next_index = 1 + max(numbers, default=-1)
-    stream.resume_groups(pending + ledger.in_state(State.FINISHED, TRAINING))
+    stream.resume_groups()

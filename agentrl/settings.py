@@ -24,7 +24,8 @@ class RunSettings:
     steps: int = 100
     """Learner steps (policy versions) of the run."""
     deterministic: bool = False
-    """Staleness 0 and batches sorted by dispatch index, so that a run can be repeated exactly."""
+    """Staleness 0, and batches, failures and discards in order of dispatch, so that a run can be repeated
+    exactly."""
     wait_limit_s: float = 1800.0
     """Longest wait for an engine, a learner step or a batch before the run stops and says who stalls."""
     episodes_kept: int = 20000

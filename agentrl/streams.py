@@ -3,17 +3,21 @@
 A stream decides which prompt is next, keeps ledger, samplers and buffer in step with what becomes of
 each episode, and lets an episode count as finished only once it is on disk. It knows nothing of the
 learner, of weights, or of how episodes are played.
+
+In a deterministic run (`in_order`) nothing may depend on who ends first. There, what becomes of
+episodes is decided when all in flight have ended and no more can be started, in order of dispatch.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from agentrl.buffer import EpisodeBuffer
 from agentrl.episode import Episode
-from agentrl.ledger import Entry, Ledger
+from agentrl.ledger import Ledger, State
 from agentrl.prompts import PromptPool
 from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch, episode_seed
@@ -22,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "t"
 """First letter of the ledger keys of training episodes."""
+
+EQUAL_REWARDS = "all rewards of the group are equal"
+LOST_MEMBER = "a member of the group failed"
+"""Why a graded group is not learned from: dynamic sampling, or it can never be complete."""
 
 
 class TrainingStream:
@@ -36,6 +44,8 @@ class TrainingStream:
         group_size: episodes per drawn prompt (GRPO reference; else 1).
         total: episodes the whole run learns from.
         fold: folds an episode that leaves without being learned from.
+        quarantine_after: failures in one group after which it is given up.
+        in_order: what becomes of episodes does not depend on which of them ends first.
     """
 
     def __init__(
@@ -50,16 +60,21 @@ class TrainingStream:
         total: int,
         fold: Callable[[Episode], object],
         quarantine_after: int = 3,
+        in_order: bool = False,
     ) -> None:
         self._pool, self._buffer, self._ledger, self._recorder = pool, buffer, ledger, recorder
         self._seed, self._group_size, self._total = seed, group_size, total
         self._fold = fold
         self._quarantine_after = quarantine_after
+        self._in_order = in_order
+        self._ended: list[Episode] = []
+        self.drawing = True
+        """Whether new prompts are drawn; not while draws of an earlier attempt are being redone."""
         self.next_index = 0
         self.next_group = 0
         self.again: deque[tuple[str, int, int | None]] = deque()
         """(key, prompt, group) of episodes to start again: pending in an earlier attempt."""
-        self._members: deque[tuple[int, int]] = deque()
+        self._members: list[tuple[int, int]] = []  # a heap of (group, prompt) still to be started
         self._group_failures: Counter[int] = Counter()
         self.failures = 0
         self.last_failure = ""
@@ -75,6 +90,13 @@ class TrainingStream:
 
     def next(self) -> Dispatch | None:
         """The next episode to start, None while the buffer admits none or no prompt can be drawn."""
+        dispatch = self._next()
+        if dispatch is None and self._ended and len(self._ended) == self._buffer.running:
+            self._settle()
+            dispatch = self._next()
+        return dispatch
+
+    def _next(self) -> Dispatch | None:
         learned = self._buffer.taken * self._buffer.batch
         if self._buffer.room() <= 0 or learned + self._buffer.under_way >= self._total:
             return None
@@ -82,15 +104,16 @@ class TrainingStream:
             key, prompt, group = self.again.popleft()
             return self._dispatch(key, prompt, group)
         if not self._members:
-            prompt = self._pool.draw()
-            self.starving = prompt is None
+            prompt = self._pool.draw() if self.drawing else None
+            self.starving = self.drawing and prompt is None
             if prompt is None:
                 return None
             if self._group_size == 1:
                 return self._new(prompt, None)
-            self._members.extend([(prompt, self.next_group)] * self._group_size)
+            self._members = [(self.next_group, prompt)] * self._group_size
             self.next_group += 1
-        return self._new(*self._members.popleft())
+        group, prompt = heapq.heappop(self._members)
+        return self._new(prompt, group)
 
     def _new(self, prompt: int, group: int | None) -> Dispatch:
         key = f"{TRAINING}{self.next_index}"
@@ -112,13 +135,23 @@ class TrainingStream:
             group=group,
         )
 
-    def resume_groups(self, entries: Sequence[Entry]) -> None:
-        """Complete the groups of an earlier attempt, from its pending and finished episodes."""
-        members = Counter(entry.group for entry in entries if entry.group is not None)
-        prompts = {entry.group: self._pool.index[entry.prompt_id] for entry in entries}
-        for group, count in sorted(members.items()):
-            self._members.extend([(prompts[group], group)] * (self._group_size - count))
-        self.next_group = 1 + max(members, default=-1)
+    def resume_groups(self) -> None:
+        """Go on with the groups of an earlier attempt: count their failures, start what is missing."""
+        states: dict[int, Counter[State]] = {}
+        prompts: dict[int, int] = {}
+        for entry in self._ledger.entries.values():
+            if entry.group is not None:
+                states.setdefault(entry.group, Counter())[entry.state] += 1
+                prompts[entry.group] = self._pool.index[entry.prompt_id]
+        self.next_group = 1 + max(states, default=-1)
+        for group, count in states.items():
+            self._group_failures[group] = count[State.FAILED]
+            if count[State.FAILED] >= self._quarantine_after:
+                self._dead_groups.add(group)
+            elif not (count[State.LEARNED] or count[State.DISCARDED] or count[State.ABANDONED]):
+                missing = self._group_size - count[State.PENDING] - count[State.FINISHED]
+                self._members += [(group, prompts[group])] * missing
+        heapq.heapify(self._members)
 
     def finished(self, episode: Episode) -> None:
         """Write it; it counts once it is on disk."""
@@ -127,23 +160,7 @@ class TrainingStream:
 
     def _written(self, episode: Episode) -> None:
         self.writing -= 1
-        self.sampled_tokens += episode.num_sampled
-        self._ledger.finished(episode.episode_id)
-        self.observe(episode)
-        if episode.group in self._dead_groups:
-            self._buffer.dropped(episode.episode_id)
-            self._lose(episode)
-            return
-        rejected = self._buffer.put(episode)
-        if rejected is not None:
-            self._discard(rejected, "all rewards of the group are equal")
-
-    def _discard(self, unit: tuple[Episode, ...], reason: str) -> None:
-        for episode in unit:
-            self._ledger.discarded(episode.episode_id, reason)
-            self._fold(episode)
-        self._pool.folded(self._pool.index[unit[0].prompt_id])
-        self.wake()
+        self._end(episode)
 
     def failed(self, episode: Episode) -> None:
         """Machinery broke: the prompt goes back and rests."""
@@ -153,7 +170,48 @@ class TrainingStream:
         self.last_failure = f"{failure.boundary}: {failure.error}: {failure.message}"
         logger.warning("episode %s failed: %s", episode.episode_id, self.last_failure)
         self._recorder.record(episode, lambda: None)
-        self._ledger.failed(episode.episode_id, f"{failure.boundary}: {failure.error}")
+        self._end(episode)
+
+    def _end(self, episode: Episode) -> None:
+        self._ended.append(episode)
+        if self._in_order:
+            self.wake()  # `next` settles it when all have ended
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Decide what becomes of the episodes that ended."""
+        ended = sorted(self._ended, key=lambda episode: episode.dispatch_index)
+        self._ended = []
+        with self._ledger.together():
+            for episode in ended:
+                if episode.failure is None:
+                    self._accept(episode)
+                else:
+                    self._give_back(episode, f"{episode.failure.boundary}: {episode.failure.error}")
+
+    def _accept(self, episode: Episode) -> None:
+        self.sampled_tokens += episode.num_sampled
+        self._ledger.finished(episode.episode_id)
+        self.observe(episode)
+        if episode.group in self._dead_groups:
+            self._buffer.dropped(episode.episode_id)
+            self.lose([episode])
+            return
+        rejected = self._buffer.put(episode)
+        if rejected is not None:
+            self.discard(rejected)
+
+    def discard(self, unit: Sequence[Episode]) -> None:
+        """A whole group with nothing to learn from: folded, and its prompt can be drawn again."""
+        self._ledger.discarded([episode.episode_id for episode in unit], EQUAL_REWARDS)
+        for episode in unit:
+            self._fold(episode)
+        self._pool.folded(self._pool.index[unit[0].prompt_id])
+        self.wake()
+
+    def _give_back(self, episode: Episode, reason: str) -> None:
+        self._ledger.failed(episode.episode_id, reason)
         self._buffer.dropped(episode.episode_id)
         prompt = self._pool.index[episode.prompt_id]
         if episode.group is None:
@@ -164,21 +222,35 @@ class TrainingStream:
     def _member_failed(self, prompt: int, group: int) -> None:
         self._group_failures[group] += 1
         if self._group_failures[group] < self._quarantine_after:
-            self._members.appendleft((prompt, group))
+            heapq.heappush(self._members, (group, prompt))
             return
         # The group can never be complete: what it has goes, and the prompt rests.
-        self._members = deque(item for item in self._members if item[1] != group)
+        self._members = [member for member in self._members if member[0] != group]
+        heapq.heapify(self._members)
         self._dead_groups.add(group)
-        for member in self._buffer.drop_group(group):
-            self._lose(member)
+        self.lose(self._buffer.drop_group(group))
         if self._group_failures[group] == self._quarantine_after:
             self._pool.failed(prompt)
 
-    def _lose(self, episode: Episode) -> None:
-        """A graded member of a group that can never be complete: folded, not learned from."""
-        self._ledger.discarded(episode.episode_id, "a member of the group failed")
-        self._fold(episode)
+    def is_dead(self, group: int | None) -> bool:
+        """Whether a group can never be complete."""
+        return group in self._dead_groups
+
+    def lose(self, members: Sequence[Episode]) -> None:
+        """Graded members of a group that can never be complete: folded, not learned from."""
+        self._ledger.discarded([episode.episode_id for episode in members], LOST_MEMBER)
+        for episode in members:
+            self._fold(episode)
 
     def cancelled(self, dispatch: Dispatch) -> None:
         """It stays pending in the ledger: a resumed run starts it again."""
         self._buffer.dropped(dispatch.episode_id)
+
+    def abandon(self, reason: str) -> None:
+        """The run is over: whatever is left is not learned from, and its prompts can be drawn again."""
+        left = [entry for entry in self._ledger.entries.values() if not entry.state.terminal]
+        self._ledger.abandoned([entry.key for entry in left], reason)
+        units = {entry.group if entry.group is not None else entry.key: entry for entry in left}
+        for entry in units.values():
+            if entry.key.startswith(TRAINING) and not self.is_dead(entry.group):
+                self._pool.returned(self._pool.index[entry.prompt_id])

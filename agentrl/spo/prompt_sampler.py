@@ -137,10 +137,7 @@ class PromptSampler:
         Returns:
             The prompt; None when every one is pending at its copies or quarantined.
         """
-        self._wake(self._draws)
-        if self._seen_tree.total + self._fresh_tree.total <= 0.0 and self._resting:
-            # Resting while nothing else can be played would idle a slot, or the whole run.
-            self._wake(self._resting[0][0])
+        self._wake_due()
         index = self._draw_idle()
         if index is None:
             index = self._draw_copy()
@@ -155,7 +152,7 @@ class PromptSampler:
     def claim(self, prompt: int) -> None:
         """Mark a prompt pending as a `draw` of an earlier attempt did; the draws that follow are the same."""
         index = self._index(prompt)
-        self._wake(self._draws)
+        self._wake_due()
         self._random.random()  # a draw takes exactly one number
         self._draws += 1
         self._pending += 1
@@ -220,6 +217,12 @@ class PromptSampler:
             self._is_resting[index] = False
             self._resting = [item for item in self._resting if item[1] != index]
             heapq.heapify(self._resting)
+
+    def _wake_due(self) -> None:
+        self._wake(self._draws)
+        if self._seen_tree.total + self._fresh_tree.total <= 0.0 and self._resting:
+            # Resting while nothing else can be played would idle a slot, or the whole run.
+            self._wake(self._resting[0][0])
 
     def _wake(self, draws: int) -> None:
         while self._resting and self._resting[0][0] <= draws:

@@ -6,6 +6,7 @@ undisturbed run. The number of kills can be raised: AGENTRL_STORM=100 (`make tes
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -66,7 +67,8 @@ def check_ledger(folder: Path) -> None:
     """Every dispatched episode ended in exactly one state; every learned batch counts once."""
     state: dict[str, str] = {}
     batches: dict[int, list[str]] = {}
-    for record in read_lines(folder / "ledger.jsonl"):
+    lines = read_lines(folder / "ledger.jsonl")
+    for record in itertools.chain.from_iterable(line.get("of", [line]) for line in lines):
         if record["e"] == "attempt":
             for version in [v for v in batches if v >= record["v"]]:
                 for key in batches.pop(version):
