@@ -152,10 +152,27 @@ def test_a_missing_model_is_told(
     assert "no-such-model" in capsys.readouterr().err
 
 
-def test_a_new_environment_file_checks_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_environment_file_is_ready_to_train_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from agentrl_envs import load_env
 
     monkeypatch.chdir(tmp_path)
-    assert main(["init", "mine.py"]) == 0
-    assert load_env("mine.py").__name__ == "MyEnv"
-    assert main(["init", "mine.py"]) == 1
+    assert main(["init", "word_game.py"]) == 0
+    # What it says next works as it stands.
+    (command,) = re.findall(r"try it: agentrl (.+)", capsys.readouterr().out)
+    assert main(command.split()) == 0
+    assert "ready to train on" in capsys.readouterr().out
+    assert load_env("word_game.py").__name__ == "WordGame"
+    (tmp_path / "rows.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+    text = (tmp_path / "word_game.py").read_text()
+    (command,) = re.findall(r"agentrl (train .+?)  ", text)
+    flags = ["--sampler.copies_per_prompt=256", "--dry-run"]
+    assert main([*command.replace("ROWS.jsonl", "rows.jsonl").split(), *flags]) == 0
+    assert max(map(len, text.splitlines())) <= 110
+    assert main(["init", "word_game.py"]) == 1
+    assert "exists; name another file" in capsys.readouterr().err
+    assert main(["init", "word_game"]) == 1
+    assert "should end in .py" in capsys.readouterr().err
+    assert main(["init", "nowhere/env.py"]) == 1
+    assert "no folder nowhere" in capsys.readouterr().err
