@@ -30,9 +30,12 @@ from agentrl.durable import write_file
 from agentrl.processor_time import cpu_seconds
 from benchmarks import slow_arithmetic
 from benchmarks.demo_run import Job, Row, mean_interval, play, sweep
-from benchmarks.simulation import ARMS, Arm
+from benchmarks.simulation import ARMS, Arm, SimulatedRun, mixture
+from benchmarks.virtual_clock import run as run_virtually
 
 BATCH = 32
+SCALE = 0.01
+"""Times the latencies of the mixtures."""
 WINDOW = 128
 THRESHOLD = 0.8
 BARRIER, STREAMING = "GRPO with barrier", "streaming SPO"
@@ -40,6 +43,7 @@ SLOW_SHARES = (0.15, 0.05, 0.25)
 COMMON = (
     "--run.steps=100",
     "--env.name=benchmarks.slow_arithmetic:SlowArithmetic",
+    f"--env.settings.scale={SCALE}",
     "--eval.data=",
     "--learner.learning_rate=2e-4",
     "--learner.kl_coefficient=0",
@@ -118,6 +122,7 @@ def summarise(run: Row, threshold: float) -> dict[str, float | None]:
     return {
         "seconds": None if found is None else run["graded"][found][0],
         "episodes": None if found is None else found + 1,
+        "steps": len(steps),
         "step_s": wall / len(steps),
         "cpu_s_per_step": steps[-1]["cpu_s"] / len(steps),
         "learner_idle_share": steps[-1]["learner_idle_s"] / wall,
@@ -125,6 +130,20 @@ def summarise(run: Row, threshold: float) -> dict[str, float | None]:
         "staleness_max": max(ages),
         "discarded_share": run["discarded"] / (run["discarded"] + learned),
     }
+
+
+def waiting_alone(arm: Arm, slow: float, steps: int, draws: int = 20) -> float | None:
+    """Mean seconds a step when nothing costs time but the latencies: the same schedule on a virtual clock.
+
+    None for dynamic sampling, whose waste depends on the policy.
+    """
+    if arm.dynamic_sampling:
+        return None
+    simulated = [
+        SimulatedRun(arm, mixture(slow), batch=BATCH, slots=BATCH, steps=steps, learn_s=0.0, seed=draw)
+        for draw in range(draws)
+    ]
+    return float(np.mean([run_virtually(one.run()).seconds for one in simulated])) / steps * SCALE
 
 
 def table(runs: Sequence[Row], threshold: float) -> list[dict[str, Any]]:
@@ -142,8 +161,8 @@ def table(runs: Sequence[Row], threshold: float) -> list[dict[str, Any]]:
                 known = [np.inf if value is None else float(value) for value in values]
                 middle = float(np.median(known))
                 row[name] = middle if np.isfinite(middle) else None
-            times = [numbers["seconds"] for numbers in found.values()]
-            row["seconds_each"] = times
+            row["seconds_each"] = [numbers["seconds"] for numbers in found.values()]
+            row["waiting_alone_s"] = waiting_alone(arm, slow, steps=round(row["steps"]))
             ratios = [
                 float(each[slow, BARRIER, seed]["seconds"]) / float(numbers["seconds"])  # pyright: ignore[reportArgumentType]
                 for seed, numbers in found.items()
@@ -163,8 +182,8 @@ def table(runs: Sequence[Row], threshold: float) -> list[dict[str, Any]]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table of docs/async.md."""
     lines = [
-        "| p | arm | seeds | seconds: median (each) | times sooner: median, 95 % interval | episodes | s a step | CPU s a step | learner idle | staleness: mean, largest | discarded |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| p | arm | seeds | seconds: median (each) | times sooner: median, 95 % interval | episodes | s a step | of it waiting | CPU s a step | learner idle | staleness: mean, largest | discarded |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         times = ", ".join("-" if value is None else f"{value:.0f}" for value in row["seconds_each"])
@@ -174,9 +193,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             low, high = row["speed_up_interval"]
             sooner = f"{row['speed_up']:.2f} [{low:.2f}, {high:.2f}]"
         episodes = "-" if row["episodes"] is None else f"{row['episodes']:.0f}"
+        waiting = "" if row["waiting_alone_s"] is None else f"{row['waiting_alone_s']:.1f}"
         lines.append(
             f"| {row['slow_share']} | {row['arm']} | {row['seeds']} | {middle} ({times}) | {sooner} | {episodes} | "
-            f"{row['step_s']:.1f} | {row['cpu_s_per_step']:.2f} | {row['learner_idle_share']:.0%} | "
+            f"{row['step_s']:.1f} | {waiting} | {row['cpu_s_per_step']:.2f} | {row['learner_idle_share']:.0%} | "
             f"{row['staleness_mean']:.2f}, {row['staleness_max']:.0f} | {row['discarded_share']:.0%} |"
         )
     return "\n".join(lines)

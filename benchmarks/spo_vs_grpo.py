@@ -9,6 +9,10 @@ whose advantages are smaller would also be held more firmly). The curve is the r
 evaluated every 4th version, against the tokens generated up to that moment: training episodes, also those
 not learned from yet, and initial rollouts; not the evaluations themselves. Training reward is no fair curve:
 SPO draws prompts that it half solves more often.
+
+`--uneven` repeats some arms where half of the training prompts can never be solved
+(`benchmarks.uneven_arithmetic`): the demo's own prompts are about equally hard, which leaves a value per
+prompt little to know.
 """
 
 from __future__ import annotations
@@ -48,6 +52,14 @@ ARMS: dict[str, tuple[str, ...]] = {
     "SPO, 2 initial rollouts": ("--tracker.initial_rollouts=2",),
     "SPO, 8 initial rollouts": ("--tracker.initial_rollouts=8",),
 }
+UNEVEN = ("--env.name=benchmarks.uneven_arithmetic:UnevenArithmetic",)
+UNEVEN_ARMS = (
+    "SPO",
+    "GRPO, groups of 8",
+    "SPO, no baseline",
+    "SPO, uniform sampling",
+    "SPO, no normalisation",
+)
 TOKENS = 28_000
 """Generated tokens that the arms are compared at."""
 THRESHOLD = 0.8
@@ -182,15 +194,18 @@ def drawing(runs: Sequence[Row], tokens: int) -> str:
     return line_chart(lines, x_label="generated tokens, initial rollouts counted", y_label="held-out reward")
 
 
-def jobs(seeds: int, out: Path, tokens: int) -> list[Job]:
+def jobs(seeds: int, out: Path, tokens: int, *, uneven: bool) -> list[Job]:
     """Seed by seed, so that whatever is finished is a comparison."""
     return [
         Job(
-            ("one", "--arm", arm, "--seed", str(seed), "--tokens", str(tokens), "--out", str(result)),
+            (
+                *("one", "--arm", arm, "--seed", str(seed), "--tokens", str(tokens), "--out", str(result)),
+                *(["--uneven"] if uneven else []),
+            ),
             result,
         )
         for seed in range(seeds)
-        for arm in ARMS
+        for arm in (UNEVEN_ARMS if uneven else ARMS)
         for result in [out / "runs" / f"{folder_name(arm)}_seed{seed}.json"]
     ]
 
@@ -206,11 +221,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--wrap", default="", help="command put before each run, for example 'nice -n 10'")
+    parser.add_argument("--uneven", action="store_true", help="half of the training prompts are unsolvable")
     parser.add_argument("--arm", choices=tuple(ARMS))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "one":
-        run = run_one(options.arm, options.seed, tokens=options.tokens)
+        flags = UNEVEN if options.uneven else ()
+        run = run_one(options.arm, options.seed, tokens=options.tokens, flags=flags)
         write_file(options.out, json.dumps(run).encode(), "result")
         last = run["evals"][-1]
         print(f"{run['arm']}, seed {run['seed']}: {last}, {run['cpu_s']:.0f} CPU s, {run['wall_s']:.0f} s")
@@ -218,7 +235,7 @@ def main() -> None:
     if options.what == "sweep":
         failed = sweep(
             "benchmarks.spo_vs_grpo",
-            jobs(options.seeds, options.out.absolute(), options.tokens),
+            jobs(options.seeds, options.out.absolute(), options.tokens, uneven=options.uneven),
             parallel=options.parallel,
             wrap=options.wrap.split(),
             limit_s=3600.0,

@@ -81,6 +81,19 @@ def test_numbers_of_a_run():
     assert found["learner_idle_share"] == pytest.approx(0.5)
 
 
+def test_waiting_alone_is_what_the_latencies_allow():
+    streaming, synchronous, barrier, *_, dynamic = (
+        async_real.waiting_alone(arm, 0.15, 12, 5) for arm in ARMS
+    )
+    assert dynamic is None
+    assert synchronous == barrier
+    # No faster than 32 slots with the mean latency, 0.85 * 1.015 + 0.15 * 4.8 s; no slower than the slowest of 32.
+    assert streaming is not None
+    assert barrier is not None
+    assert 1.5 < streaming < 2.2
+    assert 4.8 < barrier < 6.0
+
+
 def test_speed_up_is_taken_by_seed():
     names = "GRPO with barrier", "streaming SPO"
     runs = [made_up(names[0], 0, 100.0), made_up(names[0], 1, 300.0)]

@@ -8,8 +8,11 @@ pytest.importorskip("transformers")
 
 from agentrl.config import load_settings
 from agentrl.spo.advantage import make_estimator
+from agentrl_envs import load_env
+from agentrl_envs.arithmetic import Arithmetic
 from benchmarks.demo_run import DEMO, mean_interval
-from benchmarks.spo_vs_grpo import ARMS, COMMON, curve, drawing, run_one, summarise, table
+from benchmarks.spo_vs_grpo import ARMS, COMMON, UNEVEN, curve, drawing, run_one, summarise, table
+from benchmarks.uneven_arithmetic import UnevenArithmetic
 
 
 def made_up(arm="SPO", seed=0, initial=0, rewards=(0.2, 0.6, 1.0)):
@@ -69,3 +72,14 @@ def test_a_run_ends_after_its_tokens():
     assert len(run["steps"]) == len(run["evals"]) - 1 == run["evals"][-1]["step"]
     assert run["seed"] == 3
     assert "--run.seed=3" in run["flags"]
+
+
+def test_half_of_the_uneven_prompts_have_wrong_answers_and_held_out_ones_none():
+    train = UnevenArithmetic.generate_rows(40, split="train")
+    assert [row["problem"] for row in train] == [
+        row["problem"] for row in Arithmetic.generate_rows(40, split="train")
+    ]
+    assert sum(eval(row["problem"]) != int(row["answer"]) for row in train) == 20
+    test = UnevenArithmetic.generate_rows(40, split="test")
+    assert all(eval(row["problem"]) == int(row["answer"]) for row in test)
+    assert load_env(UNEVEN[0].partition("=")[2]) is UnevenArithmetic
