@@ -141,6 +141,25 @@ def test_bad_data_is_told_before_anything_starts(
     assert message in capsys.readouterr().err
 
 
+def test_a_finished_run_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/001")
+    (run / "weights" / "step_4").mkdir(parents=True)
+    (run / "weights" / "step_4" / "config.json").write_text("{}")
+    (run / "run.json").write_text('{"run_id": "1"}')
+    (run / "config.toml").write_text('[run]\nsteps = 4\n[model]\npath = ""\n')
+    (run / "summary.json").write_text('{"policy_versions": 4}')
+    assert main(["train", "--resume", "runs/001"]) == 0
+    assert capsys.readouterr().out == "runs/001 is finished (4 steps); --steps MORE goes on from there\n"
+    # More steps, or a summary of an attempt that was ended, start it again; here that fails for its model.
+    assert main(["train", "--resume", "runs/001", "--steps", "5"]) == 1
+    assert "model.path is empty" in capsys.readouterr().err
+    (run / "summary.json").write_text('{"policy_versions": 3}')
+    assert main(["train", "--resume", "runs/001"]) == 1
+
+
 def test_a_missing_model_is_told(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 EPILOG = """\
@@ -65,6 +66,10 @@ def run(options: argparse.Namespace) -> int:
     if options.resume is None and options.file is None:
         raise ConfigError("name a settings file or an environment, or give --resume RUN (see --help)")
     if options.resume is not None:
+        finished = finished_steps(options.resume, flags)
+        if finished:
+            print(f"{options.resume} is finished ({finished} steps); --steps MORE goes on from there")
+            return 0
         with progress(quiet=options.quiet) as live:
             summary = resume(options.resume, flags, Options(listeners=(live.row,), on_ready=live.line))
     else:
@@ -84,6 +89,21 @@ def run(options: argparse.Namespace) -> int:
             summary = train(settings, Options(listeners=(live.row,), on_ready=live.line))
     print(sentence(summary))
     return 0
+
+
+def finished_steps(path: Path, flags: list[str]) -> int:
+    """Steps of a run that has taken all of them and written its last weights; 0 for any other."""
+    from agentrl import config
+    from agentrl.run_folder import RunFolder
+
+    folder = RunFolder.open(path)
+    steps = config.load_settings(folder.config, flags).run.steps
+    try:
+        taken = json.loads(folder.summary.read_text())["policy_versions"]
+    except (OSError, ValueError, KeyError):
+        return 0  # the summary is written last
+    newest = folder.newest_weights()
+    return steps if newest is not None and newest.name == f"step_{taken}" and taken >= steps else 0
 
 
 def _initial(summary: dict) -> str:
