@@ -102,17 +102,22 @@ def _activations(shape: ModelShape, settings: Settings, tokens: int) -> int:
     return tokens * shape.layers * layer
 
 
-def host_needs(shape: ModelShape, settings: Settings) -> tuple[Need, ...]:
-    """What the learner keeps in the machine's own memory, in bytes.
+def host_needs(shape: ModelShape, settings: Settings, *, gpus: bool = False) -> tuple[Need, ...]:
+    """What the learner keeps in the machine's own memory besides what is on its device, in bytes.
 
-    A batch of several optimizer steps begins with a copy of weights and optimizer, so that a step that
-    fails can be undone.
+    A batch of several optimizer steps begins with a copy of weights and optimizer, so that a step that fails
+    can be undone. With GPUs every rank has read all weights into memory before that, and let go of them.
     """
-    learner = settings.learner
-    if settings.stream.batch <= learner.mini_batch and learner.epochs == 1:
-        return ()
+    learner, count = settings.learner, shape.parameters
+    several = settings.stream.batch > learner.mini_batch or learner.epochs > 1
     separate = settings.model.dtype == "bfloat16" and learner.ranks <= 1
-    return (Need("learner: copy to undo a failed step", shape.parameters * (16 if separate else 12)),)
+    copy = Need("learner: copy to undo a failed step", count * (16 if separate else 12) if several else 0)
+    width = 4 if learner.ranks > 1 else BYTES[settings.model.dtype]
+    start = Need(
+        "learner: weights on their way to the GPUs", count * width * max(1, learner.ranks) if gpus else 0
+    )
+    largest = max(copy, start, key=lambda need: need.bytes)
+    return (largest,) if largest.bytes else ()
 
 
 def engine_needs(
@@ -140,7 +145,7 @@ def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: En
         ConfigError: the layout needs more GPUs than there are.
     """
     model, engine = settings.model, settings.engine
-    learning, host = learner_needs(shape, settings), host_needs(shape, settings)
+    learning, host = learner_needs(shape, settings), host_needs(shape, settings, gpus=bool(machine.gpus))
     embedded = kind != "vllm"
     share = 1 if embedded else engine.tensor_parallel
     sampling = engine_needs(shape, model, engine, embedded=embedded, share=share)

@@ -147,6 +147,11 @@ def test_a_copy_is_kept_while_a_batch_takes_several_steps():
     assert copy.bytes == 12 * 1992
     (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128))
     assert copy.bytes == 16 * 1992
+    # With GPUs the weights are read into memory first, by every rank: never at the same time as the copy.
+    (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128), gpus=True)
+    assert copy.bytes == 16 * 1992
+    (read,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128, ranks=4, place="process"), gpus=True)
+    assert (read.what, read.bytes) == ("learner: weights on their way to the GPUs", 4 * 4 * 1992)
 
 
 def test_the_engine_by_hand():
@@ -164,12 +169,13 @@ def test_plans():
     memory, shared_memory = make_plans(SHAPE, small, machine(), "vllm")
     # Two versions at once lie in shared memory: the one in force and the one on its way.
     assert (shared_memory.device, shared_memory.total) == ("/dev/shm", 2 * SHAPE.parameters * 4)
-    learner, engine = make_plans(SHAPE, small, machine(GIB, 4 * GIB), "vllm")
+    learner, engine, memory = make_plans(SHAPE, small, machine(GIB, 4 * GIB), "vllm")
     assert not learner.fits  # a CUDA context alone is more than a gibibyte here
     assert engine.fits
     assert engine.capacity == int(4 * GIB * 0.9)
+    assert memory.total == SHAPE.parameters * 4  # read before they go to the GPU
     one = replace(small, engine=replace(small.engine, layout="shared", memory_share=0.25))
-    learner, engine = make_plans(SHAPE, one, machine(8 * GIB), "vllm")
+    learner, engine, _ = make_plans(SHAPE, one, machine(8 * GIB), "vllm")
     assert (learner.capacity, engine.capacity) == (6 * GIB, 2 * GIB)
 
 
@@ -177,8 +183,8 @@ def test_vllm_needs_the_keys_of_one_sequence_and_says_how_many_it_holds():
     # 1992 weights of 4 bytes; keys of a sequence of 64 tokens 64 * 64 = 4096 bytes, and four slots of them.
     small = Settings(engine=EngineSettings(slots=4, context_tokens=64), stream=StreamSettings(batch=256))
     room = 1_500_000_000 + 7968 + 2 * 4096
-    _, engine = make_plans(SHAPE, small, machine(GIB, int(room / 0.9) + 1), "vllm")
+    _, engine, _ = make_plans(SHAPE, small, machine(GIB, int(room / 0.9) + 1), "vllm")
     assert engine.fits
     assert engine.full_share == pytest.approx(0.5, abs=1e-3)
-    _, engine = make_plans(SHAPE, small, machine(GIB, int((room - 5000) / 0.9)), "vllm")
+    _, engine, _ = make_plans(SHAPE, small, machine(GIB, int((room - 5000) / 0.9)), "vllm")
     assert not engine.fits
