@@ -155,7 +155,8 @@ function lineChart(chart) {
   if (!yRange) return null;
   const axis = document.getElementById("axis").value, weight = Number(document.getElementById("smooth").value);
   const all = lines.flatMap(line => line.x.filter(value => value !== null && value !== undefined));
-  let xRange = chart.xRange || [Math.min(...all), Math.max(...all)];
+  // From zero, so that what was spent before learning is seen.
+  let xRange = chart.xRange || [Math.min(0, ...all), Math.max(...all)];
   if (xRange[0] === xRange[1]) xRange = [xRange[0] - 1, xRange[1] + 1];
   const x = value => LEFT + (value - xRange[0]) / (xRange[1] - xRange[0]) * (width - LEFT - RIGHT);
   const y = value => height - BOTTOM - (value - yRange[0]) / (yRange[1] - yRange[0]) * (height - TOP - BOTTOM);
