@@ -24,6 +24,7 @@ import seccomp
 del sys.path[0]
 
 CONTROL = 3
+_HUGE = 2 << 20
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
     0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 )  # fmt: skip
@@ -240,6 +241,27 @@ def announce(line):
         os.close(fd)
 
 
+def use_huge_pages():
+    """Put the warm heap into large pages, which a fork copies and an exit frees 512 at a time.
+
+    Returns the bytes that were moved. MADV_COLLAPSE is of Linux 6.1; an older kernel refuses, and nothing is
+    lost but time.
+    """
+    moved = 0
+    _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    with open("/proc/self/maps") as file:
+        regions = [line.split() for line in file]
+    for fields in regions:
+        if fields[1] != "rw-p" or (len(fields) > 5 and fields[5] != "[heap]"):
+            continue
+        start, end = (int(number, 16) for number in fields[0].split("-"))
+        start, end = -(-start // _HUGE) * _HUGE, end // _HUGE * _HUGE
+        for page in range(start, end, _HUGE):
+            if _libc.madvise(page, _HUGE, 25) == 0:  # MADV_COLLAPSE
+                moved += _HUGE
+    return moved
+
+
 def main():
     """Warm up, say so, serve."""
     control = socket.socket(fileno=CONTROL)
@@ -250,7 +272,9 @@ def main():
     gc.collect()
     gc.disable()
     gc.freeze()
-    answer = {"ready": ".".join(map(str, sys.version_info[:3])), "landlock": landlock.abi(), "failed": failed}
+    huge = use_huge_pages()
+    version = ".".join(map(str, sys.version_info[:3]))
+    answer = {"ready": version, "landlock": landlock.abi(), "failed": failed, "huge_bytes": huge}
     control.send(json.dumps(answer).encode())
     Zygote(control, config).serve()
 

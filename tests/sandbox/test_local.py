@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -27,6 +28,7 @@ from agentrl_sandbox import (
 from agentrl_sandbox.canaries import ATTEMPTS, escapes
 from agentrl_sandbox.hostile.harness import Footprint, descendants
 
+HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 LIMITS = Limits(time_s=5.0, memory_mb=256, grace_s=0.4)
 
 
@@ -292,6 +294,27 @@ async def test_closing_removes_the_control_groups_and_those_of_the_killed():
     assert groups.leftovers() == []
     other.close()
     assert other.leftovers() == []
+
+
+async def test_the_warm_heap_lies_in_large_pages():
+    major, minor = (int(part) for part in os.uname().release.split(".")[:2])
+    if (major, minor) < (6, 1) or "[never]" in Path(HUGE_PAGES).read_text():
+        pytest.skip("this kernel does not collapse pages when asked")
+    async with contextlib.AsyncExitStack() as stack:
+        home = stack.enter_context(tempfile.TemporaryDirectory())
+        Path(home).chmod(0o755)  # readable by the user the jail turns into, unlike tmp_path
+        Path(home, "ballast.py").write_text(
+            "kept = [str(number) for number in range(400_000)]\n"
+        )  # some 20 MB
+        sandbox = await stack.enter_async_context(
+            open_sandbox(limits=LIMITS, zygotes=1, libraries=("ballast",), library_path=home)
+        )
+        await sandbox.start()
+        zygote = sandbox._zygotes[0]
+        assert zygote is not None
+        assert zygote.ready["huge_bytes"] >= 8 << 20
+        async with await sandbox.open() as session:
+            assert (await session.run("import ballast; ballast.kept[-1]")).value == "'399999'"
 
 
 async def test_an_old_zygote_goes_with_its_last_session(monkeypatch):
