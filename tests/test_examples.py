@@ -10,14 +10,13 @@ import pytest
 
 from agentrl.cli.main import COMMANDS, main
 from agentrl.config import load_settings
+from agentrl.errors import ConfigError
 from agentrl.evaluation.benchmarks import BENCHMARKS
 from agentrl.inference.choose import EngineKind, Gpu, Machine
 from agentrl.memory import Plan, make_plans
 from agentrl.model_shape import ModelShape
-from agentrl.prompts import load_tasks
-from agentrl.settings import DataSettings, Settings
-from agentrl.spo.advantage import make_estimator
-from agentrl_envs import load_env
+from agentrl.settings import Settings
+from agentrl.train import check
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS = sorted(EXAMPLES.glob("*.toml"))
@@ -136,17 +135,21 @@ def test_the_memory_of_an_example_by_hand(example: str):
 
 
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.name)
-def test_an_example_can_start_where_its_model_and_data_are(path: Path):
+def test_an_example_can_start_once_its_model_and_data_are_there(path: Path, tmp_path: Path):
     settings = load_settings(path)
-    make_estimator(settings.estimator)
-    rows = DataSettings(train="generated:train:8")
-    for env in settings.env:
-        load_env(env.name)
-        if hasattr(load_env(env.name), "generate_rows"):
-            assert load_tasks([env], rows)
     for name in (settings.data.train, settings.eval.data):
         # A benchmark that the hub or $AGENTRL_DATA has, or a file that the comments say how to get.
         assert not name or name in BENCHMARKS or name in path.read_text().split("[run]")[0]
+    rows = [
+        f'{{"problem": "What is {number}?", "answer": "{number}"}}\n'
+        for number in range(settings.stream.batch)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    flags = [f"--data.train={tmp_path / 'rows.jsonl'}", "--data.limit=0", "--eval.data="]
+    check(load_settings(path, flags))
+    (tmp_path / "rows.jsonl").write_text("".join(rows[:-1]))
+    with pytest.raises(ConfigError, match="it could never fill"):
+        check(load_settings(path, flags))
 
 
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.name)
