@@ -13,7 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from agentrl.episode import Episode
+from agentrl.errors import StallError
 from agentrl.rollout import Dispatch
+
+STOP_LIMIT_S = 60.0
+"""Longest wait for cancelled episodes to clean up."""
 
 
 class Stream(Protocol):
@@ -32,7 +36,7 @@ class Stream(Protocol):
         ...
 
     def cancelled(self, dispatch: Dispatch) -> None:
-        """An episode was cancelled by `Dispatcher.stop`."""
+        """An episode was cancelled by `Dispatcher.stop`, or did not end in spite of it."""
         ...
 
 
@@ -93,7 +97,9 @@ class Dispatcher:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Episode]) -> None:
-        dispatch = self._tasks.pop(task)
+        dispatch = self._tasks.pop(task, None)
+        if dispatch is None:
+            return  # left behind by `stop`, which has told the stream
         try:
             if task.cancelled():
                 self._stream.cancelled(dispatch)
@@ -109,10 +115,25 @@ class Dispatcher:
             self._empty.set()
         self._wake.set()
 
-    async def stop(self) -> None:
-        """Start nothing more and cancel what is in flight; returns when all of it has left."""
+    async def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
+        """Start nothing more and cancel what is in flight; returns when all of it has left.
+
+        Raises:
+            StallError: some episodes did not end within the limit; they are left behind.
+        """
         self._stopping = True
         self._wake.set()
         for task in list(self._tasks):
             task.cancel()
-        await self._empty.wait()
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._empty.wait()
+        except TimeoutError as error:
+            left = list(self._tasks.values())
+            self._tasks.clear()
+            self._empty.set()
+            for dispatch in left:
+                self._stream.cancelled(dispatch)
+            names = ", ".join(dispatch.episode_id for dispatch in left[:8]) + (", ..." if left[8:] else "")
+            owner = f"{len(left)} cancelled episodes to end ({names})"
+            raise StallError(owner, limit_s, "an environment or a tool swallows its cancellation") from error

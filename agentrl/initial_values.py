@@ -102,6 +102,8 @@ class InitialStream:
         self.sampled_tokens = 0
         """Those of earlier attempts included."""
         self.done = asyncio.Event()
+        self.ended = 0
+        """Rollouts that ended in this attempt, failed or not."""
         self.last_failure = ""
         self._left = len(pool) * rollouts
         self._todo: deque[tuple[str, int]] = deque()
@@ -147,6 +149,7 @@ class InitialStream:
         self._recorder.record(episode, lambda: self._written(episode))
 
     def _written(self, episode: Episode) -> None:
+        self.ended += 1
         self._ledger.evaluated(episode.episode_id, episode.score, episode.num_sampled)
         self.sampled_tokens += episode.num_sampled
         self.scores[self._pool.index[episode.prompt_id]].append(episode.score)
@@ -155,6 +158,7 @@ class InitialStream:
     def failed(self, episode: Episode) -> None:
         """Try again, a few times."""
         assert episode.failure is not None
+        self.ended += 1
         self.last_failure = f"{episode.failure.boundary}: {episode.failure.error}: {episode.failure.message}"
         self._ledger.failed(episode.episode_id, f"{episode.failure.boundary}: {episode.failure.error}")
         number, _, attempt = episode.episode_id.removeprefix(INITIAL).partition(".")

@@ -1,17 +1,21 @@
 """The learner behind the orchestrator's interface: one thread of this process.
 
 All calls run one after another in the thread, so that weights are never read while a step changes
-them. The interface is the same for learners in processes of their own. Knows nothing of torch: it
-only passes episodes, arrays, paths and handles.
+them. The interface is the same for learners in processes of their own. The thread is a daemon: a step
+that hangs does not keep the program from ending. Knows nothing of torch: it only passes episodes,
+arrays, paths and handles.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import queue
 import shutil
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -80,11 +84,22 @@ class LearnerThread:
     def __init__(self, learner: Learner | LearnerProcesses, exchange: Path) -> None:
         self._learner = learner
         self._exchange = exchange
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentrl-learner")
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="agentrl-learner", daemon=True).start()
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, function = call
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:  # handed to who awaits it
+                    future.set_exception(error)
 
     async def _run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: function(*arguments, **options))
+        future: Future[T] = Future()
+        self._calls.put((future, lambda: function(*arguments, **options)))
+        return await asyncio.wrap_future(future)
 
     async def step(
         self, episodes: Sequence[Episode], advantages: NDArray[np.float64], *, clock_tokens: int
@@ -124,13 +139,22 @@ class LearnerThread:
                 shutil.rmtree(folder)
 
     async def close(self) -> None:
-        """Stop after what is under way."""
-        close = getattr(self._learner, "close", None)
+        """Stop after what is under way; past the limit the processes of a learner are killed."""
+        close = getattr(self._learner, "close", lambda: None)
         try:
-            async with asyncio.timeout(CLOSE_LIMIT_S):
-                if close is not None:
-                    await self._run(close)
-                await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
+            await asyncio.wait_for(self._run(close), CLOSE_LIMIT_S)
         except TimeoutError:
-            logger.warning("the learner did not stop within %.0f s; its step is left behind", CLOSE_LIMIT_S)
+            await self._abort()
+        self._calls.put(None)
         await asyncio.to_thread(shutil.rmtree, self._exchange, ignore_errors=True)
+
+    async def _abort(self) -> None:
+        kill = getattr(self._learner, "kill", None)
+        if kill is None:
+            logger.warning("the learner did not stop within %.0f s; its step is left behind", CLOSE_LIMIT_S)
+            return
+        logger.warning("the learner did not stop within %.0f s; its processes are killed", CLOSE_LIMIT_S)
+        kill()
+        # The call under way sees their death and ends.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._run(lambda: None), CLOSE_LIMIT_S)

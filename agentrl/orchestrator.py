@@ -25,7 +25,7 @@ from agentrl.credit import Assignment, Credit, shuffled
 from agentrl.dispatcher import Dispatcher
 from agentrl.drift_replay import DriftReplay
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError, Interrupted
+from agentrl.errors import AgentRLError, Interrupted, StallError
 from agentrl.history import History
 from agentrl.inference.policy import Policy
 from agentrl.initial_values import InitialStream, needs_initial_rollouts, read_initial_file
@@ -48,8 +48,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 Play = Callable[[Dispatch], Awaitable[Episode]]
-Evaluate = Callable[[int, int], Awaitable[dict[str, Any]]]
-"""From (version, index of the evaluation) to a row of metrics."""
+Evaluate = Callable[[int, int, Callable[[], None]], Awaitable[dict[str, Any]]]
+"""From (version, index of the evaluation, what to call after each of its episodes) to a row of metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +168,15 @@ class Orchestrator:
             for task in (work, stop):
                 task.cancel()
             await asyncio.gather(work, stop, return_exceptions=True)
-            await self.dispatcher.stop()
+            await self._end(self.dispatcher)
             self._failed.cancel()
             self.parts.watchdog.stop()
 
     async def _interrupt(self, work: asyncio.Future[None]) -> None:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
-        await self.dispatcher.stop()
-        await self.parts.recorder.flush()
+        await self._end(self.dispatcher)
+        await self._flush()
         await self._checkpoint()
         raise Interrupted(
             f"stopped at version {self.version}; continue with "
@@ -206,8 +206,8 @@ class Orchestrator:
             await self._finish()
 
     async def _finish(self) -> None:
-        await self.dispatcher.stop()
-        await self.parts.recorder.flush()
+        await self._end(self.dispatcher)
+        await self._flush()
         self.stream.abandon("the run reached its last step")
         every = self.settings.eval.every
         if every == 0 or self.version % every:
@@ -242,13 +242,18 @@ class Orchestrator:
         running = asyncio.ensure_future(dispatcher.run())
         done = asyncio.ensure_future(stream.done.wait())
         try:
-            await asyncio.wait((running, done), return_when=asyncio.FIRST_COMPLETED)
+            await self.parts.watchdog.wait(
+                asyncio.wait((running, done), return_when=asyncio.FIRST_COMPLETED),
+                "another rollout for an initial value to end",
+                self.settings.run.wait_limit_s,
+                progress=lambda: stream.ended,
+            )
             if running.done():
                 running.result()
         finally:
             running.cancel()
             done.cancel()
-            await dispatcher.stop()
+            await self._end(dispatcher)
             # An attempt that ends in the middle of it has cost its time.
             self.totals.add_initial_time(time.monotonic() - started, cpu_seconds() - cpu)
         stream.initialise()
@@ -268,7 +273,18 @@ class Orchestrator:
         if self.parts.evaluate is None:
             return
         self.parts.metrics.tell("phase", name="evaluation", total=0)
-        row = await self.parts.evaluate(self.version, self.evaluations)
+        ended = 0
+
+        def one_more() -> None:
+            nonlocal ended
+            ended += 1
+
+        row = await self.parts.watchdog.wait(
+            self.parts.evaluate(self.version, self.evaluations, one_more),
+            f"another episode of the evaluation of version {self.version} to end",
+            self.settings.run.wait_limit_s,
+            progress=lambda: ended,
+        )
         self.evaluations += 1
         self.parts.metrics.write("eval", step=self.version, version=self.version, attempt=self.attempt, **row)
 
@@ -288,7 +304,7 @@ class Orchestrator:
         publish_s = await self._publish()
         drifts = None
         if self.replay:
-            drifts = await self._limited(self.replay.after_step(batch), "the learner to score again")
+            drifts = await self.limited(self.replay.after_step(batch), "the learner to score again")
         folds = self.credit.fold(batch, drifts)
         self.redo()
         self._log_step(batch, given, learned, folds, learn_s, publish_s)
@@ -354,20 +370,34 @@ class Orchestrator:
         self.credit.advance(float(learned.get("drift") or 0.0))
         self.version += 1
 
-    async def _limited(self, awaitable: Awaitable[T], owner: str) -> T:
+    async def _end(self, dispatcher: Dispatcher) -> None:
+        """Stop it; episodes that will not end are named and left behind, for what follows matters more."""
+        try:
+            await dispatcher.stop()
+        except StallError as error:
+            self.parts.watchdog.write_stacks(str(error))
+            logger.error("%s", error)
+
+    async def _flush(self) -> None:
+        await self.limited(self.parts.recorder.flush(), f"the disk to write {self.parts.folder.episodes}")
+
+    async def limited(self, awaitable: Awaitable[T], owner: str) -> T:
+        """Await within `run.wait_limit_s`; the error names the owner."""
         return await self.parts.watchdog.wait(awaitable, owner, self.settings.run.wait_limit_s)
 
-    async def _load(self) -> None:
-        handle = await self.parts.learner.handle(self.version, self.attempt)
-        await self.parts.policy.load(handle)
+    async def load_weights(self) -> None:
+        """Give the engine the learner's weights as the present version."""
+
+        async def load() -> None:
+            await self.parts.policy.load(await self.parts.learner.handle(self.version, self.attempt))
+
+        await self.parts.watchdog.wait(
+            load(), f"the engine to take version {self.version}", self.settings.engine.update_limit_s
+        )
 
     async def _publish(self) -> float:
         started = time.monotonic()
-        await self.parts.watchdog.wait(
-            self._load(),
-            f"the engine to take version {self.version}",
-            self.settings.engine.update_limit_s,
-        )
+        await self.load_weights()
         if self.parts.after_update is not None:
             await self.parts.after_update(self.version)
         return time.monotonic() - started
@@ -472,7 +502,7 @@ class Orchestrator:
         temporary = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        await self._limited(self.parts.learner.save_weights(temporary), "the learner to write its weights")
+        await self.limited(self.parts.learner.save_weights(temporary), "the learner to write its weights")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
 
@@ -510,13 +540,20 @@ class Orchestrator:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            await self._limited(parts.learner.save(temporary / "learner"), "the learner to save")
-            await asyncio.to_thread(write_state, temporary, state)
-            await asyncio.to_thread(commit, temporary, final, self.settings.checkpoint.keep)
+            await self.limited(parts.learner.save(temporary / "learner"), "the learner to save")
+            await self.limited(
+                asyncio.to_thread(write_state, temporary, state), f"the disk to write {temporary}"
+            )
+            await self.limited(
+                asyncio.to_thread(commit, temporary, final, self.settings.checkpoint.keep),
+                f"the disk to take {final}",
+            )
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise AgentRLError(
                 f"cannot write the checkpoint of version {self.version} to {final}: {error}; "
                 "the checkpoint before it is intact: free some space and resume"
             ) from error
-        await asyncio.to_thread(parts.recorder.rotate)
+        await self.limited(
+            asyncio.to_thread(parts.recorder.rotate), f"the disk to compress {parts.folder.episodes}"
+        )

@@ -17,9 +17,12 @@ from pathlib import Path
 
 from agentrl.durable import LineFile, write_file
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, StallError
 
 Callback = Callable[[], None]
+
+CLOSE_LIMIT_S = 60.0
+"""Longest wait for the disk when the recorder is closed."""
 
 
 class EpisodeRecorder:
@@ -117,17 +120,26 @@ class EpisodeRecorder:
                 count += _count_lines(path)
 
     async def flush(self) -> None:
-        """Return once everything recorded so far is on disk and its callbacks have run."""
+        """Return once everything recorded so far is on disk and its callbacks have run.
+
+        The caller sets a limit.
+        """
         done = asyncio.Event()
         if self._thread.is_alive():
             # The queue is in order, and callbacks are too: a marker of our own is the last of them.
             self._queue.put((None, done.set))
             await done.wait()
 
-    async def close(self) -> None:
-        """Write what is left and stop."""
+    async def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
+        """Write what is left and stop.
+
+        Raises:
+            StallError: the disk did not take it within the limit.
+        """
         self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, limit_s)
+        if self._thread.is_alive():
+            raise StallError(f"the disk to write episodes to {self._file.path}", limit_s)
         await asyncio.sleep(0)
         self._file.close()
 

@@ -30,7 +30,9 @@ async def resume(orchestrator: Orchestrator) -> None:
     found = checkpoint_folders(parts.folder.checkpoints)
     if found:
         state = read_state(found[-1])
-        await parts.learner.load(found[-1] / "learner")
+        await orchestrator.limited(
+            parts.learner.load(found[-1] / "learner"), f"the learner to load {found[-1]}"
+        )
     else:
         # Killed before its first checkpoint: it goes on from the beginning of the first attempt.
         state = replace(orchestrator.state(), ledger_position=0)
@@ -51,7 +53,7 @@ async def resume(orchestrator: Orchestrator) -> None:
     _start_again(orchestrator)
     _refill(orchestrator, episodes, batches)
     orchestrator.redo()
-    await parts.policy.load(await parts.learner.handle(orchestrator.version, orchestrator.attempt))
+    await orchestrator.load_weights()
 
 
 def _restore(orchestrator: Orchestrator, state: RunState) -> None:

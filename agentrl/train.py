@@ -251,7 +251,10 @@ def make_learner(settings: Settings) -> Any:
         from agentrl.learner.process import LearnerProcesses
 
         return LearnerProcesses(
-            settings.model, settings.learner, seed=settings.run.seed, limit_s=settings.run.wait_limit_s
+            settings.model,
+            settings.learner,
+            seed=settings.run.seed,
+            limit_s=0.9 * settings.run.wait_limit_s,  # before the run's own: it names the rank
         )
     from agentrl.learner.learner import Learner
 
@@ -357,7 +360,7 @@ def _evaluator(settings: Settings, rows: EvalRows, policy: Policy, renderer: Any
     task, data = rows[0]
     eval_settings = settings.eval
 
-    async def evaluate(version: int, number: int) -> dict[str, Any]:
+    async def evaluate(version: int, number: int, ended: Callable[[], None]) -> dict[str, Any]:
         result = await evaluate_policy(
             policy,
             renderer,
@@ -369,6 +372,7 @@ def _evaluator(settings: Settings, rows: EvalRows, policy: Policy, renderer: Any
             concurrency=settings.stream.in_flight or settings.engine.slots,
             seed=settings.run.seed,
             name=f"v{version}-{number}",
+            on_record=lambda record: ended(),
         )
         return result.as_row()
 

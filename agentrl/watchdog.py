@@ -11,16 +11,24 @@ import asyncio
 import contextlib
 import faulthandler
 import io
+import logging
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agentrl.errors import StallError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+"""How long something that was waited for too long may take to end once it is cancelled."""
+
+POLL_S = 1.0
+"""Longest time between two looks at whether something moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +83,39 @@ class Watchdog:
         finally:
             del self._waits[number]
 
-    async def wait(self, awaitable: Awaitable[T], owner: str, limit_s: float, remedy: str = "") -> T:
-        """Await with a limit.
+    async def wait(
+        self,
+        awaitable: Awaitable[T],
+        owner: str,
+        limit_s: float,
+        remedy: str = "",
+        *,
+        progress: Callable[[], object] | None = None,
+    ) -> T:
+        """Await with a limit, also something that does not end when it is cancelled.
+
+        Args:
+            awaitable: what is waited for.
+            owner: who, as a person would name it.
+            limit_s: longest wait.
+            remedy: what the user can do about it.
+            progress: changes whenever the owner got on; the limit then counts from its last change.
 
         Raises:
-            StallError: the limit passed; the awaitable was cancelled, the stacks were written.
+            StallError: the limit passed; the stacks were written, then the awaitable was cancelled.
         """
-        with self.watching(owner, limit_s):
-            scope = asyncio.timeout(limit_s)
-            try:
-                async with scope:
-                    return await awaitable
-            except TimeoutError as error:
-                if not scope.expired():
-                    raise
+        work = asyncio.ensure_future(awaitable)
+        try:
+            with self.watching(owner, limit_s):
+                if await _ends(work, limit_s, progress):
+                    return work.result()
                 where = self.write_stacks(f"waited {limit_s:.0f} s for {owner}")
-                hint = f"stacks are in {where}" if where else ""
-                raise StallError(owner, limit_s, "; ".join(filter(None, (remedy, hint)))) from error
+        except BaseException:
+            await _cancel(work, owner)
+            raise
+        await _cancel(work, owner)
+        hint = f"stacks are in {where}" if where else ""
+        raise StallError(owner, limit_s, "; ".join(filter(None, (remedy, hint))))
 
     def start(self) -> None:
         """Watch the running event loop from a thread."""
@@ -140,6 +164,29 @@ class Watchdog:
             if tasks:
                 file.write(_task_stacks())
         return path
+
+
+async def _ends(work: asyncio.Future[Any], limit_s: float, progress: Callable[[], object] | None) -> bool:
+    """Whether it ends within the limit, counted from the last change of `progress`."""
+    seen, began = progress and progress(), time.monotonic()
+    while not work.done():
+        left = began + limit_s - time.monotonic()
+        if left <= 0.0:
+            return False
+        await asyncio.wait((work,), timeout=left if progress is None else min(left, POLL_S))
+        if progress is not None and (now := progress()) != seen:
+            seen, began = now, time.monotonic()
+    return True
+
+
+async def _cancel(work: asyncio.Future[Any], owner: str) -> None:
+    """Cancel it, and leave it behind where it will not end."""
+    work.cancel()
+    await asyncio.wait((work,), timeout=GRACE_S)
+    if not work.done():
+        logger.error("%s did not end within %.0f s of being cancelled and is left behind", owner, GRACE_S)
+    elif not work.cancelled():
+        work.exception()  # seen: it is not what the caller needs to know
 
 
 def _task_stacks() -> str:

@@ -2,20 +2,24 @@
 
 Every rank runs each call on the same arguments; the weights are split among them (`Ranks.shard`). Calls
 travel through pipes, weights through folders. A rank that dies or stalls is named, and the others are
-ended with it: a collective cannot go on without one of its members.
+ended with it: a collective cannot go on without one of its members. No rank outlives this process.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
+import os
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
 from datetime import timedelta
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess, parent_process
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -66,6 +70,8 @@ class LearnerProcesses:
         context = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
+        # Before multiprocessing's own handler, which waits without a limit for ranks that do not heed it.
+        atexit.register(self.kill)
         for rank in range(settings.ranks):
             mine, theirs = context.Pipe()
             arguments = (rank, settings.ranks, self._folder.name, limit_s, theirs)
@@ -114,15 +120,19 @@ class LearnerProcesses:
 
     def close(self) -> None:
         """End the processes. Closing twice is fine."""
-        for pipe in self._pipes:
-            with contextlib.suppress(OSError):  # already dead
-                pipe.send(None)
+        self._send(None, GRACE_S)
         deadline = time.monotonic() + GRACE_S
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
         self._end()
 
+    def kill(self) -> None:
+        """End the processes at once; from any thread, also in the middle of a call, which then fails."""
+        for process in list(self._processes):
+            process.kill()
+
     def _end(self) -> None:
+        atexit.unregister(self.kill)
         for process in self._processes:
             if process.is_alive():
                 process.kill()
@@ -135,14 +145,28 @@ class LearnerProcesses:
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         if not self._pipes:
             raise LearnerError("the learner's processes have ended")
-        for rank, pipe in enumerate(self._pipes):
-            try:
-                pipe.send((method, arguments, options))
-            except OSError as error:
-                text = self._death(rank)
-                self._end()
-                raise LearnerError(text) from error
+        stuck = self._send((method, arguments, options), self._limit_s)
+        if stuck:
+            self._end()
+            raise StallError(f"learner rank {stuck[0]} to take the call of {method}", self._limit_s)
         return self._collect(method)
+
+    def _send(self, message: Any, limit_s: float) -> list[int]:
+        """Send to all ranks; returns those that did not read it. A dead one shows when it should answer."""
+        data = ForkingPickler.dumps(message)
+
+        def send(pipe: Connection) -> None:
+            with contextlib.suppress(OSError):
+                pipe.send_bytes(data)
+
+        # A pipe holds little: who writes more waits for the reader, so each wait has a thread of its own.
+        threads = [threading.Thread(target=send, args=(pipe,), daemon=True) for pipe in self._pipes]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + limit_s
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return [rank for rank, thread in enumerate(threads) if thread.is_alive()]
 
     def _collect(self, method: str) -> Any:
         """The first rank's answer, once every rank has answered."""
@@ -192,6 +216,7 @@ def _serve(
     rank: int, size: int, folder: str, limit_s: float, pipe: Connection, options: dict[str, Any]
 ) -> None:
     """The life of one rank: set up, then answer calls until told to stop or left alone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     from agentrl.learner.learner import Learner
@@ -223,6 +248,14 @@ def _serve(
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, whatever it is doing."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _answer(

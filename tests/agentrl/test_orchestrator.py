@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentrl.errors import AgentRLError, DiskError, Interrupted
+from agentrl.checkpoint import checkpoint_folders
+from agentrl.dispatcher import Dispatcher
+from agentrl.errors import AgentRLError, DiskError, Interrupted, StallError
 from agentrl.ledger import State
 from agentrl.metrics import read_metrics
 from agentrl.resume import resume
@@ -229,7 +233,7 @@ async def test_ctrl_c_in_the_first_evaluation_can_be_resumed(
 ) -> None:
     run = new_loop("--tracker.initial_rollouts=1")
 
-    async def evaluate(version: int, number: int) -> dict[str, Any]:
+    async def evaluate(version: int, number: int, ended: Any) -> dict[str, Any]:
         run.orchestrator.stop()
         await asyncio.sleep(3600)
         return {}
@@ -249,7 +253,7 @@ async def test_ctrl_c_in_the_first_evaluation_can_be_resumed(
 async def test_ctrl_c_in_the_last_evaluation_does_not_lose_the_end(new_loop: Callable[..., Any]) -> None:
     run = new_loop()
 
-    async def evaluate(version: int, number: int) -> dict[str, Any]:
+    async def evaluate(version: int, number: int, ended: Any) -> dict[str, Any]:
         if version:
             run.orchestrator.stop()
             await asyncio.sleep(0.05)
@@ -276,4 +280,96 @@ async def test_initial_values_from_a_file(new_loop: Callable[..., Any], tmp_path
     assert pool.tracker.value(pool.index["ab"]) == pytest.approx(0.5)
     assert pool.tracker.was_seen(pool.index["ab"])
     assert not pool.tracker.was_seen(pool.index["cd"])
+    await run.close()
+
+
+async def test_an_evaluation_that_stalls_is_named(new_loop: Callable[..., Any]) -> None:
+    # Fails when `Orchestrator._evaluate` awaits the evaluation itself.
+    run = new_loop("--run.wait_limit_s=0.4")
+
+    async def evaluate(version: int, number: int, ended: Callable[[], None]) -> dict[str, Any]:
+        for _ in range(4):  # longer than the limit, but it gets on
+            await asyncio.sleep(0.2)
+            ended()
+        await asyncio.sleep(3600)
+        return {}
+
+    object.__setattr__(run.orchestrator.parts, "evaluate", evaluate)
+    with pytest.raises(StallError, match="another episode of the evaluation of version 0 to end"):
+        await asyncio.wait_for(run.orchestrator.run(), 20)
+    assert "evaluation of version 0" in (run.folder.logs / "stalls.txt").read_text()
+    await run.close()
+
+
+class Hangs(Env):
+    """Never answers."""
+
+    def prompt(self, row: Any) -> str:
+        return row["word"]
+
+    async def reward(self, row: Any, answer: str | None) -> bool:
+        await asyncio.sleep(3600)
+        return True
+
+
+async def test_initial_rollouts_that_stall_are_named(new_loop: Callable[..., Any]) -> None:
+    run = new_loop("--run.wait_limit_s=0.4", "--tracker.initial_rollouts=1", env=Hangs)
+    with pytest.raises(StallError, match="another rollout for an initial value to end"):
+        await asyncio.wait_for(run.orchestrator.run(), 20)
+    await run.close()
+
+
+async def test_a_disk_that_hangs_is_named(new_loop: Callable[..., Any]) -> None:
+    run = new_loop("--run.wait_limit_s=0.5")
+    recorder, lock = run.orchestrator.parts.recorder, threading.Lock()
+    lock.acquire()
+    write = recorder._write
+
+    def hangs(items: Any) -> None:
+        with lock:  # as a write to a server that is gone
+            write(items)
+
+    recorder._write = hangs
+    with pytest.raises(StallError, match="the disk to write .*/episodes"):
+        await run.orchestrator._flush()
+    with pytest.raises(StallError, match="the disk to write episodes to .*/000001.jsonl"):
+        await recorder.close(limit_s=0.1)
+    lock.release()
+    await run.close()
+
+
+async def test_an_episode_that_swallows_its_cancellation_does_not_hold_up_the_end(
+    new_loop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = asyncio.Event()
+
+    class Stubborn(Env):
+        def prompt(self, row: Any) -> str:
+            return row["word"]
+
+        async def reward(self, row: Any, answer: str | None) -> bool:
+            while row["word"] == "ab" and not released.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await released.wait()
+            return True
+
+    monkeypatch.setattr(Dispatcher.stop, "__defaults__", (0.2,))
+    run = new_loop("--stream.staleness=3", env=Stubborn)
+
+    async def stop() -> None:
+        if run.orchestrator.version == 2:
+            run.orchestrator.stop()
+
+    run.learner.seconds = stop
+    with pytest.raises(Interrupted):
+        await asyncio.wait_for(run.orchestrator.run(), 30)
+    assert "waited 0 s for 1 cancelled episodes to end (t" in caplog.text
+    assert "swallows its cancellation" in caplog.text
+    # It left by `cancelled`: the checkpoint was written, and a resumed run would start it again.
+    assert run.orchestrator.version == 3
+    assert len(checkpoint_folders(run.folder.checkpoints)) > 0
+    pending = run.orchestrator.parts.ledger.counts[State.PENDING]
+    released.set()
+    await asyncio.sleep(0.05)
+    assert run.orchestrator.parts.ledger.counts[State.PENDING] == pending > 0
     await run.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -53,3 +54,38 @@ async def test_a_loop_that_does_not_turn_is_noticed(tmp_path: Path) -> None:
     watchdog.stop()
     assert watchdog.loop_stalls >= 1
     assert "has not turned" in (tmp_path / "stalls.txt").read_text()
+
+
+async def test_progress_renews_a_limit(tmp_path: Path) -> None:
+    watchdog, count = Watchdog(tmp_path), 0
+
+    async def counts() -> str:
+        nonlocal count
+        for _ in range(8):
+            await asyncio.sleep(0.05)
+            count += 1
+        return "done"
+
+    # 0.4 s in all, with never more than 0.05 s between two signs of life.
+    assert await watchdog.wait(counts(), "a counter", 0.3, progress=lambda: count) == "done"
+    with pytest.raises(StallError, match="waited 0 s for a counter"):
+        await watchdog.wait(counts(), "a counter", 0.3, progress=lambda: None)
+
+
+async def test_what_does_not_end_when_it_is_cancelled_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("agentrl.watchdog.GRACE_S", 0.05)
+    released = asyncio.Event()
+
+    async def stubborn() -> None:
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await released.wait()
+
+    work = asyncio.ensure_future(stubborn())
+    with pytest.raises(StallError, match="waited 0 s for a stubborn tool"):
+        await Watchdog(tmp_path).wait(work, "a stubborn tool", 0.05)
+    assert "a stubborn tool did not end" in caplog.text
+    released.set()
+    await work

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
 transformers = pytest.importorskip("transformers", reason="the learner needs transformers")
 
+from agentrl import learner_thread
 from agentrl.episode import Episode
-from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError
+from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError, StallError
 from agentrl.learner.learner import Learner
 from agentrl.learner.process import LearnerProcesses
 from agentrl.settings import LearnerSettings, ModelSettings
+from agentrl.watchdog import Watchdog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -96,3 +104,93 @@ def test_a_rank_that_dies_is_named(pair: LearnerProcesses, episodes: list[Episod
 def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no config.json"):
         start(tmp_path, ranks=1)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, zombies not counted."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pid: int, limit_s: float) -> bool:
+    deadline = time.monotonic() + limit_s
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def test_a_rank_that_hangs_is_killed(
+    model_folder: Path, episodes: list[Episode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fails without `LearnerProcesses.kill` in `LearnerThread._abort`: the stopped rank stays.
+    monkeypatch.setattr(learner_thread, "CLOSE_LIMIT_S", 2.0)
+    ranks = start(model_folder, ranks=1)
+    (victim,) = (process.pid for process in ranks._processes)
+    assert victim is not None
+
+    async def hang() -> None:
+        learner = learner_thread.LearnerThread(ranks, tmp_path / "exchange")
+        os.kill(victim, signal.SIGSTOP)
+        with pytest.raises(StallError, match="waited 1 s for the learner's step"):
+            await Watchdog().wait(
+                learner.step(episodes, np.ones(len(episodes)), clock_tokens=0), "the learner's step", 1.0
+            )
+        await learner.close()
+
+    asyncio.run(hang())
+    assert gone(victim, 5.0)
+
+
+def test_a_rank_that_does_not_read_is_named(
+    model_folder: Path, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More than a pipe holds. Fails when `_call` writes to the pipe itself: it would never return.
+    with start(model_folder, ranks=1) as ranks:
+        (victim,) = (process.pid for process in ranks._processes)
+        assert victim is not None
+        os.kill(victim, signal.SIGSTOP)
+        monkeypatch.setattr(ranks, "_limit_s", 1.0)
+        with pytest.raises(StallError, match="waited 1 s for learner rank 0 to take the call of score"):
+            ranks.score([replace(episodes[0], answer="x" * 1_000_000)])
+        assert gone(victim, 5.0)
+
+
+ABANDONS = """
+import os, signal, sys, time
+from agentrl.learner.process import LearnerProcesses
+from agentrl.settings import LearnerSettings, ModelSettings
+class Busy:
+    "Keeps who reads it busy for a minute."
+    def __reduce__(self):
+        return time.sleep, (60,)
+if __name__ == "__main__":
+    ranks = LearnerProcesses(
+        ModelSettings(path={model!r}, device="cpu", threads=1), LearnerSettings(place="process", ranks=1)
+    )
+    pid = ranks._processes[0].pid
+    print(pid, flush=True)
+    if {end!r} == "exit":
+        os.kill(pid, signal.SIGSTOP)  # hangs, and nobody closes it
+        sys.exit(0)
+    ranks._send(("score", (Busy(),), {{}}), 1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_no_rank_outlives_its_program(end: str, model_folder: Path, tmp_path: Path) -> None:
+    # Fails without `atexit` (multiprocessing waits for the stopped rank for ever) and `_end_with_parent`.
+    script = tmp_path / "abandons.py"
+    script.write_text(ABANDONS.format(model=str(model_folder), end=end))
+    path = os.pathsep.join(str(Path(__file__).parents[3] / part) for part in (".", "envs", "sandbox"))
+    program = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert program.returncode == (0 if end == "exit" else -signal.SIGKILL), program.stderr[-2000:]
+    assert gone(int(program.stdout), 10.0)
