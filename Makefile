@@ -7,8 +7,9 @@ BIN    := $(VENV)/bin
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,--extra-index-url https://download.pytorch.org/whl/cpu)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --retries 2
 STAMP  := $(VENV)/.installed
+LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test check format docs test-sandbox test-docker test-vllm test-chaos test-gpu wheel-check clean
+.PHONY: help demo test check lint format docs test-sandbox test-docker test-vllm test-chaos test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -21,12 +22,15 @@ demo: $(STAMP)
 test: $(STAMP)-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile"
 
-## make check         format, lint, types, import rules, fast tests (a minute or two)
-check: $(STAMP)-dev
+## make lint          format, lint, types, import rules
+lint: $(STAMP)-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+## make check         lint, and the fast tests (a minute or two)
+check: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not docker and not vllm and not chaos and not hostile"
 
 ## make format        let ruff format and mend
@@ -35,8 +39,13 @@ format: $(STAMP)-dev
 	$(BIN)/ruff format .
 
 ## make test-sandbox  a hundred hostile programs at every level of isolation, as root and as an ordinary user
-test-sandbox: $(STAMP)-dev
-	$(BIN)/python -m pytest -q -m "hostile and not docker" tests/sandbox
+test-sandbox: $(STAMP)-dev $(LIBRARIES)/.installed
+	AGENTRL_TEST_LIBRARIES=$(abspath $(LIBRARIES)) $(BIN)/python -m pytest -q -m "hostile and not docker" tests/sandbox
+
+# What some of the hostile programs import; never the trainer's own packages.
+$(LIBRARIES)/.installed:
+	$(PYTHON) -m pip --disable-pip-version-check install --quiet --target $(LIBRARIES) numpy sympy matplotlib
+	@touch $@
 
 ## make test-docker   the Docker backend on a real engine (installs and starts one if none runs)
 test-docker: $(STAMP)-dev
