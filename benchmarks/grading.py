@@ -1,7 +1,7 @@
 """Numbers of the grader: `python -m benchmarks.grading [--data FOLDER] [--quick]`.
 
 Gold against itself in many renderings, wrong on purpose, adversarial answers, throughput of the exact and the
-symbolic path. Times are CPU seconds beside wall seconds; A and B run interleaved, ratios are of medians.
+symbolic path, coverage of the intervals (`benchmarks/intervals.py`). Times are CPU seconds beside wall seconds; A and B run interleaved, ratios are of medians.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from agentrl_envs import Grader, Verdict, last_answer, load_rows
 from agentrl_envs.graders.exact import number_of
 from agentrl_envs.graders.pool import PoolLimits
+from benchmarks import intervals
 
 Rendering = Callable[[str], str | None]
 """Gold answer -> the same answer written in another way; None where the rendering does not apply."""
@@ -254,7 +255,7 @@ def main() -> None:
         "--limit", type=float, default=2.0, help="the grader's limit for adversarial answers, seconds"
     )
     parser.add_argument("--quick", action="store_true", help="200 rows per data set, fewer rounds")
-    parser.add_argument("--parts", default="gold,adversarial,throughput", help="which parts to run")
+    parser.add_argument("--parts", default="gold,adversarial,throughput,intervals", help="which parts to run")
     options = parser.parse_args()
     parts = options.parts.split(",")
     results: dict[str, Any] = {
@@ -280,6 +281,13 @@ def main() -> None:
         print(f"exact path: {exact['integers_per_cpu_second']:.0f} integers a CPU second")
         print(f"symbolic path: {symbolic['pool_per_s']:.1f} a second in the pool", end="")
         print(f", {symbolic['fresh_per_s']:.2f} with a process each (ratio {symbolic['ratio']:.1f})")
+    if "intervals" in parts:
+        repeats = 400 if options.quick else 4000
+        print(f"-- coverage of 95% intervals, {repeats} repetitions a cell")
+        rows = list(intervals.cells(repeats, seed=0))
+        print(intervals.summary(rows))
+        middle = [row.coverage for row in rows if 0.2 <= row.mean <= 0.8 and " avg" in row.what]
+        results["coverage_at_means_of_2_to_8_tenths"] = {"least": min(middle), "greatest": max(middle)}
     print(json.dumps(results, ensure_ascii=False))
 
 
