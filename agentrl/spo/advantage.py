@@ -140,13 +140,23 @@ class Estimator(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SPOEstimator:
-    """Score less the tracker's value, normalised over the batch."""
+class _Ungrouped:
+    """What estimators without groups share: every episode is learned from."""
 
     floor: float | None
     """Smallest deviation divided by; None leaves advantages as they are."""
-    needs_baselines: bool = True
     group_size: int = 1
+
+    def keep(self, scores: ArrayLike, groups: ArrayLike | None = None) -> NDArray[np.bool_]:
+        """[B] all true."""
+        return np.ones(np.size(scores), dtype=np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class SPOEstimator(_Ungrouped):
+    """Score less the tracker's value, normalised over the batch."""
+
+    needs_baselines: bool = True
 
     def __call__(
         self,
@@ -161,18 +171,12 @@ class SPOEstimator:
         raw = advantages(scores, baselines)
         return raw if self.floor is None else normalise(raw, self.floor)
 
-    def keep(self, scores: ArrayLike, groups: ArrayLike | None = None) -> NDArray[np.bool_]:
-        """[B] all true."""
-        return np.ones(np.size(scores), dtype=np.bool_)
-
 
 @dataclass(frozen=True, slots=True)
-class NoBaselineEstimator:
+class NoBaselineEstimator(_Ungrouped):
     """The score itself, normalised over the batch (the paper's ablation)."""
 
-    floor: float | None
     needs_baselines: bool = False
-    group_size: int = 1
 
     def __call__(
         self,
@@ -184,10 +188,6 @@ class NoBaselineEstimator:
         """[B] advantages; neither `baselines` nor `groups` is looked at."""
         raw = _vector(scores, "scores")
         return raw if self.floor is None else normalise(raw, self.floor)
-
-    def keep(self, scores: ArrayLike, groups: ArrayLike | None = None) -> NDArray[np.bool_]:
-        """[B] all true."""
-        return np.ones(np.size(scores), dtype=np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
