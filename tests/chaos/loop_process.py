@@ -10,10 +10,16 @@ import importlib.util
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from agentrl.evaluation.run import evaluate_policy
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
+from agentrl.metrics import read_metrics
+from agentrl.orchestrator import Evaluate
+from agentrl.renderer import make_renderer
 from agentrl.resume import resume
 from agentrl.run_folder import RunFolder
 
@@ -27,6 +33,25 @@ def load_parts() -> ModuleType:
     sys.modules["loop_parts"] = module
     spec.loader.exec_module(module)
     return module
+
+
+def evaluator(parts: ModuleType, policy: ScriptedPolicy) -> Evaluate:
+    """Evaluation inside the run, on the same policy, as `agentrl.train` does it."""
+    renderer = make_renderer(ByteTokenizer(), "code", instructions="")
+
+    async def evaluate(version: int, number: int, ended: Callable[[], None]) -> dict[str, Any]:
+        result = await evaluate_policy(
+            policy,
+            renderer,
+            lambda seed: parts.Echo(),
+            [{"id": word, "word": word} for word in parts.WORDS],
+            concurrency=4,
+            name=f"v{version}-{number}",
+            on_record=lambda record: ended(),
+        )
+        return result.as_row()
+
+    return evaluate
 
 
 async def main(path: Path, flags: list[str]) -> None:
@@ -44,6 +69,8 @@ async def main(path: Path, flags: list[str]) -> None:
         seconds=lambda request, tokens: delays.choice((0.0, 0.001, 0.001, 0.01)),
     )
     run = parts.make_loop(folder, flags, policy=policy, learner=parts.ArithmeticLearner(seconds=learn))
+    if run.orchestrator.settings.eval.every:
+        object.__setattr__(run.orchestrator.parts, "evaluate", evaluator(parts, policy))
     if resuming:
         await resume(run.orchestrator)
     await run.orchestrator.run()
@@ -52,6 +79,9 @@ async def main(path: Path, flags: list[str]) -> None:
     result = {
         "digest": run.learner.digest,
         "values": [float(value) for value in values],
+        "evaluations": [
+            [row["step"], row["reward_mean"]] for row in read_metrics(folder.metrics) if row["kind"] == "eval"
+        ],
         "ledger": ledger.summary(),
         "attempt": ledger.attempt,
     }

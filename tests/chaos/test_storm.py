@@ -27,24 +27,26 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PROCESS = Path(__file__).with_name("loop_process.py")
 ROOT = Path(__file__).parents[2]
-FLAGS = (
-    "--run.steps=6",
-    "--run.deterministic=true",
-    "--checkpoint.every=2",
-    "--tracker.initial_rollouts=1",
-)
+FLAGS = ("--run.steps=6", "--run.deterministic=true", "--checkpoint.every=2")
+GRPO = ("--estimator.kind=grpo", "--estimator.group_size=2")
+ARMS = {
+    "spo": ("--tracker.initial_rollouts=1", "--eval.every=2"),
+    "wait": ("--stream.stale_policy=wait", "--tracker.drift=replay"),
+    "grpo": (*GRPO, "--eval.every=3"),
+    "dynamic": (*GRPO, "--estimator.dynamic_sampling=true"),
+}
 KILL_POINTS = ("ledger", "episode", "metrics", "checkpoint", "rotate", "run")
 STORM = int(os.environ.get("AGENTRL_STORM", "24"))
 
 
-def start(folder: Path, flags: tuple[str, ...] = FLAGS, kill: str = "") -> subprocess.Popen[str]:
+def start(folder: Path, arm: str, kill: str = "", flags: tuple[str, ...] = FLAGS) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "envs", "sandbox")),
         KILL_POINT: kill,
     }
     return subprocess.Popen(
-        [sys.executable, str(PROCESS), str(folder), *flags],
+        [sys.executable, str(PROCESS), str(folder), *flags, *ARMS[arm]],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -59,8 +61,10 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return finish(start(tmp_path_factory.mktemp("undisturbed") / "run"))
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    processes = {arm: start(folder / arm, arm) for arm in ARMS}
+    return {arm: finish(process) for arm, process in processes.items()}
 
 
 def check_ledger(folder: Path) -> None:
@@ -78,46 +82,53 @@ def check_ledger(folder: Path) -> None:
             state.update(dict.fromkeys(record["ks"], "learned"))
         else:
             state[record["k"]] = record["e"]
-    assert set(state.values()) <= {"learned", "evaluated", "failed", "abandoned"}
+    assert set(state.values()) <= {"learned", "evaluated", "discarded", "abandoned"}
     assert sorted(batches) == list(range(6))
     keys = Counter(key for batch in batches.values() for key in batch)
     assert set(keys.values()) == {1}
     assert sum(keys.values()) == 6 * 8
 
 
-def compare(folder: Path, result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
-    assert result["digest"] == undisturbed["digest"]
-    assert result["values"] == undisturbed["values"]
+def compare(folder: Path, result: dict[str, Any], expected: dict[str, Any]) -> None:
+    for part in ("digest", "values", "evaluations", "ledger"):
+        assert result[part] == expected[part], part
     check_ledger(folder)
     steps = [row["step"] for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "step"]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("point", [f"{name}.{side}" for name in KILL_POINTS for side in ("before", "after")])
-def test_killed_at_every_durable_write(point: str, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+@pytest.mark.parametrize("number", range(2 * len(KILL_POINTS)))
+def test_killed_at_every_durable_write(
+    number: int, tmp_path: Path, undisturbed: dict[str, dict[str, Any]]
+) -> None:
+    point = f"{KILL_POINTS[number // 2]}.{('before', 'after')[number % 2]}"
     hits = 0
-    for passage in (1, 2, 7):
+    for turn, passage in enumerate((1, 2, 7)):
+        arm = list(ARMS)[(number + turn) % len(ARMS)]
         folder = tmp_path / f"run{passage}"
-        process = start(folder, kill=f"{point}:{passage}")
+        process = start(folder, arm, kill=f"{point}:{passage}")
         process.communicate(timeout=120)
         if process.returncode == -signal.SIGKILL:
             hits += 1
         if not (folder / "run.json").exists():
             continue  # killed before the run existed: there is nothing to resume
         if process.returncode == -signal.SIGKILL:
-            compare(folder, finish(start(folder)), undisturbed)
+            compare(folder, finish(start(folder, arm)), undisturbed[arm])
     assert hits, f"kill point {point} was never passed"
 
 
-def test_killed_again_and_again_at_random_moments(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+def test_killed_again_and_again_at_random_moments(
+    tmp_path: Path, undisturbed: dict[str, dict[str, Any]]
+) -> None:
     rng = random.Random(7)
     kills = 0
     number = 0
     while kills < STORM:
         number += 1
+        arm = list(ARMS)[number % len(ARMS)]
         folder = tmp_path / f"run{number}"
         for _ in range(4):
-            process = start(folder)
+            process = start(folder, arm)
             time.sleep(rng.uniform(0.3, 1.6))
             if process.poll() is None:
                 process.kill()
@@ -125,21 +136,25 @@ def test_killed_again_and_again_at_random_moments(tmp_path: Path, undisturbed: d
                 kills += (folder / "ledger.jsonl").exists()
             output, _ = process.communicate(timeout=120)
             if process.returncode == 0:
-                compare(folder, json.loads(output), undisturbed)
+                compare(folder, json.loads(output), undisturbed[arm])
                 break
-        if (folder / "run.json").exists() and process.returncode != 0:
-            compare(folder, finish(start(folder)), undisturbed)
+        else:
+            if (folder / "run.json").exists():
+                compare(folder, finish(start(folder, arm)), undisturbed[arm])
 
 
-def test_an_asynchronous_run_survives_kills_too(tmp_path: Path) -> None:
-    flags = ("--run.steps=6", "--checkpoint.every=2", "--stream.staleness=2", "--tracker.initial_rollouts=1")
+@pytest.mark.parametrize("arm", sorted(ARMS))
+def test_an_asynchronous_run_survives_kills_too(arm: str, tmp_path: Path) -> None:
+    flags = ("--run.steps=6", "--checkpoint.every=2", "--stream.staleness=2")
     folder = tmp_path / "run"
-    rng = random.Random(3)
-    for _ in range(4):
-        process = start(folder, flags)
-        time.sleep(rng.uniform(0.5, 1.2))
+    rng = random.Random(arm)
+    for _ in range(3):
+        process = start(folder, arm, flags=flags)
+        time.sleep(rng.uniform(0.5, 1.4))
         process.kill()
         process.communicate(timeout=120)
-    if process.returncode != 0:
-        finish(start(folder, flags))
+        if process.returncode == 0:
+            break
+    else:
+        finish(start(folder, arm, flags=flags))
     check_ledger(folder)
