@@ -7,19 +7,26 @@ module knows nothing of what values are used for.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from agentrl.dispatcher import Dispatcher
 from agentrl.durable import read_lines
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError
 from agentrl.ledger import Ledger, State
+from agentrl.processor_time import cpu_seconds
 from agentrl.prompts import PromptPool
 from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch, episode_seed
 from agentrl.settings import Settings
 from agentrl.spo.advantage import Estimator
+
+if TYPE_CHECKING:
+    from agentrl.orchestrator import Orchestrator
 
 INITIAL = "i"
 """First letter of the ledger keys of rollouts for initial values."""
@@ -60,7 +67,7 @@ def read_initial_file(pool: PromptPool, path: Path) -> int:
     return known
 
 
-def set_initial_values(pool: PromptPool, scores: Sequence[Sequence[float]]) -> None:
+def initialise(pool: PromptPool, scores: Sequence[Sequence[float]]) -> None:
     """Set the value of every prompt that has scores; `scores` holds a list per prompt."""
     for prompt, found in enumerate(scores):
         if found:
@@ -176,7 +183,7 @@ class InitialStream:
     def cancelled(self, dispatch: Dispatch) -> None:
         """It stays pending: a resumed run plays it again."""
 
-    def initialise(self) -> None:
+    def finish(self) -> None:
         """Set the value of every prompt that has a score.
 
         Raises:
@@ -186,4 +193,73 @@ class InitialStream:
             raise AgentRLError(
                 f"no rollout for an initial value succeeded; the last one: {self.last_failure}"
             )
-        set_initial_values(self._pool, self.scores)
+        initialise(self._pool, self.scores)
+
+
+async def set_initial_values(orchestrator: Orchestrator) -> None:
+    """Set the value of every prompt of a run, by playing rollouts where the settings ask for them.
+
+    Raises:
+        AgentRLError: no rollout succeeded, or the file cannot be used.
+        StallError: no rollout ended for too long.
+    """
+    parts, settings = orchestrator.parts, orchestrator.settings
+    if settings.tracker.initial_file:
+        known = read_initial_file(parts.pool, Path(settings.tracker.initial_file))
+        parts.metrics.write(
+            "initial", episodes=0, tokens=0, prompts=known, file=settings.tracker.initial_file
+        )
+    elif needs_initial_rollouts(settings, parts.estimator):
+        rollouts = settings.tracker.initial_rollouts
+        parts.metrics.tell("phase", name="initial rollouts", total=len(parts.pool) * rollouts)
+        stream = InitialStream(
+            pool=parts.pool,
+            ledger=parts.ledger,
+            recorder=parts.recorder,
+            seed=settings.run.seed,
+            rollouts=rollouts,
+        )
+        started, cpu = time.monotonic(), cpu_seconds()
+        try:
+            await _play(orchestrator, stream)
+        finally:
+            # An attempt that ends in the middle of it has cost its time.
+            orchestrator.totals.add_initial_time(time.monotonic() - started, cpu_seconds() - cpu)
+        stream.finish()
+        _log(orchestrator, stream)
+
+
+async def _play(orchestrator: Orchestrator, stream: InitialStream) -> None:
+    settings = orchestrator.settings
+    dispatcher = Dispatcher(
+        stream, orchestrator.parts.play, settings.stream.in_flight or settings.engine.slots
+    )
+    running = asyncio.ensure_future(dispatcher.run())
+    done = asyncio.ensure_future(stream.done.wait())
+    try:
+        await orchestrator.parts.watchdog.wait(
+            asyncio.wait((running, done), return_when=asyncio.FIRST_COMPLETED),
+            "another rollout for an initial value to end",
+            settings.run.wait_limit_s,
+            progress=lambda: stream.ended,
+        )
+        if running.done():
+            running.result()
+    finally:
+        running.cancel()
+        done.cancel()
+        await orchestrator.end(dispatcher)
+
+
+def _log(orchestrator: Orchestrator, stream: InitialStream) -> None:
+    count, totals = sum(map(len, stream.scores)), orchestrator.totals
+    totals.values["episodes_initial"] = count
+    totals.values["tokens_initial"] = stream.sampled_tokens
+    orchestrator.parts.metrics.write(
+        "initial",
+        episodes=count,
+        tokens=stream.sampled_tokens,
+        score_mean=sum(map(sum, stream.scores)) / count,
+        seconds=totals.initial_s,
+        cpu_s=totals.initial_cpu_s,
+    )

@@ -9,38 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from agentrl.audit import BiasAudit
 from agentrl.buffer import EpisodeBuffer
-from agentrl.checkpoint import RunState, commit, write_state
-from agentrl.credit import Assignment, Credit, shuffled
+from agentrl.credit import Credit, shuffled
 from agentrl.dispatcher import Dispatcher
 from agentrl.drift_replay import DriftReplay
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, Interrupted, StallError
 from agentrl.history import History
 from agentrl.inference.policy import Policy
-from agentrl.initial_values import InitialStream, needs_initial_rollouts, read_initial_file
+from agentrl.initial_values import set_initial_values
 from agentrl.learner_thread import AsyncLearner
 from agentrl.ledger import Ledger
-from agentrl.metrics import MetricsWriter, Totals, describe_batch
-from agentrl.processor_time import cpu_seconds
+from agentrl.metrics import MetricsWriter, Totals
 from agentrl.prompts import PromptPool
 from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch
 from agentrl.run_folder import RunFolder
 from agentrl.settings import Settings
+from agentrl.snapshot import write_checkpoint, write_weights
 from agentrl.spo.advantage import Estimator
-from agentrl.spo.calibration import brier_score, log_loss
-from agentrl.spo.value_tracker import Fold
+from agentrl.step_log import StepLog
 from agentrl.streams import TrainingStream
 from agentrl.watchdog import Watchdog
 
@@ -106,8 +99,8 @@ class Orchestrator:
         )
         self.dispatcher = Dispatcher(self.stream, parts.play, stream.in_flight or settings.engine.slots)
         self.stream.wake = self.dispatcher.wake
-        self.stream.observe = self._observe
-        self.audit = BiasAudit()
+        self.log = StepLog(self)
+        self.stream.observe = self.log.observe
         self.replay = DriftReplay(parts.learner) if settings.tracker.drift == "replay" else None
         self._stop = asyncio.Event()
         self._between_steps = asyncio.Event()
@@ -118,8 +111,6 @@ class Orchestrator:
         self.history: History | None = None  # what a resumed run still has to redo
         self.begun = False  # initial values and the first evaluation are done
         self.earlier_s = self.earlier_cpu_s = 0.0  # of earlier attempts
-        self._idle_s = 0.0
-        self._training_began = 0.0, 0
         self.evaluations = 0
         parts.recorder.on_error(self._fail)
 
@@ -168,16 +159,16 @@ class Orchestrator:
             for task in (work, stop):
                 task.cancel()
             await asyncio.gather(work, stop, return_exceptions=True)
-            await self._end(self.dispatcher)
+            await self.end(self.dispatcher)
             self._failed.cancel()
             self.parts.watchdog.stop()
 
     async def _interrupt(self, work: asyncio.Future[None]) -> None:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
-        await self._end(self.dispatcher)
+        await self.end(self.dispatcher)
         await self._flush()
-        await self._checkpoint()
+        await write_checkpoint(self)
         raise Interrupted(
             f"stopped at version {self.version}; continue with "
             f"`agentrl train --resume {self.parts.folder.path}`"
@@ -188,12 +179,12 @@ class Orchestrator:
             await self.parts.before_start(self.version)
         if not self.begun:
             if not self.initialised:
-                await self._initial_values()
+                await set_initial_values(self)
                 self.initialised = True
             await self._evaluate()
             self.begun = True
-            await self._checkpoint()
-        self._training_began = time.monotonic(), self.stream.sampled_tokens
+            await write_checkpoint(self)
+        self.log.begin()
         dispatching = asyncio.ensure_future(self.dispatcher.run())
         try:
             while self.version < self.settings.run.steps and not self._stop.is_set():
@@ -206,68 +197,16 @@ class Orchestrator:
             await self._finish()
 
     async def _finish(self) -> None:
-        await self._end(self.dispatcher)
+        await self.end(self.dispatcher)
         await self._flush()
         self.stream.abandon("the run reached its last step")
         every = self.settings.eval.every
         if every == 0 or self.version % every:
             await self._evaluate()
-        await self._save_weights()
-        await self._checkpoint()
+        await write_weights(self)
+        await write_checkpoint(self)
 
     # ------------------------------------------------------------------ phases
-
-    async def _initial_values(self) -> None:
-        parts, settings = self.parts, self.settings.tracker
-        if settings.initial_file:
-            known = read_initial_file(parts.pool, Path(settings.initial_file))
-            parts.metrics.write("initial", episodes=0, tokens=0, prompts=known, file=settings.initial_file)
-            return
-        if not needs_initial_rollouts(self.settings, parts.estimator):
-            return
-        started, cpu = time.monotonic(), cpu_seconds()
-        stream = InitialStream(
-            pool=parts.pool,
-            ledger=parts.ledger,
-            recorder=parts.recorder,
-            seed=self.settings.run.seed,
-            rollouts=settings.initial_rollouts,
-        )
-        parts.metrics.tell(
-            "phase", name="initial rollouts", total=len(parts.pool) * settings.initial_rollouts
-        )
-        dispatcher = Dispatcher(
-            stream, parts.play, self.settings.stream.in_flight or self.settings.engine.slots
-        )
-        running = asyncio.ensure_future(dispatcher.run())
-        done = asyncio.ensure_future(stream.done.wait())
-        try:
-            await self.parts.watchdog.wait(
-                asyncio.wait((running, done), return_when=asyncio.FIRST_COMPLETED),
-                "another rollout for an initial value to end",
-                self.settings.run.wait_limit_s,
-                progress=lambda: stream.ended,
-            )
-            if running.done():
-                running.result()
-        finally:
-            running.cancel()
-            done.cancel()
-            await self._end(dispatcher)
-            # An attempt that ends in the middle of it has cost its time.
-            self.totals.add_initial_time(time.monotonic() - started, cpu_seconds() - cpu)
-        stream.initialise()
-        count = sum(map(len, stream.scores))
-        self.totals.values["episodes_initial"] = count
-        self.totals.values["tokens_initial"] = stream.sampled_tokens
-        parts.metrics.write(
-            "initial",
-            episodes=count,
-            tokens=stream.sampled_tokens,
-            score_mean=sum(map(sum, stream.scores)) / count,
-            seconds=self.totals.initial_s,
-            cpu_s=self.totals.initial_cpu_s,
-        )
 
     async def _evaluate(self) -> None:
         if self.parts.evaluate is None:
@@ -307,7 +246,8 @@ class Orchestrator:
             drifts = await self.limited(self.replay.after_step(batch), "the learner to score again")
         folds = self.credit.fold(batch, drifts)
         self.redo()
-        self._log_step(batch, given, learned, folds, learn_s, publish_s)
+        self.log.step(batch, given, learned, folds, learn_s=learn_s, publish_s=publish_s)
+        self._steer(learned)
         self.buffer.advance(self.version)
         self.dispatcher.wake()
         await self._due()
@@ -348,7 +288,7 @@ class Orchestrator:
             return take.result()
         finally:
             take.cancel()
-            self._idle_s += time.monotonic() - waiting
+            self.log.idle_s += time.monotonic() - waiting
 
     def _starved(self) -> bool:
         """Whether nothing runs, nothing is being written, and no prompt can be drawn."""
@@ -370,7 +310,7 @@ class Orchestrator:
         self.credit.advance(float(learned.get("drift") or 0.0))
         self.version += 1
 
-    async def _end(self, dispatcher: Dispatcher) -> None:
+    async def end(self, dispatcher: Dispatcher) -> None:
         """Stop it; episodes that will not end are named and left behind, for what follows matters more."""
         try:
             await dispatcher.stop()
@@ -402,11 +342,6 @@ class Orchestrator:
             await self.parts.after_update(self.version)
         return time.monotonic() - started
 
-    def _observe(self, episode: Episode) -> None:
-        """An episode ended, whatever becomes of it: one side of the bias audit."""
-        prompt = self.parts.pool.index[episode.prompt_id]
-        self.audit.dispatched(episode, self.parts.pool.tracker.value(prompt))
-
     async def _due(self) -> None:
         """What is due after a step: evaluation, weights, checkpoint."""
         settings, last = self.settings, self.version >= self.settings.run.steps
@@ -415,68 +350,9 @@ class Orchestrator:
         if last:
             return  # `_finish` does the rest
         if settings.checkpoint.weights_every and self.version % settings.checkpoint.weights_every == 0:
-            await self._save_weights()
+            await write_weights(self)
         if settings.checkpoint.every and self.version % settings.checkpoint.every == 0:
-            await self._checkpoint()
-
-    # ------------------------------------------------------------------ records
-
-    def _log_step(
-        self,
-        batch: Sequence[Episode],
-        given: Assignment,
-        learned: dict[str, Any],
-        folds: Sequence[Fold],
-        learn_s: float,
-        publish_s: float,
-    ) -> None:
-        for episode in given.trained:
-            self.audit.learned(episode)
-        before = self.version - 1
-        ages = [episode.staleness(before) for episode in batch]
-        scores = np.array([episode.score for episode in batch])
-        statistics = self.parts.policy.statistics()
-        elapsed = self.elapsed()
-        generated = self.stream.sampled_tokens
-        tokens = float(learned.get("tokens_read") or 0.0)
-        row = {
-            **learned,
-            **describe_batch(batch),
-            "step": self.version,
-            "version": self.version,
-            "attempt": self.attempt,
-            "time_s": elapsed,
-            "cpu_s": self.earlier_cpu_s + cpu_seconds(),
-            "baseline_mean": float(given.baselines.mean()),
-            "brier": brier_score(given.baselines, scores),
-            "log_loss": log_loss(given.baselines, scores),
-            "advantage_std": float(given.advantages.std()) if len(given.advantages) else 0.0,
-            "staleness": {str(age): ages.count(age) for age in sorted(set(ages))},
-            "staleness_mean": sum(ages) / len(ages),
-            "excess_share": sum(age > self.settings.stream.staleness for age in ages) / len(ages),
-            "staleness_allowed": self.buffer.staleness,
-            "clock": self.parts.pool.tracker.clock,
-            "rho_mean": float(np.mean([fold.rho for fold in folds])),
-            "episodes": self.totals.values["episodes_learned"],
-            "failures": self.stream.failures,
-            "in_flight": self.dispatcher.in_flight,
-            "buffered": self.buffer.size,
-            "tokens_generated": generated,
-            "generate_tokens_per_s": self._generation_rate(),
-            "learn_tokens_per_s": tokens / max(learn_s, 1e-9),
-            "learner_idle_s": self._idle_s,
-            "learn_s": learn_s,
-            "publish_s": publish_s,
-            **{f"engine_{name}": value for name, value in statistics.items()},
-            **self.audit.report(self._frontier()),
-        }
-        self.parts.metrics.write("step", **row)
-        self._steer(learned)
-
-    def _frontier(self) -> int:
-        """Lowest dispatch index still under way."""
-        waiting = [episode.dispatch_index for episode in self.buffer.episodes()]
-        return min([*waiting, *self.dispatcher.indices()], default=self.stream.next_index)
+            await write_checkpoint(self)
 
     def _steer(self, learned: dict[str, Any]) -> None:
         """Lower the staleness in force while importance weights leave too few effective tokens."""
@@ -488,72 +364,6 @@ class Orchestrator:
         else:
             self.buffer.staleness = min(self.settings.stream.staleness, self.buffer.staleness + 1)
 
-    def _generation_rate(self) -> float:
-        """Sampled tokens a second of this attempt's training, without initial rollouts and evaluations."""
-        started, tokens = self._training_began
-        return (self.stream.sampled_tokens - tokens) / max(time.monotonic() - started, 1e-9)
-
     def elapsed(self) -> float:
         """Wall seconds over all attempts."""
         return self.earlier_s + time.monotonic() - self._started
-
-    async def _save_weights(self) -> None:
-        final = self.parts.folder.weights / f"step_{self.version}"
-        temporary = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        await self.limited(self.parts.learner.save_weights(temporary), "the learner to write its weights")
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-
-    def state(self) -> RunState:
-        """Everything besides the learner, at this moment."""
-        parts = self.parts
-        return RunState(
-            version=self.version,
-            attempt=self.attempt,
-            run_id=parts.folder.identity["run_id"],
-            ledger_position=parts.ledger.position,
-            clocks=list(self.credit.clocks),
-            pool=parts.pool.state_dict(),
-            totals=self.totals.state_dict(),
-            episodes=self.buffer.episodes(),
-            previous=self.replay.episodes() if self.replay else (),
-            extra={
-                "begun": self.begun,
-                "initialised": self.initialised,
-                "evaluations": self.evaluations,
-                "staleness": self.buffer.staleness,
-                "elapsed_s": self.elapsed(),
-                "cpu_s": self.earlier_cpu_s + cpu_seconds(),
-                "tokens_generated": self.stream.sampled_tokens,
-            },
-        )
-
-    async def _checkpoint(self) -> None:
-        """Write a checkpoint; episodes go on meanwhile, the learner does not."""
-        parts = self.parts
-        state = self.state()
-        parts.ledger.sync()
-        final = parts.folder.checkpoints / f"step_{self.version:06d}"
-        temporary = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            await self.limited(parts.learner.save(temporary / "learner"), "the learner to save")
-            await self.limited(
-                asyncio.to_thread(write_state, temporary, state), f"the disk to write {temporary}"
-            )
-            await self.limited(
-                asyncio.to_thread(commit, temporary, final, self.settings.checkpoint.keep),
-                f"the disk to take {final}",
-            )
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise AgentRLError(
-                f"cannot write the checkpoint of version {self.version} to {final}: {error}; "
-                "the checkpoint before it is intact: free some space and resume"
-            ) from error
-        await self.limited(
-            asyncio.to_thread(parts.recorder.rotate), f"the disk to compress {parts.folder.episodes}"
-        )

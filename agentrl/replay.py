@@ -18,10 +18,10 @@ from agentrl.drift_replay import DriftReplay
 from agentrl.episode import Episode
 from agentrl.errors import DataError
 from agentrl.initial_values import (
+    initialise,
     needs_initial_rollouts,
     read_initial_file,
     recorded_scores,
-    set_initial_values,
 )
 from agentrl.learner_thread import AsyncLearner, LearnerThread
 from agentrl.ledger import Ledger
@@ -119,7 +119,7 @@ def _initialise(pool: PromptPool, settings: Settings, estimator: Estimator, ledg
     if settings.tracker.initial_file:
         read_initial_file(pool, Path(settings.tracker.initial_file))
     elif needs_initial_rollouts(settings, estimator):
-        set_initial_values(pool, recorded_scores(pool, ledger))
+        initialise(pool, recorded_scores(pool, ledger))
 
 
 def _batches(folder: RunFolder, keys: Sequence[Sequence[str]]) -> list[list[Episode]]:

@@ -17,6 +17,7 @@ from agentrl.history import History, discarded_since
 from agentrl.ledger import State
 from agentrl.orchestrator import Orchestrator
 from agentrl.recorder import read_episodes
+from agentrl.snapshot import run_state
 from agentrl.streams import TRAINING
 
 
@@ -35,7 +36,7 @@ async def resume(orchestrator: Orchestrator) -> None:
         )
     else:
         # Killed before its first checkpoint: it goes on from the beginning of the first attempt.
-        state = replace(orchestrator.state(), ledger_position=0)
+        state = replace(run_state(orchestrator), ledger_position=0)
     orchestrator.attempt = parts.ledger.begin_attempt(state.version)
     batches = parts.ledger.recorded_batches(state.version)
     _restore(orchestrator, state)
