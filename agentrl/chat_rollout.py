@@ -7,36 +7,18 @@ for models and servers without tool support.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from agentrl.episode import Boundary, Episode, Failure, SegmentBuilder, StopReason, ToolCallRecord, Turn
-from agentrl.errors import ContextOverflow, PolicyError, StallError
+from agentrl.conversation import Conversation, Decoding, Dispatch, Outcome
+from agentrl.episode import Episode, Segment, SegmentBuilder, StopReason, Turn
+from agentrl.errors import ContextOverflow
 from agentrl.inference.openai import BudgetExceeded, ChatReply, EndpointPolicy, EndpointRefused, Usage
-from agentrl.inference.policy import Sampling
 from agentrl.renderer_code import CLOSE, INSTRUCTIONS, OPEN
-from agentrl.renderer_text import cut_text
-from agentrl.rollout import CLEANUP_LIMIT_S, Decoding, Dispatch
 from agentrl.settings import RolloutSettings
-from agentrl_envs import (
-    Env,
-    Finish,
-    Message,
-    Reward,
-    SandboxFailure,
-    ToolCall,
-    ToolResult,
-    ToolSpec,
-    Transcript,
-    text_of,
-)
-
-logger = logging.getLogger(__name__)
+from agentrl_envs import Env, Message, ToolCall, ToolSpec, text_of
 
 ToolFormat = Literal["native", "code"]
 _BLOCK = re.compile(re.escape(OPEN) + r"(.*?)" + re.escape(CLOSE), re.DOTALL)
@@ -53,45 +35,19 @@ class ChatResult:
     """The conversation, for people."""
 
 
-@dataclass(slots=True)
-class _Chat:
-    """The state of one episode in flight."""
+@dataclass(slots=True, kw_only=True)
+class _ChatConversation(Conversation):
+    """The state of one episode in flight, message by message."""
 
     endpoint: EndpointPolicy
-    row: Mapping[str, Any]
-    dispatch: Dispatch
-    settings: RolloutSettings
-    decoding: Decoding
     tool_format: ToolFormat
-    env: Env | None = None
-    boundary: Boundary = "env"
     usage: Usage = field(default_factory=Usage)
-    turns: list[Turn] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
-    results: list[ToolResult] = field(default_factory=list)
-    tool_seconds: float = 0.0
 
-    async def run(self, make_env: Callable[[], Env]) -> tuple[StopReason, str | None, Reward]:
-        self.env = env = make_env()
-        finish: Finish | None = None
-        try:
-            stop, answer = await self._converse(env)
-        except Finish as raised:
-            stop, answer, finish = StopReason.FINISHED, raised.answer, raised
-        self.boundary = "env"
-        if stop.truncated and self.settings.truncated == "zero":
-            return stop, answer, Reward(value=float(env.reward_range[0]), parts={}, verdict="truncated")
-        transcript = Transcript(
-            messages=tuple(self.messages),
-            tool_calls=tuple(self.calls),
-            tool_results=tuple(self.results),
-            turns=len(self.turns),
-            stop_reason=stop.value,
-        )
-        return stop, answer, await env.score(self.row, answer, transcript, finish=finish)
+    speaker = "the endpoint"
+    fatal = (BudgetExceeded, EndpointRefused)
 
-    async def _converse(self, env: Env) -> tuple[StopReason, str | None]:
+    async def converse(self, env: Env) -> Outcome:
+        """Exchange messages until the episode ends."""
         self.messages = _opening(await env.start(self.row), env.tool_specs(), self.tool_format)
         max_turns = self.settings.max_turns or env.max_turns
         for turn in range(max_turns):
@@ -99,43 +55,34 @@ class _Chat:
             if self.settings.max_turn_tokens:
                 budget = min(budget, self.settings.max_turn_tokens)
             if budget < 1:
-                return StopReason.MAX_TOKENS, None
+                return Outcome(StopReason.MAX_TOKENS)
             try:
                 reply, calls = await self._speak(budget, turn, env.tool_specs())
             except ContextOverflow:
                 if not self.turns:
                     raise
-                return StopReason.CONTEXT_FULL, None
+                return Outcome(StopReason.CONTEXT_FULL)
             if reply.finish_reason == "length":
-                return StopReason.MAX_TOKENS, None
+                return Outcome(StopReason.MAX_TOKENS)
             last = turn + 1 == max_turns
             if calls and last:
-                return StopReason.MAX_TURNS, None
+                return Outcome(StopReason.MAX_TURNS)
             if calls:
                 await self._act(env, calls)
                 continue
-            self.boundary = "env"
-            answer = await env.respond(reply.text)
+            answer = await self.listen(env, reply.text)
             if answer is None:
-                return StopReason.ANSWERED, reply.text
+                return Outcome(StopReason.ANSWERED, reply.text)
             if not last:
                 self.messages.append({"role": "user", "content": answer})
-        return StopReason.MAX_TURNS, None
+        return Outcome(StopReason.MAX_TURNS)
 
     async def _speak(
         self, budget: int, turn: int, tools: Sequence[ToolSpec]
     ) -> tuple[ChatReply, tuple[ToolCall, ...]]:
         self.boundary = "policy"
-        seed = self.dispatch.seed
         native = self.tool_format == "native"
-        sampling = Sampling(
-            max_new_tokens=budget,
-            temperature=self.decoding.temperature,
-            top_p=self.decoding.top_p,
-            top_k=self.decoding.top_k,
-            stop=(CLOSE,) if tools and not native else (),
-            seed=None if seed is None else (seed * 1_000_003 + turn) % 2**62,
-        )
+        sampling = self.sampling(budget, turn, stop=(CLOSE,) if tools and not native else ())
         reply = await self.endpoint.chat(self.messages, tools if native else (), sampling)
         calls = reply.tool_calls
         if not native:
@@ -146,57 +93,17 @@ class _Chat:
         return reply, calls
 
     async def _act(self, env: Env, calls: Sequence[ToolCall]) -> None:
-        self.boundary = "env"
-        self.calls += calls
-        started = time.monotonic()
-        results = await env.call_tools(calls)
-        self.tool_seconds += time.monotonic() - started
-        self.results += results
-        broken = next((result for result in results if result.infrastructure_failure), None)
-        if broken is not None:
-            raise SandboxFailure(f"tool {broken.name}: {broken.text}")
-        records = tuple(
-            ToolCallRecord(call.name, call.arguments, result.text, result.status, result.seconds)
-            for call, result in zip(calls, results, strict=True)
-        )
-        self.turns[-1] = replace(self.turns[-1], tool_calls=records)
-        for result in results:
-            text = cut_text(result.text, self.settings.tool_output_chars)
+        _, shown = await self.act(env, calls)
+        for result in shown:
             if self.tool_format == "native":
-                self.messages.append({"role": "tool", "tool_call_id": result.call_id, "content": text})
+                self.messages.append({"role": "tool", "tool_call_id": result.call_id, "content": result.text})
             else:
-                shown = f"<interpreter>\n{text}\n</interpreter>"
-                self.messages.append({"role": "user", "content": shown})
+                text = f"<interpreter>\n{result.text}\n</interpreter>"
+                self.messages.append({"role": "user", "content": text})
 
-    def episode(
-        self,
-        stop: StopReason,
-        answer: str | None,
-        reward: Reward | None,
-        failure: Failure | None,
-        seconds: float,
-    ) -> Episode:
-        dispatch = self.dispatch
-        return Episode(
-            episode_id=dispatch.episode_id,
-            dispatch_index=dispatch.dispatch_index,
-            prompt_id=dispatch.prompt_id,
-            segments=(SegmentBuilder(model=self.endpoint.settings.model, trainable=False).build(),),
-            turns=tuple(self.turns),
-            reward=None if reward is None else reward.value,
-            reward_parts={} if reward is None else reward.parts,
-            reward_range=(0.0, 1.0) if self.env is None else self.env.reward_range,
-            verdict=None if reward is None else reward.verdict,
-            stop_reason=stop,
-            failure=failure,
-            start_version=dispatch.start_version,
-            temperature=self.decoding.temperature,
-            environment=dispatch.environment,
-            answer=answer,
-            seconds=seconds,
-            tool_seconds=self.tool_seconds,
-            group=dispatch.group,
-        )
+    def segments(self) -> tuple[Segment, ...]:
+        """One without tokens, which is not learned from."""
+        return (SegmentBuilder(model=self.endpoint.settings.model, trainable=False).build(),)
 
 
 def _opening(
@@ -257,39 +164,13 @@ async def run_chat_episode(
         asyncio.CancelledError: the episode was cancelled.
     """
     decoding = decoding or Decoding(temperature=settings.temperature)
-    chat = _Chat(endpoint, row, dispatch, settings, decoding, tool_format)
-    started = time.monotonic()
-    try:
-        async with asyncio.timeout(settings.limit_s):
-            stop, answer, reward = await chat.run(make_env)
-        episode = chat.episode(stop, answer, reward, None, time.monotonic() - started)
-    except (BudgetExceeded, EndpointRefused):
-        raise
-    except Exception as error:
-        logger.debug("episode %s failed", dispatch.episode_id, exc_info=error)
-        failure = _classify(error, chat.boundary, settings.limit_s)
-        episode = chat.episode(StopReason.FAILED, None, None, failure, time.monotonic() - started)
-    finally:
-        await _close(chat.env, dispatch.episode_id)
+    chat = _ChatConversation(
+        endpoint=endpoint,
+        tool_format=tool_format,
+        row=row,
+        dispatch=dispatch,
+        settings=settings,
+        decoding=decoding,
+    )
+    episode = await chat.play(make_env)
     return ChatResult(episode, chat.usage, tuple(chat.messages))
-
-
-def _classify(error: Exception, boundary: Boundary, limit_s: float) -> Failure:
-    """Name the boundary that broke."""
-    if isinstance(error, SandboxFailure) or type(error).__module__.startswith("agentrl_sandbox"):
-        boundary = "sandbox"
-    elif isinstance(error, PolicyError):
-        boundary = "policy"
-    if isinstance(error, TimeoutError) and not str(error):
-        owner = {"policy": "the endpoint", "sandbox": "the sandbox"}.get(boundary, "the environment")
-        error = StallError(owner, limit_s, "raise `rollout.limit_s` if this is how long it takes")
-    return Failure(boundary=boundary, error=type(error).__name__, message=str(error)[:2000])
-
-
-async def _close(env: Env | None, name: str) -> None:
-    if env is None:
-        return
-    try:
-        await asyncio.wait_for(env.aclose(), CLEANUP_LIMIT_S)
-    except Exception as error:
-        logger.warning("episode %s: closing failed: %r", name, error)
