@@ -17,7 +17,7 @@ from agentrl.credit import Assignment
 from agentrl.episode import Episode
 from agentrl.metrics import describe_batch
 from agentrl.processor_time import cpu_seconds
-from agentrl.spo.calibration import brier_score, log_loss
+from agentrl.spo.calibration import calibration
 from agentrl.spo.value_tracker import Fold
 
 if TYPE_CHECKING:
@@ -82,15 +82,27 @@ class StepLog:
         }
         run.parts.metrics.write("step", **row)
 
-    def _credit(self, batch: Sequence[Episode], given: Assignment, folds: Sequence[Fold]) -> dict[str, float]:
+    def _credit(self, batch: Sequence[Episode], given: Assignment, folds: Sequence[Fold]) -> dict[str, Any]:
         scores = np.array([episode.score for episode in batch])
+        fit = calibration(given.baselines, scores)
         return {
             "baseline_mean": float(given.baselines.mean()),
-            "brier": brier_score(given.baselines, scores),
-            "log_loss": log_loss(given.baselines, scores),
+            "brier": fit.brier,
+            "log_loss": fit.log_loss,
+            # Bin of the baseline -> episodes, their mean baseline, their mean score.
+            "reliability": {
+                str(bin): [int(count), round(predicted, 4), round(observed, 4)]
+                for bin, (count, predicted, observed) in enumerate(
+                    zip(fit.counts, fit.predicted.tolist(), fit.observed.tolist(), strict=True)
+                )
+                if count
+            },
             "advantage_std": float(given.advantages.std()) if len(given.advantages) else 0.0,
             "clock": self._run.parts.pool.tracker.clock,
             "rho_mean": float(np.mean([fold.rho for fold in folds])),
+            "rho_quartiles": np.quantile([fold.rho for fold in folds], np.linspace(0, 1, 5))
+            .round(4)
+            .tolist(),
         }
 
     def _ages(self, batch: Sequence[Episode]) -> dict[str, Any]:
