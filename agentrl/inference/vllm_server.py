@@ -134,6 +134,10 @@ def server_command(spec: ServerSpec, port: int) -> list[str]:
         command += ["--enable-sleep-mode"]
     if spec.gpus or _has_gpu():
         command += ["--gpu-memory-utilization", str(spec.memory_share)]
+    else:
+        # A prompt that is read in pieces makes vLLM 0.32 take back a random draw, which a seeded generator of
+        # the CPU cannot: the server would die of it ("CPU Generator does not use offset").
+        command += ["--no-enable-chunked-prefill"]
     return [*command, *spec.args]
 
 

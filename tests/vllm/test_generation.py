@@ -68,6 +68,20 @@ async def test_logprobs_are_those_of_the_distribution_sampled_from(
     assert list(result.logprobs) == pytest.approx(expected, abs=5e-3)
 
 
+async def test_many_long_seeded_prompts_at_once(fresh: VLLMPolicy):
+    # Read in pieces, the prompts killed a server on the CPU: its generators cannot go back by a draw.
+    async def one(number: int) -> list[int]:
+        prompt = [10 + (number * 31 + at * 7) % 200 for at in range(900)]
+        sampling = Sampling(4, temperature=1.0, seed=number)
+        result = await fresh.generate(prompt, sampling, session=f"long{number}", start_version=fresh.version)
+        return list(result.token_ids)
+
+    async with asyncio.timeout(300):
+        results = await asyncio.gather(*(one(number) for number in range(16)))
+    assert all(len(tokens) == 4 for tokens in results)
+    assert fresh.statistics()["restarts"] == 0
+
+
 async def test_a_stop_token_is_kept(fresh: VLLMPolicy, reference: Any):
     tokens = greedy(reference, PROMPT, 24)
     sampling = Sampling(24, temperature=0.0, stop_token_ids=(tokens[6],))
