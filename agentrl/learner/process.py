@@ -156,7 +156,8 @@ class LearnerProcesses:
         data = ForkingPickler.dumps(message)
 
         def send(pipe: Connection) -> None:
-            with contextlib.suppress(OSError):
+            # TypeError: who gave up on this rank closed the pipe in the middle of a write.
+            with contextlib.suppress(OSError, TypeError):
                 pipe.send_bytes(data)
 
         # A pipe holds little: who writes more waits for the reader, so each wait has a thread of its own.

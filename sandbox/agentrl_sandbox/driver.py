@@ -62,6 +62,7 @@ import types
 from typing import Any
 
 _PULSE_S = 0.1
+_LOOK_S = 0.02  # longer than the kernel takes to book what a running program has run
 _LINE_LOST = 117  # exit code of an interpreter whose line to the supervisor is broken
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -220,6 +221,17 @@ class Processes:
                 return 0.0, 0.0
         return self._cpu(self.child), 0.0
 
+    def booked(self):
+        """What the kernel has booked for the interpreter's main thread; it changes whenever that runs."""
+        try:
+            return os.pread(self.fd, 100, 0)
+        except OSError:
+            return b""
+
+    def wants_to_run(self):
+        """True while the interpreter's main thread runs or stands in the run queue."""
+        return self._stat(self.child)[:1] == ["R"]
+
     def full(self):
         """`(cpu seconds of all, {pid: wait seconds})`."""
         total, waits = self._cpu(self.child), {}
@@ -320,6 +332,24 @@ class Run:
         self.slept = 0.0
         self.interrupted_at: float | None = None
         self.cause: str | None = None
+        self.suspect: bytes | None = None
+
+    def over(self, processes, limit_s):
+        """True when `limit_s` has been counted, and none of it is a wait that the kernel has not booked yet.
+
+        A wait is booked when it ends, so a program that stands in the run queue looks busy until it runs
+        again. It is therefore looked at twice: in between it must have run, or it must not want to.
+        """
+        if self.counted(processes) < limit_s:
+            self.suspect = None
+            return False
+        if not processes.schedstat:
+            return True
+        booked = processes.booked()
+        if self.suspect is None:
+            self.suspect = booked
+            return False
+        return booked != self.suspect or not processes.wants_to_run()
 
     def counted(self, processes):
         """Seconds that count against the limit; see the module's docstring."""
@@ -449,7 +479,7 @@ class Supervisor:
         elapsed = time.monotonic() - self.run.began
         if self.run.interrupted_at is not None or not self.processes.schedstat:
             return 50
-        left = max(0.01, self.run.time_s - elapsed)
+        left = max(_LOOK_S, self.run.time_s - elapsed)
         if self.start.get("watch_memory") or self.start.get("watch_files"):
             left = min(left, _PULSE_S)
         return int(left * 1000) + 1
@@ -534,14 +564,14 @@ class Supervisor:
         if watched and elapsed > _PULSE_S / 2 and exceeds(watched, self.limits):
             return self._lose("files")
         if run.interrupted_at is not None:
-            if run.counted(self.processes) - run.interrupted_at > self.limits["grace_s"]:
+            if run.over(self.processes, run.interrupted_at + self.limits["grace_s"]):
                 self._lose(run.cause)
-        elif elapsed >= run.time_s and run.counted(self.processes) >= run.time_s:
+        elif elapsed >= run.time_s and run.over(self.processes, run.time_s):
             self._interrupt("time")
 
     def _interrupt(self, cause):
         if self.run.interrupted_at is None:
-            self.run.cause = cause
+            self.run.cause, self.run.suspect = cause, None
             self.run.interrupted_at = self.run.counted(self.processes)
             with contextlib.suppress(OSError):
                 os.kill(self.child, signal.SIGINT)

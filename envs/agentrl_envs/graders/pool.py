@@ -247,7 +247,7 @@ class _Slot:
     def _watch(self, channel: socket.socket) -> dict[str, Any] | Verdict:
         """The child's reply; TIMED_OUT or GRADER_FAILED when it went past its limit, or died."""
         started, queued = time.monotonic(), _queued_s(self._pid)
-        data, over = b"", 0
+        data, suspect = b"", ""
         while not data.endswith(b"\n"):
             readable, _, _ = select.select([channel], [], [], _LOOK_S)
             wall = time.monotonic() - started
@@ -260,9 +260,13 @@ class _Slot:
                     raise ConnectionResetError("the grader's child died")
                 data += chunk
                 continue
-            # Twice in a row: the time in the queue is booked when the child next runs, a moment late.
-            over = over + 1 if own >= self._limits.time_s else 0
-            if over >= 2:
+            # A wait in the run queue is booked when it ends, so a child that stands there looks busy. It is
+            # looked at twice: in between it must have run, or it must not want to.
+            if own < self._limits.time_s:
+                suspect = ""
+            elif not suspect:
+                suspect = _booked(self._pid)
+            elif suspect != _booked(self._pid) or not _wants_to_run(self._pid):
                 return Verdict.TIMED_OUT
             if wall >= _BACKSTOP * self._limits.time_s:
                 return Verdict.GRADER_FAILED
@@ -272,7 +276,24 @@ class _Slot:
 def _queued_s(pid: int | None) -> float:
     """Seconds the process stood ready in the run queue without running; 0.0 where the kernel does not say."""
     try:
-        with open(f"/proc/{pid}/schedstat", encoding="ascii") as fields:
-            return int(fields.read().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
+        return int(_booked(pid).split()[1]) / 1e9
+    except (ValueError, IndexError):
         return 0.0
+
+
+def _booked(pid: int | None) -> str:
+    """Nanoseconds run, nanoseconds queued, slices: changes whenever the process runs; "-" where unknown."""
+    try:
+        with open(f"/proc/{pid}/schedstat", encoding="ascii") as fields:
+            return fields.read()
+    except OSError:
+        return "-"
+
+
+def _wants_to_run(pid: int | None) -> bool:
+    """True while the process runs or stands in the run queue."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as fields:
+            return fields.read().rpartition(")")[2].split()[0] == "R"
+    except (OSError, IndexError):
+        return False
