@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.demo_run import Job, Row, mean_interval, play, sweep
+from benchmarks.demo_run import Job, Row, file_name, mean_interval, play, sweep
 
 ARMS: dict[str, tuple[str, ...]] = {
     "clock": ("--tracker.drift=clock",),
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def path_of(folder: Path, arm: str, seed: int) -> Path:
     """Where a run's numbers are kept."""
-    return folder / f"{arm.replace(' .', '_0')}_seed{seed}.json"
+    return folder / f"{file_name(arm)}_seed{seed}.json"
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ def play(flags: Sequence[str], enough: Callable[[Row], bool]) -> list[Row]:
     return rows
 
 
+def file_name(arm: str) -> str:
+    """The name of an arm as it stands in file names."""
+    return "".join(letter for letter in arm.lower().replace(" ", "_") if letter.isalnum() or letter == "_")
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run of a sweep: arguments of the benchmark's own module, and the file it writes."""

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from agentrl.durable import write_file
-from benchmarks.demo_run import Job, Row, mean_interval, play, sweep
+from benchmarks.demo_run import Job, Row, file_name, mean_interval, play, sweep
 
 COMMON = (
     "--run.steps=200",
@@ -67,11 +67,6 @@ KEPT = (
     "step", "reward_mean", "tokens_generated", "cpu_s", "time_s", "brier", "log_loss", "rho_mean",
     "advantage_std", "grad_norm", "entropy", "tool_calls_mean", "staleness_mean",
 )  # fmt: skip
-
-
-def folder_name(arm: str) -> str:
-    """A name for files."""
-    return "".join(letter for letter in arm.lower().replace(" ", "_") if letter.isalnum() or letter == "_")
 
 
 def run_one(arm: str, seed: int, *, tokens: int, flags: Sequence[str] = ()) -> dict[str, Any]:
@@ -206,7 +201,7 @@ def jobs(seeds: int, out: Path, tokens: int, *, uneven: bool) -> list[Job]:
         )
         for seed in range(seeds)
         for arm in (UNEVEN_ARMS if uneven else ARMS)
-        for result in [out / "runs" / f"{folder_name(arm)}_seed{seed}.json"]
+        for result in [out / "runs" / f"{file_name(arm)}_seed{seed}.json"]
     ]
 
 

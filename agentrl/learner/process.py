@@ -70,6 +70,7 @@ class LearnerProcesses:
         context = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
+        self._senders: list[threading.Thread] = []
         # Before multiprocessing's own handler, which waits without a limit for ranks that do not heed it.
         atexit.register(self.kill)
         for rank in range(settings.ranks):
@@ -137,6 +138,9 @@ class LearnerProcesses:
             if process.is_alive():
                 process.kill()
             process.join(GRACE_S)
+        # Who still writes to a rank fails now that it is dead; a pipe closed under a write is no OSError.
+        for thread in self._senders:
+            thread.join(GRACE_S)
         for pipe in self._pipes:
             pipe.close()
         self._processes, self._pipes = [], []
@@ -156,8 +160,7 @@ class LearnerProcesses:
         data = ForkingPickler.dumps(message)
 
         def send(pipe: Connection) -> None:
-            # TypeError: who gave up on this rank closed the pipe in the middle of a write.
-            with contextlib.suppress(OSError, TypeError):
+            with contextlib.suppress(OSError):
                 pipe.send_bytes(data)
 
         # A pipe holds little: who writes more waits for the reader, so each wait has a thread of its own.
@@ -167,6 +170,7 @@ class LearnerProcesses:
         deadline = time.monotonic() + limit_s
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._senders = [thread for thread in threads if thread.is_alive()]
         return [rank for rank, thread in enumerate(threads) if thread.is_alive()]
 
     def _collect(self, method: str) -> Any:

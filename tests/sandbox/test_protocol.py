@@ -183,3 +183,53 @@ def test_the_driver_imports_nothing_of_the_package():
     source = Path(inside.__file__).read_text()
     assert "import agentrl" not in source
     assert "from ." not in source
+
+
+class Scripted:
+    """What the kernel says of an interpreter, written down: booked runs and waits, and its state."""
+
+    schedstat = True
+    child, waits = 7, {}
+
+    def __init__(self):
+        self.ran_ns, self.waited_s, self.runnable = 0, 0.0, True
+
+    def booked(self):
+        return f"{self.ran_ns} {self.waited_s}".encode()
+
+    def wants_to_run(self):
+        return self.runnable
+
+    def quick(self):
+        return self.ran_ns / 1e9, self.waited_s
+
+    def full(self):
+        return self.ran_ns / 1e9, {}
+
+
+def test_a_wait_that_is_not_booked_yet_is_no_time_out(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(inside.time, "monotonic", lambda: now)
+    kernel = Scripted()
+    run = inside.Run("id", 1.0, {"output_bytes": 100}, kernel)
+    now = 102.0  # two seconds in the queue, of which nothing is booked
+    assert not run.over(kernel, 1.0)
+    assert not run.over(kernel, 1.0)
+    kernel.ran_ns, kernel.waited_s = 4_000_000, 1.996  # it ran for a moment, and the wait is booked
+    assert not run.over(kernel, 1.0)
+    now = 103.5  # it has run since, and it is over at the second look
+    kernel.ran_ns = 1_504_000_000
+    assert not run.over(kernel, 1.0)
+    kernel.ran_ns = 1_524_000_000
+    assert run.over(kernel, 1.0)
+
+
+def test_a_program_that_sleeps_past_its_limit_is_over_at_the_second_look(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(inside.time, "monotonic", lambda: now)
+    kernel = Scripted()
+    kernel.runnable = False
+    run = inside.Run("id", 1.0, {"output_bytes": 100}, kernel)
+    now = 101.5
+    assert not run.over(kernel, 1.0)
+    assert run.over(kernel, 1.0)

@@ -182,9 +182,13 @@ async def test_requests_per_minute():
         serving(completion()) as endpoint,
         policy_for(endpoint, requests_per_minute=4, period_s=0.3) as policy,
     ):
+        started = time.monotonic()
         await asyncio.gather(*(policy.chat(HELLO, [], SAMPLING) for _ in range(12)))
-    # Without the throttler all twelve start at once; with it the ninth starts two periods after the first. (How many
-    # arrive in a shorter window is the machine's to say: a server that is starved sees them together.)
+    # A request may arrive late but never early: the fifth not before one period, the ninth not before two. Without
+    # the throttler all twelve are there at once.
+    for number, arrived in enumerate(sorted(endpoint.times)):
+        assert arrived - started >= 0.9 * 0.3 * (number // 4)
+    assert len(endpoint.times) == 12
     assert endpoint.times[-1] - endpoint.times[0] >= 0.5
 
 
