@@ -70,6 +70,8 @@ class EnvSettings:
     """Share of the prompts drawn from this environment, relative to the others."""
     data: DataSettings = field(default_factory=DataSettings)
     """Rows of this environment; `[data]` where empty."""
+    eval_data: str = ""
+    """Held-out rows of this environment; `eval.data` where empty."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Passed to the environment; unknown names are errors."""
 
@@ -283,9 +285,9 @@ class EvalSettings:
     every: int = 0
     """Learner steps between evaluations; 0 evaluates before and after only when `data` is given."""
     data: str = ""
-    """Held-out rows; empty evaluates nothing."""
+    """Held-out rows of the environments that name none of their own; empty evaluates only those that do."""
     limit: int = 0
-    """First rows only; 0 takes all."""
+    """First rows of each environment only; 0 takes all."""
     samples: int = 1
     """Episodes per row."""
     temperature: float = 1.0

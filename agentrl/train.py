@@ -22,17 +22,18 @@ from agentrl import config
 from agentrl.durable import write_file
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError
+from agentrl.held_out import HeldOut, load_held_out, make_evaluation
 from agentrl.inference.policy import Policy
 from agentrl.learner_thread import AsyncLearner, LearnerThread
 from agentrl.ledger import Ledger
 from agentrl.metrics import Listener, MetricsWriter, read_metrics
 from agentrl.orchestrator import Orchestrator, Parts
 from agentrl.processor_time import cpu_seconds
-from agentrl.prompts import PromptPool, Task, load_data, load_tasks
+from agentrl.prompts import PromptPool, Task, load_tasks
 from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch, run_episode
 from agentrl.run_folder import RunFolder
-from agentrl.settings import DataSettings, SandboxSettings, Settings
+from agentrl.settings import SandboxSettings, Settings
 from agentrl.spo.advantage import make_estimator
 from agentrl.spo.value_tracker import ValueTracker
 from agentrl.watchdog import Watchdog
@@ -63,10 +64,10 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
         Interrupted: Ctrl-C; the run can be resumed.
         AgentRLError: something could not go on.
     """
-    tasks, rows = _load(settings)
+    tasks, held_out = _load(settings)
     folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
     write_file(folder.config, config.to_toml(settings).encode(), "config")
-    return asyncio.run(_run(settings, folder, tasks, rows, options or Options(), resuming=False))
+    return asyncio.run(_run(settings, folder, tasks, held_out, options or Options(), resuming=False))
 
 
 def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None) -> dict[str, Any]:
@@ -77,9 +78,9 @@ def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None
     """
     folder = RunFolder.open(path)
     settings = config.load_settings(folder.config, flags)
-    tasks, rows = _load(settings)
+    tasks, held_out = _load(settings)
     write_file(folder.config, config.to_toml(settings).encode(), "config")
-    return asyncio.run(_run(settings, folder, tasks, rows, options or Options(), resuming=True))
+    return asyncio.run(_run(settings, folder, tasks, held_out, options or Options(), resuming=True))
 
 
 def check(settings: Settings) -> None:
@@ -96,19 +97,12 @@ def check(settings: Settings) -> None:
     _check_pool(pool, settings)
 
 
-EvalRows = tuple[tuple[Task, tuple[Any, ...]], ...]
-
-
-def _load(settings: Settings) -> tuple[tuple[Task, ...], EvalRows]:
+def _load(settings: Settings) -> tuple[tuple[Task, ...], tuple[HeldOut, ...]]:
     """Environments and data, checked before anything heavy starts."""
     if not settings.model.path:
         raise ConfigError("model.path is empty; give a folder with Hugging Face weights or an id")
     tasks = load_tasks(settings.env, settings.data)
-    rows: list[tuple[Task, tuple[Any, ...]]] = []
-    if settings.eval.data:
-        held_out = DataSettings(train=settings.eval.data, map=settings.data.map, limit=settings.eval.limit)
-        rows = [(tasks[0], load_data(held_out, tasks[0].env, "eval.data"))]
-    return tasks, tuple(rows)
+    return tasks, load_held_out(settings, tasks)
 
 
 def make_sandbox(settings: SandboxSettings) -> Sandbox:
@@ -148,7 +142,7 @@ async def _run(
     settings: Settings,
     folder: RunFolder,
     tasks: tuple[Task, ...],
-    rows: EvalRows,
+    held_out: tuple[HeldOut, ...],
     options: Options,
     *,
     resuming: bool,
@@ -157,7 +151,7 @@ async def _run(
     started, cpu_started = time.monotonic(), cpu_seconds()
     try:
         async with contextlib.AsyncExitStack() as stack:
-            orchestrator = await _assemble(settings, folder, tasks, rows, options, stack)
+            orchestrator = await _assemble(settings, folder, tasks, held_out, options, stack)
             if resuming:
                 from agentrl.resume import resume as go_back
 
@@ -180,7 +174,7 @@ async def _assemble(
     settings: Settings,
     folder: RunFolder,
     tasks: tuple[Task, ...],
-    rows: EvalRows,
+    held_out: tuple[HeldOut, ...],
     options: Options,
     stack: contextlib.AsyncExitStack,
 ) -> Orchestrator:
@@ -237,7 +231,7 @@ async def _assemble(
         metrics=metrics,
         watchdog=watchdog,
         play=play,
-        evaluate=_evaluator(settings, rows, policy, renderer, sandbox) if rows else None,
+        evaluate=make_evaluation(settings, held_out, policy, renderer, sandbox),
         before_start=gate.check,
         after_update=gate.after_update,
         shuffle_rewards=options.shuffle_rewards,
@@ -350,33 +344,6 @@ def _check_pool(pool: PromptPool, settings: Settings) -> None:
             copies,
             in_flight,
         )
-
-
-def _evaluator(settings: Settings, rows: EvalRows, policy: Policy, renderer: Any, sandbox: Sandbox):
-    """Evaluation inside training, on the live policy."""
-    from agentrl.evaluation.run import evaluate_policy
-    from agentrl.rollout import Decoding
-
-    task, data = rows[0]
-    eval_settings = settings.eval
-
-    async def evaluate(version: int, number: int, ended: Callable[[], None]) -> dict[str, Any]:
-        result = await evaluate_policy(
-            policy,
-            renderer,
-            lambda seed: task.make(sandbox, seed),
-            data,
-            samples=eval_settings.samples,
-            decoding=Decoding(eval_settings.temperature, eval_settings.top_p, eval_settings.top_k),
-            rollout=settings.rollout,
-            concurrency=settings.stream.in_flight or settings.engine.slots,
-            seed=settings.run.seed,
-            name=f"v{version}-{number}",
-            on_record=lambda record: ended(),
-        )
-        return result.as_row()
-
-    return evaluate
 
 
 @contextlib.contextmanager

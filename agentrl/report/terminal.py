@@ -54,9 +54,11 @@ def step_line(row: Row) -> str:
 
 def evaluation_line(row: Row) -> str:
     """One evaluation in one plain line."""
+    parts = (row.get("environments") or {}).items()
+    each = "".join(f"; {name} {_value(part, 'reward_mean', '.3f')}" for name, part in parts)
     return (
         f"evaluation at version {row['version']}: reward {_value(row, 'reward_mean', '.3f')} "
-        f"({interval_text(row)}, {row.get('episodes', 0)} held-out episodes)"
+        f"({interval_text(row)}, {row.get('episodes', 0)} held-out episodes){each}"
     )
 
 

@@ -18,6 +18,7 @@ from agentrl.ledger import Ledger, State
 from agentrl.metrics import Row, read_metrics
 from agentrl.recorder import read_episodes
 from agentrl.report import read_run
+from agentrl.report.terminal import evaluation_line
 from agentrl.train import Options, check, train
 
 DEMO = Path(agentrl.__file__).parent / "demo"
@@ -128,12 +129,43 @@ def test_environments_are_mixed_by_weight(tmp_path: Path, monkeypatch: pytest.Mo
     assert kinds == set(names)
 
 
+@pytest.mark.timeout(300)
+def test_every_environment_of_a_mixture_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Fails when only the first environment is played, or all of them with the rows of one.
+    monkeypatch.chdir(tmp_path)
+    text = MIXED.replace('name = "short.py:Short"', 'name = "short.py:Short"\neval_data = "generated:test:9"')
+    path = write_settings(tmp_path, text)
+    train(
+        load_settings(path, ["--run.steps=1", "--eval.data=generated:test:30"]), Options(handle_signals=False)
+    )
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "eval"]
+    assert [row["version"] for row in rows] == [0, 1]
+    for row in rows:
+        first, second = row["environments"]["arithmetic"], row["environments"]["short.py:Short"]
+        assert (first["problems"], second["problems"], row["problems"]) == (30, 9, 39)
+        assert row["episodes"] == 39
+        mean = (30 * first["reward_mean"] + 9 * second["reward_mean"]) / 39
+        assert row["reward_mean"] == pytest.approx(mean)
+        low, high = row["interval"]
+        assert low <= mean <= high
+        assert evaluation_line(row).endswith(
+            f"; arithmetic {first['reward_mean']:.3f}; short.py:Short {second['reward_mean']:.3f}"
+        )
+    # The demo's model was taught the first environment's form; that is how one sees that each had its own rows.
+    assert rows[0]["environments"]["arithmetic"]["reward_mean"] > 0.0
+
+
 def test_mistakes_in_a_mixture_name_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"env 2 \('short.py:Short'\): weight must be positive, got -1"):
         check(load_settings(write_settings(tmp_path, MIXED.replace("weight = 1", "weight = -1"))))
     with pytest.raises(ConfigError, match=r"env 2 \('short.py:Short'\).*unknown setting 'words'"):
         check(load_settings(write_settings(tmp_path, MIXED.replace("terms", "words"))))
+    wrong = MIXED.replace("terms = 3", "terms = 3\n").replace(
+        "weight = 1", 'weight = 1\neval_data = "none.jsonl"'
+    )
+    with pytest.raises(ConfigError, match=r"env 2 \('short.py:Short'\): eval_data.*none.jsonl"):
+        check(load_settings(write_settings(tmp_path, wrong)))
     twice = MIXED.replace("short.py:Short", "arithmetic").replace("[env.settings]\nterms = 3\n", "")
     with pytest.raises(ConfigError, match="give every environment of a mixture its own name"):
         check(load_settings(write_settings(tmp_path, twice)))
