@@ -104,7 +104,8 @@ async def measure_sandbox(sandbox: Sandbox, meter: CpuMeter, *, quick: bool = Fa
     async with await sandbox.open() as session:
         await measure(meter, lambda: session.run("x = 1\nx"), times(100))
         rows["call_in_live_session"] = await measure(meter, lambda: session.run("x = 1\nx"), times(2000))
-    rows["calls_in_64_sessions"] = await _many_sessions(sandbox, meter, 64, times(6400))
+    for count in (16, 64, 256):
+        rows[f"calls_in_{count}_sessions"] = await _many_sessions(sandbox, meter, count, times(100 * count))
 
     async def open_and_close() -> None:
         await (await sandbox.open()).close()

@@ -22,6 +22,9 @@ host to supervisor:
      "watch_files": directory whose size nothing else limits: poll and kill}
     {"kind": "run", "id": 32 hex digits, "time_s": float, "blobs": [source code UTF-8, stdin UTF-8]}
     {"kind": "interrupt", "id": ...}      the caller has gone: interrupt the run, kill it after the grace
+    {"kind": "rest"}                      kill every process but the supervisor and forget what passed; exit
+                                          unless the room is as it was before the first program ("alone" only)
+    {"kind": "again"}                     after "rest": a fresh interpreter, answered like "start"
     end of stream                         kill everything and exit
 supervisor to host:
     {"kind": "ready", "python": "3.11.2", "pid": int}
@@ -37,6 +40,12 @@ What the interpreter says: {"kind": "ok"|"error"|"exit", "value": text|null, "er
 "exit_code": int|null, "files": [[name, size], ...]}. Between supervisor and interpreter: u32 length, 16 bytes
 request id, then for a request u32 length of code, code, stdin; for a reply the JSON. A reply with another id,
 a second reply, or one that is too long costs the session its life ("protocol").
+
+**A room for several programs.** A session without state runs each program in an interpreter of its own,
+forked from the supervisor, which no program has touched; namespaces and control group stay. In between
+every other process is killed, and the room goes on only if nothing was left in it and no directory was
+changed. What passes through the supervisor lies in a few buffers that are wiped then, since a fork would
+take a copy of them along.
 
 **Time.** counted = wall time - the longest time that one of the session's processes stood in the run queue
 (`/proc/PID/schedstat`), and at least the CPU time of all of them divided by the number of cores, so that a
@@ -63,6 +72,7 @@ from typing import Any
 
 _PULSE_S = 0.1
 _LOOK_S = 0.02  # longer than the kernel takes to book what a running program has run
+_BUFFER = 16384
 _LINE_LOST = 117  # exit code of an interpreter whose line to the supervisor is broken
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -93,19 +103,31 @@ def read_exactly(fd, count):
     return b"".join(parts)
 
 
-def read_some(fd):
-    """What there is, at least one byte; EOFError at the end of the stream."""
-    data = os.read(fd, 65536)
-    if not data:
+def read_into(fd, view):
+    """Read what there is into a memoryview; returns how many bytes, EOFError at the end of the stream."""
+    count = os.readv(fd, [view])
+    if not count:
         raise EOFError("the other end has gone")
-    return data
+    return count
+
+
+def write_vector(fd, buffers):
+    """Write every byte of all buffers, without joining them; the descriptor blocks."""
+    written = os.writev(fd, buffers)
+    for buffer in buffers:
+        if written < len(buffer):
+            write_all(fd, memoryview(buffer)[written:])
+            written = 0
+        else:
+            written -= len(buffer)
 
 
 def send_frame(fd, header, blobs=()):
-    """Send one frame of the wire protocol."""
-    head = json.dumps({**header, "blobs": [len(blob) for blob in blobs]}).encode()
-    body = b"".join((struct.pack("!I", len(head)), head, *blobs))
-    write_all(fd, struct.pack("!I", len(body)) + body)
+    """Send one frame of the wire protocol; a blob is a list of buffers."""
+    lengths = [sum(map(len, blob)) for blob in blobs]
+    head = json.dumps({**header, "blobs": lengths}).encode()
+    size = struct.pack("!II", 4 + len(head) + sum(lengths), len(head))
+    write_vector(fd, [size, head, *(buffer for blob in blobs for buffer in blob)])
 
 
 def receive_frame(fd):
@@ -114,9 +136,9 @@ def receive_frame(fd):
 
 
 def split_frame(body):
-    """`(header, blobs)` of a payload."""
+    """`(header, blobs)` of a payload; the blobs are slices of it."""
     end = 4 + struct.unpack_from("!I", body)[0]
-    header = json.loads(body[4:end])
+    header = json.loads(bytes(body[4:end]))
     blobs = []
     for length in header.get("blobs", ()):
         blobs.append(body[end : end + length])
@@ -124,49 +146,111 @@ def split_frame(body):
     return header, blobs
 
 
+class Inbox:
+    """Reads frames into one buffer, which can be wiped."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.buffer = memoryview(bytearray(_BUFFER))
+        self.filled = 0
+
+    def read(self):
+        """Read what there is; EOFError at the end of the stream."""
+        if self.filled == len(self.buffer):
+            self._grow(2 * self.filled)
+        self.filled += read_into(self.fd, self.buffer[self.filled :])
+
+    def take(self):
+        """The next whole payload, valid until `drop`; None when there is none."""
+        if self.filled < 4:
+            return None
+        end = 4 + struct.unpack_from("!I", self.buffer)[0]
+        if end > len(self.buffer):
+            self._grow(end)
+        return self.buffer[4:end] if self.filled >= end else None
+
+    def drop(self):
+        """Forget the payload that was taken."""
+        end = 4 + struct.unpack_from("!I", self.buffer)[0]
+        self.buffer[: self.filled - end] = self.buffer[end : self.filled]
+        self.filled -= end
+
+    def wipe(self):
+        """Overwrite all that was dropped."""
+        wipe(self.buffer[self.filled :])
+
+    def _grow(self, size):
+        larger = memoryview(bytearray(size))
+        larger[: self.filled] = self.buffer[: self.filled]
+        wipe(self.buffer)
+        self.buffer = larger
+
+
+def wipe(buffer):
+    """Overwrite a buffer where it lies."""
+    if not buffer.readonly and len(buffer):
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), 0, len(buffer))
+
+
 # --------------------------------------------------------------------------------------------- supervisor
 
 
 class Output:
-    """Collects one stream of a run: the first and the last half of `limit` bytes."""
+    """Collects one stream of a run: the first and the last half of `limit` bytes, in memory that stays."""
 
     def __init__(self, limit):
-        self.half = limit // 2
-        self.head = bytearray()
-        self.tail = bytearray()
+        self.half = max(1, limit // 2)
+        self.head = self.tail = memoryview(b"")  # made when first needed: most programs print little
+        self.seen = 0
+
+    def clear(self):
+        """Begin with another run."""
         self.seen = 0
 
     def add(self, data):
         """Take the next bytes; what is neither head nor tail is forgotten."""
+        if not self.head:
+            self.head, self.tail = memoryview(bytearray(self.half)), memoryview(bytearray(self.half))
+        room = max(0, self.half - self.seen)
+        first, rest = data[:room], data[room:]
+        self.head[self.seen : self.seen + len(first)] = first
         self.seen += len(data)
-        room = self.half - len(self.head)
-        if room > 0:
-            self.head += data[:room]
-            data = data[room:]
-        self.tail += data
-        if len(self.tail) > 4 * self.half + 65536:
-            del self.tail[: -self.half]
+        rest = rest[-self.half :]
+        # The tail is a ring: byte n after the head lies at n modulo its size.
+        at = (self.seen - self.half - len(rest)) % self.half
+        split = min(len(rest), self.half - at)
+        self.tail[at : at + split] = rest[:split]
+        self.tail[: len(rest) - split] = rest[split:]
 
     def finish(self):
-        """`(bytes, truncated)`; a cut never leaves part of a UTF-8 character at its edges."""
+        """`(buffers, truncated)`; a cut never leaves part of a UTF-8 character at its edges."""
         left_out = self.seen - 2 * self.half
         if left_out <= 0:
-            return bytes(self.head + self.tail), False
-        head = bytes(self.head).decode("utf-8", "ignore") if _is_text(self.head) else bytes(self.head)
-        tail = bytes(self.tail[-self.half :])
+            return [self.head[: self.seen], self.tail[: max(0, self.seen - self.half)]], False
+        at = (self.seen - self.half) % self.half
+        first, second = self.tail[at:], self.tail[:at]
         start = 0
-        while start < min(4, len(tail)) and tail[start] & 0xC0 == 0x80:
+        while start < min(4, self.half) and self.tail[(at + start) % self.half] & 0xC0 == 0x80:
             start += 1
-        head = head.encode() if isinstance(head, str) else head
-        return head + b"\n... [%d bytes of output left out] ...\n" % left_out + tail[start:], True
+        message = b"\n... [%d bytes of output left out] ...\n" % left_out
+        whole = self.head[: _whole_characters(self.head)]
+        return [whole, message, first[start:], second[max(0, start - len(first)) :]], True
+
+    def wipe(self):
+        """Overwrite what was collected."""
+        wipe(self.head)
+        wipe(self.tail)
+        self.seen = 0
 
 
-def _is_text(data):
-    try:
-        bytes(data[:-4]).decode()
-    except UnicodeDecodeError as error:
-        return error.start > len(data) - 8
-    return True
+def _whole_characters(data):
+    """Length of `data` without a UTF-8 character that is cut off at its end."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:
+            length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return len(data) - (back if back < length else 0)
+    return len(data)
 
 
 def read_small(path):
@@ -318,14 +402,34 @@ def exceeds(directory, limits):
     return False
 
 
+def describe_room(directory):
+    """What a program could change and leave: its directory and those beside it, down to their attributes.
+
+    Nothing can be put into a directory, taken out of it or set on it without a change of its ctime, which no
+    program can set; contents and mode are compared too, for clocks that tick slowly.
+    """
+    parent, found = os.path.dirname(directory), []
+    try:
+        for path in (parent, *(os.path.join(parent, name) for name in sorted(os.listdir(parent)))):
+            stat = os.lstat(path)
+            attributes = os.listxattr(path, follow_symlinks=False)
+            found.append(
+                (path, os.listdir(path), stat.st_mode, stat.st_ctime_ns, stat.st_mtime_ns, attributes)
+            )
+    except OSError as error:
+        return error  # equal to nothing but itself
+    return found
+
+
 class Run:
     """The run in progress: its clock and its output."""
 
-    def __init__(self, request, time_s, limits, processes):
+    def __init__(self, request, time_s, out, err, processes):
         self.id = request
         self.time_s = time_s
-        self.out = Output(limits["output_bytes"])
-        self.err = Output(limits["output_bytes"])
+        self.out, self.err = out, err
+        out.clear()
+        err.clear()
         self.began = self.pulse = time.monotonic()
         self.cpu, self.wait = processes.quick()
         self.total_cpu: float | None = None
@@ -378,39 +482,36 @@ class Supervisor:
         self.host_in, self.host_out, self.confine = host_in, host_out, confine
         self.run: Any = None  # the Run in progress
         self.wait_status = None
-        self.pending = b""
+        self.resting = False
+        self.inbox, self.reply = Inbox(host_in), memoryview(bytearray(_BUFFER))
+        self.scratch = memoryview(b"")
 
     def serve(self, start=None):
         """Serve until the host hangs up or the interpreter is dead. `start`: its frame, if read already."""
         self.start = start or receive_frame(self.host_in)[0]
         self.limits = self.start["limits"]
+        self.stdout, self.stderr = Output(self.limits["output_bytes"]), Output(self.limits["output_bytes"])
         os.environ.clear()
         os.environ.update(self.start.get("environment", {}))
         wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, self._reap)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._spawn()
-        answer = os.read(self.line, 4096) if select.select([self.line], [], [], 30)[0] else b"-no answer"
-        if answer[:1] != b"+":
-            reason = answer[1:] or os.read(self.err, 4096)
-            send_frame(self.host_out, {"kind": "failed", "reason": reason.decode(errors="replace")})
+        self.poll, self.wake = select.poll(), wake
+        for fd in (self.host_in, wake):
+            self.poll.register(fd, select.POLLIN)
+        self.room = describe_room(self._directory())
+        if not self._begin():
             return
-        self.processes = Processes(self.child, bool(self.start.get("alone")))
-        version = ".".join(map(str, sys.version_info[:3]))
-        send_frame(self.host_out, {"kind": "ready", "python": version, "pid": os.getpid()})
-        poll = select.poll()
-        for fd in (self.host_in, self.line, wake):
-            poll.register(fd, select.POLLIN)
-        self.poll, self.deaf = poll, True
         while True:
-            for fd, _ in poll.poll(self._patience()):
+            for fd, _ in self.poll.poll(self._patience()):
                 if fd == wake:
                     os.read(wake, 4096)
                 elif fd == self.host_in:
                     if not self._from_host():
                         self.processes.kill()
                         return
+                    break  # the other descriptors may have been closed, and their numbers taken
                 elif fd == self.out or fd == self.err:
                     self._drain(fd, 1)
                     if self.run is None:
@@ -419,15 +520,62 @@ class Supervisor:
                     self._from_interpreter()
             if self.run and self.wait_status is None:
                 self._watch()
-            if self.wait_status is not None:
+            if self.wait_status is not None and not self.resting:
                 self.processes.kill()
                 if self.run:
-                    self._finish(b"", alive=False)
+                    self._finish((), alive=False)
                     return
                 # Died between two runs: the next one is told.
-                poll.unregister(self.line) if self.line >= 0 else None
+                self._forget(self.line)
                 self._bury()
                 return
+
+    def _begin(self):
+        """Fork an interpreter and tell the host whether it is ready."""
+        self.wait_status, self.resting, self.deaf = None, False, True
+        self._spawn()
+        answer = os.read(self.line, 4096) if select.select([self.line], [], [], 30)[0] else b"-no answer"
+        if answer[:1] != b"+":
+            reason = answer[1:] or os.read(self.err, 4096)
+            send_frame(self.host_out, {"kind": "failed", "reason": reason.decode(errors="replace")})
+            return False
+        self.processes = Processes(self.child, bool(self.start.get("alone")))
+        self.poll.register(self.line, select.POLLIN)
+        version = ".".join(map(str, sys.version_info[:3]))
+        send_frame(self.host_out, {"kind": "ready", "python": version, "pid": os.getpid()})
+        return True
+
+    def _directory(self):
+        return self.start.get("directory") or os.getcwd()
+
+    def _rest(self):
+        """Forget the program: its processes, what passed through here. False when it left anything behind."""
+        self.resting = True
+        self._be_deaf()
+        self._forget(self.line)
+        for fd in (self.line, self.out, self.err):
+            os.close(fd)
+        self.line = self.out = self.err = -1
+        self.processes.kill()
+        if self.processes.fd >= 0:
+            os.close(self.processes.fd)
+        self.inbox.wipe()
+        wipe(self.reply)
+        wipe(self.scratch)
+        self.stdout.wipe()
+        self.stderr.wipe()
+        return self._alone(2.0) and self.room == describe_room(self._directory())
+
+    def _alone(self, seconds):
+        """Wait until no other process is left in our pid namespace, where every orphan becomes our child."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0 and select.select([self.wake], [], [], 0.05)[0]:
+                    os.read(self.wake, 4096)
+            except ChildProcessError:
+                return True
+        return False
 
     def _spawn(self):
         import socket
@@ -486,13 +634,15 @@ class Supervisor:
 
     def _from_host(self):
         try:
-            self.pending += read_some(self.host_in)
-            while len(self.pending) >= 4:
-                end = 4 + struct.unpack_from("!I", self.pending)[0]
-                if len(self.pending) < end:
-                    self.pending += read_exactly(self.host_in, end - len(self.pending))
-                frame, self.pending = self.pending[4:end], self.pending[end:]
-                self._obey(*split_frame(frame))
+            self.inbox.read()
+            while (payload := self.inbox.take()) is not None:
+                header, blobs = split_frame(payload)
+                self._obey(header, blobs)
+                self.inbox.drop()
+                if header["kind"] == "rest" and not (self.run is None and self._rest()):
+                    return False
+                if header["kind"] == "again" and not (self.resting and self._begin()):
+                    return False
         except (EOFError, OSError, ValueError, KeyError):
             return False
         return True
@@ -504,11 +654,12 @@ class Supervisor:
                 for fd in (self.out, self.err):
                     self._drain(fd, 64)  # what came between two runs belongs to none
                     self.poll.register(fd, select.POLLIN)
-            self.run = Run(header["id"], header["time_s"], self.limits, self.processes)
+            self.run = Run(header["id"], header["time_s"], self.stdout, self.stderr, self.processes)
             code, stdin = blobs
-            body = bytes.fromhex(header["id"]) + struct.pack("!I", len(code)) + code + stdin
+            request = bytes.fromhex(header["id"]) + struct.pack("!I", len(code))
+            size = struct.pack("!I", len(request) + len(code) + len(stdin))
             try:
-                write_all(self.line, struct.pack("!I", len(body)) + body)
+                write_vector(self.line, [size + request, code, stdin])
             except OSError:
                 self._lose("protocol")
         elif header["kind"] == "interrupt" and self.run and self.run.id == header["id"]:
@@ -518,16 +669,17 @@ class Supervisor:
         """One reply to the request in progress, or the session is lost."""
         limit = 16 * self.limits["output_bytes"] + 65536
         try:
-            body = os.read(self.line, 65536)
-            if not body:
-                raise EOFError("closed")
-            length = struct.unpack("!I", body[:4] + self._read_line(4 - len(body[:4])))[0]
+            have = self._read_line(read_into(self.line, self.reply), 4)
+            length = struct.unpack_from("!I", self.reply)[0]
             if self.run is None or not 16 <= length <= limit:
                 raise ValueError("a reply that nobody asked for, or too long")
-            body = body[4:]
-            if len(body) < length:
-                body += self._read_line(length - len(body))
-            if len(body) != length or body[:16].hex() != self.run.id:
+            if 4 + length > len(self.reply):
+                larger = memoryview(bytearray(4 + length))
+                larger[:have] = self.reply[:have]
+                wipe(self.reply)
+                self.reply = larger
+            have = self._read_line(have, 4 + length)
+            if have != 4 + length or self.reply[4:20].hex() != self.run.id:
                 raise ValueError("a reply to another request")
         except (EOFError, OSError, ValueError):
             # The end of the line is also how a death looks; give the signal a moment to tell which.
@@ -537,21 +689,16 @@ class Supervisor:
             return
         if self.run.interrupted_at is not None and not self.processes.kill_others():
             return self._lose(self.run.cause)
-        self._finish(body[16:], alive=True)
+        self._finish((self.reply[20 : 4 + length],), alive=True)
 
-    def _read_line(self, count):
-        """Like `read_exactly`, but a program that writes half a frame does not stop the clock."""
-        parts = []
+    def _read_line(self, have, wanted):
+        """Read until `reply` holds `wanted` bytes; who writes half a frame does not stop the clock."""
         end = time.monotonic() + 2.0
-        while count:
+        while have < wanted:
             if not select.select([self.line], [], [], max(0.0, end - time.monotonic()))[0]:
                 raise ValueError("half a reply")
-            part = os.read(self.line, min(count, 1 << 20))
-            if not part:
-                raise EOFError("closed")
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
+            have += read_into(self.line, self.reply[have:wanted])
+        return have
 
     def _watch(self):
         """Look at the clock and, where nobody else does, at the memory."""
@@ -593,17 +740,19 @@ class Supervisor:
         target = None
         if self.run:
             target = self.run.out if fd == self.out else self.run.err
+        if not self.scratch:
+            self.scratch = memoryview(bytearray(65536))
         for _ in range(most):
             try:
-                data = os.read(fd, 65536)
+                count = read_into(fd, self.scratch)
             except BlockingIOError:
                 return
-            if not data:
+            except EOFError:
                 if target is not None:
                     self._forget(fd)
                 return
             if target is not None:
-                target.add(data)
+                target.add(self.scratch[:count])
 
     def _be_deaf(self):
         """Stop listening to the output until the next run."""
@@ -651,11 +800,16 @@ class Supervisor:
 
     def _bury(self):
         """The interpreter died between two runs: answer the next one with that, then go."""
-        header, _ = receive_frame(self.host_in)
+        header = {"kind": None}
         while header["kind"] != "run":
-            header, _ = receive_frame(self.host_in)
-        self.run = Run(header["id"], header["time_s"], self.limits, self.processes)
-        self._finish(b"", alive=False)
+            while (payload := self.inbox.take()) is None:
+                self.inbox.read()
+            header, _ = split_frame(payload)
+            self.inbox.drop()
+            if header["kind"] == "rest":
+                return
+        self.run = Run(header["id"], header["time_s"], self.stdout, self.stderr, self.processes)
+        self._finish((), alive=False)
 
 
 # -------------------------------------------------------------------------------------------- interpreter

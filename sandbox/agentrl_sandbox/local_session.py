@@ -27,6 +27,8 @@ from .outcome import clean, result_from_frame
 from .result import Result, Status
 
 BACK_STOP = 10.0
+AGAIN_S = 30.0
+"""Longest wait for a fresh process in a room that was kept; then there is a new room."""
 _HEAD = struct.Struct("!I")
 
 
@@ -148,6 +150,7 @@ class Interpreter:
         self.pidfd = -1
         self.pid = 0
         self.python = ""
+        self.resting = False
         self.line = Line(16 * limits.output_bytes + (1 << 20))
 
     async def connect(self, sock: socket.socket, start: dict[str, Any]) -> None:
@@ -174,6 +177,20 @@ class Interpreter:
         if data != b"P":
             self.line.data_received(data)
         header, _ = await self.line.receive()
+        self._check_ready(header)
+
+    def rest(self) -> None:
+        """Kill what ran and forget it; the room is kept if nothing was left in it. Raises Lost."""
+        self.line.send({"kind": "rest"})
+        self.resting = True
+
+    async def again(self) -> None:
+        """After `rest`: a fresh process in the same room. Raises Lost where the room was not kept."""
+        self.line.send({"kind": "again"})
+        self.resting = False
+        self._check_ready((await self.line.receive())[0])
+
+    def _check_ready(self, header: dict[str, Any]) -> None:
         if header.get("kind") != "ready":
             raise Lost(str(header.get("reason") or header))
         self.python = str(header.get("python"))
@@ -267,9 +284,21 @@ class LocalSession(Session):
             except asyncio.CancelledError:
                 self._let_go(interpreter)
                 raise
-            if not result.session_alive or self._stateless:
+            if not result.session_alive:
                 await self._drop()
+            elif self._stateless:
+                await self._forget(interpreter)
             return result
+
+    async def _forget(self, interpreter: Interpreter) -> None:
+        """The next run of a session without state gets a fresh process, and a fresh room if this one is not
+        as it was."""
+        try:
+            if not interpreter.namespaces:
+                raise Lost("its processes and files are not in a room of their own")
+            interpreter.rest()
+        except Lost:
+            await self._drop()
 
     async def _ready(self) -> Interpreter:
         """The live interpreter, after what a cancelled run left behind; a fresh one where it died."""
@@ -280,9 +309,17 @@ class LocalSession(Session):
                 header, _ = await asyncio.wait_for(interpreter.line.receive(), wait)
                 if header.get("id") != self._unread or not header.get("alive"):
                     raise Lost("the cancelled run took the session with it")
+                if self._stateless:
+                    await self._forget(interpreter)
             except (Lost, TimeoutError):
                 await self._drop()
             self._unread = None
+        interpreter = self._interpreter
+        if interpreter is not None and interpreter.resting:
+            try:
+                await asyncio.wait_for(interpreter.again(), AGAIN_S)
+            except (Lost, TimeoutError):
+                await self._drop()
         if self._interpreter is not None and self._interpreter.line.lost:
             await self._drop()
         if self._interpreter is None:

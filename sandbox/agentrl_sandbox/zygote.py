@@ -28,7 +28,7 @@ _HUGE = 2 << 20
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
     0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 )  # fmt: skip
-_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _NOATIME = 1, 2, 4, 8, 1024
 _python = ctypes.PyDLL(None, use_errno=True)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -97,7 +97,7 @@ def enter_room(limits, uid, gid):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     size = f"size={int(limits['file_mb'])}m,nr_inodes={int(limits['files'])},mode=0700".encode()
-    mount(b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV, size)
+    mount(b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV | _NOATIME, size)
     os.mkdir("/tmp/work")
     os.mkdir("/tmp/shm", 0o700)
     flags = _RDONLY | _NOSUID | _NODEV | _NOEXEC

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -155,6 +157,143 @@ async def test_stateless_sessions_forget(sandbox):
         await session.run("x = 1\nopen('f', 'w').close()")
         result = await session.run("import os\n'x' in globals(), os.listdir()")
         assert result.value == "(False, [])"
+
+
+async def test_a_clean_room_is_kept_for_the_next_program(sandbox):
+    if sandbox.level < Level.NAMESPACED:
+        pytest.skip("rooms are kept where a session has a pid namespace of its own")
+    async with await sandbox.open(stateless=True) as session:
+        first = session.pid
+        for code in ("x = 1", "1/0", "raise SystemExit(3)", "import os; os.listdir('/tmp')"):
+            result = await session.run(code)
+            assert result.session_alive
+            assert (await session.run("'x' in globals()")).value == "False"
+        assert (await session.run("while True: pass", timeout=0.1)).status is Status.TIMEOUT
+        assert (await session.run("1 + 1")).value == "2"
+        assert session.pid == first  # Fails when every program gets a room of its own.
+
+
+LEFT_BEHIND = {
+    "a file": "open('left', 'w').write('x')",
+    "a file beside": "open('/tmp/left', 'w').write('x')",
+    "shared memory": "open('/dev/shm/left', 'w').write('x')",
+    "a file that has gone": "import os; open('f', 'w').close(); os.remove('f')",
+    "a mode": "import os; os.chmod('.', 0o500)",
+    "no access": "import os; os.chmod('/tmp', 0)",
+    "a time": "import os; os.utime('.', (1, 1))",
+    "a name": "import os; os.rename('/tmp/shm', '/tmp/other')",
+    "a link": "import os; os.rmdir('/tmp/shm'); os.symlink('/usr', '/tmp/shm')",
+}
+
+
+@pytest.mark.parametrize("what", LEFT_BEHIND)
+async def test_a_room_is_not_kept_with_anything_in_it(sandbox, what):
+    if sandbox.level < Level.NAMESPACED:
+        pytest.skip("rooms are kept where a session has a pid namespace of its own")
+    look = "import os; [(p, sorted(os.listdir(p)), os.stat(p).st_mode) for p in ('/tmp', '/tmp/work', '/tmp/shm')]"
+    async with await sandbox.open(stateless=True) as session:
+        before, first = (await session.run(look)).value, session.pid
+        left = await session.run(LEFT_BEHIND[what])
+        assert left.status is Status.OK, left.text
+        assert session.pid == first
+        assert (await session.run(look)).value == before
+        assert session.pid != first  # Fails without the comparison of `describe_room`.
+
+
+async def test_processes_do_not_outlive_their_program(sandbox):
+    spawn = """
+        import os, signal, subprocess, sys, threading, time
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for _ in range(3):
+            if os.fork() == 0:
+                os.setpgid(0, 0)
+                if os.fork() == 0:
+                    time.sleep(1000)
+                time.sleep(1000)
+        threading.Thread(target=lambda: [os.write(n, b'x') for n in range(3, 64) for _ in range(1000)]).start()
+    """
+    look = "import os; sorted(int(name) for name in os.listdir('/proc') if name.isdigit()), os.getpid()"
+    async with await sandbox.open(stateless=True) as session:
+        for _ in range(3):
+            await session.run(textwrap.dedent(spawn))
+            result = await session.run(look)
+            assert result.status is Status.OK, result.text
+            if sandbox.level >= Level.NAMESPACED:
+                pids, own = eval(result.value)
+                assert pids == [1, own]
+
+
+async def test_a_program_finds_nothing_of_the_one_before_in_its_memory(sandbox):
+    if sandbox.level < Level.NAMESPACED:
+        pytest.skip("rooms are kept where a session has a pid namespace of its own")
+    marks = [f"Zq7{secrets.token_hex(16)}" for _ in range(5)]
+    source, given, out, err, value = marks
+    # Marks are made at run time where they must not be part of the source.
+    spoken = {name: "+".join(repr(c) for c in mark) for name, mark in (("o", out), ("e", err), ("v", value))}
+    body = """
+        import sys
+        note = '{source}'
+        sys.stdin.read()
+        print({o} * {times})
+        print({e} * {times}, file=sys.stderr)
+        ({v}) * {times}
+    """
+    digests = {
+        hashlib.sha256(mark.encode()).hexdigest(): name for name, mark in zip("sgoev", marks, strict=True)
+    }
+    scan = """
+        import hashlib, os
+        known, found, start = {known}, set(), bytes([90, 113, 55])
+        with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb', 0) as memory:
+            for line in maps:
+                area, mode, *rest = line.split()
+                if mode[:2] != 'rw' or (len(rest) > 3 and rest[3].startswith('[v')):
+                    continue
+                low, high = (int(part, 16) for part in area.split('-'))
+                try:
+                    data = os.pread(memory.fileno(), high - low, low)
+                except (OSError, OverflowError):
+                    continue
+                at = data.find(start)
+                while at >= 0:
+                    name = known.get(hashlib.sha256(data[at:at + 35]).hexdigest())
+                    if name:
+                        found.add(name)
+                    at = data.find(start, at + 1)
+        sorted(found)
+    """
+    scan = textwrap.dedent(scan).format(known=repr(digests))
+    async with await sandbox.open(Limits(time_s=60, memory_mb=1024), stateless=True) as session:
+        first = session.pid
+        for times in (1, 3000, 30):
+            code = textwrap.dedent(body).format(source=source, times=times, **spoken)
+            if times > 1:
+                code += f"\n# {source * 3000}\n1"
+            said = await session.run(code, stdin=given * times)
+            assert said.status is Status.OK, said.text
+            assert out in said.stdout
+            # Fails (finds all of them) when the supervisor's buffers are not wiped, or a copy is made on the way.
+            result = await session.run(scan)
+            assert result.status is Status.OK, result.text
+            assert result.value == "[]"
+        assert session.pid == first
+    async with await sandbox.open(Limits(time_s=60, memory_mb=1024)) as session:
+        code = textwrap.dedent(body).format(source=source, times=30, **spoken)
+        await session.run(code, stdin=given)
+        # The scan itself works: where state is kept, it finds what was kept.
+        assert "'s'" in (await session.run(scan)).value
+
+
+async def test_a_cancelled_run_leaves_no_state_to_a_session_without_any(sandbox):
+    async with await sandbox.open(stateless=True) as session:
+        running = asyncio.create_task(session.run("x = 1\nimport time\ntime.sleep(30)"))
+        await asyncio.sleep(0.3)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        # Fails when the interpreter that was interrupted is used again.
+        assert (await session.run("'x' in globals()")).value == "False"
 
 
 async def test_random_numbers_differ_and_follow_a_seed(sandbox):

@@ -147,19 +147,29 @@ def test_output_is_whole_or_head_and_tail(data, limit):
     output = inside.Output(limit)
     for start in range(0, len(data), 97):
         output.add(data[start : start + 97])
-    kept, cut = output.finish()
+    pieces, cut = output.finish()
+    kept = b"".join(pieces)
     half = limit // 2
     if len(data) <= 2 * half:
         assert (kept, cut) == (data, False)
     else:
         assert cut
         assert len(kept) <= 2 * half + 60
+        # Up to three bytes at either edge may have been part of a character.
+        assert kept.startswith(data[: half - 3])
+        assert kept.endswith(data[len(data) - half + 4 :])
+    output.wipe()
+    output.add(b"again")
+    assert b"".join(output.finish()[0]) == b"again"
+    assert not any(output.head[5:])
+    assert not any(output.tail)
 
 
 def test_a_cut_never_splits_a_character():
     output = inside.Output(1001)
     output.add("é".encode() * 5000)
-    kept, cut = output.finish()
+    pieces, cut = output.finish()
+    kept = b"".join(pieces)
     assert cut
     assert "\ufffd" not in kept.decode("utf-8", "replace")
 
@@ -211,7 +221,7 @@ def test_a_wait_that_is_not_booked_yet_is_no_time_out(monkeypatch):
     now = 100.0
     monkeypatch.setattr(inside.time, "monotonic", lambda: now)
     kernel = Scripted()
-    run = inside.Run("id", 1.0, {"output_bytes": 100}, kernel)
+    run = inside.Run("id", 1.0, inside.Output(100), inside.Output(100), kernel)
     now = 102.0  # two seconds in the queue, of which nothing is booked
     assert not run.over(kernel, 1.0)
     assert not run.over(kernel, 1.0)
@@ -229,7 +239,7 @@ def test_a_program_that_sleeps_past_its_limit_is_over_at_the_second_look(monkeyp
     monkeypatch.setattr(inside.time, "monotonic", lambda: now)
     kernel = Scripted()
     kernel.runnable = False
-    run = inside.Run("id", 1.0, {"output_bytes": 100}, kernel)
+    run = inside.Run("id", 1.0, inside.Output(100), inside.Output(100), kernel)
     now = 101.5
     assert not run.over(kernel, 1.0)
     assert run.over(kernel, 1.0)
