@@ -13,7 +13,7 @@ NEEDED = (
     "agentrl/demo/demo.toml",
     "agentrl/demo/model/model.safetensors",
     "agentrl/report/page.html",
-    "agentrl_sandbox/driver.py",
+    "agentrl_sandbox/inside/supervisor.py",
     "agentrl_sandbox/docker_seccomp.json",
 )
 

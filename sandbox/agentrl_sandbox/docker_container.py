@@ -45,7 +45,7 @@ def read(count):
         if not part: os._exit(3)
         parts += part
     return parts
-for name in ("driver", "seccomp", "entry"):
+for name in ("frames", "processes", "interpreter", "supervisor", "seccomp", "entry"):
     sys.modules[name] = module = types.ModuleType(name)
     exec(compile(read(int(read(8))), "<%s>" % name, "exec"), module.__dict__)
 module.become_supervisor(*eval(read(int(read(8)))))
@@ -146,8 +146,9 @@ def container_options(shape: ContainerShape, settings: ContainerSettings) -> dic
 
 
 def _program(libraries: Sequence[str], cores: int) -> bytes:
-    names = ("driver.py", "seccomp.py", "docker_entry.py")
-    parts = [resources.files("agentrl_sandbox").joinpath(name).read_bytes() for name in names]
+    inside = [f"inside/{name}.py" for name in ("frames", "processes", "interpreter", "supervisor")]
+    files = (*inside, "seccomp.py", "docker_entry.py")
+    parts = [resources.files("agentrl_sandbox").joinpath(name).read_bytes() for name in files]
     parts.append(repr((tuple(libraries), cores)).encode())
     return b"".join(b"%08d" % len(part) + part for part in parts)
 
@@ -213,7 +214,7 @@ class Container:
         return self
 
     async def send(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
-        """Sends one frame (see `driver.py`). Raises `StreamLost`."""
+        """Sends one frame (see `inside/frames.py`). Raises `StreamLost`."""
         try:
             self._writer.write(encode_frame(header, tuple(blobs)))
             await self._writer.drain()

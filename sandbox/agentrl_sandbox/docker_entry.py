@@ -1,9 +1,9 @@
 """What runs in a container: warms libraries, then becomes the supervisor of one session.
 
-Sent over the attached socket after `driver.py`; standard library only, imports nothing of the package and
-knows nothing of Docker but the files of its own control group. It adds one thing to the supervisor: when the
-kernel's memory limit killed the program, it says so, because a process killed for memory looks like any
-killed process.
+Sent over the attached socket after the modules of `inside`; standard library only, imports nothing else of
+the package and knows nothing of Docker but the files of its own control group. It adds one thing to the
+supervisor: when the kernel's memory limit killed the program, it says so, because a process killed for memory
+looks like any killed process.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import driver, seccomp
+    from . import seccomp
+    from .inside import frames, supervisor
 else:
-    import driver
+    import frames
     import seccomp
+    import supervisor
 
 # Control groups of version 1 and 2 count what they killed in different files.
 _KILL_COUNTS = (
@@ -41,7 +43,7 @@ def oom_kills():
     return 0
 
 
-class ContainerSupervisor(driver.Supervisor):
+class ContainerSupervisor(supervisor.Supervisor):
     """A supervisor that tells death by the memory limit from other deaths."""
 
     def _finish(self, said, alive):
@@ -91,6 +93,6 @@ def become_supervisor(libraries, cores):
     os.cpu_count = lambda: cores
     missing = warm(libraries)
     version = ".".join(map(str, sys.version_info[:3]))
-    driver.send_frame(host_out, {"kind": "warm", "missing": missing, "python": version})
+    frames.send_frame(host_out, {"kind": "warm", "missing": missing, "python": version})
     ContainerSupervisor(host_in, host_out, guard_supervisor).serve()
     os._exit(0)

@@ -3,7 +3,7 @@
 The image holds an interpreter, its standard library, the shared libraries they need and a few pure or
 compiled packages, nothing else: no shell, no package manager, no setuid program. It does NOT hold the session
 program
-(`driver.py`): that is sent over the attached socket when a session starts, so an image never goes out of date
+(`inside`): that is sent over the attached socket when a session starts, so an image never goes out of date
 with the host, and any image that has `python3` works. `sandbox/docker/Dockerfile` is the same for people who
 build images with Docker itself.
 

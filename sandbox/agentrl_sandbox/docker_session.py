@@ -1,8 +1,8 @@
 """A session in a container: requests to the supervisor in it, and what became of them.
 
-Knows the frames of `driver.py` and how a container's end is explained; knows nothing of how containers are
-made or locked down. The supervisor in the container holds the clock, interrupts and kills; this side adds a
-back-stop ten times larger than the limit.
+Knows the frames (`inside/frames.py`) and how a container's end is explained; knows nothing of how containers
+are made or locked down. The supervisor in the container holds the clock, interrupts and kills; this side adds
+a back-stop ten times larger than the limit.
 """
 
 from __future__ import annotations

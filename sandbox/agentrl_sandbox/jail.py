@@ -21,7 +21,10 @@ _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
 )  # fmt: skip
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _DETACH = 2
-_SOURCES = ("zygote.py", "driver.py", "seccomp.py", "landlock.py")
+_SOURCES = (
+    "zygote.py", "seccomp.py", "landlock.py",
+    "inside/frames.py", "inside/processes.py", "inside/interpreter.py", "inside/supervisor.py",
+)  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
@@ -112,7 +115,7 @@ def build_root(config, sources):
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(f"/proc/self/{target}", f"/new/dev/{name}")
     for name, text in sources.items():
-        write_file(f"/new/driver/{name}", text)
+        write_file(f"/new/driver/{os.path.basename(name)}", text)
     for index, path in enumerate(config["libraries"]):
         bind("/old" + path, f"/new/libraries/{index}")
     python = place_python(config)

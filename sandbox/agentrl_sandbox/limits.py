@@ -53,5 +53,5 @@ class Limits:
                 raise SandboxConfigError(f"limits.{field.name} = {value} is outside {low:g} .. {high:g}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON form, as the driver reads it."""
+        """Plain JSON form, as the supervisor reads it."""
         return asdict(self)

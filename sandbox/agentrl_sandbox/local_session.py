@@ -116,7 +116,7 @@ class Line(asyncio.BufferedProtocol):
 
 
 def encode_frame(header: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> bytes:
-    """One frame of the wire protocol (`driver.py`)."""
+    """One frame of the wire protocol (`inside/frames.py`)."""
     head = json.dumps({**header, "blobs": [len(blob) for blob in blobs]}).encode()
     size = 4 + len(head) + sum(map(len, blobs))
     return b"".join((_HEAD.pack(size), _HEAD.pack(len(head)), head, *blobs))

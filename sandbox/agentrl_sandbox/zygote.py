@@ -16,12 +16,16 @@ import signal
 import socket
 import sys
 
+# In the jail all files lie in one directory.
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside"))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import driver
+import frames
+import interpreter
 import landlock
 import seccomp
+import supervisor
 
-del sys.path[0]
+del sys.path[:2]
 
 CONTROL = 3
 _HUGE = 2 << 20
@@ -145,7 +149,7 @@ class Zygote:
             try:
                 pid = fork_into(self.flags) if self.namespaces else os.fork()
             except OSError as error:
-                driver.send_frame(fds[0], {"kind": "failed", "reason": str(error)})
+                frames.send_frame(fds[0], {"kind": "failed", "reason": str(error)})
                 pid = -1
             if pid == 0:
                 self._session(fds[0], fds[1:], json.loads(data))
@@ -156,7 +160,7 @@ class Zygote:
         try:
             os.close(CONTROL)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            start, _ = driver.receive_frame(line)
+            start, _ = frames.receive_frame(line)
             for group in groups:
                 os.write(group, b"0")
             if self.namespaces:
@@ -164,16 +168,16 @@ class Zygote:
                 _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: the zygote's end is ours
             else:
                 self._settle(order.get("uid"))
-            driver._close_others({0, 1, 2, line})
+            interpreter.close_others({0, 1, 2, line})
             gc.enable()
             if self.protect:
                 drop_privileges()
             announce(line)
-            driver.Supervisor(line, line, lambda: self._confine(start)).serve(start)
+            supervisor.Supervisor(line, line, lambda: self._confine(start)).serve(start)
         except BaseException as error:
             try:
                 reason = f"{type(error).__name__}: {error}"
-                driver.send_frame(line, {"kind": "failed", "reason": reason})
+                frames.send_frame(line, {"kind": "failed", "reason": reason})
             finally:
                 os._exit(1)
         os._exit(0)

@@ -70,7 +70,7 @@ async def test_traceback_has_the_users_frames_and_lines_only(session):
     assert result.status is Status.ERROR
     assert 'File "<cell 2>", line 2, in <module>' in result.error
     assert 'File "<cell 1>", line 2, in half' in result.error
-    assert "driver.py" not in result.error
+    assert "interpreter.py" not in result.error
     assert result.error.endswith("ZeroDivisionError: division by zero")
     library = await session.run("import json\njson.loads('{')")
     assert "json/decoder" not in library.error
@@ -510,7 +510,16 @@ async def test_the_trainers_secrets_and_packages_are_not_inside(session, monkeyp
     monkeypatch.setenv("HF_TOKEN", "planted-secret")
     result = await session.run("import os\nprint(os.environ)\nopen('/proc/self/environ').read()")
     assert "planted-secret" not in result.text
-    for name in ("agentrl", "agentrl_envs", "agentrl_sandbox", "pytest", "aiohttp", "driver", "zygote"):
+    for name in (
+        "agentrl",
+        "agentrl_envs",
+        "agentrl_sandbox",
+        "pytest",
+        "aiohttp",
+        "supervisor",
+        "frames",
+        "zygote",
+    ):
         assert "ModuleNotFoundError" in (await session.run(f"import {name}")).text
 
 

@@ -25,7 +25,7 @@ for path in ('/etc/shadow', '/root/.ssh/id_rsa', '/root/.bashrc', '/var/run/secr
 _WRITE = """
 import os
 for path in ('/etc/x', '/usr/x', '/usr/bin/x', '/x', '/var/x', '/root/x', '/proc/sys/kernel/core_pattern',
-             '/driver/driver.py', '/dev/x', '@PLANTED@', os.__file__):
+             '/driver/supervisor.py', '/dev/x', '@PLANTED@', os.__file__):
     try:
         open(path, 'a').write('x')
         print('ESCAPED', path)

@@ -86,7 +86,7 @@ CASES = (
     ),
     case(
         47,
-        "patches what the driver uses",
+        "patches what the interpreter uses",
         (
             "import builtins, json, os, sys, traceback, struct, time\nbuiltins.print = None\njson.dumps = None\n"
             "json.loads = None\nsys.stdout = None\nsys.stderr = None\nbuiltins.repr = None\ntime.monotonic = None",

@@ -1,0 +1,494 @@
+"""One session, seen from inside: the supervisor, which forks interpreters. Standard library only.
+
+Loaded by the zygote of the local jail or sent to a container; imports nothing of the package, and programs
+cannot import it. It knows nothing of how it is isolated.
+
+**Processes.** The *supervisor* speaks with the host (`frames`), holds the clock, collects output and reaps;
+the *interpreter* (`interpreter`), its child, runs the program. The program shares a process with nothing but
+the interpreter, so whatever it forges, closes or overwrites harms its own session only. No secret is ever in
+either process.
+
+**A room for several programs.** A session without state runs each program in an interpreter of its own,
+forked from the supervisor, which no program has touched; namespaces and control group stay. In between
+every other process is killed, and the room goes on only if nothing was left in it and no directory was
+changed. What passes through the supervisor lies in a few buffers that are wiped then, since a fork would
+take a copy of them along.
+
+**Time.** counted = wall time - the longest time that one of the session's processes stood in the run queue
+(`/proc/PID/schedstat`), and at least the CPU time of all of them divided by the number of cores, so that a
+crowd of processes cannot hide behind the queue it makes. At the limit SIGINT, after `grace_s` SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or __package__:
+    from . import frames
+    from .interpreter import Interpreter
+    from .processes import Processes, describe_room, exceeds
+else:
+    import frames
+    from interpreter import Interpreter
+    from processes import Processes, describe_room, exceeds
+
+_PULSE_S = 0.1
+_LOOK_S = 0.02  # longer than the kernel takes to book what a running program has run
+
+
+class Output:
+    """Collects one stream of a run: the first and the last half of `limit` bytes, in memory that stays."""
+
+    def __init__(self, limit):
+        self.half = max(1, limit // 2)
+        self.head = self.tail = memoryview(b"")  # made when first needed: most programs print little
+        self.seen = 0
+
+    def clear(self):
+        """Begin with another run."""
+        self.seen = 0
+
+    def add(self, data):
+        """Take the next bytes; what is neither head nor tail is forgotten."""
+        if not self.head:
+            self.head, self.tail = memoryview(bytearray(self.half)), memoryview(bytearray(self.half))
+        room = max(0, self.half - self.seen)
+        first, rest = data[:room], data[room:]
+        self.head[self.seen : self.seen + len(first)] = first
+        self.seen += len(data)
+        rest = rest[-self.half :]
+        # The tail is a ring: byte n after the head lies at n modulo its size.
+        at = (self.seen - self.half - len(rest)) % self.half
+        split = min(len(rest), self.half - at)
+        self.tail[at : at + split] = rest[:split]
+        self.tail[: len(rest) - split] = rest[split:]
+
+    def finish(self):
+        """`(buffers, truncated)`; a cut never leaves part of a UTF-8 character at its edges."""
+        left_out = self.seen - 2 * self.half
+        if left_out <= 0:
+            return [self.head[: self.seen], self.tail[: max(0, self.seen - self.half)]], False
+        at = (self.seen - self.half) % self.half
+        first, second = self.tail[at:], self.tail[:at]
+        start = 0
+        while start < min(4, self.half) and self.tail[(at + start) % self.half] & 0xC0 == 0x80:
+            start += 1
+        message = b"\n... [%d bytes of output left out] ...\n" % left_out
+        whole = self.head[: _whole_characters(self.head)]
+        return [whole, message, first[start:], second[max(0, start - len(first)) :]], True
+
+    def wipe(self):
+        """Overwrite what was collected."""
+        frames.wipe(self.head)
+        frames.wipe(self.tail)
+        self.seen = 0
+
+
+def _whole_characters(data):
+    """Length of `data` without a UTF-8 character that is cut off at its end."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:
+            length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return len(data) - (back if back < length else 0)
+    return len(data)
+
+
+class Run:
+    """The run in progress: its clock and its output."""
+
+    def __init__(self, request, time_s, out, err, processes):
+        self.id = request
+        self.time_s = time_s
+        self.out, self.err = out, err
+        out.clear()
+        err.clear()
+        self.began = self.pulse = time.monotonic()
+        self.cpu, self.wait = processes.quick()
+        self.total_cpu: float | None = None
+        self.slept = 0.0
+        self.interrupted_at: float | None = None
+        self.cause: str | None = None
+        self.suspect: bytes | None = None
+
+    def over(self, processes, limit_s):
+        """True when `limit_s` has been counted, and none of it is a wait that the kernel has not booked yet.
+
+        A wait is booked when it ends, so a program that stands in the run queue looks busy until it runs
+        again. It is therefore looked at twice: in between it must have run, or it must not want to.
+        """
+        if self.counted(processes) < limit_s:
+            self.suspect = None
+            return False
+        if not processes.schedstat:
+            return True
+        booked = processes.booked()
+        if self.suspect is None:
+            self.suspect = booked
+            return False
+        return booked != self.suspect or not processes.wants_to_run()
+
+    def counted(self, processes):
+        """Seconds that count against the limit; see the module's docstring."""
+        now = time.monotonic()
+        wall = now - self.began
+        if not processes.schedstat:
+            # Without run queue times: CPU time, and wall time only while nothing wants to run.
+            if processes.sleeping():
+                self.slept += now - self.pulse
+            self.pulse = now
+            return min(wall, processes.full()[0] - self.cpu + self.slept)
+        cpu, waits = processes.full()
+        if self.total_cpu is None:
+            self.total_cpu = max(0.0, cpu - wall * len(waits))
+        waited = max(
+            (wait - (self.wait if pid == processes.child else processes.waits.get(pid, 0.0)))
+            for pid, wait in [(processes.child, processes.quick()[1]), *waits.items()]
+        )
+        return max(wall - max(0.0, waited), (cpu - self.total_cpu) / (os.cpu_count() or 1))
+
+
+class Supervisor:
+    """Stands between the host and the interpreter; see the module's docstring."""
+
+    def __init__(self, host_in, host_out, confine=None):
+        self.host_in, self.host_out, self.confine = host_in, host_out, confine
+        self.run: Any = None  # the Run in progress
+        self.wait_status = None
+        self.resting = False
+        self.inbox, self.reply = frames.Inbox(host_in), memoryview(bytearray(frames.BUFFER))
+        self.scratch = memoryview(b"")
+
+    def serve(self, start=None):
+        """Serve until the host hangs up or the interpreter is dead. `start`: its frame, if read already."""
+        self.start = start or frames.receive_frame(self.host_in)[0]
+        self.limits = self.start["limits"]
+        self.stdout, self.stderr = Output(self.limits["output_bytes"]), Output(self.limits["output_bytes"])
+        os.environ.clear()
+        os.environ.update(self.start.get("environment", {}))
+        wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, self._reap)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.poll, self.wake = select.poll(), wake
+        for fd in (self.host_in, wake):
+            self.poll.register(fd, select.POLLIN)
+        self.room = describe_room(self._directory())
+        if not self._begin():
+            return
+        while True:
+            for fd, _ in self.poll.poll(self._patience()):
+                if fd == wake:
+                    os.read(wake, 4096)
+                elif fd == self.host_in:
+                    if not self._from_host():
+                        self.processes.kill()
+                        return
+                    break  # the other descriptors may have been closed, and their numbers taken
+                elif fd == self.out or fd == self.err:
+                    self._drain(fd, 1)
+                    if self.run is None:
+                        self._be_deaf()  # a thread that prints for ever must not keep us busy
+                elif fd == self.line and self.wait_status is None:
+                    self._from_interpreter()
+            if self.run and self.wait_status is None:
+                self._watch()
+            if self.wait_status is not None and not self.resting:
+                self.processes.kill()
+                if self.run:
+                    self._finish((), alive=False)
+                    return
+                # Died between two runs: the next one is told.
+                self._forget(self.line)
+                self._bury()
+                return
+
+    def _begin(self):
+        """Fork an interpreter and tell the host whether it is ready."""
+        self.wait_status, self.resting, self.deaf = None, False, True
+        self._spawn()
+        answer = os.read(self.line, 4096) if select.select([self.line], [], [], 30)[0] else b"-no answer"
+        if answer[:1] != b"+":
+            reason = answer[1:] or os.read(self.err, 4096)
+            frames.send_frame(self.host_out, {"kind": "failed", "reason": reason.decode(errors="replace")})
+            return False
+        self.processes = Processes(self.child, bool(self.start.get("alone")))
+        self.poll.register(self.line, select.POLLIN)
+        version = ".".join(map(str, sys.version_info[:3]))
+        frames.send_frame(self.host_out, {"kind": "ready", "python": version, "pid": os.getpid()})
+        return True
+
+    def _directory(self):
+        return self.start.get("directory") or os.getcwd()
+
+    def _rest(self):
+        """Forget the program: its processes, what passed through here. False when it left anything behind."""
+        self.resting = True
+        self._be_deaf()
+        self._forget(self.line)
+        for fd in (self.line, self.out, self.err):
+            os.close(fd)
+        self.line = self.out = self.err = -1
+        self.processes.kill()
+        if self.processes.fd >= 0:
+            os.close(self.processes.fd)
+        self.inbox.wipe()
+        frames.wipe(self.reply)
+        frames.wipe(self.scratch)
+        self.stdout.wipe()
+        self.stderr.wipe()
+        return self._alone(2.0) and self.room == describe_room(self._directory())
+
+    def _alone(self, seconds):
+        """Wait until no other process is left in our pid namespace, where every orphan becomes our child."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0 and select.select([self.wake], [], [], 0.05)[0]:
+                    os.read(self.wake, 4096)
+            except ChildProcessError:
+                return True
+        return False
+
+    def _spawn(self):
+        import socket
+
+        ours, theirs = socket.socketpair()
+        out, out_write = os.pipe2(os.O_CLOEXEC)
+        err, err_write = os.pipe2(os.O_CLOEXEC)
+        self.child = os.fork()
+        if self.child == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                line = theirs.detach()
+                os.dup2(out_write, 1)
+                os.dup2(err_write, 2)
+                keep = {line}
+                interpreter = Interpreter(line, self.start, self.confine, keep)
+                interpreter.serve()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        self.line, self.out, self.err = ours.detach(), out, err
+        theirs.close()
+        os.close(out_write)
+        os.close(err_write)
+        os.set_blocking(out, False)
+        os.set_blocking(err, False)
+        with contextlib.suppress(OSError):
+            os.setpgid(self.child, self.child)
+
+    def _reap(self, *_):
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.child:
+                self.wait_status = status
+                if self.run and self.run.cause is None and status == frames.LINE_LOST << 8:
+                    self.run.cause = "protocol"
+
+    def _patience(self):
+        """Milliseconds until the clock must be looked at."""
+        if self.run is None:
+            return None
+        elapsed = time.monotonic() - self.run.began
+        if self.run.interrupted_at is not None or not self.processes.schedstat:
+            return 50
+        left = max(_LOOK_S, self.run.time_s - elapsed)
+        if self.start.get("watch_memory") or self.start.get("watch_files"):
+            left = min(left, _PULSE_S)
+        return int(left * 1000) + 1
+
+    def _from_host(self):
+        try:
+            self.inbox.read()
+            while (payload := self.inbox.take()) is not None:
+                header, blobs = frames.split_frame(payload)
+                self._obey(header, blobs)
+                self.inbox.drop()
+                if header["kind"] == "rest" and not (self.run is None and self._rest()):
+                    return False
+                if header["kind"] == "again" and not (self.resting and self._begin()):
+                    return False
+        except (EOFError, OSError, ValueError, KeyError):
+            return False
+        return True
+
+    def _obey(self, header, blobs):
+        if header["kind"] == "run" and self.run is None:
+            if self.deaf:
+                self.deaf = False
+                for fd in (self.out, self.err):
+                    self._drain(fd, 64)  # what came between two runs belongs to none
+                    self.poll.register(fd, select.POLLIN)
+            self.run = Run(header["id"], header["time_s"], self.stdout, self.stderr, self.processes)
+            code, stdin = blobs
+            request = bytes.fromhex(header["id"]) + struct.pack("!I", len(code))
+            size = struct.pack("!I", len(request) + len(code) + len(stdin))
+            try:
+                frames.write_vector(self.line, [size + request, code, stdin])
+            except OSError:
+                self._lose("protocol")
+        elif header["kind"] == "interrupt" and self.run and self.run.id == header["id"]:
+            self._interrupt("cancelled")
+
+    def _from_interpreter(self):
+        """One reply to the request in progress, or the session is lost."""
+        limit = 16 * self.limits["output_bytes"] + 65536
+        try:
+            have = self._read_line(frames.read_into(self.line, self.reply), 4)
+            length = struct.unpack_from("!I", self.reply)[0]
+            if self.run is None or not 16 <= length <= limit:
+                raise ValueError("a reply that nobody asked for, or too long")
+            if 4 + length > len(self.reply):
+                larger = memoryview(bytearray(4 + length))
+                larger[:have] = self.reply[:have]
+                frames.wipe(self.reply)
+                self.reply = larger
+            have = self._read_line(have, 4 + length)
+            if have != 4 + length or self.reply[4:20].hex() != self.run.id:
+                raise ValueError("a reply to another request")
+        except (EOFError, OSError, ValueError):
+            # The end of the line is also how a death looks; give the signal a moment to tell which.
+            self._await_death(0.05)
+            if self.wait_status is None:
+                self._lose("protocol")
+            return
+        if self.run.interrupted_at is not None and not self.processes.kill_others():
+            return self._lose(self.run.cause)
+        self._finish((self.reply[20 : 4 + length],), alive=True)
+
+    def _read_line(self, have, wanted):
+        """Read until `reply` holds `wanted` bytes; who writes half a frame does not stop the clock."""
+        end = time.monotonic() + 2.0
+        while have < wanted:
+            if not select.select([self.line], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise ValueError("half a reply")
+            have += frames.read_into(self.line, self.reply[have:wanted])
+        return have
+
+    def _watch(self):
+        """Look at the clock and, where nobody else does, at the memory."""
+        run = self.run
+        elapsed = time.monotonic() - run.began
+        watched = self.start.get("watch_memory") and elapsed > _PULSE_S / 2
+        if watched and self.processes.memory() > self.limits["memory_mb"] << 20:
+            return self._lose("memory")
+        watched = self.start.get("watch_files")
+        if watched and elapsed > _PULSE_S / 2 and exceeds(watched, self.limits):
+            return self._lose("files")
+        if run.interrupted_at is not None:
+            if run.over(self.processes, run.interrupted_at + self.limits["grace_s"]):
+                self._lose(run.cause)
+        elif elapsed >= run.time_s and run.over(self.processes, run.time_s):
+            self._interrupt("time")
+
+    def _interrupt(self, cause):
+        if self.run.interrupted_at is None:
+            self.run.cause, self.run.suspect = cause, None
+            self.run.interrupted_at = self.run.counted(self.processes)
+            with contextlib.suppress(OSError):
+                os.kill(self.child, signal.SIGINT)
+
+    def _lose(self, cause):
+        """Kill the interpreter; the loop sees its death."""
+        self.run.cause = cause
+        self.cpu_before = self._cpu_used()
+        self.processes.kill()
+        self._await_death(5.0)
+
+    def _await_death(self, seconds):
+        end = time.monotonic() + seconds
+        while self.wait_status is None and time.monotonic() < end:
+            time.sleep(0.002)
+
+    def _drain(self, fd, most):
+        """Read what is there, at most `most` pieces, so that a flood does not stop the clock."""
+        target = None
+        if self.run:
+            target = self.run.out if fd == self.out else self.run.err
+        if not self.scratch:
+            self.scratch = memoryview(bytearray(65536))
+        for _ in range(most):
+            try:
+                count = frames.read_into(fd, self.scratch)
+            except BlockingIOError:
+                return
+            except EOFError:
+                if target is not None:
+                    self._forget(fd)
+                return
+            if target is not None:
+                target.add(self.scratch[:count])
+
+    def _be_deaf(self):
+        """Stop listening to the output until the next run."""
+        self.deaf = True
+        self._forget(self.out)
+        self._forget(self.err)
+
+    def _forget(self, fd):
+        with contextlib.suppress(KeyError):
+            self.poll.unregister(fd)
+
+    def _cpu_used(self):
+        cpu = self.processes.quick()[0] - self.run.cpu
+        if time.monotonic() - self.run.began > _PULSE_S / 2 and self.run.total_cpu is not None:
+            cpu = max(cpu, self.processes.full()[0] - self.run.total_cpu)
+        return max(0.0, cpu)
+
+    def _finish(self, said, alive):
+        """Send the result of the run."""
+        run = self.run
+        ready = self.poll.poll(0) if alive else [(self.out, 0), (self.err, 0)]
+        for fd, _ in ready:
+            if fd == self.out or fd == self.err:
+                self._drain(fd, 64)
+        stdout, cut_out = run.out.finish()
+        stderr, cut_err = run.err.finish()
+        wall = time.monotonic() - run.began
+        header = {
+            "kind": "result",
+            "id": run.id,
+            "interrupted": run.interrupted_at is not None,
+            "cause": run.cause,
+            "wait_status": self.wait_status,
+            "alive": alive,
+            "cpu_s": self._cpu_used() if alive else getattr(self, "cpu_before", 0.0) or self._dead_cpu(),
+            "counted_s": wall if alive else run.interrupted_at or wall,
+            "truncated": cut_out or cut_err,
+        }
+        self.run = None
+        frames.send_frame(self.host_out, header, (said, stdout, stderr))
+
+    def _dead_cpu(self):
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return max(0.0, usage.ru_utime + usage.ru_stime - self.run.cpu)
+
+    def _bury(self):
+        """The interpreter died between two runs: answer the next one with that, then go."""
+        header = {"kind": None}
+        while header["kind"] != "run":
+            while (payload := self.inbox.take()) is None:
+                self.inbox.read()
+            header, _ = frames.split_frame(payload)
+            self.inbox.drop()
+            if header["kind"] == "rest":
+                return
+        self.run = Run(header["id"], header["time_s"], self.stdout, self.stderr, self.processes)
+        self._finish((), alive=False)
