@@ -417,7 +417,8 @@ async def test_containers_end_with_an_owner_that_was_killed(engine: Any) -> None
     owner.wait()
 
     def gone() -> bool:
-        return not engine.containers.list(all=True, filters={"label": f"{SANDBOX_LABEL}={sandbox_id}"})
+        label = {"label": f"{SANDBOX_LABEL}={sandbox_id}"}
+        return not engine.containers.list(all=True, filters=label, ignore_removed=True)
 
     await until(gone, "the end of a dead owner's containers")
 
@@ -428,7 +429,7 @@ async def test_containers_of_a_dead_owner_are_collected(engine: Any, sandbox: An
     image = sandbox._settings.image
     left = engine.containers.create(image, ["python3", "-c", "1"], labels=labels, network_mode="none")
     assert await asyncio.to_thread(remove_abandoned, engine) >= 1
-    assert left.id not in [c.id for c in engine.containers.list(all=True)]
+    assert left.id not in [c.id for c in engine.containers.list(all=True, ignore_removed=True)]
     async with new_session(sandbox) as session:
         assert (await session.run("1")).value == "1"
 
