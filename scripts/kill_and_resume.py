@@ -92,8 +92,12 @@ def main() -> int:
     parser.add_argument("--longest-s", type=float, default=120.0, help="longest life after the first step")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--limit-s", type=float, default=7200.0, help="of one attempt")
-    parser.add_argument("flags", nargs="*", help="after --: flags of agentrl train")
-    options = parser.parse_args()
+    parser.epilog = "What follows -- goes to agentrl train."
+    # Not left to argparse, which takes an empty list for what follows a first option.
+    arguments = sys.argv[1:]
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    own, flags = arguments[:at], arguments[at + 1 :]
+    options = parser.parse_args(own)
     if options.run.exists():
         parser.error(
             f"{options.run} exists; a killed run is resumed with agentrl train --resume {options.run}"
@@ -101,7 +105,7 @@ def main() -> int:
     moments = random.Random(options.seed)
     agentrl = [str(Path(sys.executable).with_name("agentrl")), "train"]
     where = [f"--run.directory={options.run.parent}", f"--run.name={options.run.name}"]
-    command = [*agentrl, options.settings, *options.flags, *where]
+    command = [*agentrl, options.settings, *flags, *where]
     kills: list[dict[str, Any]] = []
     for _ in range(options.kills):
         life = moments.uniform(0.0, options.longest_s)
