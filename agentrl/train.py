@@ -22,6 +22,7 @@ from agentrl import config
 from agentrl.durable import write_file
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError
+from agentrl.garbage import rare_collections
 from agentrl.held_out import HeldOut, load_held_out, make_evaluation
 from agentrl.inference.policy import Policy
 from agentrl.learner_thread import AsyncLearner, LearnerThread
@@ -156,7 +157,7 @@ async def _run(
                 from agentrl.resume import resume as go_back
 
                 await go_back(orchestrator)
-            with _signals(orchestrator, options.handle_signals):
+            with rare_collections(), _signals(orchestrator, options.handle_signals):
                 try:
                     await orchestrator.run()
                 finally:

@@ -23,6 +23,7 @@ import numpy as np
 from agentrl.dispatcher import Dispatcher
 from agentrl.durable import write_file
 from agentrl.episode import Episode, SegmentBuilder, StopReason
+from agentrl.garbage import rare_collections
 from agentrl.inference.policy import FinishReason, Generation
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.ledger import Ledger
@@ -216,7 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     flights = []
     for episodes in (options.episodes // 100, options.episodes // 10, options.episodes):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, rare_collections():  # as `agentrl.train` does
             flights.append(asyncio.run(_play_all(episodes, 1000, Path(folder))))
         print("in flight: " + "  ".join(f"{k}={v:.4g}" for k, v in flights[-1].items()))
     memory = {tokens: bytes_per_token(tokens) for tokens in (1_000, 16_384)}
