@@ -10,7 +10,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-THRESHOLDS = (100_000, 20, 50)
+THRESHOLDS = (50_000, 10, 10)
 """New objects before the youngest are looked at, and how many such looks before the older ones are."""
 
 

@@ -38,9 +38,9 @@ def load_held_out(settings: Settings, tasks: Sequence[Task]) -> tuple[HeldOut, .
         source = env.eval_data or settings.eval.data
         if not source:
             continue
-        where = "eval.data" if len(tasks) == 1 else f"env {number} ({task.name!r}): "
-        if len(tasks) > 1:
-            where += "eval_data" if env.eval_data else "eval.data"
+        where = ("" if len(tasks) == 1 else f"env {number} ({task.name!r}): ") + (
+            "env.eval_data" if env.eval_data else "eval.data"
+        )
         own = env.data if env.data.train else settings.data
         data = DataSettings(train=source, map=own.map, limit=settings.eval.limit)
         found.append(HeldOut(task, load_data(data, task.env, where)))

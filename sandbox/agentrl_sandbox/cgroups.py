@@ -42,6 +42,10 @@ class Group:
                 _try_write(self.memory / "memory.memsw.limit_in_bytes", memory_bytes)
         if self.pids:
             _write(self.pids / "pids.max", processes)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let what the kernel killed until now be no sign of what it kills from here on."""
         self.oom_kills = self._oom_kills()
 
     def open_entrances(self) -> list[int]:
@@ -49,7 +53,7 @@ class Group:
         return [os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in self.directories]
 
     def out_of_memory(self) -> bool:
-        """True when the kernel has killed for memory since `limit`."""
+        """True when the kernel has killed for memory since `limit` or `forget`."""
         return self._oom_kills() > self.oom_kills
 
     def pids_inside(self) -> list[int]:

@@ -188,7 +188,15 @@ class Interpreter:
         """After `rest`: a fresh process in the same room. Raises Lost where the room was not kept."""
         self.line.send({"kind": "again"})
         self.resting = False
-        self._check_ready((await self.line.receive())[0])
+        try:
+            self._check_ready((await self.line.receive())[0])
+        except asyncio.CancelledError:
+            # The answer is still to come, and the next run would take it for its own.
+            self.line.lost = "its start was cancelled"
+            self.kill()
+            raise
+        if self.group is not None:
+            self.group.forget()
 
     def _check_ready(self, header: dict[str, Any]) -> None:
         if header.get("kind") != "ready":

@@ -45,13 +45,12 @@ _DENIED = {
     "mbind": (237, 235), "set_mempolicy": (238, 237), "get_mempolicy": (239, 236),
     "migrate_pages": (256, 238), "move_pages": (279, 239), "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274), "socket": (41, 198),
+    # What System V's calls make outlives the process that made it.
+    "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
 }  # fmt: skip
 
 # Without private namespaces these reach the host, or let a process leave the group that is killed as one.
-_DENIED_ON_HOST = {
-    "setsid": (112, 157), "setpgid": (109, 154), "shmget": (29, 194), "semget": (64, 190),
-    "msgget": (68, 186), "mq_open": (240, 180), "shmat": (30, 196),
-}  # fmt: skip
+_DENIED_ON_HOST = {"setsid": (112, 157), "setpgid": (109, 154)}
 _SIGNALS = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131)}
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE, _CLONE3, _IOCTL, _SOCKETPAIR = (56, 220), (435, 435), (16, 29), (53, 199)
@@ -119,8 +118,10 @@ def build(machine: str, *, on_host: bool = False, only_signal: int | None = None
 _TOWARDS_PROCESSES = {
     "kill": ((62, 129), 0), "tkill": ((200, 130), 0), "tgkill": ((234, 131), 0), "setpgid": ((109, 154), 1),
     "rt_sigqueueinfo": ((129, 138), 0), "rt_tgsigqueueinfo": ((297, 240), 0), "pidfd_open": ((434, 434), 0),
-    "prlimit64": ((302, 261), 0),
+    "prlimit64": ((302, 261), 0), "sched_setaffinity": ((203, 122), 0), "sched_setparam": ((142, 118), 0),
 }  # fmt: skip
+# The same, where the first argument says whether the second is a process, a group, or (this number) a user.
+_TOWARDS_MANY = {"setpriority": ((141, 140), 2), "ioprio_set": ((251, 30), 3)}
 
 
 def build_guard(machine: str, protected: tuple[int, ...]) -> bytes:
@@ -137,6 +138,11 @@ def build_guard(machine: str, protected: tuple[int, ...]) -> bytes:
     out = [_instruction(_LOAD, _NUMBER)]
     for numbers, argument in _TOWARDS_PROCESSES.values():
         out += _with_argument(numbers[column], argument, [*tests, allow, deny])
+    for numbers, user in _TOWARDS_MANY.values():
+        everybody = [_instruction(_JUMP_EQUAL, user, 0, 1), deny]
+        out += _with_argument(
+            numbers[column], 0, [*everybody, _instruction(_LOAD, _ARGUMENT + 8), *tests, allow, deny]
+        )
     # An engine's profile compares 64 bits of the request, the kernel obeys 32: deny typing here once more.
     out += _with_argument(_IOCTL[column], 1, [*typing, deny, allow])
     return b"".join([*out, allow])

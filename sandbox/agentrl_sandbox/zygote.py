@@ -135,6 +135,7 @@ class Zygote:
         self.uid, self.gid = os.geteuid(), os.getegid()
         self.landlock = landlock.abi() if config.get("landlock", True) else 0
         self.filter = seccomp.build(os.uname().machine) if self.protect and self.namespaces else b""
+        self.guard = seccomp.build_guard(os.uname().machine, (1,)) if self.filter else b""
         self.flags = _NEWUSER | _NEWNS | _NEWPID | _NEWIPC | _NEWUTS | (_NEWNET * bool(config["own_network"]))
         self.libraries = config["library_paths"]
 
@@ -200,12 +201,14 @@ class Zygote:
         if self.namespaces:
             if self.landlock:
                 landlock.restrict(["/"], ["/tmp"], files=devices)
+            seccomp.install(self.guard)
             seccomp.install(self.filter)
             return
         _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with its supervisor
         room = os.path.dirname(start["directory"])
         landlock.restrict(readable_on_host(self.libraries), [room], files=devices)
         alone = None if self.landlock >= 6 else os.getpid()
+        seccomp.install(seccomp.build_guard(os.uname().machine, (os.getppid(),)))
         seccomp.install(seccomp.build(os.uname().machine, on_host=True, only_signal=alone))
 
 

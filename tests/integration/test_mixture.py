@@ -164,7 +164,7 @@ def test_mistakes_in_a_mixture_name_the_environment(tmp_path: Path, monkeypatch:
     wrong = MIXED.replace("terms = 3", "terms = 3\n").replace(
         "weight = 1", 'weight = 1\neval_data = "none.jsonl"'
     )
-    with pytest.raises(ConfigError, match=r"env 2 \('short.py:Short'\): eval_data.*none.jsonl"):
+    with pytest.raises(ConfigError, match=r"env 2 \('short.py:Short'\): env.eval_data.*none.jsonl"):
         check(load_settings(write_settings(tmp_path, wrong)))
     twice = MIXED.replace("short.py:Short", "arithmetic").replace("[env.settings]\nterms = 3\n", "")
     with pytest.raises(ConfigError, match="give every environment of a mixture its own name"):

@@ -285,6 +285,109 @@ async def test_a_program_finds_nothing_of_the_one_before_in_its_memory(sandbox):
         assert "'s'" in (await session.run(scan)).value
 
 
+TOWARDS_THE_NEXT = {
+    "shared memory": (
+        "import ctypes; c = ctypes.CDLL(None); c.shmget(4242, 4096, 0o1666)",
+        "import ctypes; c = ctypes.CDLL(None); c.shmget(4242, 4096, 0) == -1",
+    ),
+    "a message": (
+        "import ctypes; c = ctypes.CDLL(None); c.msgget(77, 0o1666)",
+        "import ctypes; c = ctypes.CDLL(None); c.msgget(77, 0) == -1",
+    ),
+    "a limit": (
+        "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (1, 2))",
+        "import resource; resource.getrlimit(resource.RLIMIT_CPU)[0] != 1",
+    ),
+    "a priority": (
+        "import os; os.setpriority(os.PRIO_PROCESS, 1, 19)",
+        "import os; os.getpriority(0, 0) < 19",
+    ),
+    "a priority of all": (
+        "import os; os.setpriority(os.PRIO_USER, os.getuid(), 19)",
+        "import os; os.getpriority(0, 0) < 19",
+    ),
+    "a processor": (
+        "import os; os.sched_setaffinity(1, {0})",
+        f"import os; len(os.sched_getaffinity(0)) == {len(os.sched_getaffinity(0))}",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOWARDS_THE_NEXT)
+async def test_nothing_of_the_kernels_is_handed_to_the_next_program(sandbox, what):
+    attack, unharmed = TOWARDS_THE_NEXT[what]
+    async with await sandbox.open(stateless=True) as session:
+        await session.run(attack)
+        # Fails without the entries of `_DENIED` and of the guard in seccomp.py.
+        assert (await session.run(unharmed)).value == "True"
+
+
+async def test_the_next_program_is_not_blamed_for_the_one_before(sandbox):
+    hungry = """
+        import os
+        if (pid := os.fork()) == 0:
+            x = bytearray(1 << 30)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        import time
+        start = time.process_time()
+        while time.process_time() - start < 0.5:
+            pass
+    """
+    async with await sandbox.open(stateless=True) as session:
+        assert (await session.run(textwrap.dedent(hungry))).status is Status.OK
+        result = await session.run("import os; os._exit(3)")
+        assert result.status is Status.EXITED, result.text
+        assert result.cpu_s < 0.3
+
+
+async def test_a_run_cancelled_while_its_interpreter_starts(sandbox):
+    async with await sandbox.open(stateless=True) as session:
+        for wait in (0.0, 0.0005, 0.001, 0.002, 0.004):
+            await session.run("1")
+            running = asyncio.create_task(session.run("2"))
+            await asyncio.sleep(wait)
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            # Fails when the answer to the cancelled start is taken for the next run's.
+            assert (await session.run("2 + 2")).value == "4"
+
+
+async def test_a_reply_that_nobody_asked_for_is_told_to_the_next_run(sandbox):
+    forge = """
+        import os, threading, time
+        def write():
+            time.sleep(0.2)
+            for fd in range(3, 16):
+                try:
+                    os.write(fd, b'\\0\\0\\0 ' + b'x' * 32)
+                except OSError:
+                    pass
+        threading.Thread(target=write).start()
+    """
+    async with await sandbox.open() as session:
+        await session.run("x = 1")
+        assert (await session.run(textwrap.dedent(forge))).status is Status.OK
+        await asyncio.sleep(0.5)
+        result = await session.run("x")
+        # Fails when the session is replaced without a word.
+        assert result.status is Status.PROTOCOL_LOST, result.text
+        assert (await session.run("1 + 1")).value == "2"
+
+
+async def test_a_program_that_stopped_itself_does_not_stop_the_clock(sandbox):
+    async with await sandbox.open(Limits(time_s=1.0, grace_s=0.2)) as session:
+        stop = "import os, signal, threading\nthreading.Timer(0.1, os.kill, (os.getpid(), signal.SIGSTOP)).start()"
+        assert (await session.run(stop)).status is Status.OK
+        await asyncio.sleep(0.3)
+        started = time.monotonic()
+        result = await session.run("#" * 900_000 + "\n1")
+        # Fails when the supervisor waits in a write for the interpreter to read.
+        assert result.status is Status.TIMEOUT, result.text
+        assert time.monotonic() - started < 6.0
+
+
 async def test_a_cancelled_run_leaves_no_state_to_a_session_without_any(sandbox):
     async with await sandbox.open(stateless=True) as session:
         running = asyncio.create_task(session.run("x = 1\nimport time\ntime.sleep(30)"))

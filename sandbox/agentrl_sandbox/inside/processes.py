@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import time
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_RLIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 
 
 def read_small(path):
@@ -164,7 +166,7 @@ def exceeds(directory, limits):
 
 
 def describe_room(directory):
-    """What a program could change and leave: its directory and those beside it, down to their attributes.
+    """What a program could change and leave: its directory and those beside it, and this process's limits.
 
     Nothing can be put into a directory, taken out of it or set on it without a change of its ctime, which no
     program can set; contents and mode are compared too, for clocks that tick slowly.
@@ -179,4 +181,5 @@ def describe_room(directory):
             )
     except OSError as error:
         return error  # equal to nothing but itself
-    return found
+    limits = [resource.getrlimit(number) for number in _RLIMITS]
+    return found, limits, os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)

@@ -103,6 +103,12 @@ def _whole_characters(data):
     return len(data)
 
 
+def cpu_of_children():
+    """CPU seconds of all children that were waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 class Run:
     """The run in progress: its clock and its output."""
 
@@ -186,7 +192,7 @@ class Supervisor:
         if not self._begin():
             return
         while True:
-            for fd, _ in self.poll.poll(self._patience()):
+            for fd, event in self.poll.poll(self._patience()):
                 if fd == wake:
                     os.read(wake, 4096)
                 elif fd == self.host_in:
@@ -199,7 +205,10 @@ class Supervisor:
                     if self.run is None:
                         self._be_deaf()  # a thread that prints for ever must not keep us busy
                 elif fd == self.line and self.wait_status is None:
-                    self._from_interpreter()
+                    if event & select.POLLOUT and self.unsent:
+                        self._send_more()
+                    if event & ~select.POLLOUT and self.wait_status is None:
+                        self._from_interpreter()
             if self.run and self.wait_status is None:
                 self._watch()
             if self.wait_status is not None and not self.resting:
@@ -214,7 +223,9 @@ class Supervisor:
 
     def _begin(self):
         """Fork an interpreter and tell the host whether it is ready."""
-        self.wait_status, self.resting, self.deaf = None, False, True
+        self.wait_status, self.resting, self.deaf, self.breach = None, False, True, None
+        self.unsent = memoryview(b"")
+        self.cpu_of_dead, self.cpu_before = cpu_of_children(), 0.0
         self._spawn()
         answer = os.read(self.line, 4096) if select.select([self.line], [], [], 30)[0] else b"-no answer"
         if answer[:1] != b"+":
@@ -222,6 +233,7 @@ class Supervisor:
             frames.send_frame(self.host_out, {"kind": "failed", "reason": reason.decode(errors="replace")})
             return False
         self.processes = Processes(self.child, bool(self.start.get("alone")))
+        os.set_blocking(self.line, False)
         self.poll.register(self.line, select.POLLIN)
         version = ".".join(map(str, sys.version_info[:3]))
         frames.send_frame(self.host_out, {"kind": "ready", "python": version, "pid": os.getpid()})
@@ -340,12 +352,39 @@ class Supervisor:
             code, stdin = blobs
             request = bytes.fromhex(header["id"]) + struct.pack("!I", len(code))
             size = struct.pack("!I", len(request) + len(code) + len(stdin))
-            try:
-                frames.write_vector(self.line, [size + request, code, stdin])
-            except OSError:
-                self._lose("protocol")
+            self._hand_over([size + request, code, stdin])
         elif header["kind"] == "interrupt" and self.run and self.run.id == header["id"]:
             self._interrupt("cancelled")
+
+    def _hand_over(self, buffers):
+        """Write to the interpreter what it takes at once; the loop does the rest, and the clock runs on."""
+        try:
+            written = os.writev(self.line, buffers)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            return self._lose("protocol")
+        left = sum(map(len, buffers)) - written
+        if left:
+            self.unsent, at = memoryview(bytearray(left)), 0
+            for buffer in buffers:
+                part = memoryview(buffer)[written:]
+                written = max(0, written - len(buffer))
+                self.unsent[at : at + len(part)] = part
+                at += len(part)
+            self.poll.modify(self.line, select.POLLIN | select.POLLOUT)
+
+    def _send_more(self):
+        try:
+            written = os.write(self.line, self.unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            return self._lose("protocol")
+        frames.wipe(self.unsent[:written])
+        self.unsent = self.unsent[written:]
+        if not self.unsent:
+            self.poll.modify(self.line, select.POLLIN)
 
     def _from_interpreter(self):
         """One reply to the request in progress, or the session is lost."""
@@ -353,8 +392,8 @@ class Supervisor:
         try:
             have = self._read_line(frames.read_into(self.line, self.reply), 4)
             length = struct.unpack_from("!I", self.reply)[0]
-            if self.run is None or not 16 <= length <= limit:
-                raise ValueError("a reply that nobody asked for, or too long")
+            if self.run is None or self.unsent or not 16 <= length <= limit:
+                raise ValueError("a reply that nobody asked for, before its request was whole, or too long")
             if 4 + length > len(self.reply):
                 larger = memoryview(bytearray(4 + length))
                 larger[:have] = self.reply[:have]
@@ -406,9 +445,12 @@ class Supervisor:
                 os.kill(self.child, signal.SIGINT)
 
     def _lose(self, cause):
-        """Kill the interpreter; the loop sees its death."""
-        self.run.cause = cause
-        self.cpu_before = self._cpu_used()
+        """Kill the interpreter; the loop sees its death. The cause is of this run, or of the next one."""
+        if self.run is None:
+            self.breach = cause
+        else:
+            self.run.cause = cause
+            self.cpu_before = self._cpu_used()
         self.processes.kill()
         self._await_death(5.0)
 
@@ -469,7 +511,7 @@ class Supervisor:
             "cause": run.cause,
             "wait_status": self.wait_status,
             "alive": alive,
-            "cpu_s": self._cpu_used() if alive else getattr(self, "cpu_before", 0.0) or self._dead_cpu(),
+            "cpu_s": self._cpu_used() if alive else self.cpu_before or self._dead_cpu(),
             "counted_s": wall if alive else run.interrupted_at or wall,
             "truncated": cut_out or cut_err,
         }
@@ -477,8 +519,7 @@ class Supervisor:
         frames.send_frame(self.host_out, header, (said, stdout, stderr))
 
     def _dead_cpu(self):
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return max(0.0, usage.ru_utime + usage.ru_stime - self.run.cpu)
+        return max(0.0, cpu_of_children() - self.cpu_of_dead - self.run.cpu)
 
     def _bury(self):
         """The interpreter died between two runs: answer the next one with that, then go."""
@@ -491,4 +532,5 @@ class Supervisor:
             if header["kind"] == "rest":
                 return
         self.run = Run(header["id"], header["time_s"], self.stdout, self.stderr, self.processes)
+        self.run.cause = self.breach
         self._finish((), alive=False)
