@@ -62,8 +62,10 @@ class RowCache(Cache):
     def _allocate(self, capacity: int) -> Tensor:
         layers, two, rows, kv_heads, head_dim = self._shape
         self._check_memory(math.prod(self._shape) * (capacity + 1) * self._options["dtype"].itemsize)
-        # Zeros, not whatever was there: a masked cell has weight 0, and 0 times NaN is NaN.
-        return torch.zeros((layers, two, rows, kv_heads, capacity + 1, head_dim), **self._options)
+        # A tensor made in inference mode can be written to in that mode only, and rows move between steps.
+        with torch.inference_mode(False):
+            # Zeros, not whatever was there: a masked cell has weight 0, and 0 times NaN is NaN.
+            return torch.zeros((layers, two, rows, kv_heads, capacity + 1, head_dim), **self._options)
 
     def _check_memory(self, needed: int) -> None:
         """Raise before the machine runs out of memory, which would end more than this engine."""

@@ -419,6 +419,20 @@ async def test_a_cancelled_message_frees_its_row(engine):
     assert policy.statistics()["waiting"] == 0
 
 
+async def test_a_message_cancelled_beside_others_after_the_keys_have_grown(engine, monkeypatch):
+    monkeypatch.setattr("agentrl.inference.kv_cache._FIRST_CAPACITY", 32)
+    # Fails when keys that grew during a step are a tensor that only a step may write to.
+    policy = await engine(make_model(), slots=3)
+    messages = [
+        asyncio.create_task(speak(policy, [1 + row] * 90, str(row), max_new_tokens=30)) for row in range(3)
+    ]
+    await until(lambda: policy.statistics()["running"] == 3)
+    messages[0].cancel()
+    first, *others = await asyncio.gather(*messages, return_exceptions=True)
+    assert isinstance(first, asyncio.CancelledError)
+    assert [len(other.token_ids) for other in others] == [30, 30]
+
+
 async def test_a_session_speaks_one_message_at_a_time_and_may_be_released_in_the_middle(engine):
     policy = await engine(make_model(), slots=2)
     running = asyncio.create_task(speak(policy, [1, 2], "a", max_new_tokens=120))
