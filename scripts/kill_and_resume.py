@@ -11,6 +11,7 @@ of metrics must follow each other without gap. Prints one JSON line::
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
@@ -20,6 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from agentrl.config import load_settings
+from agentrl.durable import read_lines
 from agentrl.ledger import Ledger, State
 from agentrl.metrics import read_metrics
 
@@ -53,6 +56,19 @@ def live_and_kill(command: list[str], folder: Path, seconds: float, limit_s: flo
     return None
 
 
+def learned_batches(path: Path) -> dict[int, list[str]]:
+    """Batches that count, by version, from the file alone: an attempt takes back those at its version or later."""
+    batches: dict[int, list[str]] = {}
+    lines = read_lines(path)
+    for record in itertools.chain.from_iterable(line.get("of", [line]) for line in lines):
+        if record["e"] == "attempt":
+            batches = {version: keys for version, keys in batches.items() if version < record["v"]}
+        elif record["e"] == "learned":
+            assert record["v"] not in batches, f"the batch at version {record['v']} was learned twice"
+            batches[record["v"]] = record["ks"]
+    return dict(sorted(batches.items()))
+
+
 def audit(folder: Path) -> dict[str, Any]:
     """What ledger and metrics say.
 
@@ -63,16 +79,17 @@ def audit(folder: Path) -> dict[str, Any]:
     try:
         steps = steps_of(folder)
         assert steps == list(range(1, len(steps) + 1)), f"the curve has gaps: {steps}"
-        batches = ledger.learned_batches(0)
+        batches = learned_batches(folder / "ledger.jsonl")
         assert list(batches) == list(range(len(steps))), f"batches {list(batches)} for {len(steps)} steps"
         learned = Counter(key for batch in batches.values() for key in batch)
-        assert set(learned.values()) == {1}, "an episode was learned from twice"
+        assert set(learned.values()) == {1}, "an episode was in two batches"
+        wanted = load_settings(folder / "config.toml").run.steps
+        assert len(steps) == wanted, f"{len(steps)} steps of {wanted}"
         assert not ledger.in_state(State.PENDING), "an episode has no end"
         assert not ledger.in_state(State.FINISHED), "an episode was neither learned from nor put away"
         return {
             "steps": len(steps),
             "batches": len(batches),
-            "episodes_learned": len(learned),
             "attempts": ledger.attempt,
             "ledger": ledger.summary(),
             "discarded": ledger.discarded_by_reason(),
@@ -111,11 +128,10 @@ def main() -> int:
         life = moments.uniform(0.0, options.longest_s)
         kill = live_and_kill(command, options.run, life, options.limit_s)
         if kill is None:
-            break
+            raise SystemExit(f"the run ended after {len(kills)} of {options.kills} kills; lower --longest-s")
         kills.append(kill)
         command = [*agentrl, "--resume", str(options.run)]
-    else:
-        subprocess.run(command, check=True, timeout=options.limit_s)
+    subprocess.run(command, check=True, timeout=options.limit_s)
     print(json.dumps({"kills": kills, **audit(options.run)}))
     return 0
 
