@@ -13,6 +13,6 @@ evaluate() { # $1: weights or run, $2: name
   --learning-rate 3e-4 --seed 0
 evaluate models/smollm2 base
 evaluate models/smollm2-sft sft
-"$bin/python" scripts/kill_and_resume.py examples/gsm8k_python.toml --run runs/gsm8k --kills 3 --longest-s 600 --seed 0 -- \
-  "--data.train=$2"
+"$bin/python" scripts/kill_and_resume.py examples/gsm8k_python.toml --run runs/gsm8k --kills 3 --longest-s 300 --seed 0 -- \
+  "--data.train=$2" --run.steps=20
 evaluate runs/gsm8k spo
