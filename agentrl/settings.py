@@ -283,7 +283,7 @@ class EvalSettings:
     """`[eval]`: evaluation inside training."""
 
     every: int = 0
-    """Learner steps between evaluations; 0 evaluates before and after only when `data` is given."""
+    """Learner steps between evaluations of held-out rows; 0 evaluates before and after only."""
     data: str = ""
     """Held-out rows of the environments that name none of their own; empty evaluates only those that do."""
     limit: int = 0

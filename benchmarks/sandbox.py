@@ -23,7 +23,15 @@ from collections.abc import Callable
 from typing import Any
 
 from agentrl_sandbox import open_sandbox
-from agentrl_sandbox.bench import EPISODE, SYMPY, CpuMeter, measure_memory, measure_sandbox, summary
+from agentrl_sandbox.bench import (
+    EPISODE,
+    SYMPY,
+    CpuMeter,
+    measure_many_sessions,
+    measure_memory,
+    measure_sandbox,
+    summary,
+)
 from agentrl_sandbox.hostile import CASES
 from agentrl_sandbox.hostile.harness import Footprint, endure
 
@@ -198,6 +206,9 @@ async def ours(options: argparse.Namespace, meter: CpuMeter, libraries: tuple[st
     more = {"library_path": options.library_path} if options.library_path and libraries else {}
     async with open_sandbox(libraries=libraries, **more) as sandbox:
         rows = await measure_sandbox(sandbox, meter, quick=options.quick)
+        for count in (16, 256):  # here and not in every backend's rows: 256 containers are no small thing
+            calls = count * (10 if options.quick else 100)
+            rows[f"calls_in_{count}_sessions"] = await measure_many_sessions(sandbox, meter, count, calls)
         if options.sessions and not libraries:
             rows["live_sessions"] = await measure_memory(sandbox, options.sessions)
     return rows

@@ -11,7 +11,6 @@ of metrics must follow each other without gap. Prints one JSON line::
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 import subprocess
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config import load_settings
-from agentrl.durable import read_lines
 from agentrl.ledger import Ledger, State
 from agentrl.metrics import read_metrics
 
@@ -56,11 +54,13 @@ def live_and_kill(command: list[str], folder: Path, seconds: float, limit_s: flo
     return None
 
 
-def learned_batches(path: Path) -> dict[int, list[str]]:
-    """Batches that count, by version, from the file alone: an attempt takes back those at its version or later."""
+def learned_batches(ledger: Ledger) -> dict[int, list[str]]:
+    """Batches that count, by version, from the events alone: an attempt takes back those at its version or later.
+
+    `Ledger.learned_batches` keeps one batch for each episode, so that it could not show one learned from twice.
+    """
     batches: dict[int, list[str]] = {}
-    lines = read_lines(path)
-    for record in itertools.chain.from_iterable(line.get("of", [line]) for line in lines):
+    for record in ledger.events_since(0):
         if record["e"] == "attempt":
             batches = {version: keys for version, keys in batches.items() if version < record["v"]}
         elif record["e"] == "learned":
@@ -79,7 +79,7 @@ def audit(folder: Path) -> dict[str, Any]:
     try:
         steps = steps_of(folder)
         assert steps == list(range(1, len(steps) + 1)), f"the curve has gaps: {steps}"
-        batches = learned_batches(folder / "ledger.jsonl")
+        batches = learned_batches(ledger)
         assert list(batches) == list(range(len(steps))), f"batches {list(batches)} for {len(steps)} steps"
         learned = Counter(key for batch in batches.values() for key in batch)
         assert set(learned.values()) == {1}, "an episode was in two batches"

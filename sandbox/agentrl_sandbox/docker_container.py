@@ -34,9 +34,16 @@ START_LIMIT_S = 60.0
 _MIB = 1 << 20
 _STDERR_KEPT = 4096
 
+_MODULES = {
+    **{name: f"inside/{name}.py" for name in ("frames", "processes", "interpreter", "supervisor")},
+    "seccomp": "seccomp.py",
+    "entry": "docker_entry.py",
+}
+"""Names in a container, in the order in which they import each other, and files of this package."""
+
 # Reads the real program from the socket: an argument would be seen in every process list, and is limited in
 # length.
-BOOTSTRAP = """
+BOOTSTRAP = f"""
 import os, sys, types
 def read(count):
     parts = b""
@@ -45,7 +52,7 @@ def read(count):
         if not part: os._exit(3)
         parts += part
     return parts
-for name in ("frames", "processes", "interpreter", "supervisor", "seccomp", "entry"):
+for name in {tuple(_MODULES)}:
     sys.modules[name] = module = types.ModuleType(name)
     exec(compile(read(int(read(8))), "<%s>" % name, "exec"), module.__dict__)
 module.become_supervisor(*eval(read(int(read(8)))))
@@ -146,9 +153,8 @@ def container_options(shape: ContainerShape, settings: ContainerSettings) -> dic
 
 
 def _program(libraries: Sequence[str], cores: int) -> bytes:
-    inside = [f"inside/{name}.py" for name in ("frames", "processes", "interpreter", "supervisor")]
-    files = (*inside, "seccomp.py", "docker_entry.py")
-    parts = [resources.files("agentrl_sandbox").joinpath(name).read_bytes() for name in files]
+    package = resources.files("agentrl_sandbox")
+    parts = [package.joinpath(path).read_bytes() for path in _MODULES.values()]
     parts.append(repr((tuple(libraries), cores)).encode())
     return b"".join(b"%08d" % len(part) + part for part in parts)
 
