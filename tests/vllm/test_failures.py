@@ -16,6 +16,7 @@ import pytest
 from agentrl.errors import PolicyUnavailable, WeightSyncError
 from agentrl.inference.policy import Sampling, WeightHandle
 from agentrl.inference.vllm import VLLMPolicy
+from agentrl.inference.vllm_fleet import Replica
 from agentrl.inference.vllm_server import ServerSpec
 from tests.vllm.conftest import A, load
 from tests.vllm.tiny_models import greedy
@@ -70,25 +71,27 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.02)
 
 
-def tokens_in_flight(policy: VLLMPolicy) -> list[int]:
+def tokens_in_flight(replica: Replica) -> list[int]:
     """Tokens received so far, per message in flight."""
-    replicas = policy._fleet.replicas
-    return [len(message.received.token_ids) for replica in replicas for message in replica.messages]
+    return [len(message.received.token_ids) for message in replica.messages]
 
 
 async def test_kill_9_in_mid_episode(pair: VLLMPolicy, folder: Path, reference: Any):
     version = await load(pair, str(folder / "a"))
-    messages = [
-        asyncio.create_task(pair.generate(PROMPT, Sampling(900), session=f"k{index}", start_version=version))
-        for index in range(12)
-    ]
-    # Least loaded: both servers have half of them.
-    await until(lambda: min(tokens_in_flight(pair), default=0) >= 40)
-    assert [len(replica.messages) for replica in pair._fleet.replicas] == [6, 6]
-    victim = pair.servers[0]
-    assert victim.pid is not None
-    os.kill(victim.pid, signal.SIGKILL)
-    results = await asyncio.gather(*messages)
+    first = pair._fleet.replicas[0]
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(
+                pair.generate(PROMPT, Sampling(900), session=f"k{index}", start_version=version)
+            )
+            for index in range(12)
+        ]
+        # Least loaded: both servers have half of them. The other server's may be slower, or done by now.
+        await until(lambda: len(first.messages) == 6 and min(tokens_in_flight(first)) >= 40)
+        victim = pair.servers[0]
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+    results = [task.result() for task in tasks]
     for result in results:
         assert list(result.token_ids) == [A] * 900
         assert set(result.policy_versions) == {version}

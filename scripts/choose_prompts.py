@@ -1,0 +1,86 @@
+"""Prompts a weak model can learn from: short ones to try it on, then those it solved at times.
+
+    python scripts/choose_prompts.py short gsm8k_train.jsonl --first 2500 --shortest 800 --out candidates.jsonl
+    agentrl eval models/smollm2-sft --data candidates.jsonl --samples 3 ... --out evals/candidates
+    python scripts/choose_prompts.py solved candidates.jsonl --eval evals/candidates --out learnable.jsonl \
+      --rewards learnable_rewards.jsonl
+
+A prompt that is never solved teaches nothing, and a batch of 32 has no room for it. `--rewards` is what
+`tracker.initial_file` reads: the tries were made, so the tracker starts from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def short(rows: list[Row], first: int, shortest: int) -> list[Row]:
+    """The `shortest` of the `first` rows by the length of the problem, in the file's order."""
+    kept = sorted(range(min(first, len(rows))), key=lambda index: len(rows[index]["problem"]))[:shortest]
+    return [rows[index] for index in sorted(kept)]
+
+
+def rewards_of(results: list[Row]) -> dict[str, list[float]]:
+    """Rewards per problem, in the order of the draws; an episode that failed has none."""
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for row in sorted(results, key=lambda row: row["draw"]):
+        if row["failure"] is None:
+            rewards[row["problem"]].append(row["reward"])
+    return rewards
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a jsonl file."""
+    with path.open(encoding="utf-8") as lines:  # not splitlines(): a problem may hold a U+2028
+        return [json.loads(line) for line in lines]
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Write rows as jsonl."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    """Choose candidates, or those that were solved."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("short", help="candidates: the shortest problems")
+    one.add_argument("--first", type=int, default=2500, help="of the first rows only")
+    one.add_argument("--shortest", type=int, default=800)
+    two = commands.add_parser("solved", help="those solved at least once")
+    two.add_argument("--eval", type=Path, required=True, help="folder of `agentrl eval --out`")
+    two.add_argument("--rewards", type=Path, required=True, help="for tracker.initial_file")
+    for command in (one, two):
+        command.add_argument("data", type=Path, help="jsonl with id, problem, answer")
+        command.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    rows = read(options.data)
+    if options.command == "short":
+        chosen = short(rows, options.first, options.shortest)
+        write(options.out, chosen)
+        print(
+            f"{len(chosen)} of {len(rows)} problems, at most {max(len(r['problem']) for r in chosen)} characters"
+        )
+        return
+    rewards = rewards_of(read(options.eval / "results.jsonl"))
+    chosen = [row for row in rows if any(rewards.get(row["id"], ()))]
+    write(options.out, chosen)
+    write(options.rewards, [{"prompt_id": row["id"], "rewards": rewards[row["id"]]} for row in chosen])
+    tried = [value for values in rewards.values() for value in values]
+    kept = [value for row in chosen for value in rewards[row["id"]]]
+    print(
+        f"{len(chosen)} of {len(rewards)} problems solved at least once; mean reward {sum(tried) / len(tried):.3f}"
+    )
+    print(f"of those kept {sum(kept) / max(1, len(kept)):.3f}")
+
+
+if __name__ == "__main__":
+    main()
