@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from agentrl import settings as sections
 from agentrl.errors import ConfigError
-from agentrl.settings import EnvSettings, Settings
+from agentrl.settings import EnvSettings, SandboxSettings, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +284,7 @@ _POSITIVE = (
     "eval.samples",
     "sampler.copies_per_prompt",
     "sampler.quarantine_after",
+    "sandbox.containers",
 )
 
 
@@ -335,7 +336,22 @@ def check_settings(settings: Settings) -> None:
         errors.add(rules, "learner.importance_min must not exceed learner.importance_max")
     if learner.ranks > 1 and learner.place == "thread":
         errors.add(rules, "learner.ranks > 1 needs learner.place = 'process' (one process per rank)")
+    _check_sandbox(settings.sandbox, rules, errors)
     errors.raise_if_any()
+
+
+def _check_sandbox(sandbox: SandboxSettings, rules: Place, errors: _Errors) -> None:
+    for key, owner in (("image", "docker"), ("runtime", "docker"), ("urls", "remote")):
+        if getattr(sandbox, key) and sandbox.backend not in (owner, "broken"):
+            errors.add(rules, f"sandbox.{key} is for sandbox.backend = {owner!r}, not {sandbox.backend!r}")
+    if sandbox.backend == "remote" and not sandbox.urls:
+        errors.add(rules, "sandbox.backend = 'remote' needs sandbox.urls, the servers of the pool")
+    if sandbox.backend == "remote" and sandbox.libraries:
+        errors.add(
+            rules,
+            "sandbox.libraries has no effect on sandbox.backend = 'remote': name them where the pool is "
+            "started (`agentrl sandbox serve --libraries`)",
+        )
 
 
 def to_toml(settings: Settings) -> str:

@@ -68,10 +68,23 @@ def load_data(data: DataSettings, env: type[Env], where: str) -> tuple[Mapping[s
 
 
 def known_data(name: str) -> str:
-    """The file behind the name of a data set that `agentrl eval` knows; other names are left alone."""
-    if not re.fullmatch(r"[a-z0-9_]+", name) or Path(name).exists():
+    """The file behind the name of a data set that `agentrl eval` knows; other names are left alone.
+
+    Raises:
+        ConfigError: the hub's id of a data set that has a name here, under which its columns are known.
+    """
+    if Path(name).exists():
         return name
+    from agentrl.evaluation.benchmarks import BENCHMARKS
     from agentrl.evaluation.datasets import locate
+
+    known = [known for known, one in BENCHMARKS.items() if one.hub is not None and one.hub.repository == name]
+    if known:
+        raise ConfigError(
+            f"{name} has a name here, which also says what its columns are: give {' or '.join(known)}"
+        )
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        return name
 
     return str(locate(name))
 

@@ -93,7 +93,14 @@ class SandboxSettings:
     processes: int = 32
     """Processes and threads of one session."""
     libraries: tuple[str, ...] = ()
-    """Packages programs may import besides the standard library, for example `["numpy", "sympy"]`."""
+    """Packages programs may import besides the standard library, for example `["numpy", "sympy"]`. With
+    `docker` the image must hold them; with `remote` the servers name their own."""
+    image: str = ""
+    """`docker` only: image of the containers; empty takes the one `agentrl_sandbox.docker_image` builds."""
+    runtime: str = ""
+    """`docker` only: container runtime, for example `runsc` (gVisor); empty takes the engine's default."""
+    containers: int = 64
+    """`docker` only: most containers at once; an episode in flight may hold one."""
     urls: tuple[str, ...] = ()
     """`remote` only: servers of the pool."""
 

@@ -109,13 +109,16 @@ def _load(settings: Settings) -> tuple[tuple[Task, ...], tuple[HeldOut, ...]]:
 def make_sandbox(settings: SandboxSettings) -> Sandbox:
     """The sandbox that the settings name; starts nothing yet."""
     limits = Limits(time_s=settings.time_s, memory_mb=settings.memory_mb, processes=settings.processes)
-    more: dict[str, Any] = {}
-    if settings.backend == "local" and settings.libraries:
-        more["libraries"] = settings.libraries
-    if settings.backend == "remote":
-        more["urls"] = settings.urls
     if settings.backend == "broken":
         return open_sandbox("broken")
+    more: dict[str, Any] = {}
+    if settings.backend == "remote":
+        more["urls"] = settings.urls
+    elif settings.libraries:
+        more["libraries"] = settings.libraries
+    if settings.backend == "docker":
+        more["most"] = settings.containers
+        more |= {name: value for name in ("image", "runtime") if (value := getattr(settings, name))}
     return open_sandbox(
         settings.backend,
         limits=limits,

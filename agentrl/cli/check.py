@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
         "--answer-field", default="answer", help="field of the ground truth (default: answer)"
     )
     parser.add_argument("--sandbox", default="local", help="sandbox backend: local, docker, remote, or none")
+    parser.add_argument("--sandbox-url", action="append", default=[], help="servers of a remote pool")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the environment"
     )
@@ -73,7 +74,7 @@ async def _check(env_class: Any, rows: Sequence[Mapping[str, Any]], options: arg
         return await check_env(env_class, rows, settings=settings, answer_field=options.answer_field)
     from agentrl_sandbox import open_sandbox
 
-    sandbox = open_sandbox(options.sandbox)
+    sandbox = open_sandbox(options.sandbox, **({"urls": options.sandbox_url} if options.sandbox_url else {}))
     try:
         return await check_env(
             env_class, rows, sandbox=sandbox, settings=settings, answer_field=options.answer_field

@@ -27,7 +27,7 @@ from agentrl.memory import Need, Plan, make_plans
 from agentrl.model_shape import KNOWN, ModelShape
 from agentrl.settings import Settings
 
-_PACKAGES = ("torch", "transformers", "vllm", "openai", "docker", "math-verify", "ray")
+_PACKAGES = ("torch", "transformers", "vllm", "openai", "docker", "math-verify")
 _SHOWN = (
     "HuggingFaceTB/SmolLM2-135M",
     "Qwen/Qwen2.5-0.5B",

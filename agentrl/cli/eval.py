@@ -89,7 +89,11 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     endpoint = parser.add_argument_group("endpoint (OpenAI-compatible)")
     endpoint.add_argument("--endpoint", default="", metavar="URL")
     endpoint.add_argument("--model", default="", help="name of the model at the endpoint")
-    endpoint.add_argument("--key-variable", default="OPENAI_API_KEY", help="variable that holds the key")
+    endpoint.add_argument(
+        "--key-variable",
+        default="OPENAI_API_KEY",
+        help="environment variable that holds the key (default: OPENAI_API_KEY)",
+    )
     endpoint.add_argument("--tool-format", choices=("native", "code"), default="native")
     endpoint.add_argument("--requests-per-minute", type=int, default=0)
     endpoint.add_argument("--tokens-per-minute", type=int, default=0)

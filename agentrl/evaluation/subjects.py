@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.util
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -225,10 +226,12 @@ def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
 
 
 async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str, Any]]:
+    from agentrl.inference.choose import find_gpus, server_gpus
     from agentrl.inference.vllm import VLLMPolicy
     from agentrl.inference.vllm_server import ServerSpec
 
     path, engine = weights_of(options.subject), options.engine
+    gpus = server_gpus(engine, [gpu.index for gpu in find_gpus()])
     spec = ServerSpec(
         model=path,
         python=engine.python,
@@ -243,8 +246,10 @@ async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str
     policy = VLLMPolicy(
         spec,
         log_folder=logs,
-        replicas=engine.replicas,
+        replicas=len(gpus),
+        gpus=gpus,
         urls=engine.urls,
+        key=os.environ.get("VLLM_API_KEY", ""),
         start_limit_s=engine.start_limit_s,
     )
     tokenizer = await asyncio.to_thread(_tokenizer, path)

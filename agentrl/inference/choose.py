@@ -162,6 +162,21 @@ def gpu_layout(settings: Settings, gpus: Sequence[int]) -> GpuLayout:
     return GpuLayout(tuple(gpus[:ranks]), engines, transfer)
 
 
+def server_gpus(engine: EngineSettings, gpus: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """GPUs of each server where nothing learns: as many of `engine.replicas` as there are GPUs for.
+
+    Raises:
+        ConfigError: there are too few for one.
+    """
+    size = engine.tensor_parallel
+    if not gpus:
+        return ((),) * engine.replicas
+    if size > len(gpus):
+        raise ConfigError(f"engine.tensor_parallel = {size} needs as many GPUs, and there are {len(gpus)}")
+    servers = min(engine.replicas, len(gpus) // size)
+    return tuple(tuple(gpus[i * size : (i + 1) * size]) for i in range(servers))
+
+
 def make_vllm_policy(settings: Settings, log_folder: Path) -> Policy:
     """vLLM servers as the settings describe them; starts nothing yet.
 

@@ -79,6 +79,13 @@ def test_resolved_settings_read_back_equal(tmp_path: Path) -> None:
         (["--tracker.rho_min=0.99"], "rho_min <= rho_max"),
         (["--estimator.kind=grpo", "--estimator.group_size=7"], "not a multiple"),
         (["--stream.stale_policy=wait", "--stream.min_effective_share=0.5"], "soft bound"),
+        (["--sandbox.runtime=runsc"], "sandbox.runtime is for sandbox.backend = 'docker', not 'local'"),
+        (["--sandbox.urls=http://a:1"], "sandbox.urls is for sandbox.backend = 'remote', not 'local'"),
+        (["--sandbox.backend=remote"], "needs sandbox.urls"),
+        (
+            ["--sandbox.backend=remote", "--sandbox.urls=http://a:1", "--sandbox.libraries=numpy"],
+            "name them where the pool is started",
+        ),
         (["steps=3"], "unexpected argument"),
         (["--run.steps"], "needs a value"),
     ],
@@ -105,3 +112,23 @@ def test_every_setting_is_documented() -> None:
     names = [key for key in config.all_keys() if not key.startswith("env.")]
     # One docstring per field, class and module.
     assert documented >= len(names)
+
+
+def test_docker_settings_reach_the_backend() -> None:
+    pytest.importorskip("docker", reason="docker-py is not installed (extra `docker`)")
+    from agentrl.train import make_sandbox
+    from agentrl_sandbox import Level
+
+    flags = ["--sandbox.backend=docker", "--sandbox.runtime=runsc", "--sandbox.image=mine:1"]
+    sandbox = make_sandbox(load_settings(None, [*flags, "--sandbox.libraries=numpy"]).sandbox)
+    assert sandbox.level == Level.VIRTUAL
+    container = sandbox._settings  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+    assert (container.image, container.runtime, container.libraries) == ("mine:1", "runsc", ("numpy",))
+
+
+def test_a_hub_id_that_has_a_name_here_is_sent_to_it() -> None:
+    from agentrl.prompts import known_data
+
+    with pytest.raises(ConfigError, match="openai/gsm8k has a name here.*give gsm8k or gsm8k_train"):
+        known_data("openai/gsm8k")
+    assert known_data("somebody/something") == "somebody/something"

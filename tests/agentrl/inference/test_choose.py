@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentrl.errors import ConfigError
-from agentrl.inference.choose import choose_engine, gpu_layout
+from agentrl.inference.choose import choose_engine, gpu_layout, server_gpus
 from agentrl.settings import EngineSettings, Settings
 
 
@@ -44,3 +44,14 @@ def test_layouts():
     assert gpu_layout(other, []).transfer == "file"
     with pytest.raises(ConfigError, match="shared"):
         gpu_layout(Settings(engine=EngineSettings(layout="shared", replicas=2)), [0, 1])
+
+
+def test_servers_of_an_evaluation_share_no_gpu():
+    four = EngineSettings(replicas=4)
+    assert server_gpus(four, [0, 1, 2, 3, 4, 5, 6, 7]) == ((0,), (1,), (2,), (3,))
+    # A run of eight GPUs evaluated on a machine with two.
+    assert server_gpus(four, [2, 5]) == ((2,), (5,))
+    assert server_gpus(EngineSettings(replicas=4, tensor_parallel=2), [0, 1, 2]) == ((0, 1),)
+    assert server_gpus(four, []) == ((),) * 4
+    with pytest.raises(ConfigError, match="tensor_parallel = 2 needs as many GPUs, and there are 1"):
+        server_gpus(EngineSettings(tensor_parallel=2), [0])
