@@ -302,10 +302,23 @@ def check_settings(settings: Settings) -> None:
         if value <= 0:
             errors.add(rules, f"{name} must be positive, got {value}")
     stream, learner, estimator = settings.stream, settings.learner, settings.estimator
-    if settings.run.steps < 0:
-        errors.add(rules, f"run.steps must be at least 0, got {settings.run.steps}")
-    if stream.staleness < 0:
-        errors.add(rules, f"stream.staleness must be at least 0, got {stream.staleness}")
+    for name in (
+        "run.steps",
+        "stream.staleness",
+        "stream.in_flight",
+        "tracker.initial_rollouts",
+        "tracker.clock_tokens",
+    ):
+        section, key = name.split(".")
+        value = getattr(getattr(settings, section), key)
+        if value < 0:
+            errors.add(rules, f"{name} must be at least 0, got {value}")
+    if settings.tracker.drift == "clock" and settings.tracker.clock_tokens == 0:
+        errors.add(
+            rules,
+            "tracker.clock_tokens = 0 would keep the clock of tracker.drift = 'clock' at 0 for ever; give it "
+            "tokens to measure with, or tracker.drift = 'constant'",
+        )
     if stream.batch % max(1, estimator.group_size):
         errors.add(
             rules,

@@ -30,12 +30,21 @@ class DriftReplay:
     async def after_step(self, batch: Sequence[Episode]) -> list[float | None]:
         """Drift of each episode's prompt since its previous visit; None at a first visit.
 
-        Keeps the episodes of the batch as the previous ones of their prompts.
+        Of several episodes of one prompt the one dispatched first, which is folded first, has the drift;
+        between it and the others the policy did not move. Keeps the episodes of the batch as the
+        previous ones of their prompts.
         """
-        earlier = [self._previous.get(episode.prompt_id) for episode in batch]
-        again = [episode for episode in earlier if episode is not None]
-        scores = iter(await self._learner.score(again) if again else [])
-        drifts = [None if old is None else mean_difference(old, next(scores)) for old in earlier]
+        first: dict[str, Episode] = {}
+        for episode in sorted(batch, key=lambda episode: episode.dispatch_index):
+            first.setdefault(episode.prompt_id, episode)
+        earlier = {name: self._previous[name] for name in first if name in self._previous}
+        scores = await self._learner.score(list(earlier.values())) if earlier else []
+        moved = {
+            name: mean_difference(old, now) for (name, old), now in zip(earlier.items(), scores, strict=True)
+        }
+        drifts = [
+            moved.get(episode.prompt_id) if episode is first[episode.prompt_id] else 0.0 for episode in batch
+        ]
         for episode, now in zip(batch, await self._learner.score(batch), strict=True):
             self._previous[episode.prompt_id] = with_logprobs(episode, now)
         return drifts

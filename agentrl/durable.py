@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,19 @@ def read_lines(path: Path, start: int = 0, end: int | None = None) -> Iterator[d
             yield json.loads(line)
 
 
-def write_file(path: Path, data: bytes, name: str) -> None:
-    """Replace a file whole: readers see the old content or the new one, never a part."""
+def write_file(path: Path, data: bytes | Iterable[bytes], name: str) -> None:
+    """Replace a file whole: readers see the old content or the new one, never a part.
+
+    Args:
+        path: of the file; its folder is made when absent.
+        data: the content, or pieces of it in order.
+        name: of its kill points, `<name>.before` and `<name>.after`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         kill_point(f"{name}.before")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from agentrl.dispatcher import Dispatcher
 from agentrl.durable import read_lines
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, ConfigError
 from agentrl.ledger import Ledger, State
 from agentrl.processor_time import cpu_seconds
 from agentrl.prompts import PromptPool
@@ -124,6 +124,12 @@ class InitialStream:
         for attempt in range(TRIES):
             key = f"{INITIAL}{number}.{attempt}"
             entry = self._ledger.entries.get(key)
+            if entry is not None and entry.prompt_id != self._pool.prompt_ids[prompt]:
+                raise ConfigError(
+                    f"rollout {key} for initial values was of prompt {entry.prompt_id} and would now be of "
+                    f"{self._pool.prompt_ids[prompt]}: tracker.initial_rollouts or the data changed while "
+                    "they were being played; resume with what the run began with, or begin a new run"
+                )
             if entry is not None and entry.state is State.EVALUATED and entry.score is not None:
                 self.scores[prompt].append(entry.score)
                 self.sampled_tokens += entry.tokens

@@ -168,7 +168,7 @@ class Orchestrator:
         await asyncio.gather(work, return_exceptions=True)
         await self.end(self.dispatcher)
         await self._flush()
-        await write_checkpoint(self)
+        await self._checkpoint()
         raise Interrupted(
             f"stopped at version {self.version}; continue with "
             f"`agentrl train --resume {self.parts.folder.path}`"
@@ -183,7 +183,7 @@ class Orchestrator:
                 self.initialised = True
             await self._evaluate()
             self.begun = True
-            await write_checkpoint(self)
+            await self._checkpoint()
         self.log.begin()
         dispatching = asyncio.ensure_future(self.dispatcher.run())
         try:
@@ -204,7 +204,7 @@ class Orchestrator:
         if every == 0 or self.version % every:
             await self._evaluate()
         await write_weights(self)
-        await write_checkpoint(self)
+        await self._checkpoint()
 
     # ------------------------------------------------------------------ phases
 
@@ -258,7 +258,7 @@ class Orchestrator:
         if self.history is None:
             return
         self.history.redo(self.version)
-        self.stream.drawing = self.history.over
+        self.stream.redoing = not self.history.over
         if self.history.over:
             self.history = None
 
@@ -268,10 +268,13 @@ class Orchestrator:
         take = asyncio.ensure_future(
             self.parts.watchdog.wait(
                 self.buffer.take(),
-                f"a batch of {self.buffer.batch} episodes ({self.dispatcher.in_flight} in flight, "
-                f"{self.buffer.size} finished)",
+                f"another episode for a batch of {self.buffer.batch} to end",
                 self.settings.run.wait_limit_s,
-                "raise run.wait_limit_s if episodes take this long",
+                lambda: (
+                    f"{self.dispatcher.in_flight} are in flight, {self.buffer.size} wait for the batch; "
+                    "raise run.wait_limit_s if one episode takes this long"
+                ),
+                progress=lambda: (self.buffer.size, self.stream.failures),
             )
         )
         try:
@@ -352,6 +355,15 @@ class Orchestrator:
         if settings.checkpoint.weights_every and self.version % settings.checkpoint.weights_every == 0:
             await write_weights(self)
         if settings.checkpoint.every and self.version % settings.checkpoint.every == 0:
+            await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        """Write a checkpoint, but not in the middle of redoing what an earlier attempt did.
+
+        The samplers are behind the ledger then, and a checkpoint holds them together with its end. The
+        one before it and the ledger still say everything.
+        """
+        if self.history is None:
             await write_checkpoint(self)
 
     def _steer(self, learned: dict[str, Any]) -> None:

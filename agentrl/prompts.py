@@ -7,6 +7,7 @@ weight: the one that is furthest behind its share is asked first. It knows nothi
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import ConfigError
+from agentrl.errors import CheckpointError, ConfigError
 from agentrl.settings import DataSettings, EnvSettings, SamplerSettings
 from agentrl.spo.prompt_sampler import PromptSampler
 from agentrl.spo.value_tracker import ValueTracker
@@ -145,6 +146,7 @@ class PromptPool:
                 self.prompt_ids.append(prefix + row_prompt_id(row))
                 self._rows.append(row)
                 self._task_of.append(number)
+        self._digest = hashlib.sha256("\n".join(self.prompt_ids).encode("utf-8", "surrogatepass")).hexdigest()
         self.index = {prompt_id: number for number, prompt_id in enumerate(self.prompt_ids)}
         if len(self.index) != len(self.prompt_ids):
             raise ConfigError("two rows have one prompt id; give every environment of a mixture its own name")
@@ -219,6 +221,7 @@ class PromptPool:
     def state_dict(self) -> dict[str, Any]:
         """Tracker, samplers and shares."""
         return {
+            "prompts": self._digest,
             "tracker": self.tracker.state_dict(),
             "samplers": [sampler.state_dict() for sampler in self.samplers],
             "drawn": list(self._drawn),
@@ -231,6 +234,11 @@ class PromptPool:
             CheckpointError: it is of another set of prompts.
         """
         self.tracker.load_state_dict(state["tracker"])
+        if state.get("prompts", self._digest) != self._digest:
+            raise CheckpointError(
+                f"the {len(self)} prompts are not those of the run, or stand in another order, and values "
+                "are kept by place; resume with the data the run began with"
+            )
         for sampler, saved in zip(self.samplers, state["samplers"], strict=True):
             sampler.load_state_dict(saved)
         self._drawn = list(state["drawn"])

@@ -12,7 +12,8 @@ import gzip
 import json
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from agentrl.durable import LineFile, write_file
@@ -44,6 +45,7 @@ class EpisodeRecorder:
         self._loop = asyncio.get_running_loop()
         self._on_error: Callable[[Exception], None] = lambda error: None
         self._broken = False
+        self._lines: dict[str, int] = {}  # of the packed files
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._write_all, name="agentrl-recorder", daemon=True)
         self._thread.start()
@@ -104,9 +106,11 @@ class EpisodeRecorder:
             self._number += 1
             self._file = LineFile(self._path(self._number), "episode")
         old.close()
-        packed = old.path.with_suffix(".jsonl.gz")
-        write_file(packed, gzip.compress(old.path.read_bytes(), compresslevel=5, mtime=0), "rotate")
-        old.path.unlink()
+        # Files of attempts that were killed go with it: one packed file for all since the last rotation.
+        plain = [path for path in sorted(self._folder.glob("[0-9]*.jsonl")) if path <= old.path]
+        write_file(old.path.with_suffix(".jsonl.gz"), _packed(plain), "rotate")
+        for path in plain:
+            path.unlink()
         self._delete_old()
 
     def _delete_old(self) -> None:
@@ -116,8 +120,10 @@ class EpisodeRecorder:
             # A resumed run needs what was finished since the checkpoint before the newest one.
             if place >= 4 and count >= self._keep:
                 path.unlink()
-            else:
-                count += _count_lines(path)
+                continue
+            if path.name not in self._lines:
+                self._lines[path.name] = _count_lines(path)
+            count += self._lines[path.name]
 
     async def flush(self) -> None:
         """Return once everything recorded so far is on disk and its callbacks have run.
@@ -142,6 +148,17 @@ class EpisodeRecorder:
             raise StallError(f"the disk to write episodes to {self._file.path}", limit_s)
         await asyncio.sleep(0)
         self._file.close()
+
+
+def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
+    """The complete lines of files, one after the other, as one gzip stream; a piece at a time."""
+    packer = zlib.compressobj(5, wbits=31)  # 31: with the header of gzip
+    for path in paths:
+        LineFile(path, "episode").close()  # cuts off a line torn by a kill
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                yield packer.compress(piece)
+    yield packer.flush()
 
 
 def _count_lines(path: Path) -> int:

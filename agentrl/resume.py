@@ -65,12 +65,31 @@ def _restore(orchestrator: Orchestrator, state: RunState) -> None:
     orchestrator.evaluations = state.extra.get("evaluations", 0)
     orchestrator.begun = state.extra.get("begun", False)
     orchestrator.initialised = state.extra.get("initialised", False)
-    orchestrator.buffer.staleness = state.extra.get("staleness", orchestrator.buffer.staleness)
+    _restore_staleness(orchestrator, state)
     orchestrator.earlier_s = state.extra.get("elapsed_s", 0.0)
     orchestrator.earlier_cpu_s = state.extra.get("cpu_s", 0.0)
     orchestrator.stream.sampled_tokens = state.extra.get("tokens_generated", 0)
     if orchestrator.replay:
         orchestrator.replay.restore(state.previous)
+
+
+def _restore_staleness(orchestrator: Orchestrator, state: RunState) -> None:
+    """Take the staleness in force from the checkpoint where the run steers it; else the settings say.
+
+    Raises:
+        CheckpointError: a hard bound that waiting episodes were not admitted under.
+    """
+    settings, buffer = orchestrator.settings.stream, orchestrator.buffer
+    before = state.extra.get("staleness", buffer.staleness)
+    policy = state.extra.get("stale_policy", settings.stale_policy)
+    if settings.min_effective_share and not orchestrator.settings.run.deterministic:
+        buffer.staleness = min(before, buffer.staleness)
+    elif settings.stale_policy == "wait" and (buffer.staleness < before or policy != "wait"):
+        raise CheckpointError(
+            f"the run had stream.staleness = {before} and stream.stale_policy = {policy!r}: its episodes may "
+            f"be older than the {buffer.staleness} that stale_policy = 'wait' promises now; resume with "
+            "what it had, or with stream.stale_policy = 'correct'"
+        )
 
 
 def _read(orchestrator: Orchestrator, state: RunState) -> dict[str, Episode]:

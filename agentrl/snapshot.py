@@ -38,6 +38,7 @@ def run_state(orchestrator: Orchestrator) -> RunState:
             "initialised": orchestrator.initialised,
             "evaluations": orchestrator.evaluations,
             "staleness": orchestrator.buffer.staleness,
+            "stale_policy": orchestrator.buffer.stale_policy,
             "elapsed_s": orchestrator.elapsed(),
             "cpu_s": orchestrator.earlier_cpu_s + cpu_seconds(),
             "tokens_generated": orchestrator.stream.sampled_tokens,

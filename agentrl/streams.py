@@ -68,8 +68,9 @@ class TrainingStream:
         self._quarantine_after = quarantine_after
         self._in_order = in_order
         self._ended: list[Episode] = []
-        self.drawing = True
-        """Whether new prompts are drawn; not while draws of an earlier attempt are being redone."""
+        self.redoing = False
+        """Whether draws of an earlier attempt are being redone. Nothing starts meanwhile: an episode of that
+        attempt which ended before its own draw was redone would give back the draw of another."""
         self.next_index = 0
         self.next_group = 0
         self.again: deque[tuple[str, int, int | None]] = deque()
@@ -100,12 +101,14 @@ class TrainingStream:
         learned = self._buffer.taken * self._buffer.batch
         if self._buffer.room() <= 0 or learned + self._buffer.under_way >= self._total:
             return None
+        if self.redoing:
+            return None
         if self.again:
             key, prompt, group = self.again.popleft()
             return self._dispatch(key, prompt, group)
         if not self._members:
-            prompt = self._pool.draw() if self.drawing else None
-            self.starving = self.drawing and prompt is None
+            prompt = self._pool.draw()
+            self.starving = prompt is None
             if prompt is None:
                 return None
             if self._group_size == 1:

@@ -67,7 +67,7 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
     """
     tasks, held_out = _load(settings)
     folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
-    write_file(folder.config, config.to_toml(settings).encode(), "config")
+    write_config(folder, settings)
     return asyncio.run(_run(settings, folder, tasks, held_out, options or Options(), resuming=False))
 
 
@@ -80,8 +80,12 @@ def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None
     folder = RunFolder.open(path)
     settings = config.load_settings(folder.config, flags)
     tasks, held_out = _load(settings)
-    write_file(folder.config, config.to_toml(settings).encode(), "config")
     return asyncio.run(_run(settings, folder, tasks, held_out, options or Options(), resuming=True))
+
+
+def write_config(folder: RunFolder, settings: Settings) -> None:
+    """Write the settings that are in force into the folder of their run."""
+    write_file(folder.config, config.to_toml(settings).encode(), "config")
 
 
 def check(settings: Settings) -> None:
@@ -160,6 +164,7 @@ async def _run(
                 from agentrl.resume import resume as go_back
 
                 await go_back(orchestrator)
+                write_config(folder, settings)  # not before: another process may have the run, or refuse them
             with rare_collections(), _signals(orchestrator, options.handle_signals):
                 try:
                     await orchestrator.run()
@@ -223,7 +228,7 @@ async def _assemble(
             settings=settings.rollout,
         )
 
-    gate = await _parity_gate(settings, pool, policy, renderer, learner, sandbox, metrics)
+    gate = await _parity_gate(settings, pool, policy, renderer, learner, sandbox, metrics, watchdog)
     parts = Parts(
         folder=folder,
         pool=pool,
@@ -271,6 +276,7 @@ async def _parity_gate(
     learner: AsyncLearner,
     sandbox: Sandbox,
     metrics: MetricsWriter,
+    watchdog: Watchdog,
 ) -> Any:
     """The gate that stops a run whose engine and learner disagree."""
     from agentrl.inference.parity import ParityGate
@@ -279,10 +285,12 @@ async def _parity_gate(
     for prompt in range(min(PARITY_PROMPTS, len(pool))):
         task = pool.task(prompt)
         env = task.make(sandbox, settings.run.seed)
+        owner, limit_s = f"{task.name} to begin an episode for the parity gate", settings.rollout.limit_s
         try:
-            prompts.append(renderer.start(await env.start(pool.row(prompt)), task.env.tool_specs()))
+            messages = await watchdog.wait(env.start(pool.row(prompt)), owner, limit_s)
+            prompts.append(renderer.start(messages, task.env.tool_specs()))
         finally:
-            await env.aclose()
+            await watchdog.wait(env.aclose(), owner, limit_s)
 
     def log(row: dict[str, Any]) -> None:
         metrics.write(**row)

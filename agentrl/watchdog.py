@@ -88,7 +88,7 @@ class Watchdog:
         awaitable: Awaitable[T],
         owner: str,
         limit_s: float,
-        remedy: str = "",
+        remedy: str | Callable[[], str] = "",
         *,
         progress: Callable[[], object] | None = None,
     ) -> T:
@@ -98,7 +98,7 @@ class Watchdog:
             awaitable: what is waited for.
             owner: who, as a person would name it.
             limit_s: longest wait.
-            remedy: what the user can do about it.
+            remedy: what the user can do about it; a function is asked when the limit has passed.
             progress: changes whenever the owner got on; the limit then counts from its last change.
 
         Raises:
@@ -114,6 +114,8 @@ class Watchdog:
             await _cancel(work, owner)
             raise
         await _cancel(work, owner)
+        if not isinstance(remedy, str):
+            remedy = remedy()
         hint = f"stacks are in {where}" if where else ""
         raise StallError(owner, limit_s, "; ".join(filter(None, (remedy, hint))))
 

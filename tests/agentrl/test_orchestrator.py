@@ -7,25 +7,33 @@ import contextlib
 import importlib.util
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 
 from agentrl.checkpoint import checkpoint_folders
 from agentrl.dispatcher import Dispatcher
+from agentrl.drift_replay import DriftReplay
+from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, DiskError, Interrupted, StallError
+from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.ledger import State
 from agentrl.metrics import read_metrics
+from agentrl.recorder import read_episodes
 from agentrl.resume import resume
 from agentrl.run_folder import RunFolder
 from agentrl.spo.advantage import advantages, normalise
 from agentrl_envs import Env
 
+if TYPE_CHECKING:
+    from agentrl.learner_thread import AsyncLearner
 
-def _make_loop() -> Any:
+
+def _parts() -> Any:
     spec = importlib.util.spec_from_file_location(
         "orchestrator_parts", Path(__file__).with_name("conftest.py")
     )
@@ -34,10 +42,11 @@ def _make_loop() -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules["orchestrator_parts"] = module
     spec.loader.exec_module(module)
-    return module.make_loop
+    return module
 
 
-make_loop = _make_loop()
+parts = _parts()
+make_loop, default_script, Echo = parts.make_loop, parts.default_script, parts.Echo
 
 
 async def test_a_run_learns_from_every_episode_it_dispatched(new_loop: Callable[..., Any]) -> None:
@@ -138,6 +147,30 @@ async def test_replay_measures_drift_of_previous_episodes(new_loop: Callable[...
     # The learner of these tests never changes its log-probabilities, so nothing drifts: rho is at its maximum.
     assert rows[-1]["rho_mean"] == pytest.approx(0.96)
     await run.close()
+
+
+async def test_one_drift_is_counted_once_for_all_episodes_of_its_prompt(new_loop: Callable[..., Any]) -> None:
+    # Fails when each episode of a batch gets the drift since the batch before: eight folds would forget
+    # eight times what the policy moved once.
+    run = new_loop("--run.steps=1")
+    await run.orchestrator.run()
+    recorded = sorted(read_episodes(run.folder.episodes), key=lambda episode: episode.dispatch_index)
+    await run.close()
+
+    class Moved:
+        async def score(self, episodes: Sequence[Episode]) -> list[list[np.ndarray]]:
+            return [
+                [np.frombuffer(one.logprobs, dtype=np.float32) - 0.25 for one in episode.segments]
+                for episode in episodes
+            ]
+
+    replay = DriftReplay(cast("AsyncLearner", Moved()))
+    one, two, three = (replace(episode, prompt_id="ab") for episode in recorded[:3])
+    other = replace(recorded[3], prompt_id="cd")
+    assert await replay.after_step([one]) == [None]
+    # In any order of the batch, the episode dispatched first (it is folded first) has it.
+    moved = await replay.after_step([three, other, two])
+    assert moved == [0.0, None, pytest.approx(0.25)]
 
 
 class Slow(Env):
@@ -316,6 +349,31 @@ async def test_initial_rollouts_that_stall_are_named(new_loop: Callable[..., Any
     run = new_loop("--run.wait_limit_s=0.4", "--tracker.initial_rollouts=1", env=Hangs)
     with pytest.raises(StallError, match="another rollout for an initial value to end"):
         await asyncio.wait_for(run.orchestrator.run(), 20)
+    await run.close()
+
+
+async def test_a_batch_may_take_longer_than_one_wait(new_loop: Callable[..., Any]) -> None:
+    # Fails when the limit counts from the beginning of the batch: eight episodes, one after the other,
+    # take twice as long as the longest wait, and each of them a quarter.
+    def slow(request: Any, text: str) -> float:
+        return 0.1
+
+    policy = ScriptedPolicy(default_script, tokenizer=ByteTokenizer(), seconds=slow)
+    flags = ("--run.steps=1", "--stream.in_flight=1", "--run.wait_limit_s=0.4")
+    run = new_loop(*flags, policy=policy)
+    await run.orchestrator.run()
+    assert run.orchestrator.parts.ledger.summary() == {"learned": 8}
+    await run.close()
+
+
+async def test_a_batch_that_stalls_says_what_it_has(new_loop: Callable[..., Any]) -> None:
+    class Sticks(Echo):
+        async def setup(self) -> None:
+            await asyncio.sleep(60)
+
+    run = new_loop("--run.wait_limit_s=0.3", env=Sticks)
+    with pytest.raises(StallError, match=r"another episode for a batch of 8 .*6 are in flight, 0 wait"):
+        await run.orchestrator.run()
     await run.close()
 
 

@@ -8,8 +8,12 @@ milliseconds, so many moments can be tried.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import importlib.util
+import random
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,11 @@ import numpy as np
 import pytest
 
 from agentrl import durable
-from agentrl.errors import AgentRLError, DiskError
+from agentrl.errors import AgentRLError, CheckpointError, ConfigError, DiskError, Interrupted, LearnerError
+from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
+from agentrl.initial_values import InitialStream
 from agentrl.metrics import read_metrics
+from agentrl.recorder import EpisodeRecorder, read_episodes
 from agentrl.resume import resume
 from agentrl.run_folder import RunFolder
 
@@ -184,3 +191,177 @@ async def test_a_group_that_lost_all_it_had_goes_on_after_a_resume(tmp_path: Pat
     assert pool.samplers[0].pending_prompts() == {}
     assert again.orchestrator.parts.ledger.summary()["learned"] == 40
     await again.close()
+
+
+async def once(
+    path: Path, *flags: str, dies_at: int = -1, stops_at: int = -1, step_s: float = 0.0, **given: Any
+) -> Any:
+    """One attempt whose learner dies, or that is asked to stop, at a version; what it ended with."""
+    resuming = (path / "run.json").exists()
+    folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
+    run: Any = None
+
+    async def before_step() -> None:
+        await asyncio.sleep(step_s)
+        if run.orchestrator.version == dies_at:
+            raise LearnerError("killed here")
+        if run.orchestrator.version == stops_at:
+            run.orchestrator.stop()
+
+    learner = parts.ArithmeticLearner(seconds=before_step)
+    run = parts.make_loop(folder, ("--run.wait_limit_s=10", *flags), learner=learner, **given)
+    try:
+        if resuming:
+            await resume(run.orchestrator)
+        await run.orchestrator.run()
+    except (LearnerError, Interrupted, CheckpointError) as error:
+        return error
+    finally:
+        await run.close()
+    return run
+
+
+async def test_a_run_stopped_while_it_redoes_can_be_resumed(tmp_path: Path) -> None:
+    # Fails when a checkpoint is written in the middle of the redo: its samplers are behind its ledger.
+    path, flags = tmp_path / "run", ("--run.steps=8", "--checkpoint.every=100", "--run.deterministic=true")
+    assert isinstance(await once(path, *flags, dies_at=5), LearnerError)
+    assert isinstance(await once(path, *flags, stops_at=1), Interrupted)
+    ended = await once(path, *flags)
+    whole = await once(tmp_path / "whole", *flags)
+    assert ended.learner.digest == whole.learner.digest
+    assert ended.orchestrator.parts.pool.samplers[0].draws == whole.orchestrator.parts.pool.samplers[0].draws
+
+
+async def test_a_run_goes_on_from_the_checkpoint_before_the_newest(tmp_path: Path) -> None:
+    # Fails as above: `checkpoint.every` came due again in the middle of the redo.
+    path, flags = tmp_path / "run", ("--run.steps=12", "--checkpoint.every=4")
+    assert isinstance(await once(path, *flags, dies_at=11), LearnerError)
+    shutil.rmtree(path / "checkpoints" / "step_000008")
+    assert isinstance(await once(path, *flags, dies_at=9), LearnerError)
+    assert (await once(path, *flags)).orchestrator.parts.ledger.summary()["learned"] == 96
+
+
+async def test_nothing_is_started_again_before_its_draw_was_redone(tmp_path: Path, disk: Disk) -> None:
+    # Fails when `TrainingStream` starts pending episodes during the redo: one that fails gives back the
+    # draw of another episode of its prompt ("no episode pending").
+    draws = random.Random(0)
+
+    class Fails(parts.Echo):
+        def reward(self, row: Any, answer: str | None) -> bool:
+            if self.rng.random() < 1 / 4:
+                raise RuntimeError("unlucky")
+            return super().reward(row, answer)
+
+    async def attempt_until(path: Path, fails_at: int) -> Any:
+        disk.moments, disk.fails_at = 0, fails_at
+        policy = ScriptedPolicy(
+            parts.default_script,
+            tokenizer=ByteTokenizer(),
+            seconds=lambda request, text: draws.choice((0.0, 0.0, 0.0005, 0.004)),
+        )
+        try:
+            return await once(path, *flags, env=Fails, policy=policy, step_s=0.001)
+        except DiskError:
+            return None
+
+    flags = (
+        "--run.steps=6",
+        "--checkpoint.every=50",
+        "--stream.staleness=2",
+        "--sampler.quarantine_after=50",
+    )
+    for number in range(16):
+        path = tmp_path / f"run{number}"
+        for _ in range(4):
+            await attempt_until(path, draws.randrange(60, 200))
+        ended = await attempt_until(path, 0)
+        assert ended.orchestrator.parts.ledger.summary()["learned"] == 48
+        assert ended.orchestrator.parts.pool.samplers[0].pending_prompts() == {}
+
+
+async def test_staleness_given_on_resume_is_in_force(tmp_path: Path) -> None:
+    # Fails when the checkpoint's staleness is taken without asking who set it.
+    every = "--checkpoint.every=1"
+    await once(tmp_path / "run", every, "--stream.staleness=3", dies_at=2)
+    ended = await once(tmp_path / "run", every, "--stream.staleness=0")
+    assert ended.orchestrator.buffer.staleness == 0
+    # What the run steers by itself is kept, within what is allowed now.
+    steered = (every, "--stream.min_effective_share=0.5")
+    await once(tmp_path / "steered", *steered, "--stream.staleness=3", dies_at=2)
+    ended = await once(tmp_path / "steered", *steered, "--stream.staleness=1")
+    assert ended.orchestrator.buffer.staleness <= 1
+
+
+async def test_a_hard_bound_is_not_lowered_below_what_was_admitted(tmp_path: Path) -> None:
+    wait = ("--checkpoint.every=1", "--stream.stale_policy=wait")
+    await once(tmp_path / "run", *wait, "--stream.staleness=3", dies_at=2)
+    error = await once(tmp_path / "run", *wait, "--stream.staleness=0")
+    assert "may be older than the 0 that stale_policy = 'wait' promises now" in str(error)
+    assert (await once(tmp_path / "run", *wait, "--stream.staleness=3")).orchestrator.version == 4
+
+
+async def test_rows_in_another_order_are_refused(tmp_path: Path) -> None:
+    # Fails when only the number of prompts is compared: every value then belongs to another prompt.
+    rows = [{"id": word, "word": word} for word in parts.WORDS]
+    await once(tmp_path / "run", "--checkpoint.every=1", dies_at=2, rows=rows)
+    error = await once(tmp_path / "run", "--checkpoint.every=1", rows=rows[::-1])
+    assert isinstance(error, CheckpointError)
+    assert "or stand in another order" in str(error)
+    assert (await once(tmp_path / "run", "--checkpoint.every=1", rows=rows)).orchestrator.version == 4
+
+
+async def test_another_number_of_initial_rollouts_on_resume_is_refused(new_loop: Any) -> None:
+    # Fails when a score is credited to the prompt whose turn the rollout's number would be today.
+    run = new_loop()
+    pool, ledger = run.orchestrator.parts.pool, run.orchestrator.parts.ledger
+    ledger.begin_attempt(0)
+    for number in range(8):  # four of each: `ab` always solved, `cd` never
+        ledger.dispatched(f"i{number}.0", "ab" if number < 4 else "cd", 0)
+        ledger.evaluated(f"i{number}.0", float(number < 4), 5)
+    recorder = run.orchestrator.parts.recorder
+    given: dict[str, Any] = {"pool": pool, "ledger": ledger, "recorder": recorder, "seed": 0}
+    assert InitialStream(**given, rollouts=4).scores[:2] == [[1.0] * 4, [0.0] * 4]
+    with pytest.raises(ConfigError, match=r"i2\.0 .* was of prompt ab and would now be of cd"):
+        InitialStream(**given, rollouts=2)
+    await run.close()
+
+
+async def test_files_of_killed_attempts_are_packed_with_the_next(tmp_path: Path) -> None:
+    # Fails when `rotate` packs the present file only: what killed attempts wrote stays as it is for ever.
+    run = await once(tmp_path / "run", "--run.steps=1")
+    episode = next(read_episodes(run.folder.episodes))
+    folder = tmp_path / "recorded"
+
+    async def write(key: str) -> EpisodeRecorder:
+        recorder = EpisodeRecorder(folder, keep=0)
+        recorder.record(replace(episode, episode_id=key), lambda: None)
+        await recorder.flush()
+        return recorder
+
+    for key in ("t0", "t1"):
+        await (await write(key)).close()  # without a rotation, as after a kill
+    with (folder / "000002.jsonl").open("ab") as file:
+        file.write(b'{"episode_id": "torn')
+    recorder = await write("t2")
+    recorder.rotate()
+    assert sorted(path.name for path in folder.iterdir()) == ["000003.jsonl.gz", "000004.jsonl"]
+    assert gzip.decompress((folder / "000003.jsonl.gz").read_bytes()).count(b"\n") == 3
+    assert [one.episode_id for one in read_episodes(folder)] == ["t0", "t1", "t2"]
+    await recorder.close()
+
+
+def test_a_refused_resume_leaves_the_settings_of_the_running_one(tmp_path: Path) -> None:
+    # Fails when `config.toml` is written before the folder is locked.
+    from agentrl.train import resume as resume_run
+
+    running = RunFolder.create(tmp_path, "run")
+    running.lock()
+    running.config.write_text(
+        '[run]\nsteps = 4\n[model]\npath = "nowhere"\n[data]\ntrain = "generated:train:16"\n'
+        '[[env]]\nname = "arithmetic"\n'
+    )
+    before = running.config.read_text()
+    with pytest.raises(ConfigError, match="another process"):
+        resume_run(running.path, ["--learner.learning_rate=0.5"])
+    assert running.config.read_text() == before
+    running.unlock()
