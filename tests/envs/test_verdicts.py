@@ -55,6 +55,19 @@ PERCENT_AND_UNITS = [
     (r"30^\circ", r"\frac{\pi}{2}", WRONG),
     ("18 degrees", r"18^\circ", RIGHT), (r"18\text{ integers}", "18", RIGHT),
     (r"2\sqrt{3}\text{ feet}", r"2\sqrt{3}", RIGHT),
+    # Two units that do not convert are two answers, even where we know neither.
+    (r"10\text{ p.m.}", r"10\text{ a.m.}", WRONG), (r"10\text{ PM}", r"10\text{ p.m.}", RIGHT),
+    (r"9\text{ N}", r"9\text{ E}", WRONG), (r"5\text{ minutes}", r"5\text{ apples}", WRONG),
+    (r"5\text{ Apples}", r"5\text{ apple}", RIGHT), (r"5\text{ boxes}", r"5\text{ box}", RIGHT),
+    (r"5\text{ mph}", r"5\text{ km/h}", WRONG), (r"30\text{ mi/h}", r"30\text{ ft/s}", WRONG),
+    (r"30\text{ mph}", r"44\text{ ft/s}", RIGHT), ("30 miles per hour", r"30\text{ mph}", RIGHT),
+    (r"30^\circ\text{C}", r"30^\circ\text{F}", WRONG), (r"30^\circ\text{C}", r"30^\circ", RIGHT),
+    (r"30\text{ degrees Celsius}", r"30^\circ C", RIGHT), (r"2\text{ days}", r"2\text{ units}", RIGHT),
+    # Bare letters are variables unless the other side states them as its unit.
+    ("5 m", r"5\text{ m}", RIGHT), ("5 m", r"5\text{ s}", WRONG), ("60 km/h", r"60\text{ km/h}", RIGHT),
+    ("4", "4s", WRONG), ("4l", "4", WRONG), ("x+2", "x+2t", WRONG), ("3x+2s", "3x+2t", WRONG),
+    ("18 students", "18", RIGHT), ("18", "18 students", RIGHT), ("18 students", "18 teachers", WRONG),
+    ("5 million", "5", WRONG), ("2theta", "2", WRONG), ("2 cos x", "2", WRONG),
 ]  # fmt: skip
 BASES = [
     ("1024_5", "1024_{5}", RIGHT), ("1024", "1024_5", WRONG), ("1024_5", "1024", WRONG),

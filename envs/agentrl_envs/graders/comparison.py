@@ -221,7 +221,9 @@ def _same_value(answer: str, gold: str, leaf: Leaf) -> bool:
     if compact(answer) == compact(gold):
         return True
     given, unit = split_unit(answer)
-    expected, wanted = split_unit(gold)
+    expected, wanted = split_unit(gold, unit)
+    if unit is None and wanted is not None:
+        given, unit = split_unit(answer, wanted)
     if unit == wanted or not (unit and wanted):
         return _unit_left_out(given, unit, expected, wanted, leaf)
     factor = conversion(unit, wanted)

@@ -7,6 +7,7 @@ are compared to 50 digits, expressions by math-verify and, where it says no, at 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +40,9 @@ def _parsed(text: str) -> Any:
     """sympy expression of a LaTeX value, or None."""
     from math_verify import LatexExtractionConfig, parse
 
-    config = LatexExtractionConfig(boxed_match_priority=0)
+    normal = LatexExtractionConfig().normalization_config
+    # Its units would take the s off 3x + 2s; ours were taken off before.
+    config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=replace(normal, units=False))
     try:
         found = parse(
             "\\boxed{" + text + "}",

@@ -1,7 +1,8 @@
 r"""Units behind a value: taken off, brought to one spelling, compared, converted where both sides state one.
 
 `5\text{ cm}`, `5 cm`, `90^\circ`, `50%`, `864 \text{ inches}^2`. A unit that a data set left out is no fault;
-two different units are. Knows nothing of values beyond where they end.
+two different units are, and so are words that are no unit we know (`apples`, `p.m.`). Knows nothing of values
+beyond where they end.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _MEASURES: dict[str, tuple[str, Fraction]] = {
     "kg": ("mass", F(1000)), "dollar": ("money", F(1)), "cent": ("money", F(1, 100)),
     "degree": ("angle", F(1)), "radian": ("radian", F(1)), "liter": ("volume", F(1)),
     "ml": ("volume", F(1, 1000)), "ounce": ("weight", F(1)), "pound": ("weight", F(16)),
-    "year": ("years", F(12)), "month": ("years", F(1)), "mph": ("speed", F(1)), "%": ("percent", F(1)),
-    "unit": ("unit", F(1)),
+    "year": ("years", F(12)), "month": ("years", F(1)), "%": ("percent", F(1)),
+    "celsius": ("celsius", F(1)), "fahrenheit": ("fahrenheit", F(1)),
 }  # fmt: skip
 _SPELLINGS = {
     "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "meter": "m", "metre": "m",
@@ -31,29 +32,50 @@ _SPELLINGS = {
     "g": "gram", "gm": "gram", "kilogram": "kg", "milligram": "mg", "usd": "dollar",
     "buck": "dollar", "¢": "cent", "deg": "degree", "rad": "radian", "litre": "liter", "l": "liter",
     "milliliter": "ml", "oz": "ounce", "lb": "pound", "percent": "%", "percentage": "%",
-    "miles per hour": "mph", "units": "unit",
+    "mph": "mile/hour", "miles an hour": "mile/hour", "kmh": "km/hour", "kph": "km/hour",
+    "degrees celsius": "celsius", "degrees c": "celsius", "degrees fahrenheit": "fahrenheit",
+    "degrees f": "fahrenheit",
+}  # fmt: skip
+_TEMPERATURES = {None: "degree", "C": "celsius", "F": "fahrenheit"}
+_PARTS_OF_THE_VALUE = {
+    "alpha", "beta", "gamma", "delta", "theta", "lambda", "sigma", "omega", "squared", "cubed", "factorial",
+    "half", "dozen", "hundred", "thousand", "million", "billion", "trillion",
 }  # fmt: skip
 _DEGREES = re.compile(
-    r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\s*\{\s*[CF]\s*\}|[CF])?\s*\Z|\s*\\degree\s*\Z"
+    r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF]))?\s*\Z|\s*\\degree\s*\Z"
 )
-_TEXT = re.compile(r"\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*\Z")
-_WORDS = re.compile(r"(?<=[\d.})])\s*([A-Za-z][A-Za-z. ]*?)\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*\Z")
+_POWER = r"\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*"
+_TEXT = re.compile(rf"\s*\\text\s*\{{([^{{}}^]*){_POWER}\}}{_POWER}\Z")
+_WORDS = re.compile(rf"(?<=[\d.}})])\s*([A-Za-z](?:[A-Za-z. ]|/(?=[A-Za-z]))*?){_POWER}\Z")
+_PLURAL = re.compile(r"(?:(?<=[sxz])|(?<=[cs]h))es\Z|(?<!s)s\Z")
 
 
-def split_unit(text: str) -> tuple[str, str | None]:
-    """(value, unit in one spelling) of cleaned text; None when there is no unit, "" for an unknown one."""
+def split_unit(text: str, other: str | None = None) -> tuple[str, str | None]:
+    """(value, unit in one spelling) of cleaned text; None when there is no unit.
+
+    Letters behind a number may be a product: `5 m` and `5 km/h` have a unit when the `other` side states it.
+    """
     if text.endswith("%"):
         return text[:-1].rstrip(), "%"
     if match := _DEGREES.search(text):
-        return text[: match.start()].rstrip(), "degree"
-    if (match := _TEXT.search(text)) and match.start() > 0:
-        return text[: match.start()].rstrip(), _spelt(match[1], match[2])
-    if (match := _WORDS.search(text)) and (unit := _spelt(match[1], match[2])):
-        single = (
-            len(match[1].strip()) == 1
-        )  # `5 m` may be a product: letters alone are units only inside \text
-        return (text, None) if single else (text[: match.start()].rstrip(), unit)
+        return text[: match.start()].rstrip(), _TEMPERATURES[match[1] or match[2]]
+    match = _TEXT.search(text) or _WORDS.search(text)
+    if match is None or match.start() == 0 or _PARTS_OF_THE_VALUE & set(match[1].lower().split()):
+        return text, None
+    if match.re is _TEXT:
+        return text[: match.start()].rstrip(), _spelt(match[1], match[2] or match[3]) or None
+    unit = _spelt(match[1], match[2])
+    if unit == other or _stands_alone(match[1].strip(), unit):
+        return text[: match.start()].rstrip(), unit
     return text, None
+
+
+def _stands_alone(words: str, unit: str) -> bool:
+    """Whether bare words behind a number are a unit, known or not, and no product of letters."""
+    if len(words) == 1 or "/" in words:
+        return False
+    lengths = [len(word) for word in words.split()]
+    return _measure(unit) is not None or (min(lengths) > 1 and max(lengths) > 3)
 
 
 def _spelt(words: str, power: str | None) -> str:
@@ -61,21 +83,40 @@ def _spelt(words: str, power: str | None) -> str:
     for prefix, exponent in (("square ", "2"), ("sq ", "2"), ("cubic ", "3"), ("cu ", "3")):
         if name.startswith(prefix):
             name, power = name.removeprefix(prefix), exponent
+    parts = re.split(r" ?/ ?| per ", _SPELLINGS.get(name, name))
+    return "/".join(_one_spelling(part) for part in parts) + (f"^{power}" if power else "")
+
+
+def _one_spelling(name: str) -> str:
     name = _SPELLINGS.get(name, name)
-    name = name if name in _MEASURES else _SPELLINGS.get(name.removesuffix("s"), name.removesuffix("s"))
-    return "" if name not in _MEASURES else name + (f"^{power}" if power else "")
+    if name in _MEASURES:
+        return name
+    name = _PLURAL.sub("", name)
+    return _SPELLINGS.get(name, name)
+
+
+def _measure(unit: str) -> tuple[str, Fraction] | None:
+    """(what is measured, in how many of the first such unit) of a unit we know; `mile/hour` is a quotient."""
+    name, _, power = unit.partition("^")
+    parts = [_MEASURES.get(part) for part in name.split("/")]
+    top, bottom = parts[0], parts[-1]
+    if top is None or bottom is None or len(parts) > 2 or (power and len(parts) == 2):
+        return None
+    if len(parts) == 2:
+        return f"{top[0]}/{bottom[0]}", top[1] / bottom[1]
+    return top[0] + power, top[1] ** int(power or 1)
 
 
 def conversion(unit: str | None, wanted: str | None) -> Fraction | None:
     """What a value in `unit` is multiplied by to be in `wanted`; None when one cannot become the other.
 
-    A missing or unknown unit agrees with every unit.
+    A missing unit agrees with every unit, as does the word "units".
     """
     if not unit or not wanted or unit == wanted:
         return Fraction(1)
-    (name, _, power), (goal, _, goal_power) = unit.partition("^"), wanted.partition("^")
-    if name == "unit" or goal == "unit":
+    if "unit" in (unit.partition("^")[0], wanted.partition("^")[0]):
         return Fraction(1)
-    if power != goal_power or _MEASURES[name][0] != _MEASURES[goal][0]:
-        return None
-    return (_MEASURES[name][1] / _MEASURES[goal][1]) ** int(power or 1)
+    if "degree" in (unit, wanted) and {unit, wanted} & {"celsius", "fahrenheit"}:
+        return Fraction(1)  # of which scale was left out
+    measure, goal = _measure(unit), _measure(wanted)
+    return measure[1] / goal[1] if measure and goal and measure[0] == goal[0] else None
