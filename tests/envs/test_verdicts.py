@@ -88,6 +88,15 @@ EQUATIONS = [
     ("5x-7y+11z+5=0", "5x - 7y + 11z + 4 = 0", WRONG), ("0=0", "5x - 7y + 11z + 4 = 0", WRONG),
     (r"\text{Area} = 4", "4", RIGHT), (r"\theta = \frac{\pi}{6}", r"\frac{\pi}{6}", RIGHT),
     ("p - q+1=p - q", "p - q", WRONG), ("None+1=None", "None", WRONG), ("S = p - q", "p - q", RIGHT),
+    # What was asked for may stand on the left; an equation that is not solved may not.
+    ("x^2=4", "4", WRONG), ("2x=10", "10", WRONG), ("n+1=7", "7", WRONG), ("x+3=5", "5", WRONG),
+    ("-x=5", "5", WRONG), (r"\sqrt{x}=5", "5", WRONG), (r"\sqrt x = 5", "5", WRONG), (r"\ln x=5", "5", WRONG),
+    ("x/2=5", "5", WRONG), (r"\frac{x}{y+1}=5", "5", WRONG), ("x+x=10", "10", WRONG), ("2x+3y=12", "12", WRONG),
+    ("a+b+c=12", "12", RIGHT), (r"\frac{m}{n}=\frac{1}{2}", "1/2", RIGHT), ("f(3)=12", "12", RIGHT),
+    ("f(2)+f(-3)=12", "12", RIGHT), ("AB+AC=12", "12", RIGHT), ("a_1+a_2=12", "12", RIGHT), ("S_{10}=55", "55", RIGHT),
+    ("f'(2)=3", "3", RIGHT), (r"\sin A=\frac{3}{5}", "3/5", RIGHT), ("|z|=5", "5", RIGHT),
+    (r"\angle A + \angle B = 90", "90", RIGHT), (r"P(2 \text{ heads})=\frac{3}{8}", "3/8", RIGHT),
+    (r"\overline{AB}=12", "12", RIGHT), (r"\text{Area of } ABC = 4", "4", RIGHT),
     (r"a \approx 4", "4", WRONG), (r"x \ge 4", "4", WRONG), (r"\pm 4", "4", WRONG), (r"x \ne 4", "4", WRONG),
 ]  # fmt: skip
 LISTS = [

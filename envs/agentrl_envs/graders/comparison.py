@@ -164,15 +164,27 @@ def _chain(a: Equation, g: Form, leaf: Leaf) -> bool:
     return all(_same(form_of(side), g, leaf) for side in reversed(sides))
 
 
+_SYMBOL = re.compile(  # x, AB, a_1, f(3)
+    r"(?<![\\A-Za-z])([A-Za-z]+)(?:_\s*(?:\{[^{}]*\}|\w)|(?<=[fghpqFGHPQ])'*\s*\([^()]*\))*"
+)
+_OPERATIONS = re.compile(r"[-+*/]|\\(?:[cdt]?frac|[lc]dot|times|div|ln|lg|log|exp)(?![A-Za-z])")
+
+
 def _names_the_question(side: str, g: Form) -> bool:
+    """Whether `side` is what was asked for (`m + n`, `f(3)`), not an equation to be solved (`2x`, `x^2`)."""
     if is_name(side):
         return True
     if "\\begin" in side:
         return False
-    named = re.sub(r"\\text\s*\{[^{}]*\}", " ", side)
-    letters = set(re.findall(r"(?<![\\A-Za-z])[A-Za-z]", named)) - {"e", "i"}
-    in_words = "\\text" in side and not re.search(r"\d", side)
-    return in_words or (bool(letters) and not letters & _letters(g))
+    if "\\text" in side and not re.search(r"\d", side):
+        return True
+    side = re.sub(r"\\text\s*\{[^{}]*\}", " ", side)
+    symbols = {match.group(): match[1] for match in _SYMBOL.finditer(side)}
+    between = _SYMBOL.sub(" ", side)
+    if re.search(r"\d|\^|\\sqrt", between) or (len(symbols) == 1 and _OPERATIONS.search(between)):
+        return False
+    letters = set("".join(symbols.values())) - {"e", "i"}
+    return bool(letters) and not letters & _letters(g)
 
 
 def _letters(form: Form) -> set[str]:

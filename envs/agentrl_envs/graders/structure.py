@@ -213,7 +213,9 @@ _NAME = re.compile(
 
 def is_name(text: str) -> bool:
     """A single symbol (`x`, `a_1`, `\\theta`, `\\angle ABC`) or a function of symbols (`f(x)`)."""
-    return bool(text) and _NAME.match(text) is not None and text not in ("\\infty", "\\pi", "e", "i")
+    if text in ("", "\\infty", "\\pi", "e", "i") or re.match(r"\\(?:sqrt|ln|lg|log|exp)(?![A-Za-z])", text):
+        return False
+    return _NAME.match(text) is not None
 
 
 def _plus_minus(text: str) -> Form | None:
