@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,36 @@ if TYPE_CHECKING:
 _MAX_WAIT_S = 60.0
 _WAITERS = 4
 """Tasks that poll the throttler at once; the others wait at a semaphore, which costs nothing."""
+_NARROWINGS = 8
+"""Times one request is asked again with a shorter answer. Once or twice does where the refusal has numbers;
+where it says "at least", each time halves the room."""
+
+# Endpoints tell by their texts alone why a 400 is one. vLLM, SGLang, llama.cpp, OpenAI, Gemini, Anthropic,
+# xAI, DeepSeek, Groq and Together, in their words.
+_OVERFLOW = re.compile(
+    r"maximum (context|model|prompt) length|max_model_len|context (length|window|size|limit)|context_length"
+    r"|(prompt|input) is too long|input token count|tokens? (count )?exceed|too many (input )?tokens"
+    r"|max_new_tokens"
+    r"|max_(completion_)?tokens\W.{0,40}(too large|less than or equal|valid range|is the maximum)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LONGEST_ANSWER = re.compile(
+    r"at most (\d+) completion tokens|greater than max_model_len ?= ?(\d+)|> (\d+), which is the maximum"
+    r"|less than or equal to `?(\d+)|valid range of max_tokens is \[1, ?(\d+)"
+)
+_CONTEXT = re.compile(
+    r"(?:context|model|prompt) length (?:is |of |\()(?:only )?(\d+)|context size \((\d+)|allowed \((\d+)"
+    r"|> (\d+)(?: maximum|, decrease)|must be <= (\d+)"
+)
+_PROMPT = re.compile(
+    r"(\d+) (?:input|tokens from the input)|(?:Input length|token count|input|request) \((\d+)"
+    r"|\(length (\d+)|too long: (\d+)"
+    r"|(?:resulted in|request contains|Given:|context limit:) (\d+)"
+)
+_PROMPT_AND_ANSWER = re.compile(r"requested (?:about |a total of )?(\d+) tokens")
+_FILTERED = re.compile(r"moderation|flagged|content.?(filter|policy)|safety", re.IGNORECASE)
+_UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter", "model_not_found")
+_IN_EVERY_REQUEST = ("model", "temperature", "top_p", "top_k", "seed", "stop", "tools")
 
 
 class EndpointError(PolicyError):
@@ -50,7 +81,26 @@ class EndpointUnavailable(EndpointError, PolicyUnavailable):
 
 
 class EndpointRefused(EndpointError):
-    """It will not answer this request: key, model name, quota, or a request it does not understand."""
+    """It will answer nothing of ours: key, model name, quota, or a parameter that every request carries."""
+
+
+class RequestRefused(EndpointError):
+    """It will not answer this conversation: a content filter, or something it does not understand."""
+
+
+class NoRoom(EndpointError, ContextOverflow):
+    """The conversation and the answer asked for do not fit the context.
+
+    Args:
+        message: what happened.
+        prompt_tokens: length of the conversation, 0 where it was not told.
+        context_tokens: length of the context, 0 where it was not told.
+        room: longest answer that may be asked for instead; less than 1 is none.
+    """
+
+    def __init__(self, message: str, prompt_tokens: int, context_tokens: int, room: int) -> None:
+        EndpointError.__init__(self, message)
+        self.prompt_tokens, self.context_tokens, self.room = prompt_tokens, context_tokens, room
 
 
 class BadAnswer(EndpointError):
@@ -193,6 +243,7 @@ class EndpointPolicy:
         self._throttler: Any = None
         self._tokens = TokenRate(settings.tokens_per_minute, period_s) if settings.tokens_per_minute else None
         self._not_before = 0.0
+        self._longest_answer = sys.maxsize
         self._client: AsyncOpenAI | None = None
         self.retries = 0
 
@@ -243,14 +294,13 @@ class EndpointPolicy:
 
         Raises:
             BudgetExceeded: it might cost more than is left.
-            ContextOverflow: the conversation does not fit.
+            NoRoom: the conversation fills the context.
             EndpointError: see its subclasses.
         """
         request = self._request(messages, tools, sampling)
-        estimate = _estimate(messages, tools) + sampling.max_new_tokens
+        estimate = _estimate(messages, tools) + request[self.settings.limit_name]
         async with self._slots, _Reservation(self, estimate):
-            reply = await self._try_all(request, estimate)
-        return reply
+            return await self._fit(request, estimate)
 
     def _request(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling
@@ -259,7 +309,7 @@ class EndpointPolicy:
             "model": self.settings.model,
             "messages": list(messages),
             "temperature": sampling.temperature,
-            self.settings.limit_name: sampling.max_new_tokens,
+            self.settings.limit_name: min(sampling.max_new_tokens, self._longest_answer),
         }
         if sampling.top_p < 1.0:
             request["top_p"] = sampling.top_p
@@ -272,6 +322,20 @@ class EndpointPolicy:
         if tools:
             request["tools"] = [tool.as_openai() for tool in tools]
         return request
+
+    async def _fit(self, request: dict[str, Any], estimate: int) -> ChatReply:
+        """Ask, and again with the room that is left where the answer asked for does not fit."""
+        name = self.settings.limit_name
+        for _ in range(_NARROWINGS):
+            try:
+                return await self._try_all(request, estimate)
+            except NoRoom as error:
+                if not 1 <= error.room < request[name]:
+                    raise
+                if not error.prompt_tokens:  # so it holds for every prompt
+                    self._longest_answer = min(self._longest_answer, error.room)
+                request = {**request, name: error.room}
+        return await self._try_all(request, estimate)
 
     async def _try_all(self, request: dict[str, Any], estimate: int) -> ChatReply:
         last: Exception | None = None
@@ -325,7 +389,7 @@ class EndpointPolicy:
             async with asyncio.timeout(settings.timeout_s):
                 answer = await self._open().chat.completions.create(**request)
         except openai.APIStatusError as error:
-            raise self._status_error(error) from error
+            raise self._status_error(error, request[settings.limit_name]) from error
         except (openai.APITimeoutError, TimeoutError) as error:
             raise EndpointUnavailable(
                 f"{settings.url} said nothing for {settings.timeout_s:g} s (timeout_s)"
@@ -337,21 +401,29 @@ class EndpointPolicy:
             raise BadAnswer(f"{settings.url} answered something that is no JSON: {error}") from error
         return self._read(answer)
 
-    def _status_error(self, error: Any) -> Exception:
-        """The typed error of an error answer; 429 and 5xx may be tried again."""
-        status, text = error.status_code, str(error.message)[:500]
-        code = str(getattr(error, "code", "") or "")
+    def _status_error(self, error: Any, asked: int) -> Exception:
+        """The typed error of an error answer; 429 and 5xx may be tried again.
+
+        Args:
+            error: of the client.
+            asked: longest answer that the request allowed.
+        """
+        url, status, text, code = self.settings.url, error.status_code, _said(error), str(error.code or "")
         if status == 429 and code != "insufficient_quota":
-            wait = retry_after_s(error.response.headers)
-            return EndpointUnavailable(f"{self.settings.url} is over its rate limit (429)", wait)
+            return EndpointUnavailable(
+                f"{url} is over its rate limit (429)", retry_after_s(error.response.headers)
+            )
         if status >= 500 or status in (408, 409):
-            wait = retry_after_s(error.response.headers)
-            return EndpointUnavailable(f"{self.settings.url} failed with {status}: {text}", wait)
-        if code == "context_length_exceeded" or re.search(r"maximum (context|model) length", text):
-            said = text.removeprefix(f"Error code: {status}")
-            numbers = [int(number) for number in re.findall(r"\d{2,}", said)]
-            return ContextOverflow(max(numbers, default=0), min(numbers, default=0))
-        return self._refused(error)
+            return EndpointUnavailable(
+                f"{url} failed with {status}: {text}", retry_after_s(error.response.headers)
+            )
+        if status in (401, 402, 404, 429) or (status == 403 and not _FILTERED.search(text)):
+            return self._refused(error)
+        if code in _UNSUPPORTED or error.param in _IN_EVERY_REQUEST:
+            return self._refused(error)
+        if code == "context_length_exceeded" or _OVERFLOW.search(text):
+            return NoRoom(f"{url} has no room for {asked} more tokens: {text}", *_room(text, asked))
+        return RequestRefused(f"{url} refuses this conversation with {status}: {text}")
 
     def _refused(self, error: Any) -> EndpointRefused:
         status = int(getattr(error, "status_code", 0))
@@ -359,10 +431,8 @@ class EndpointPolicy:
             401: f"set the key (variable {self.settings.key_variable})",
             403: "the key may not use this model",
             404: f"check the URL and the model's name {self.settings.model!r}",
-        }.get(status, "the request is not understood")
-        return EndpointRefused(
-            f"{self.settings.url} refuses with {status}: {hint}; it says: {str(error)[:300]}"
-        )
+        }.get(status, "nothing is answered so")
+        return EndpointRefused(f"{self.settings.url} refuses with {status}: {hint}; it says: {_said(error)}")
 
     def _read(self, answer: Any) -> ChatReply:
         """A chat completion as a reply.
@@ -432,6 +502,29 @@ def _estimate(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:
     """Prompt tokens, roughly (3 bytes each): for reservations; what counts is the endpoint's own usage."""
     text = json.dumps(list(messages)) + json.dumps([tool.as_openai() for tool in tools])
     return len(text.encode()) // 3 + 1
+
+
+def _said(error: Any) -> str:
+    """What an error answer says, without its wrapping."""
+    said = error.body.get("message") if isinstance(error.body, Mapping) else None
+    return str(said or error.message)[:500]
+
+
+def _number(pattern: re.Pattern[str], text: str) -> int:
+    found = pattern.search(text)
+    return int(next(filter(None, found.groups()))) if found else 0
+
+
+def _room(text: str, asked: int) -> tuple[int, int, int]:
+    """Tokens of the prompt, of the context, and of the longest answer that fits; 0 where it is not told."""
+    if longest := _number(_LONGEST_ANSWER, text):
+        return 0, 0, longest
+    context, prompt = _number(_CONTEXT, text), _number(_PROMPT, text)
+    if total := _number(_PROMPT_AND_ANSWER, text):
+        prompt = total - asked
+    room = context - prompt if prompt > 0 else 0
+    # A prompt that was only estimated may be longer.
+    return prompt, context, room // 2 if re.search(r"(at least|about) \d", text) else room
 
 
 def _tool_call(call: Any) -> ToolCall:

@@ -124,6 +124,35 @@ async def test_an_endpoint_that_fails_is_a_failure_and_no_reward():
     assert (failure.boundary, failure.error, result.episode.reward) == ("policy", "EndpointUnavailable", None)
 
 
+async def test_a_refused_prompt_is_a_failure_of_its_episode():
+    result, requests = await play(status(400, error={"message": "no", "code": "content_filter"}))
+    failure = result.episode.failure
+    assert failure is not None
+    assert (failure.boundary, failure.error, len(requests)) == ("policy", "RequestRefused", 1)
+
+
+async def test_a_context_is_used_to_its_end():
+    """A server with a context of 200 tokens, of which every message takes 60."""
+    asked: list[int] = []
+
+    async def small(request: Any, body: dict[str, Any]) -> Any:
+        prompt, limit = 60 * len(body["messages"]), body["max_tokens"]
+        asked.append(limit)
+        if prompt + limit > 200:
+            text = (
+                "This model's maximum context length is 200 tokens. However, you requested "
+                f"{prompt + limit} tokens ({prompt} in the messages, {limit} in the completion)."
+            )
+            return await status(400, error={"message": text})(request, body)
+        step = completion(None, finish_reason="tool_calls", tool_calls=[call("python", '{"code": "21"}')])
+        return await step(request, body)
+
+    result, _ = await play(small, max_tokens=100, max_turns=9)
+    assert result.episode.stop_reason is StopReason.CONTEXT_FULL
+    # 60 tokens of prompt leave 100 and more, 180 leave 20, and 300 leave none.
+    assert asked == [100, 95, 20, 90]
+
+
 async def test_a_spent_budget_ends_the_evaluation_and_not_the_episode():
     with pytest.raises(BudgetExceeded):
         await play(completion(), budget=20)

@@ -19,6 +19,7 @@ from agentrl.inference.openai import (
     EndpointRefused,
     EndpointSettings,
     EndpointUnavailable,
+    RequestRefused,
     TokenRate,
     Usage,
     retry_after_s,
@@ -132,10 +133,12 @@ async def test_nobody_listens():
     [
         (status(401), "OPENAI_API_KEY"),
         (status(404), "model's name 'm'"),
-        (status(400), "not understood"),
+        (status(402), "402"),
+        (status(400, error={"message": "Unsupported value", "code": "unsupported_value"}), "Unsupported"),
+        (status(400, error={"message": "must be positive", "param": "top_p"}), "must be positive"),
         (status(429, error={"message": "pay", "code": "insufficient_quota"}), "pay"),
     ],
-    ids=["key", "model", "request", "quota"],
+    ids=["key", "model", "balance", "value", "parameter", "quota"],
 )
 async def test_what_will_not_change_is_not_tried_again(fault: Any, words: str):
     async with serving(fault) as endpoint, policy_for(endpoint) as policy:
@@ -144,13 +147,98 @@ async def test_what_will_not_change_is_not_tried_again(fault: Any, words: str):
     assert len(endpoint.requests) == 1
 
 
-async def test_a_conversation_that_is_too_long():
-    text = "This model's maximum context length is 4096 tokens, your messages have 5000 tokens"
-    fault = status(400, error={"message": text, "code": "context_length_exceeded"})
-    async with serving(fault) as endpoint, policy_for(endpoint) as policy:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(
+            400, error={"message": "The response was filtered", "code": "content_filter", "param": "prompt"}
+        ),
+        status(400, error={"message": "Invalid prompt: it violates the policy", "code": "invalid_prompt"}),
+        status(403, error={"message": "Your input was flagged"}),
+        status(400),
+    ],
+    ids=["content filter", "invalid prompt", "moderation", "no reason"],
+)
+async def test_a_conversation_that_is_refused_is_not_the_end_of_all(fault: Any):
+    async with serving(fault, completion("fine")) as endpoint, policy_for(endpoint) as policy:
+        with pytest.raises(RequestRefused):
+            await policy.chat(HELLO, [], SAMPLING)
+        assert (await policy.chat(HELLO, [], SAMPLING)).text == "fine"
+
+
+MAXIMUM = "This model's maximum context length is 8192 tokens"
+# Refusals of 4096 new tokens in the words of many endpoints, and what is left.
+TOO_LONG = [
+    (f"{MAXIMUM}. However, you requested 9096 tokens (5000 in the messages, 4096 in the completion).", 3192),
+    (
+        f"{MAXIMUM}. However, you requested 4096 output tokens and your prompt contains 5000 input tokens",
+        3192,
+    ),
+    (
+        f"'max_tokens' is too large: 4096. {MAXIMUM} and your request has 5000 input tokens (4096 > ...).",
+        3192,
+    ),
+    ("context length of 8192 tokens. You requested a total of 9096 tokens: 5000 tokens from the input", 3192),
+    ("input length and `max_tokens` exceed context limit: 5000 + 4096 > 8192, decrease input length", 3192),
+    ("`inputs` tokens + `max_new_tokens` must be <= 8192. Given: 5000 `inputs` tokens and 4096 ...", 3192),
+    ("max_tokens=4096 cannot be greater than max_model_len=2048. Please request fewer output tokens.", 2048),
+    ("max_tokens is too large: 4096. This model supports at most 2048 completion tokens.", 2048),
+    ("max_tokens: 4096 > 2048, which is the maximum allowed number of output tokens for the model", 2048),
+    ("Invalid max_tokens value, the valid range of max_tokens is [1, 2048]", 2048),
+    ("`max_tokens` must be less than or equal to `2048`, the maximum value for `max_tokens`", 2048),
+    # Nobody counted this prompt to its end: half of the room.
+    (
+        f"{MAXIMUM}. However, you requested 4096 output tokens and your prompt contains at least 4097 input",
+        2047,
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "room"), TOO_LONG)
+async def test_an_answer_that_does_not_fit_is_asked_for_again_with_the_room_that_is_left(
+    text: str, room: int
+):
+    fault = status(400, error={"message": text, "type": "BadRequestError", "code": 400})
+    async with serving(fault, completion("fine")) as endpoint, policy_for(endpoint) as policy:
+        reply = await policy.chat(HELLO, [], Sampling(max_new_tokens=4096))
+    assert reply.text == "fine"
+    assert [sent["max_tokens"] for sent in endpoint.requests] == [4096, room]
+
+
+async def test_a_longest_answer_is_learned_once():
+    fault = status(400, error={"message": "max_tokens=4096 cannot be greater than max_model_len=2048."})
+    async with serving(fault, completion()) as endpoint, policy_for(endpoint) as policy:
+        await policy.chat(HELLO, [], Sampling(max_new_tokens=4096))
+        await policy.chat(HELLO, [], Sampling(max_new_tokens=4096))
+        await policy.chat(HELLO, [], Sampling(max_new_tokens=100))
+    assert [sent["max_tokens"] for sent in endpoint.requests] == [4096, 2048, 2048, 100]
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "context"),
+    [
+        (f"{MAXIMUM}. However, your messages resulted in 9000 tokens.", 9000, 8192),
+        (f"{MAXIMUM}. However, your prompt contains at least 8193 input tokens, which exceeds", 8193, 8192),
+        ("The decoder prompt (length 9000) is longer than the maximum model length of 8192.", 9000, 8192),
+        ("Input length (9000) exceeds model's maximum context length (8192).", 9000, 8192),
+        ("You passed 9000 input tokens and the model's context length is only 8192 tokens", 9000, 8192),
+        ("The input token count (9000) exceeds the maximum number of tokens allowed (8192).", 9000, 8192),
+        ("prompt is too long: 9000 tokens > 8192 maximum", 9000, 8192),
+        ("request (9000 tokens) exceeds the available context size (8192 tokens)", 9000, 8192),
+        ("This model's maximum prompt length is 8192 but the request contains 9000 tokens.", 9000, 8192),
+        ("Your input exceeds the context window of this model.", 0, 0),
+    ],
+)
+async def test_a_conversation_that_is_too_long(text: str, prompt: int, context: int):
+    async with (
+        serving(status(400, error={"message": text})) as endpoint,
+        policy_for(endpoint) as policy,
+    ):
         with pytest.raises(ContextOverflow) as caught:
             await policy.chat(HELLO, [], SAMPLING)
-    assert (caught.value.prompt_tokens, caught.value.context_tokens) == (5000, 4096)
+    assert (caught.value.prompt_tokens, caught.value.context_tokens) == (prompt, context)
+    assert text in str(caught.value)
+    assert len(endpoint.requests) == 1
 
 
 async def test_retry_after_holds_everybody_back():
