@@ -150,7 +150,7 @@ class EngineSettings:
     args: tuple[str, ...] = ()
     """More arguments of `vllm serve`."""
     layout: Literal["separate", "shared"] = "separate"
-    """vLLM has GPUs of its own, or shares the learner's and sleeps while it learns."""
+    """vLLM has GPUs of its own, or shares the learner's: then `memory_share` must leave room for learning."""
     memory_share: float = 0.9
     """Share of a GPU's memory that vLLM takes."""
     start_limit_s: float = 600.0

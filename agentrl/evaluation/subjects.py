@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import importlib.util
 import os
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ from agentrl import config
 from agentrl.cost import spent
 from agentrl.errors import ConfigError, StallError
 from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
+from agentrl.inference.fingerprint import fingerprint
 from agentrl.metrics import read_metrics
 from agentrl.rollout import Decoding
 from agentrl.run_folder import RunFolder
@@ -316,26 +316,6 @@ async def _endpoint(options: SubjectOptions, endpoint: EndpointOptions) -> Async
         )
     finally:
         await policy.close()
-
-
-def fingerprint(path: str) -> str:
-    """sha256 over names, sizes and both ends (1 MiB each) of the weight files of a folder.
-
-    Tells two checkpoints of one training run apart without reading gigabytes; empty for a hub id.
-    """
-    folder = Path(path)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
-    if not files:
-        return ""
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as data:
-            digest.update(data.read(1 << 20))
-            data.seek(max(0, size - (1 << 20)))
-            digest.update(data.read())
-    return digest.hexdigest()
 
 
 def engine_for(settings: Settings | None, kind: str, changes: dict[str, Any]) -> EngineSettings:

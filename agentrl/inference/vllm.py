@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from array import array
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import ContextOverflow, PolicyError, PolicyUnavailable, WeightSyncError
+from agentrl.inference.fingerprint import fingerprint
 from agentrl.inference.policy import FinishReason, Generation, Sampling, WeightHandle
 from agentrl.inference.vllm_client import Received
 from agentrl.inference.vllm_fleet import Fleet, Message, Replica
@@ -64,12 +66,12 @@ class _Finished:
 
 
 def parse_label(label: str) -> tuple[int, int]:
-    """(attempt, version) of a server's weight label.
+    """(attempt, version) of a server's weight label, `attempt.version` or `attempt.version+fingerprint`.
 
     Raises:
         PolicyError: the server holds weights of somebody else.
     """
-    attempt, _, version = label.partition(".")
+    attempt, _, version = label.partition("+")[0].partition(".")
     if not (attempt.isdigit() and version.isdigit()):
         raise PolicyError(f"a server holds weights labelled {label!r}, which this run did not put there")
     return int(attempt), int(version)
@@ -163,6 +165,7 @@ class VLLMPolicy:
         self._transfer = make_transfer(spec.transfer, ranks_per_server=spec.tensor_parallel)
         self._sessions: dict[str, _Session] = {}
         self._version, self._attempt, self._updates = 0, 0, 0
+        self._fingerprint = fingerprint(spec.model)[:16] or "hub"
         self._staged: Any = None
         self._gate = asyncio.Event()
         self._gate.set()
@@ -317,7 +320,12 @@ class VLLMPolicy:
     # ---- weights ----
 
     def _label(self) -> str:
-        return f"{self._attempt}.{self._version}"
+        """Of the weights in force; before the first update it says which weights these are.
+
+        A server that is attached to may hold the first weights of somebody else.
+        """
+        label = f"{self._attempt}.{self._version}"
+        return label if self._updates else f"{label}+{self._fingerprint}"
 
     async def load(self, weights: WeightHandle) -> None:
         """Pause, update and resume all servers; messages in flight go on. See `Policy.load`."""
@@ -370,6 +378,7 @@ class VLLMPolicy:
         reasons = "; ".join(f"{name}: {error}" for name, error in errors.items())
         for replica in replicas:
             if replica.name in errors:
+                replica.unsure = True  # its label may be older than what it was sent
                 self._fleet.lose(replica)
             elif replica.live or replica.waits_for_weights:
                 self._fleet.serve(replica)
@@ -382,22 +391,41 @@ class VLLMPolicy:
         """Give a server that came up the weights of the current version; whether it may serve now."""
         async with self._update_lock:
             label, wanted = await replica.client.label(), self._label()
-            if label == wanted:
+            if label == wanted and not replica.unsure:
                 return True
-            if label == "default" and not self._updates:
+            fresh = label == "default" and not self._updates and not replica.unsure
+            if fresh and (replica.server is not None or await self._serves_our_model(replica)):
                 await replica.client.post("/update_weight_version", {"new_version": wanted}, limit_s=30.0)
                 return True
             if self._updates and not isinstance(self._transfer, FileTransfer):
                 replica.waits_for_weights = True
                 return False
             # A server that was started again, or an attached one that holds somebody else's weights.
-            staged = self._staged if self._updates else await self._transfer.prepare(self._spec.model)
+            staged = self._staged if self._updates else await self._first_weights(replica, label)
             await replica.client.post("/pause", query=_RECOMPUTE, limit_s=self._update_limit_s)
             errors = await self._transfer.send([replica.client], staged, wanted, self._update_limit_s)
             if errors:
+                replica.unsure = True
                 raise WeightSyncError(f"{replica.name} could not take version {self._version}: {errors}")
             await replica.client.post("/resume", limit_s=self._update_limit_s)
+            replica.unsure = False
             return True
+
+    async def _serves_our_model(self, replica: Replica) -> bool:
+        """Whether an attached server was started with the model of this policy."""
+        root, model = await replica.client.root(), self._spec.model
+        return root == model or await asyncio.to_thread(_same_folder, root, model)
+
+    async def _first_weights(self, replica: Replica, label: str) -> Any:
+        """The weights before the first update, to be sent to a server that holds others."""
+        there = await asyncio.to_thread(os.path.isdir, self._spec.model)
+        if not (there and isinstance(self._transfer, FileTransfer)):
+            raise PolicyUnavailable(
+                f"{replica.name} ({replica.client.url}) serves {await replica.client.root()!r} with weights "
+                f"labelled {label!r}, not {self._spec.model!r}: start it again with that model, or name a "
+                "folder of weights that can be sent to it by file"
+            )
+        return await self._transfer.prepare(self._spec.model)
 
     async def sleep(self) -> None:
         """Give the GPU's memory to the learner: weights to the host, keys dropped. Messages wait."""
@@ -430,6 +458,10 @@ class VLLMPolicy:
             "running": float(sum(len(replica.messages) for replica in self._fleet.replicas)),
             "replicas_live": float(len(self._fleet.live)),
         }
+
+
+def _same_folder(one: str, other: str) -> bool:
+    return os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other)
 
 
 def _start_over(replicas: Sequence[Replica]) -> None:

@@ -145,6 +145,15 @@ class VLLMClient:
         first = answer["data"][0]
         return first["id"], int(first["max_model_len"])
 
+    async def root(self, *, limit_s: float = 10.0) -> str:
+        """The model the server was started with: a path or a hub id."""
+        first = (await self.get("/v1/models", limit_s=limit_s))["data"][0]
+        return str(first.get("root") or first["id"])
+
+    async def paused(self, *, limit_s: float = 10.0) -> bool:
+        """Whether somebody paused the server and did not resume it."""
+        return bool((await self.get("/is_paused", limit_s=limit_s))["is_paused"])
+
     async def label(self, *, limit_s: float = 10.0) -> str:
         """The label of the weights the server holds.
 

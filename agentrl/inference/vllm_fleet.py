@@ -21,7 +21,7 @@ from agentrl.inference.vllm_server import ServerSpec, VLLMServer
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
-"""Restarts in a row that never became healthy before a replica is given up."""
+"""Restarts in a row that never became healthy before a server of ours is given up."""
 
 
 @dataclass(eq=False, slots=True)
@@ -49,6 +49,8 @@ class Replica:
     live: bool = False
     waits_for_weights: bool = False
     """Healthy, but cannot serve before the next update (see `VLLMPolicy`)."""
+    unsure: bool = False
+    """An update may have ended in the middle: its weights need not be what their label says."""
     given_up: str = ""
     restarts: int = 0
     messages: set[Message] = field(default_factory=set)
@@ -140,6 +142,13 @@ class Fleet:
         elif not await replica.client.healthy():
             raise PolicyUnavailable(f"{replica.name} at {replica.client.url} does not answer /health")
         await replica.client.label()  # refuses a server without the routes training needs
+        if server is not None:
+            replica.unsure = False  # a process of its own begins with the model's weights
+        elif await replica.client.paused():
+            # Its last user was killed in the middle of an update; nothing would ever be sampled.
+            logger.warning("%s was left paused; it is resumed and gets its weights anew", replica.name)
+            await replica.client.post("/resume", limit_s=self._start_limit_s)
+            replica.unsure = True
         _, context = await replica.client.model()
         self.context_tokens = min(self.context_tokens or context, context)
         # The first message compiles the sampler, which may take longer than a message should.
@@ -178,6 +187,7 @@ class Fleet:
 
     async def _restart(self, replica: Replica) -> None:
         replica.live = replica.waits_for_weights = False
+        deadline = time.monotonic() + self._start_limit_s
         while not self._closed:
             replica.restarts += 1
             self.restarts += 1
@@ -188,10 +198,12 @@ class Fleet:
                 await self._bring_up(replica)
             except (PolicyError, WeightSyncError) as error:
                 logger.warning("%s could not be started again: %s", replica.name, error)
-                if replica.restarts >= MAX_RESTARTS:
+                # Somebody else's server comes back when they start it, which takes as long as a start may.
+                attached, late = replica.server is None, time.monotonic() > deadline
+                if late if attached else replica.restarts >= MAX_RESTARTS:
                     replica.given_up = str(error)
                     break
-                await asyncio.sleep(min(30.0, 2.0**replica.restarts))
+                await asyncio.sleep(min(5.0 if attached else 30.0, 2.0**replica.restarts))
             else:
                 break
         await self.announce()

@@ -6,6 +6,8 @@ import asyncio
 import re
 import urllib.error
 import urllib.request
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from agentrl.errors import ContextOverflow, PolicyUnavailable
 from agentrl.inference.policy import FinishReason, Policy, Sampling
 from agentrl.inference.vllm import VLLMPolicy
 from agentrl.inference.vllm_client import ServerRefused, VLLMClient
+from tests.vllm.conftest import A, B, load
 from tests.vllm.tiny_models import greedy, reference_logprobs
 
 # The shared server lives in the loop of the session.
@@ -196,7 +199,9 @@ async def test_every_route_wants_the_key(policy: VLLMPolicy, path: str):
         caught.value.close()
 
 
-async def test_attaching_to_a_running_server(fresh: VLLMPolicy, spec: Any, tmp_path: Any, reference: Any):
+async def test_attaching_to_a_running_server(
+    fresh: VLLMPolicy, spec: Any, tmp_path: Any, reference: Any, folder: Path
+):
     url, key = fresh.endpoint()
     other = VLLMPolicy(spec, urls=[url.removesuffix("/v1")], key=key, log_folder=tmp_path)
     try:
@@ -212,11 +217,40 @@ async def test_attaching_to_a_running_server(fresh: VLLMPolicy, spec: Any, tmp_p
     with pytest.raises(PolicyUnavailable, match="does not answer"):
         await wrong.start()
     # Give the server back to its owner under its own label.
-    client = VLLMClient(url.removesuffix("/v1"), key, name="server")
-    label = f"{fresh._attempt}.{fresh.version}"
-    await client.post("/update_weight_version", {"new_version": label}, limit_s=30)
-    await client.close()
+    await load(fresh, str(folder / "model.safetensors"))
     guess = VLLMClient(url.removesuffix("/v1"), "guess", name="server")
     with pytest.raises(ServerRefused, match="refuses the key"):
         await guess.model()
     await guess.close()
+
+
+async def test_each_who_attaches_gets_its_own_weights(
+    fresh: VLLMPolicy, spec: Any, tmp_path: Any, folder: Path
+):
+    # Fails when the label of version 0 does not say whose: the second would sample from the weights, and
+    # meet the keys and values, of the first.
+    url, key = fresh.endpoint()
+    url = url.removesuffix("/v1")
+
+    async def says(model: str) -> set[int]:
+        one = VLLMPolicy(replace(spec, model=model), urls=[url], key=key, log_folder=tmp_path)
+        try:
+            await one.start()
+            result = await one.generate(PROMPT, Sampling(8, temperature=0.0), session="at", start_version=0)
+            return set(result.token_ids)
+        finally:
+            await one.close()
+
+    try:
+        assert await says(str(folder / "a")) == {A}
+        assert await says(str(folder / "b")) == {B}
+        client = VLLMClient(url, key, name="server")
+        # Its last user was killed in the middle of an update: paused, and under a label that proves nothing.
+        await client.post("/pause", query={"mode": "keep"}, limit_s=30)
+        assert await says(str(folder / "b")) == {B}
+        assert not await client.paused()
+        await client.close()
+        with pytest.raises(PolicyUnavailable, match="start it again with that model"):
+            await says("somebody/something")
+    finally:
+        await load(fresh, str(folder / "model.safetensors"))

@@ -10,7 +10,8 @@ import pytest
 
 from agentrl.cli.main import main
 from agentrl.errors import ConfigError
-from agentrl.evaluation.subjects import fingerprint, load_script, weights_of
+from agentrl.evaluation.subjects import load_script, weights_of
+from agentrl.inference.fingerprint import fingerprint
 
 ENVIRONMENT = '''
 from agentrl import Env

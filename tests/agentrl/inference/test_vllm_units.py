@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from agentrl.errors import PolicyError, StallError, WeightSyncError
+from agentrl.inference import vllm_fleet
 from agentrl.inference.policy import Sampling
 from agentrl.inference.vllm import parse_label, request_body, token_versions
 from agentrl.inference.vllm_client import Received, VLLMClient
@@ -91,6 +92,7 @@ def test_the_command_line():
 
 def test_labels():
     assert parse_label("2.17") == (2, 17)
+    assert parse_label("0.0+9f86d081884c7d65") == (0, 0)
     for other in ("default", "7", "a.b", "1."):
         with pytest.raises(PolicyError, match="did not put there"):
             parse_label(other)
@@ -257,3 +259,35 @@ async def test_a_collective_that_hangs_names_the_server_that_is_missing(servers:
     assert error.owner == "vLLM server 1 in /update_weights"
     servers[1].release.set()
     await asyncio.sleep(0.05)
+
+
+async def test_a_server_of_somebody_else_may_take_a_whole_start_to_come_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    # Fails when it is given up after as many tries as a server of ours gets: seconds, and a start takes a minute.
+    monkeypatch.setattr(vllm_fleet, "MAX_RESTARTS", 1)
+
+    async def synchronise(replica: vllm_fleet.Replica) -> bool:
+        return True
+
+    fleet = vllm_fleet.Fleet(
+        ServerSpec("m"),
+        gpus=[],
+        urls=[f"http://127.0.0.1:{free_port()}"],
+        key="",
+        log_folder=tmp_path,
+        start_limit_s=1.0,
+        silence_limit_s=1.0,
+        synchronise=synchronise,
+        warm_up={},
+    )
+    (replica,) = fleet.replicas
+    replica.live = True
+    fleet.lose(replica)
+    await asyncio.sleep(0.5)
+    assert replica.restarts == 1
+    assert not replica.given_up
+    assert replica.watch is not None
+    await asyncio.wait_for(replica.watch, 10)
+    assert "does not answer /health" in replica.given_up
+    await fleet.close()
