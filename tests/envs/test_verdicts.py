@@ -139,6 +139,9 @@ WORDS = [
     ("Eve lyn", r"\text{Evelyn}", RIGHT), ("nylevE", r"\text{Evelyn}", WRONG),
     (r"\text{east}", "east", RIGHT), ("C", r"\text{(C)}", RIGHT),
     ("(C)", "C", RIGHT), ("B", r"\text{(C)}", WRONG), ("5", r"\text{even}", WRONG), ("even", "5", WRONG),
+    # Short words and names of points are no products of letters; variables are.
+    ("BAC", "ABC", WRONG), ("ABC", r"\text{ABC}", RIGHT), ("BA", "AB", WRONG), ("VI", "IV", WRONG),
+    ("no", "on", WRONG), ("no", r"\text{No}", RIGHT), ("yes", "Yes", RIGHT), ("ab", "ba", RIGHT), ("C", "(C)", RIGHT),
 ]  # fmt: skip
 ALGEBRA = [
     (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt 3}", RIGHT), (r"11\sqrt2", r"11\sqrt{2}", RIGHT),
@@ -151,6 +154,17 @@ ALGEBRA = [
     (r"\binom{5}{2}", "10", RIGHT), ("5!", "120", RIGHT), (r"\sqrt{16}", "4", RIGHT),
     ("10^{50}+1", "10^{50}", WRONG), ("(a+5)(b+2)", "(b+2)(a+5)", RIGHT), ("xy", "yx", RIGHT),
     ("x", "y", WRONG),
+    # roots as models write them
+    ("√13", r"\sqrt{13}", RIGHT), ("√13", "3", WRONG), ("2√13", r"2\sqrt{13}", RIGHT), ("√(2)", r"\sqrt{2}", RIGHT),
+    (r"\sqrt13", r"\sqrt{13}", RIGHT), (r"\sqrt13", "3", WRONG), (r"\sqrt2x", r"x\sqrt{2}", RIGHT),
+    ("√x", r"\sqrt{x}", RIGHT), ("√(x+1)+1", r"1+\sqrt{1+x}", RIGHT), (r"\sqrt[3]{8}", "2", RIGHT),
+    # Python
+    ("3*pi/4", r"\frac{3\pi}{4}", RIGHT), ("2pi", r"2\pi", RIGHT), ("oo", r"\infty", RIGHT),
+    ("-oo", r"\infty", WRONG), ("x**2+1", "x^2+1", RIGHT), ("x**10", "x^{10}", RIGHT), ("x**(-1)", "1/x", RIGHT),
+    ("10**6", "1000000", RIGHT), ("2**(n+1)", "2^{n+1}", RIGHT), ("2**(n+1)", "2^n+1", WRONG),
+    ("1/2 + sqrt(5)/2", r"\frac{1+\sqrt5}{2}", RIGHT), ("sqrt(2*(3+4))", r"\sqrt{14}", RIGHT),
+    ("[0, sqrt(2))", r"[0,\sqrt{2})", RIGHT), ("(0, sqrt(2)]", r"(0,\sqrt{2}]", RIGHT), ("sqrt(2", r"\sqrt{2}", WRONG),
+    (r"\text{pi}", r"\text{Pi}", RIGHT),
 ]  # fmt: skip
 TABLES = {
     "numbers": NUMBERS, "separators": SEPARATORS, "decimals": DECIMALS,

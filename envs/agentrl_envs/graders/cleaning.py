@@ -1,7 +1,8 @@
 r"""LaTeX as models and data sets write it, brought to one spelling. Changes marks, never mathematics.
 
 Sizes and spaces go, `\dfrac` becomes `\frac`, `10,\!000`, `10{,}000` and `10\,000` lose their separators,
-Unicode signs become their commands. Linear in the length of the text. Knows nothing of what the text means.
+Unicode signs become their commands, Python becomes LaTeX (`sqrt(2)`, `x**10`, `pi`). Linear in the length of
+the text. Knows nothing of what the text means.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ _TEXTS = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf)|mathrm|mbox|operatorname)\
 _FONTS = re.compile(r"\\(?:math(?:bf|it|sf|cal|bb)|text(?=\s*\{[^{}]*\{))\s*(?=\{)")  # around mathematics
 _THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 
+_PYTHON = re.compile(r"sqrt|pi|oo|theta|\*\*|\^\s*\(")
+_NAMES = re.compile(r"\\text\s*\{[^{}]*\}|(?<![\\A-Za-z])(?:sqrt(?=\s*[\d(])|(?:pi|oo|theta)(?![A-Za-z]))")
+_LATEX = {"sqrt": r"\sqrt", "pi": r"\pi ", "oo": r"\infty ", "theta": r"\theta "}
+_ROOT_OF_DIGITS = re.compile(r"\\sqrt\s*(\d+(?:\.\d+)?)")
+_POWER = re.compile(r"\*\*\s*(-?\d+)?")
+_BRACKET = re.compile(r"(\\sqrt|\^)?\s*\(|\)")
+
 
 def _plain(character: str) -> str:
     if character in _UNICODE:
@@ -44,6 +52,23 @@ def _plain(character: str) -> str:
         return ""
     wide = "\uff01" <= character <= "\uff5e"
     return chr(ord(character) - 0xFEE0) if wide else " " if character.isspace() else character
+
+
+def _from_python(text: str) -> str:
+    r"""Names, powers and roots of Python as LaTeX; `\sqrt13` is the root of 13, whatever TeX makes of it."""
+    text = _NAMES.sub(lambda match: _LATEX.get(match.group(), match.group()), text)
+    text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text)
+    text = _POWER.sub(lambda match: f"^{{{match[1]}}}" if match[1] else "^", text)
+    opened: list[bool] = []  # brackets not closed yet; True around the argument of a root or power
+
+    def braced(match: re.Match[str]) -> str:
+        if match.group() == ")":
+            return "}" if opened and opened.pop() else ")"
+        opened.append(match[1] is not None)
+        return match[1] + "{" if match[1] else match.group()
+
+    arguments = _BRACKET.sub(braced, text)
+    return text if any(opened) else arguments
 
 
 @lru_cache(maxsize=2048)
@@ -65,6 +90,7 @@ def cleaned(text: str) -> str:
             if re.search(r"\\[lg]t(?![A-Za-z])", text)
             else text
         )
+    text = _from_python(text) if _PYTHON.search(text) else text
     text = _SPACES.sub(" ", text).strip()
     return text.rstrip(" .,;:").strip() if text[-1:] in ".,;:" else text
 

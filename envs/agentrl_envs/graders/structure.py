@@ -42,6 +42,7 @@ _OTHER_RELATIONS = {"\\ne", "\\neq", "!=", "\\approx", "\\equiv", "\\sim"}
 _OTHER_RELATIONS |= {"\\to", "\\mapsto", "\\simeq", "\\implies"}
 _BASED = re.compile(r"([+-]?[0-9A-Za-z.]+)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d{1,2}))\Z", re.ASCII)
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?(.*)\\end\s*\{\1\}\Z", re.DOTALL)
+_SHORT_WORDS = {"yes", "no", "on", "off", "odd", "all", "one", "two", "six", "ten"}
 _WORD = re.compile(r"[A-Za-z][A-Za-z'\-. :]*\Z")
 
 
@@ -259,7 +260,7 @@ def _single(text: str) -> Form:
     inner = wrapped[1].strip().strip('"') if wrapped else text.strip('"')
     if wrapped and not _WORD.match(inner):
         return form_of(inner) if inner and inner != text else Value(inner)
-    proper = len(inner) >= 4 or (len(inner) > 1 and inner[0].isupper() and inner[1:].islower())
+    proper = len(inner) >= 4 or inner.istitle() or inner.isupper() or inner in _SHORT_WORDS
     if _WORD.match(inner) and len(inner) > 1 and (wrapped or proper):
         return Word(" ".join(inner.lower().rstrip(".").split()))
     return Value(inner)
