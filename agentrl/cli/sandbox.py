@@ -15,7 +15,7 @@ examples:
   agentrl sandbox doctor                         what this machine can do, and how to get more
   agentrl sandbox run program.py --timeout 5     run one file in the strongest jail there is
   echo 'print(1)' | agentrl sandbox run -        or what comes in
-  agentrl sandbox serve --port 8700              a pool for other machines
+  agentrl sandbox serve --port 8770              a pool for other machines
   agentrl sandbox bench --quick                  latency and CPU time on this machine
 """
 

@@ -10,7 +10,7 @@ EPILOG = """\
 examples:
   agentrl train examples/gsm8k_python.toml
   agentrl train examples/gsm8k_python.toml --learner.learning_rate=1e-5 --steps 3
-  agentrl train my_env.py --model Qwen/Qwen3-1.7B --data train.jsonl
+  agentrl train examples/qwen3_1p7b_gsm8k.toml --env.name=my_env.py --data train.jsonl
   agentrl train --resume runs/001
 
 Every setting of the file is also a flag: --section.key=value (docs/configuration.md lists them).

@@ -108,7 +108,7 @@ def choose_engine(settings: EngineSettings, *, gpus: int, vllm_found: bool) -> t
     """
     if settings.kind == "vllm" and not (vllm_found or settings.urls):
         raise ConfigError(
-            'engine.kind = "vllm", but this Python has no vLLM: install agentrl[vllm], or set engine.python '
+            'engine.kind = "vllm", but this Python has no vLLM: pip install vllm, or set engine.python '
             "to a Python that has it"
         )
     if settings.kind != "auto":

@@ -180,7 +180,7 @@ class Learner:
             DataError: an episode cannot be learned from.
             LearnerError: no trainable token, or something is not finite or does not fit the memory.
                 Weights and optimizer are as before the call (with `undo`; without it, as before the
-                optimizer step that failed).
+                optimizer step that failed), unless only the scores after the step failed: then it is taken.
         """
         clock = _Stopwatch()
         if self._device.type == "cuda":

@@ -59,7 +59,7 @@ def connect(base_url: str | None = None, *, timeout_s: float = CALL_LIMIT_S) -> 
         import docker
     except ImportError as error:
         raise SandboxUnavailable(
-            "the docker backend needs docker-py: pip install 'agentrl[docker]'"
+            "the docker backend needs docker-py: pip install docker"
         ) from error
     with engine_errors("connect"):
         _probe(base_url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
