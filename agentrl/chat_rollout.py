@@ -159,8 +159,8 @@ async def run_chat_episode(
         tool_format: native tool calls, or code blocks (one tool with one argument).
 
     Raises:
-        BudgetExceeded: nothing more may be spent; no episode can go on.
-        EndpointRefused: the key, the model or the quota is wrong; no episode can go on.
+        BudgetExceeded: nothing more may be spent; no episode can go on. Those in flight have ended.
+        EndpointRefused: the key, the model or the quota is wrong; likewise.
         asyncio.CancelledError: the episode was cancelled.
     """
     decoding = decoding or Decoding(temperature=settings.temperature)
@@ -172,5 +172,5 @@ async def run_chat_episode(
         settings=settings,
         decoding=decoding,
     )
-    episode = await chat.play(make_env)
+    episode = await endpoint.hold(lambda: chat.play(make_env))
     return ChatResult(episode, chat.usage, tuple(chat.messages))

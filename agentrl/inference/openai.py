@@ -9,17 +9,19 @@ they give no token ids.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
+import logging
 import os
 import random
 import re
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentrl.errors import ConfigError, ContextOverflow, PolicyError, PolicyUnavailable
 from agentrl.inference.policy import Sampling
@@ -27,6 +29,10 @@ from agentrl_envs import Message, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MAX_WAIT_S = 60.0
 _WAITERS = 4
@@ -199,6 +205,7 @@ class TokenRate:
         self._limit, self._period_s = limit, period_s
         self._entries: deque[list[float]] = deque()
         self._turn = asyncio.Lock()
+        self._corrected = asyncio.Event()
 
     async def reserve(self, tokens: int) -> list[float]:
         """Wait until `tokens` fit; first come, first served. A larger request than the limit waits for
@@ -209,16 +216,19 @@ class TokenRate:
                 while self._entries and self._entries[0][0] <= now - self._period_s:
                     self._entries.popleft()
                 used = sum(entry[1] for entry in self._entries)
-                if not self._entries or used + tokens <= self._limit:
+                if not used or used + tokens <= self._limit:
                     entry = [now, float(tokens)]
                     self._entries.append(entry)
                     return entry
-                await asyncio.sleep(max(0.001, self._entries[0][0] + self._period_s - now))
+                self._corrected.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.001, self._entries[0][0] + self._period_s - now)):
+                        await self._corrected.wait()
 
-    @staticmethod
-    def correct(entry: list[float], tokens: int) -> None:
-        """Replace a reservation by what was really used."""
+    def correct(self, entry: list[float], tokens: int) -> None:
+        """Replace a reservation by what was really used; whoever waits looks again."""
         entry[1] = float(tokens)
+        self._corrected.set()
 
 
 class EndpointPolicy:
@@ -235,7 +245,10 @@ class EndpointPolicy:
     ) -> None:
         self.settings = settings
         self.usage = spent or Usage()
-        self._reserved_tokens, self._reserved_money = 0, 0.0
+        self._reservations: set[_Reservation] = set()
+        self._conversations = 0
+        self._end: EndpointError | None = None
+        self._settled = asyncio.Event()
         self._random = random.Random(settings.seed)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._waiters = asyncio.Semaphore(_WAITERS)
@@ -244,6 +257,7 @@ class EndpointPolicy:
         self._tokens = TokenRate(settings.tokens_per_minute, period_s) if settings.tokens_per_minute else None
         self._not_before = 0.0
         self._longest_answer = sys.maxsize
+        self._listed = ""
         self._client: AsyncOpenAI | None = None
         self.retries = 0
 
@@ -260,32 +274,63 @@ class EndpointPolicy:
         return self._client
 
     async def start(self) -> None:
-        """Check that the endpoint answers, the key fits and the model exists.
+        """Check that the endpoint answers and knows the key.
+
+        A model that it does not list is only told: aliases, deployments and routers are not always listed.
 
         Raises:
-            EndpointRefused: it does not know the model or the key.
+            EndpointRefused: it does not know the key.
             EndpointUnavailable: nobody answers.
         """
         import openai
 
         try:
             models = await self._open().models.list()
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        except openai.AuthenticationError as error:
             raise self._refused(error) from error
         except openai.APIStatusError:
-            return  # some endpoints have no list of models
+            return  # some endpoints have no list of models, or none for this key
         except openai.OpenAIError as error:
             raise EndpointUnavailable(f"nobody answers at {self.settings.url}: {error}") from error
         names = [model.id for model in models.data]
-        if names and self.settings.model not in names:
-            known = ", ".join(names[:10])
-            raise EndpointRefused(f"{self.settings.url} has no model {self.settings.model!r}; it has {known}")
+        if names and not {self.settings.model, f"models/{self.settings.model}"} & set(names):
+            self._listed = ", ".join(names[:10])
+            logger.warning(
+                "%s does not list %r; it lists %s", self.settings.url, self.settings.model, self._listed
+            )
 
     async def close(self) -> None:
         """Close the connections."""
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    async def hold(self, conversation: Callable[[], Awaitable[T]]) -> T:
+        """Hold one conversation of many.
+
+        What ends one for good ends all, but those in flight go on to their end first, since their answers
+        are paid for, and no other begins.
+
+        Raises:
+            BudgetExceeded, EndpointRefused: nothing is in flight any more.
+        """
+        if self._end is None:
+            self._conversations += 1
+            try:
+                return await conversation()
+            except (BudgetExceeded, EndpointRefused) as error:
+                self._end = self._end or error
+            finally:
+                self._conversations -= 1
+                self._settle()
+        while self._conversations:
+            await self._settled.wait()
+        raise self._end
+
+    def _settle(self) -> None:
+        """Wake all who wait for something in flight to end."""
+        self._settled.set()
+        self._settled = asyncio.Event()
 
     async def chat(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling
@@ -342,23 +387,33 @@ class EndpointPolicy:
         for attempt in range(self.settings.attempts):
             if attempt:
                 self.retries += 1
-            entry = await self._admit(estimate)
             try:
-                reply = await self._ask(request)
+                reply = await self._attempt(request, estimate)
             except (EndpointUnavailable, BadAnswer) as error:
                 last = error
                 await self._back_off(attempt, getattr(error, "retry_after_s", None))
                 continue
-            if entry is not None:
-                TokenRate.correct(entry, reply.usage.tokens)
             self.usage += reply.usage
             return reply
         assert last is not None
         raise type(last)(f"{last} (the last of {self.settings.attempts} attempts)") from last
 
-    async def _admit(self, estimate: int) -> list[float] | None:
-        """Wait for the rate limits, and for the moment an earlier answer asked us to wait for."""
-        entry = await self._tokens.reserve(estimate) if self._tokens is not None else None
+    async def _attempt(self, request: dict[str, Any], estimate: int) -> ChatReply:
+        """One attempt, within the limits of rate; one that fails counts no tokens."""
+        if self._tokens is None:
+            await self._admit()
+            return await self._ask(request)
+        entry, used = await self._tokens.reserve(estimate), 0
+        try:
+            await self._admit()
+            reply = await self._ask(request)
+            used = reply.usage.tokens
+            return reply
+        finally:
+            self._tokens.correct(entry, used)
+
+    async def _admit(self) -> None:
+        """Wait for the requests per minute, and for the moment an earlier answer asked us to wait for."""
         if self.settings.requests_per_minute:
             if self._throttler is None:
                 from asyncio_throttle.throttler import Throttler
@@ -368,7 +423,6 @@ class EndpointPolicy:
                 pass
         while (wait := self._not_before - time.monotonic()) > 0:  # noqa: ASYNC110 (it may move)
             await asyncio.sleep(wait)
-        return entry
 
     async def _back_off(self, attempt: int, retry_after_s: float | None) -> None:
         if retry_after_s is not None:
@@ -430,7 +484,8 @@ class EndpointPolicy:
         hint = {
             401: f"set the key (variable {self.settings.key_variable})",
             403: "the key may not use this model",
-            404: f"check the URL and the model's name {self.settings.model!r}",
+            404: f"check the URL and the model's name {self.settings.model!r}"
+            + (f" (it lists {self._listed})" if self._listed else ""),
         }.get(status, "nothing is answered so")
         return EndpointRefused(f"{self.settings.url} refuses with {status}: {hint}; it says: {_said(error)}")
 
@@ -472,14 +527,28 @@ class _Reservation:
     """Holds a request's share of the budget while it is in flight: many together must not overspend it."""
 
     def __init__(self, policy: EndpointPolicy, tokens: int) -> None:
-        self._policy, self._tokens = policy, tokens
+        self._policy, self.tokens = policy, tokens
         highest = max(policy.settings.price_prompt, policy.settings.price_completion)
-        self._money = tokens * highest / 1e6
+        self.money = tokens * highest / 1e6
 
     async def __aenter__(self) -> None:
+        while not self._fits():
+            await self._policy._settled.wait()
+        self._policy._reservations.add(self)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._policy._reservations.discard(self)
+        self._policy._settle()
+
+    def _fits(self) -> bool:
+        """Whether it fits beside what is in flight, most of which will cost less than it reserves.
+
+        Raises:
+            BudgetExceeded: it would not fit alone.
+        """
         policy, settings = self._policy, self._policy.settings
-        tokens = policy.usage.tokens + policy._reserved_tokens + self._tokens
-        money = policy.usage.money + policy._reserved_money + self._money
+        held = policy._reservations
+        tokens, money = policy.usage.tokens + self.tokens, policy.usage.money + self.money
         if settings.budget_tokens and tokens > settings.budget_tokens:
             raise BudgetExceeded(
                 f"the next answer could bring {policy.usage.tokens} tokens to {tokens}, "
@@ -490,12 +559,11 @@ class _Reservation:
                 f"the next answer could bring {policy.usage.money:.4f} to {money:.4f}, "
                 f"over the budget of {settings.budget_money:g}"
             )
-        policy._reserved_tokens += self._tokens
-        policy._reserved_money += self._money
-
-    async def __aexit__(self, *_: object) -> None:
-        self._policy._reserved_tokens -= self._tokens
-        self._policy._reserved_money -= self._money
+        tokens += sum(other.tokens for other in held)
+        money += sum(other.money for other in held)
+        return (not settings.budget_tokens or tokens <= settings.budget_tokens) and (
+            not settings.budget_money or money <= settings.budget_money
+        )
 
 
 def _estimate(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:

@@ -10,8 +10,10 @@ import pytest
 
 from agentrl.chat_rollout import ChatResult, run_chat_episode
 from agentrl.episode import Episode, StopReason
-from agentrl.inference.openai import BudgetExceeded, EndpointPolicy, EndpointSettings
-from agentrl.rollout import Dispatch
+from agentrl.evaluation.results import Record
+from agentrl.evaluation.run import Plan, chat_player, evaluate
+from agentrl.inference.openai import BudgetExceeded, EndpointPolicy, EndpointRefused, EndpointSettings
+from agentrl.rollout import Decoding, Dispatch
 from agentrl.settings import RolloutSettings
 from agentrl_envs import Env, Finish, tool
 from tests.agentrl.inference.faulty_endpoint import Step, call, completion, serving, status
@@ -156,6 +158,37 @@ async def test_a_context_is_used_to_its_end():
 async def test_a_spent_budget_ends_the_evaluation_and_not_the_episode():
     with pytest.raises(BudgetExceeded):
         await play(completion(), budget=20)
+
+
+def after(seconds: float, step: Step) -> Step:
+    async def late(request: Any, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(seconds)
+        return await step(request, body)
+
+    return late
+
+
+@pytest.mark.parametrize(
+    ("last", "error"),
+    [
+        (completion("never asked"), BudgetExceeded),
+        (status(429, error={"message": "pay", "code": "insufficient_quota"}), EndpointRefused),
+    ],
+    ids=["budget", "quota"],
+)
+async def test_answers_in_flight_are_kept_when_nothing_more_can_be_asked(last: Step, error: type[Exception]):
+    """Three at a time: the first answer spends the budget, or the quota is gone after it; two are on the way."""
+    spent = 1050 if error is BudgetExceeded else 10
+    steps = [completion("42", prompt_tokens=spent), *[after(0.1, completion("42"))] * 2, last]
+    records: list[Record] = []
+    async with serving(*steps) as endpoint:
+        policy = EndpointPolicy(EndpointSettings(url=endpoint.url, model="m", budget_tokens=1100))
+        play = chat_player(policy, lambda _: Doubling(), RolloutSettings(max_tokens=20), Decoding(), "native")
+        plan = Plan([{"id": f"p{n}", "number": 21} for n in range(9)], samples=1, seed=0)
+        with pytest.raises(error):
+            await evaluate(plan, play, concurrency=3, on_record=records.append)
+        await policy.close()
+    assert [record.reward for record in records] == [1.0, 1.0, 1.0]
 
 
 async def test_cancelling_closes_the_environment():

@@ -20,6 +20,8 @@ class Server(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["model"] != "m":
+            return self.reply({"error": {"message": "no such model"}}, 404)
         number = int(body["messages"][0]["content"].split()[1])
         calls = None
         content = f"\\boxed{{{number if number % 2 == 0 else -1}}}"
@@ -35,9 +37,9 @@ class Server(BaseHTTPRequestHandler):
             }
         )  # fmt: skip
 
-    def reply(self, data):
+    def reply(self, data, status=200):
         text = json.dumps(data).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -121,4 +123,4 @@ def test_a_model_that_is_not_there(url, capsys):
     arguments = command(url)
     arguments[arguments.index("m")] = "n"
     assert main(arguments) == 1
-    assert "has no model 'n'; it has m" in capsys.readouterr().err
+    assert "check the URL and the model's name 'n' (it lists m)" in capsys.readouterr().err

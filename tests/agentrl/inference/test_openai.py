@@ -284,12 +284,33 @@ async def test_tokens_per_minute():
     rate = TokenRate(100, period_s=0.2)
     started = time.monotonic()
     first = await rate.reserve(60)
-    TokenRate.correct(first, 90)
+    rate.correct(first, 90)
     await rate.reserve(20)  # 90 + 20 > 100: waits for the first one to leave the window
     assert time.monotonic() - started >= 0.19
     # Larger than the limit: an empty window is all it can wait for.
     await rate.reserve(500)
     assert time.monotonic() - started >= 0.38
+
+
+async def test_a_correction_lets_the_next_request_go():
+    rate = TokenRate(60_000, period_s=600)
+    first = await rate.reserve(33_000)
+    second = asyncio.create_task(rate.reserve(33_000))
+    await asyncio.sleep(0.01)
+    assert not second.done()
+    rate.correct(first, 500)
+    await asyncio.wait_for(second, 5)
+
+
+async def test_a_failed_attempt_uses_no_tokens():
+    fault = status(503, {"retry-after-ms": "1"})
+    async with (
+        serving(fault, fault, completion()) as endpoint,
+        policy_for(endpoint, tokens_per_minute=100, period_s=600) as policy,
+        asyncio.timeout(10),
+    ):
+        await policy.chat(HELLO, [], Sampling(max_new_tokens=80))
+    assert len(endpoint.requests) == 3
 
 
 async def test_concurrency_is_bounded():
@@ -320,6 +341,18 @@ async def test_a_budget_in_tokens_is_never_overspent():
     assert policy.usage.tokens <= 200
     assert 0 < len(refused) < 10
     assert policy.usage.requests == 10 - len(refused)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{"budget_tokens": 1000}, {"budget_money": 0.01, "price_prompt": 10.0, "price_completion": 10.0}],
+    ids=["tokens", "money"],
+)
+async def test_reservations_wait_for_each_other_and_not_for_the_end(budget: dict[str, Any]):
+    # Ten times 15 tokens are far below 1000; ten times the 400 that each may use are far above.
+    async with serving(completion()) as endpoint, policy_for(endpoint, **budget) as policy:
+        await asyncio.gather(*(policy.chat(HELLO, [], Sampling(max_new_tokens=400)) for _ in range(10)))
+    assert policy.usage.tokens == 150
 
 
 async def test_a_budget_in_money_goes_on_after_an_interruption():
@@ -354,10 +387,23 @@ async def test_native_tool_calls():
     assert endpoint.requests[0]["tools"][0]["function"]["name"] == "python"
 
 
-async def test_start_names_a_model_that_is_not_there():
-    async with serving(completion(), models=("a", "b")) as endpoint, policy_for(endpoint) as policy:
-        with pytest.raises(EndpointRefused, match="no model 'm'; it has a, b"):
-            await policy.start()
+@pytest.mark.parametrize("models", [("m",), ("models/m", "models/n"), ()])
+async def test_start_accepts_a_listed_model(models: tuple[str, ...], caplog: pytest.LogCaptureFixture):
+    async with serving(completion(), models=models) as endpoint, policy_for(endpoint) as policy:
+        await policy.start()
+    assert not caplog.records
+
+
+async def test_a_model_that_is_not_listed_is_asked_all_the_same(caplog: pytest.LogCaptureFixture):
+    async with (
+        serving(completion("fine"), status(404), models=("a", "b")) as endpoint,
+        policy_for(endpoint) as policy,
+    ):
+        await policy.start()
+        assert "does not list 'm'; it lists a, b" in caplog.text
+        assert (await policy.chat(HELLO, [], SAMPLING)).text == "fine"
+        with pytest.raises(EndpointRefused, match="it lists a, b"):
+            await policy.chat(HELLO, [], SAMPLING)
 
 
 async def test_cancelling_gives_the_budget_back():
@@ -367,7 +413,7 @@ async def test_cancelling_gives_the_budget_back():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert policy._reserved_tokens == 0
+        assert not policy._reservations
 
 
 @pytest.mark.parametrize(
