@@ -39,6 +39,16 @@ TEXTS = [
     (r"<interpreter>\boxed{3}</interpreter>", None),
     (r"<tool_response>\boxed{3}</tool_response> so \boxed{4}", "4"),
     (r"the code prints `\boxed{3}`", None),
+    # a tag in backticks opens nothing, unless something closes it
+    (r"Using `<code>` I got \boxed{5}", "5"),
+    (r"Between `<code>` and `</code>` I got \boxed{5}", "5"),
+    (r"`</code>` ends what `<CODE>` begins: \boxed{5}", "5"),
+    (r"`<code>` <code>\boxed{3}", None),
+    (r"<code>print('`<code>`') \boxed{3}", None),
+    (r"`<code>` \boxed{3} </code>", None),
+    (r"it's `<code>\boxed{3}`", None),
+    (r"```<code>``` so \boxed{5}", "5"),
+    ("```\n`<code>`\n\\boxed{3}", None),
     # a box in a box
     (r"\boxed{\boxed{4}}", r"\boxed{4}"),
 ]
@@ -88,3 +98,4 @@ def test_long_texts_take_linear_time():
     assert last_answer(r"\boxed{1} and " * 2000 + r"\boxed{4}") == "1, 4"
     assert last_answer("```" * 20_000 + r" \boxed{4}") == "4"
     assert last_answer("<code>" * 20_000) is None
+    assert last_answer("`<code>` " * 20_000 + r" \boxed{4}") == "4"

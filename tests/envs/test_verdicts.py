@@ -39,6 +39,8 @@ DECIMALS = [
     (r"0.011535644531", r"\frac{189}{16384}", RIGHT),
     ("0.01153564453", "189/16384", RIGHT), ("0.1250001", "1/8", WRONG),
     ("4.9999999999", "5", WRONG),
+    (r"0.\overline{3}", r"\frac13", RIGHT), (r"\frac13", r"0.\overline{3}", RIGHT), (r"0.1\overline{6}", "1/6", RIGHT),
+    (r"-1.\overline{27}", r"-\frac{14}{11}", RIGHT), (r"0.\overline{3}", "0.3", WRONG), (r".\bar 3", "1/3", RIGHT),
     ("12345.678", "12345", WRONG), ("3.14", r"\pi", WRONG), ("3.141592653590", r"\pi", RIGHT),
     (r"\frac{1}{3}", "0.33", WRONG), ("1.41421356", r"\sqrt{2}", RIGHT), ("1.41421", r"\sqrt{2}", WRONG),
 ]  # fmt: skip
@@ -123,6 +125,8 @@ TUPLES_AND_INTERVALS = [
     (r"x<2 \text{ or } x>3", r"(-\infty,2)\cup(3,\infty)", RIGHT),
     (r"(3,\infty)\cup(-\infty,2)", r"(-\infty,2)\cup(3,\infty)", RIGHT),
     (r"(-\infty,2]\cup(3,\infty)", r"(-\infty, 2) \cup (3, \infty)", WRONG),
+    (r"\langle 1,2\rangle", r"\langle 1, 2\rangle", RIGHT), (r"\left\langle 1,2\right\rangle", "(1,2)", RIGHT),
+    (r"\langle 2,1\rangle", r"\langle 1, 2\rangle", WRONG),
     (r"(6,235^\circ)", "(6,235)", RIGHT), ("(x,y)=(1,2)", "(1,2)", RIGHT),
 ]  # fmt: skip
 MATRICES = [
@@ -131,6 +135,15 @@ MATRICES = [
     (r"\begin{pmatrix}-1&0\\0&1\end{pmatrix}", r"\begin{pmatrix}-1 & 0 \\ 0 & -1 \end{pmatrix}", WRONG),
     (r"A=\begin{pmatrix}7\\5\end{pmatrix}", r"\begin{pmatrix}7\\5\end{pmatrix}", RIGHT),
     (r"\begin{pmatrix}7\\5\end{pmatrix}+1=\begin{pmatrix}7\\5\end{pmatrix}", r"(7,5)", WRONG),
+    (
+        r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]",
+        r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        RIGHT,
+    ),
+    (r"\left[\begin{matrix}1\\2\end{matrix}\right]", r"\begin{pmatrix}1\\2\end{pmatrix}", RIGHT),
+    (r"\left[\begin{matrix}2\\1\end{matrix}\right]", r"\begin{pmatrix}1\\2\end{pmatrix}", WRONG),
+    (r"\begin{pmatrix}a\\[2pt] b\end{pmatrix}", r"\begin{pmatrix}a\\b\end{pmatrix}", RIGHT),
+    (r"\langle 1,2\rangle", r"\begin{pmatrix}1\\2\end{pmatrix}", RIGHT),
     (r"(-2,-14,-7)", r"\begin{pmatrix} -2 \\ -14 \\ -7 \end{pmatrix}", RIGHT),
 ]  # fmt: skip
 WORDS = [
@@ -139,6 +152,12 @@ WORDS = [
     ("Eve lyn", r"\text{Evelyn}", RIGHT), ("nylevE", r"\text{Evelyn}", WRONG),
     (r"\text{east}", "east", RIGHT), ("C", r"\text{(C)}", RIGHT),
     ("(C)", "C", RIGHT), ("B", r"\text{(C)}", WRONG), ("5", r"\text{even}", WRONG), ("even", "5", WRONG),
+    # A choice with its value.
+    (r"\textbf{(C)}\ 12", "12", RIGHT), (r"\textbf{(C)}\ 12", "C", RIGHT), ("12", r"\textbf{(C)}\ 12", RIGHT),
+    (r"\textbf{(C)}\ 12", r"\text{(C)}", RIGHT), (r"\text{(C) }12", r"\textbf{(C)}\ 12.0", RIGHT),
+    (r"\textbf{(A)}\ 12", r"\textbf{(C)}\ 12", WRONG), (r"\textbf{(C)}\ 12", "13", WRONG),
+    (r"\text{(A)}, \text{(C)}", "C, A", RIGHT), ("A", r"\text{(A)}, \text{(C)}", WRONG),
+    (r"\textbf{(C)}\ 12", "B", WRONG), ("13", r"\textbf{(C)}\ 12", WRONG), ("B", r"\textbf{(C)}\ 12", WRONG),
     # Short words and names of points are no products of letters; variables are.
     ("BAC", "ABC", WRONG), ("ABC", r"\text{ABC}", RIGHT), ("BA", "AB", WRONG), ("VI", "IV", WRONG),
     ("no", "on", WRONG), ("no", r"\text{No}", RIGHT), ("yes", "Yes", RIGHT), ("ab", "ba", RIGHT), ("C", "(C)", RIGHT),
@@ -154,6 +173,11 @@ ALGEBRA = [
     (r"\binom{5}{2}", "10", RIGHT), ("5!", "120", RIGHT), (r"\sqrt{16}", "4", RIGHT),
     ("10^{50}+1", "10^{50}", WRONG), ("(a+5)(b+2)", "(b+2)(a+5)", RIGHT), ("xy", "yx", RIGHT),
     ("x", "y", WRONG),
+    # complex constants, and degrees inside functions
+    ("(1+i)^2", "2i", RIGHT), (r"\frac{1}{1+i}", r"\frac{1-i}{2}", RIGHT), (r"\sqrt{-4}", "2i", RIGHT),
+    (r"\sqrt{-4}", "2", WRONG), ("i", "-i", WRONG), ("(2+i)(2-i)", "5", RIGHT), ("1+xi", "1+ix", RIGHT),
+    (r"\sin 30^\circ", r"\frac12", RIGHT), (r"\tan 45^{\circ}", "1", RIGHT), (r"\sin 30", r"\frac12", WRONG),
+    (r"\sin 30", r"\sin 30^\circ", WRONG), (r"2\cos 20^\circ", r"2\sin 70^\circ", RIGHT),
     # roots as models write them
     ("√13", r"\sqrt{13}", RIGHT), ("√13", "3", WRONG), ("2√13", r"2\sqrt{13}", RIGHT), ("√(2)", r"\sqrt{2}", RIGHT),
     (r"\sqrt13", r"\sqrt{13}", RIGHT), (r"\sqrt13", "3", WRONG), (r"\sqrt2x", r"x\sqrt{2}", RIGHT),

@@ -28,6 +28,7 @@ _SIZES = re.compile(
 )
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
 _SEPARATED = re.compile(r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,|\\!)\s*(?=\d{3}(?!\d))")
+_ROW_GAPS = re.compile(r"(?<=\\\\)\[[\d.]+ ?(?:pt|em|ex|mm|cm)\]")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|hspace\{[^{}]*\}|enspace(?![A-Za-z]))|~|\s+")
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _TEXTS = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf)|mathrm|mbox|operatorname)\s*(?=\{)")
@@ -79,7 +80,7 @@ def cleaned(text: str) -> str:
     text = _DELIMITERS.sub(" ", text) if "$" in text or "\\" in text else text
     text = text.replace("\\$", "")
     if "\\" in text or "{" in text:
-        text = _SIZES.sub("", text)
+        text = _ROW_GAPS.sub("", _SIZES.sub("", text))
         text = _SEPARATED.sub("", text)
         text = (
             text.replace("\\!", "").replace("\\%", "%").replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")

@@ -46,7 +46,7 @@ def equal(answer: str, gold: str, leaf: Leaf) -> bool:
 
     Where a comma may be a thousands separator, either reading counts.
     """
-    answer, gold = cleaned(answer), cleaned(gold)
+    answer, gold = _same_kind(cleaned(answer), cleaned(gold))
     if answer == gold:
         return True
     if not answer:
@@ -63,6 +63,22 @@ def equal(answer: str, gold: str, leaf: Leaf) -> bool:
     if undecided is not None:
         raise undecided
     return False
+
+
+_CHOICE = re.compile(r"\\text\s*\{\s*\(([A-Z])\)\s*\}\s*(?![,;]|\\text|and|or)(\S.*)\Z", re.DOTALL)
+_LETTER = re.compile(r"(?:\\text\s*\{\s*)?\(?[A-Z]\)?\s*\}?\Z")
+
+
+def _same_kind(answer: str, gold: str) -> tuple[str, str]:
+    r"""`\textbf{(C)}\ 12` states a letter and a value: what the other side has too is compared."""
+    given, expected = _CHOICE.match(answer), _CHOICE.match(gold)
+    if given and expected:
+        return (given[2], expected[2]) if given[1] == expected[1] else (given[1], expected[1])
+    if given:
+        return given[1] if _LETTER.match(gold) else given[2], gold
+    if expected:
+        return answer, expected[1] if _LETTER.match(answer) else expected[2]
+    return answer, gold
 
 
 def _same(a: Form, g: Form, leaf: Leaf) -> bool:

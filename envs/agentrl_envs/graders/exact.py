@@ -1,8 +1,8 @@
 r"""Numbers in simple forms, as Fractions, in microseconds and without sympy.
 
-A simple form is an integer, a decimal, `3 \cdot 10^5`, a fraction (`3/4`, `\frac34`, `\frac{3}{4}`) or a
-mixed number (`1\frac{1}{2}`), with thousands separators or one pair of brackets. Nothing is rounded. Knows
-nothing of units.
+A simple form is an integer, a decimal, a repeating one (`0.\overline{3}`), `3 \cdot 10^5`, a fraction (`3/4`,
+`\frac34`, `\frac{3}{4}`) or a mixed number (`1\frac{1}{2}`), with thousands separators or one pair of
+brackets. Nothing is rounded. Knows nothing of units.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _SLASH = re.compile(rf"([+-]?\s*{_DECIMAL})\s*/\s*([+-]?\s*{_DECIMAL})\Z", re.AS
 _PART = rf"(?:\{{\s*([+-]?\s*{_DECIMAL})\s*\}}|\s*(\d))"
 _FRAC = re.compile(rf"([+-]?)\s*(\d*)\s*\\frac\s*{_PART}\s*{_PART}\Z", re.ASCII)
 _MIXED = re.compile(r"([+-]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)\Z", re.ASCII)
+_REPEATING = re.compile(r"([+-]?)\s*(\d*)\.(\d*)\s*\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))\Z", re.ASCII)
 _SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+(?:\.\d+)?\Z", re.ASCII)
 _COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?\Z", re.ASCII)
 
@@ -82,6 +83,10 @@ def _simple_form(text: str) -> Fraction | None:
     if match := _MIXED.match(text):
         sign, whole, top, bottom = match.groups()
         return (-1 if sign == "-" else 1) * (int(whole) + Fraction(int(top), int(bottom)))
+    if match := _REPEATING.match(text):
+        sign, whole, start, digits, digit = match.groups()
+        repeated = Fraction(int(digits or digit), 10 ** len(digits or digit) - 1)
+        return Fraction(sign + "1") * (int(whole + start or 0) + repeated) / 10 ** len(start)
     if match := _SCIENTIFIC.match(text):
         power = int(match[2])
         return _fraction(match[1].rstrip(".")) * Fraction(10) ** power if abs(power) <= _MOST_TENS else None

@@ -13,16 +13,16 @@ import re
 __all__ = ["boxed_answers", "last_answer", "model_text"]
 
 # What a model writes between such marks is code, or a tool's words that it made up: never an answer.
+_TAGS = "code|interpreter|tool_call|tool_response|tool_result|output|result"
 _BLOCKS = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)"
-    r"|<(code|interpreter|tool_call|tool_response|tool_result|output|result)>.*?(?:</\1>|\Z)",
-    re.DOTALL | re.IGNORECASE,
+    rf"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|<({_TAGS})>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{A-Za-z0-9\\+-])")
 _CONNECTIVE = re.compile(
     r"(?:\s|\$|[,;.:&~]|\\[,;!: ]|\\q?quad|\\\\|\\[()\[\]]"
     r"|\\text(?:rm)?\{\s*(?:and|or)?\s*[,;]?\s*\}|\band\b|\bor\b)*"
 )
+_SPOKEN_OF = re.compile(rf"(?<!`)` *<({_TAGS})> *`(?!`)", re.IGNORECASE)
 _INLINE_CODE = re.compile(r"`[^`\n]*`")
 
 
@@ -34,9 +34,18 @@ def model_text(text: str) -> str:
             text = tail
         elif "<think>" in text:
             text = text[: text.index("<think>")]
+    if "`" in text and "<" in text:
+        text = _without_tags_spoken_of(text)
     if "<" in text or "```" in text or "~~~" in text:
         text = _BLOCKS.sub(" ", text)
     return _INLINE_CODE.sub(" ", text) if "`" in text else text
+
+
+def _without_tags_spoken_of(text: str) -> str:
+    """`text` without tags in backticks that nothing closes afterwards: they are words, and open nothing."""
+    lower = text.lower()
+    closed = {tag: lower.rfind(f"</{tag}>") for tag in {name.lower() for name in _SPOKEN_OF.findall(text)}}
+    return _SPOKEN_OF.sub(lambda tag: " " if tag.start() > closed[tag[1].lower()] else tag.group(), text)
 
 
 def boxed_answers(text: str) -> list[tuple[int, int, str]]:

@@ -31,8 +31,8 @@ _TOKEN = re.compile(
     r"\\text\s*\{[^{}]*\}|\\begin\s*\{[^{}]*\}|\\end\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|<=|>=|!=|\s+(?:or|and)\s+|.",
     re.DOTALL,
 )
-_OPENING = {"{", "(", "[", "\\{", "\\begin"}
-_CLOSING = {"}", ")", "]", "\\}", "\\end"}
+_OPENING = {"{", "(", "[", "\\{", "\\langle", "\\begin"}
+_CLOSING = {"}", ")", "]", "\\}", "\\rangle", "\\end"}
 _ORDER = {
     "<": "<", ">": ">", "\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "<=": "<=",
     "\\ge": ">=", "\\geq": ">=",
@@ -237,7 +237,7 @@ def _bracketed(text: str) -> Form | None:
         rows = [row for row in _split(match[2].strip(), lambda token: token == "\\\\") if row]
         return Matrix(tuple(tuple(form_of(cell) for cell in _split(row, lambda t: t == "&")) for row in rows))
     tokens = list(_tokens(text))
-    if len(tokens) < 2 or tokens[0][0] not in ("(", "[", "\\{") or not _closes_at_end(text):
+    if len(tokens) < 2 or tokens[0][0] not in ("(", "[", "\\{", "\\langle") or not _closes_at_end(text):
         return None
     opening, closing = tokens[0][0], tokens[-1][0]
     inside = text[tokens[0][2] : tokens[-1][1]].strip()
@@ -245,7 +245,9 @@ def _bracketed(text: str) -> Form | None:
         return Items(_flat([inside])) if inside else Items(())
     parts = _split(inside, lambda token: token in (",", ";"))
     if len(parts) == 1:
-        return form_of(inside) if opening + closing == "()" else None
+        return form_of(inside) if opening + closing == "()" or _MATRIX.match(inside) else None
+    if opening + closing == "\\langle\\rangle":  # a vector is written as a point is
+        opening, closing = "(", ")"
     return Ordered(opening, closing, tuple(form_of(part) for part in parts))
 
 

@@ -7,6 +7,7 @@ are compared to 50 digits, expressions by math-verify and, where it says no, at 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,9 @@ _EQUAL = 40  # leading digits in which two numbers must agree
 # Not round, so that an accident of one point does not make two expressions equal; negative ones tell x from
 # |x|.
 _POINTS = ("0.7310585786", "1.9378129145", "-0.6180339887", "3.3598856662", "-2.2360679775")
+
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 
 
 def warm_up() -> None:
@@ -40,6 +44,8 @@ def _parsed(text: str) -> Any:
     """sympy expression of a LaTeX value, or None."""
     from math_verify import LatexExtractionConfig, parse
 
+    if _TRIGONOMETRY.search(text):
+        text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     normal = LatexExtractionConfig().normalization_config
     # Its units would take the s off 3x + 2s; ours were taken off before.
     config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=replace(normal, units=False))
@@ -55,7 +61,15 @@ def _parsed(text: str) -> Any:
         raise
     except Exception:  # whatever a parser of LaTeX dislikes means that this is none
         return None
-    return found[0] if found and not isinstance(found[0], str) else None
+    return _complex(found[0]) if found and not isinstance(found[0], str) else None
+
+
+def _complex(value: Any) -> Any:
+    """`value` with i as the imaginary unit, when nothing else in it is unknown."""
+    from sympy import Expr, I
+
+    unknown = value.free_symbols if isinstance(value, Expr) else ()
+    return value.subs(dict.fromkeys(unknown, I)) if {str(symbol) for symbol in unknown} == {"i"} else value
 
 
 def symbolic_leaf(answer: str, gold: str) -> bool:
