@@ -95,6 +95,17 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         help="environment variable that holds the key (default: OPENAI_API_KEY)",
     )
     endpoint.add_argument("--tool-format", choices=("native", "code"), default="native")
+    endpoint.add_argument(
+        "--limit-name",
+        choices=("max_tokens", "max_completion_tokens"),
+        default="max_tokens",
+        help="name of the limit on an answer; reasoning models want max_completion_tokens",
+    )
+    endpoint.add_argument(
+        "--no-temperature", action="store_true", help="send none, for models that refuse one"
+    )
+    endpoint.add_argument("--timeout-s", type=float, default=300.0, help="longest wait for one answer (300)")
+    endpoint.add_argument("--attempts", type=int, default=6, help="tries of one request (6)")
     endpoint.add_argument("--requests-per-minute", type=int, default=0)
     endpoint.add_argument("--tokens-per-minute", type=int, default=0)
     endpoint.add_argument("--budget-tokens", type=int, default=0)
@@ -226,6 +237,8 @@ def _subject(options: argparse.Namespace, settings: Settings | None):
     if options.endpoint:
         if options.subject:
             raise ConfigError("give a folder or --endpoint, not both")
+        if options.no_temperature and options.temperature is not None:
+            raise ConfigError("give --temperature or --no-temperature, not both")
         endpoint = EndpointOptions(
             options.endpoint,
             options.model,
@@ -235,6 +248,10 @@ def _subject(options: argparse.Namespace, settings: Settings | None):
             options.tokens_per_minute,
             options.budget_tokens,
             options.budget,
+            timeout_s=options.timeout_s,
+            attempts=options.attempts,
+            limit_name=options.limit_name,
+            send_temperature=not options.no_temperature,
         )
     changes = _given(options, dtype="dtype", context_tokens="context_tokens")
     if options.vllm_url:
@@ -243,7 +260,9 @@ def _subject(options: argparse.Namespace, settings: Settings | None):
         changes["python"] = options.vllm_python
     if options.concurrency < 1:
         raise ConfigError(f"--concurrency must be at least 1, got {options.concurrency}")
-    changes["slots"] = options.concurrency
+    # The rows of a run's engine were chosen for its memory; more episodes than rows wait their turn.
+    rows = settings.engine.slots if settings is not None else options.concurrency
+    changes["slots"] = min(rows, options.concurrency)
     return SubjectOptions(
         subject=options.subject,
         endpoint=endpoint,

@@ -42,6 +42,20 @@ class EndpointOptions:
     budget_money: float = 0.0
     spent: tuple[int, int, float] = (0, 0, 0.0)
     """Prompt tokens, completion tokens and money of an earlier attempt: the budget is for all of them."""
+    timeout_s: float = 300.0
+    attempts: int = 6
+    limit_name: str = "max_tokens"
+    send_temperature: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on; what is as usual is left out, as it was before there was a choice."""
+        unusual: dict[str, Any] = {}
+        if self.limit_name != "max_tokens":
+            unusual["limit_name"] = self.limit_name
+        if not self.send_temperature:
+            unusual["temperature"] = "not sent"
+        known = {"kind": "endpoint", "url": self.url, "model": self.model, "tool_format": self.tool_format}
+        return known | unusual
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,18 +311,17 @@ async def _endpoint(options: SubjectOptions, endpoint: EndpointOptions) -> Async
         budget_money=endpoint.budget_money,
         price_prompt=options.prices.prompt,
         price_completion=options.prices.completion,
+        timeout_s=endpoint.timeout_s,
+        attempts=endpoint.attempts,
+        limit_name=endpoint.limit_name,
+        send_temperature=endpoint.send_temperature,
         seed=options.seed,
     )
     policy = EndpointPolicy(settings, spent=Usage(*endpoint.spent))
     try:
         await policy.start()
         yield Subject(
-            {
-                "kind": "endpoint",
-                "url": endpoint.url,
-                "model": endpoint.model,
-                "tool_format": endpoint.tool_format,
-            },
+            endpoint.identity(),
             lambda make_env, rollout, decoding: chat_player(
                 policy, make_env, rollout, decoding, endpoint.tool_format
             ),

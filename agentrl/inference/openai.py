@@ -147,6 +147,8 @@ class EndpointSettings:
     """Tries of one request."""
     limit_name: str = "max_tokens"
     """Name of the limit on completion tokens; some endpoints want `max_completion_tokens`."""
+    send_temperature: bool = True
+    """Some models refuse a temperature and sample with their own."""
     seed: int = 0
     """Of the jitter between tries."""
 
@@ -158,6 +160,8 @@ class EndpointSettings:
         for name in ("concurrency", "attempts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.timeout_s <= 0:
+            raise ConfigError(f"timeout_s must be above 0, got {self.timeout_s:g}")
         if self.budget_money > 0 and self.price_prompt <= 0 and self.price_completion <= 0:
             raise ConfigError("a budget in money needs the prices of a million tokens")
 
@@ -353,9 +357,10 @@ class EndpointPolicy:
         request: dict[str, Any] = {
             "model": self.settings.model,
             "messages": list(messages),
-            "temperature": sampling.temperature,
             self.settings.limit_name: min(sampling.max_new_tokens, self._longest_answer),
         }
+        if self.settings.send_temperature:
+            request["temperature"] = sampling.temperature
         if sampling.top_p < 1.0:
             request["top_p"] = sampling.top_p
         if sampling.top_k:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,6 +14,8 @@ from agentrl.cli.main import main
 class Server(BaseHTTPRequestHandler):
     """Calls the tool once, then answers; right on even problems only."""
 
+    seen: ClassVar[list[dict[str, Any]]] = []
+
     def do_GET(self):
         self.reply(
             {"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": "us"}]}
@@ -20,6 +23,9 @@ class Server(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append(body)
+        if body["model"] == "broken":
+            return self.reply({"error": {"message": "no"}}, 500)
         if body["model"] != "m":
             return self.reply({"error": {"message": "no such model"}}, 404)
         number = int(body["messages"][0]["content"].split()[1])
@@ -41,6 +47,7 @@ class Server(BaseHTTPRequestHandler):
         text = json.dumps(data).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        self.send_header("retry-after-ms", "1")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
@@ -75,6 +82,7 @@ def url(tmp_path, monkeypatch) -> Iterator[str]:
     rows = [{"id": f"n{i}", "problem": str(i), "answer": str(i)} for i in range(6)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
+    Server.seen.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -124,3 +132,35 @@ def test_a_model_that_is_not_there(url, capsys):
     arguments[arguments.index("m")] = "n"
     assert main(arguments) == 1
     assert "check the URL and the model's name 'n' (it lists m)" in capsys.readouterr().err
+
+
+def test_a_reasoning_model(url, tmp_path):
+    reasoning = ["--limit-name", "max_completion_tokens", "--no-temperature", "--max-tokens", "50"]
+    assert main(command(url, *reasoning, "--limit", "1", "--samples", "1")) == 0
+    first = Server.seen[0]
+    assert first["max_completion_tokens"] == 50
+    assert not {"max_tokens", "temperature"} & set(first)
+    policy = json.loads((tmp_path / "out/summary.json").read_text())["policy"]
+    assert (policy["limit_name"], policy["temperature"]) == ("max_completion_tokens", "not sent")
+
+
+def test_attempts(url):
+    arguments = command(url, "--attempts", "2", "--limit", "1", "--samples", "1")
+    arguments[arguments.index("m")] = "broken"
+    assert main(arguments) == 0
+    # An episode that fails is played three times.
+    assert len(Server.seen) == 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--timeout-s", "0"], "timeout_s must be above 0"),
+        (["--attempts", "0"], "attempts must be at least 1"),
+        (["--no-temperature", "--temperature", "0.5"], "not both"),
+    ],
+)
+def test_options_that_cannot_work(url, capsys, more, words):
+    assert main(command(url, *more)) == 1
+    assert words in capsys.readouterr().err
+    assert not Server.seen
