@@ -70,6 +70,7 @@ PERCENT_AND_UNITS = [
     ("4", "4s", WRONG), ("4l", "4", WRONG), ("x+2", "x+2t", WRONG), ("3x+2s", "3x+2t", WRONG),
     ("18 students", "18", RIGHT), ("18", "18 students", RIGHT), ("18 students", "18 teachers", WRONG),
     ("5 million", "5", WRONG), ("2theta", "2", WRONG), ("2 cos x", "2", WRONG),
+    (r"4\text{ or 5}", "4", WRONG), (r"4\text{ (maybe 5)}", "4", WRONG), (r"4\text{ or five}", "4", WRONG),
 ]  # fmt: skip
 BASES = [
     ("1024_5", "1024_{5}", RIGHT), ("1024", "1024_5", WRONG), ("1024_5", "1024", WRONG),
@@ -173,6 +174,8 @@ ALGEBRA = [
     (r"\binom{5}{2}", "10", RIGHT), ("5!", "120", RIGHT), (r"\sqrt{16}", "4", RIGHT),
     ("10^{50}+1", "10^{50}", WRONG), ("(a+5)(b+2)", "(b+2)(a+5)", RIGHT), ("xy", "yx", RIGHT),
     ("x", "y", WRONG),
+    ("2(3)", "6", RIGHT), ("2(3)", "5", WRONG), ("(2)(3)", "6", RIGHT), ("(2)(3)", "5", WRONG),
+    ("2(3)(4)", "24", RIGHT), (r"\log_2(8)", "3", RIGHT), ("(x+1)(x-1)", "x^2-1", RIGHT),
     # complex constants, and degrees inside functions
     ("(1+i)^2", "2i", RIGHT), (r"\frac{1}{1+i}", r"\frac{1-i}{2}", RIGHT), (r"\sqrt{-4}", "2i", RIGHT),
     (r"\sqrt{-4}", "2", WRONG), ("i", "-i", WRONG), ("(2+i)(2-i)", "5", RIGHT), ("1+xi", "1+ix", RIGHT),

@@ -25,6 +25,8 @@ _POINTS = ("0.7310585786", "1.9378129145", "-0.6180339887", "3.3598856662", "-2.
 
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
+# The parser reads 2(3) and (2)(3) as mixed numbers.
+_PRODUCT = re.compile(r"((?<![_^\d])\d+|\))\s*(?=\()")
 
 
 def warm_up() -> None:
@@ -46,6 +48,7 @@ def _parsed(text: str) -> Any:
 
     if _TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
+    text = _PRODUCT.sub(r"\1 \\cdot ", text)
     normal = LatexExtractionConfig().normalization_config
     # Its units would take the s off 3x + 2s; ours were taken off before.
     config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=replace(normal, units=False))

@@ -37,7 +37,8 @@ _SPELLINGS = {
     "degrees f": "fahrenheit",
 }  # fmt: skip
 _TEMPERATURES = {None: "degree", "C": "celsius", "F": "fahrenheit"}
-_PARTS_OF_THE_VALUE = {
+_NO_UNITS = {  # parts of the value, and words of a hedge
+    "or", "and", "not",
     "alpha", "beta", "gamma", "delta", "theta", "lambda", "sigma", "omega", "squared", "cubed", "factorial",
     "half", "dozen", "hundred", "thousand", "million", "billion", "trillion",
 }  # fmt: skip
@@ -46,7 +47,7 @@ _DEGREES = re.compile(
 )
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")  # whose argument the degrees are
 _POWER = r"\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*"
-_TEXT = re.compile(rf"\s*\\text\s*\{{([^{{}}^]*){_POWER}\}}{_POWER}\Z")
+_TEXT = re.compile(rf"\s*\\text\s*\{{([^{{}}^\d]*){_POWER}\}}{_POWER}\Z")
 _WORDS = re.compile(rf"(?<=[\d.}})])\s*([A-Za-z](?:[A-Za-z. ]|/(?=[A-Za-z]))*?){_POWER}\Z")
 _PLURAL = re.compile(r"(?:(?<=[sxz])|(?<=[cs]h))es\Z|(?<!s)s\Z")
 
@@ -61,7 +62,7 @@ def split_unit(text: str, other: str | None = None) -> tuple[str, str | None]:
     if (match := _DEGREES.search(text)) and not _TRIGONOMETRY.search(text):
         return text[: match.start()].rstrip(), _TEMPERATURES[match[1] or match[2]]
     match = _TEXT.search(text) or _WORDS.search(text)
-    if match is None or match.start() == 0 or _PARTS_OF_THE_VALUE & set(match[1].lower().split()):
+    if match is None or match.start() == 0 or _NO_UNITS & set(match[1].lower().split()):
         return text, None
     if match.re is _TEXT:
         return text[: match.start()].rstrip(), _spelt(match[1], match[2] or match[3]) or None
