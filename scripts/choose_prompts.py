@@ -1,6 +1,6 @@
 """Prompts a weak model can learn from: short ones to try it on, then those it solved at times.
 
-    python scripts/choose_prompts.py short gsm8k_train.jsonl --first 2500 --shortest 800 --out candidates.jsonl
+    python scripts/choose_prompts.py short train.jsonl --first 2500 --shortest 800 --out candidates.jsonl
     agentrl eval models/smollm2-sft --data candidates.jsonl --samples 3 ... --out evals/candidates
     python scripts/choose_prompts.py solved candidates.jsonl --eval evals/candidates --out learnable.jsonl \
       --rewards learnable_rewards.jsonl
@@ -18,6 +18,14 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+
+def as_row(number: int, row: Row) -> Row:
+    """A row with id, problem and answer, also of GSM8K's own file (question; solution, then `#### answer`)."""
+    if "question" not in row:
+        return row
+    answer = row["answer"].rpartition("####")[2].replace(",", "").strip()
+    return {"id": f"gsm8k-train-{number}", "problem": row["question"].strip(), "answer": answer}
 
 
 def short(rows: list[Row], first: int, shortest: int) -> list[Row]:
@@ -59,11 +67,12 @@ def main() -> None:
     two.add_argument("--eval", type=Path, required=True, help="folder of `agentrl eval --out`")
     two.add_argument("--rewards", type=Path, required=True, help="for tracker.initial_file")
     for command in (one, two):
-        command.add_argument("data", type=Path, help="jsonl with id, problem, answer")
+        command.add_argument("data", type=Path, help="jsonl with id, problem, answer (or GSM8K's own)")
         command.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     rows = read(options.data)
     if options.command == "short":
+        rows = [as_row(number, row) for number, row in enumerate(rows)]
         chosen = short(rows, options.first, options.shortest)
         write(options.out, chosen)
         print(

@@ -17,7 +17,8 @@ EPILOG = """\
 examples:
   agentrl eval runs/001 --data gsm8k --samples 4 --limit 200
   agentrl eval models/smollm2 --data gsm8k --samples 4 --limit 200 --no-tools
-  agentrl eval Qwen/Qwen3-8B --engine vllm --data aime25 --preset spo-paper
+  agentrl eval Qwen/Qwen3-8B --engine vllm --data aime25 --preset spo-paper --format hermes \\
+    --context-tokens 40960
   agentrl eval --endpoint http://localhost:8000/v1 --model NAME --data my.jsonl --map problem=question
 
 The same command again goes on where a killed one stopped. Definitions: docs/evaluation.md.
