@@ -15,7 +15,8 @@ from typing import Any, Literal
 from agentrl.conversation import Conversation, Decoding, Dispatch, Outcome
 from agentrl.episode import Episode, Segment, SegmentBuilder, StopReason, Turn
 from agentrl.errors import ContextOverflow
-from agentrl.inference.openai import BudgetExceeded, ChatReply, EndpointPolicy, EndpointRefused, Usage
+from agentrl.inference.endpoint_errors import BudgetExceeded, EndpointRefused
+from agentrl.inference.openai import ChatReply, EndpointPolicy, Usage
 from agentrl.renderer_code import CLOSE, INSTRUCTIONS, OPEN
 from agentrl.settings import RolloutSettings
 from agentrl_envs import Env, Message, ToolCall, ToolSpec, text_of

@@ -12,7 +12,8 @@ from agentrl.chat_rollout import ChatResult, run_chat_episode
 from agentrl.episode import Episode, StopReason
 from agentrl.evaluation.results import Record
 from agentrl.evaluation.run import Plan, chat_player, evaluate
-from agentrl.inference.openai import BudgetExceeded, EndpointPolicy, EndpointRefused, EndpointSettings
+from agentrl.inference.endpoint_errors import BudgetExceeded, EndpointRefused
+from agentrl.inference.openai import EndpointPolicy, EndpointSettings
 from agentrl.rollout import Decoding, Dispatch
 from agentrl.settings import RolloutSettings
 from agentrl_envs import Env, Finish, tool

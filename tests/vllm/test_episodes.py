@@ -11,7 +11,8 @@ import pytest_asyncio
 
 from agentrl.chat_rollout import run_chat_episode
 from agentrl.episode import StopReason
-from agentrl.inference.openai import EndpointPolicy, EndpointRefused, EndpointSettings
+from agentrl.inference.endpoint_errors import EndpointRefused
+from agentrl.inference.openai import EndpointPolicy, EndpointSettings
 from agentrl.inference.vllm import VLLMPolicy
 from agentrl.inference.vllm_server import MODEL_NAME
 from agentrl.renderer import make_renderer

@@ -12,18 +12,15 @@ from typing import Any
 import pytest
 
 from agentrl.errors import ConfigError, ContextOverflow
-from agentrl.inference.openai import (
+from agentrl.inference.endpoint_errors import (
     BadAnswer,
     BudgetExceeded,
-    EndpointPolicy,
     EndpointRefused,
-    EndpointSettings,
     EndpointUnavailable,
     RequestRefused,
-    TokenRate,
-    Usage,
     retry_after_s,
 )
+from agentrl.inference.openai import EndpointPolicy, EndpointSettings, TokenRate, Usage
 from agentrl.inference.policy import Sampling
 from agentrl_envs import ToolSpec
 from tests.agentrl.inference.faulty_endpoint import (
