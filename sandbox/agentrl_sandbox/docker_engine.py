@@ -58,9 +58,7 @@ def connect(base_url: str | None = None, *, timeout_s: float = CALL_LIMIT_S) -> 
     try:
         import docker
     except ImportError as error:
-        raise SandboxUnavailable(
-            "the docker backend needs docker-py: pip install docker"
-        ) from error
+        raise SandboxUnavailable("the docker backend needs docker-py: pip install docker") from error
     with engine_errors("connect"):
         _probe(base_url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
         # The pool must be as wide as the threads that use it, or urllib3 drops and reopens connections.
