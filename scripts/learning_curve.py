@@ -69,7 +69,9 @@ def main(arguments: list[str]) -> None:
         parts.append(f'<circle cx="{WIDTH - RIGHT + 24}" cy="{at - 4}" r="5" fill="{colour}"/>')
         parts.append(f'<text x="{WIDTH - RIGHT + 36}" y="{at}" fill="#111827">{name}</text>')
     note = TOP + 24 + 20 * len(runs)
-    for line, text in enumerate(("line: training batches", "dot: 256 held-out", "prompts, temperature 1")):
+    evaluated = any(row["kind"] == "eval" for _, rows in runs for row in rows)
+    dots = ("dot: 256 held-out", "prompts, temperature 1") if evaluated else ()
+    for line, text in enumerate(("line: training batches", *dots)):
         parts.append(
             f'<text x="{WIDTH - RIGHT + 18}" y="{note + 15 * line}" fill="#6b7280" font-size="11">{text}</text>'
         )
