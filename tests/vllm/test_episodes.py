@@ -13,6 +13,7 @@ from agentrl.chat_rollout import run_chat_episode
 from agentrl.episode import StopReason
 from agentrl.inference.endpoint_errors import EndpointRefused
 from agentrl.inference.openai import EndpointPolicy, EndpointSettings
+from agentrl.inference.policy import Sampling
 from agentrl.inference.vllm import VLLMPolicy
 from agentrl.inference.vllm_server import MODEL_NAME
 from agentrl.renderer import make_renderer
@@ -113,7 +114,8 @@ async def test_the_same_environment_with_messages(
     assert result.usage.completion_tokens == 2
     wrong = EndpointPolicy(EndpointSettings(url=url, model="another", key=key))
     try:
-        with pytest.raises(EndpointRefused, match=f"no model 'another'; it has {MODEL_NAME}"):
-            await wrong.start()
+        await wrong.start()  # not listed: only told
+        with pytest.raises(EndpointRefused, match=rf"name 'another' \(it lists {MODEL_NAME}\)"):
+            await wrong.chat([{"role": "user", "content": "6*7?"}], [], Sampling(4))
     finally:
         await wrong.close()
