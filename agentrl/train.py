@@ -285,12 +285,14 @@ async def _parity_gate(
     for prompt in range(min(PARITY_PROMPTS, len(pool))):
         task = pool.task(prompt)
         env = task.make(sandbox, settings.run.seed)
-        owner, limit_s = f"{task.name} to begin an episode for the parity gate", settings.rollout.limit_s
+        limit_s = settings.rollout.limit_s
         try:
-            messages = await watchdog.wait(env.start(pool.row(prompt)), owner, limit_s)
+            messages = await watchdog.wait(
+                env.start(pool.row(prompt)), f"{task.name} to begin an episode for the parity gate", limit_s
+            )
             prompts.append(renderer.start(messages, task.env.tool_specs()))
         finally:
-            await watchdog.wait(env.aclose(), owner, limit_s)
+            await watchdog.wait(env.aclose(), f"{task.name} to close it again", limit_s)
 
     def log(row: dict[str, Any]) -> None:
         metrics.write(**row)

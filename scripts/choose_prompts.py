@@ -14,17 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from agentrl.durable import read_lines
+from agentrl.evaluation.datasets import bare_answer
+from agentrl.evaluation.results import Record, read_records
+
+Row = Mapping[str, Any]
 
 
 def as_row(number: int, row: Row) -> Row:
     """A row with id, problem and answer, also of GSM8K's own file (question; solution, then `#### answer`)."""
     if "question" not in row:
         return row
-    answer = row["answer"].rpartition("####")[2].replace(",", "").strip()
+    answer = bare_answer(row["answer"], "hash_marks")
     return {"id": f"gsm8k-train-{number}", "problem": row["question"].strip(), "answer": answer}
 
 
@@ -34,24 +39,20 @@ def short(rows: list[Row], first: int, shortest: int) -> list[Row]:
     return [rows[index] for index in sorted(kept)]
 
 
-def rewards_of(results: list[Row]) -> dict[str, list[float]]:
+def rewards_of(results: Iterable[Record]) -> dict[str, list[float]]:
     """Rewards per problem, in the order of the draws; an episode that failed has none."""
     rewards: dict[str, list[float]] = defaultdict(list)
-    for row in sorted(results, key=lambda row: row["draw"]):
-        if row["failure"] is None:
-            rewards[row["problem"]].append(row["reward"])
+    for record in sorted(results, key=lambda record: record.draw):
+        if record.failure is None and record.reward is not None:
+            rewards[record.problem].append(record.reward)
     return rewards
 
 
-def read(path: Path) -> list[Row]:
-    """Rows of a jsonl file."""
-    with path.open(encoding="utf-8") as lines:  # not splitlines(): a problem may hold a U+2028
-        return [json.loads(line) for line in lines]
-
-
-def write(path: Path, rows: list[Row]) -> None:
+def write(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as jsonl."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
         command.add_argument("data", type=Path, help="jsonl with id, problem, answer (or GSM8K's own)")
         command.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    rows = read(options.data)
+    rows = list(read_lines(options.data))
     if options.command == "short":
         rows = [as_row(number, row) for number, row in enumerate(rows)]
         chosen = short(rows, options.first, options.shortest)
@@ -79,14 +80,14 @@ def main() -> None:
             f"{len(chosen)} of {len(rows)} problems, at most {max(len(r['problem']) for r in chosen)} characters"
         )
         return
-    rewards = rewards_of(read(options.eval / "results.jsonl"))
+    rewards = rewards_of(read_records(options.eval))
     chosen = [row for row in rows if any(rewards.get(row["id"], ()))]
     write(options.out, chosen)
     write(options.rewards, [{"prompt_id": row["id"], "rewards": rewards[row["id"]]} for row in chosen])
     tried = [value for values in rewards.values() for value in values]
     kept = [value for row in chosen for value in rewards[row["id"]]]
     print(
-        f"{len(chosen)} of {len(rewards)} problems solved at least once; mean reward {sum(tried) / len(tried):.3f}"
+        f"{len(chosen)} of {len(rewards)} problems solved at least once; mean reward {sum(tried) / max(1, len(tried)):.3f}"
     )
     print(f"of those kept {sum(kept) / max(1, len(kept)):.3f}")
 

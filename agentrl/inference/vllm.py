@@ -9,6 +9,7 @@ started (`vllm_server.py`) or which servers are live (`vllm_fleet.py`).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
@@ -165,7 +166,8 @@ class VLLMPolicy:
         self._transfer = make_transfer(spec.transfer, ranks_per_server=spec.tensor_parallel)
         self._sessions: dict[str, _Session] = {}
         self._version, self._attempt, self._updates = 0, 0, 0
-        self._fingerprint = fingerprint(spec.model)[:16] or "hub"
+        # A hub id has no files here: it is told by its name.
+        self._fingerprint = (fingerprint(spec.model) or hashlib.sha256(spec.model.encode()).hexdigest())[:16]
         self._staged: Any = None
         self._gate = asyncio.Event()
         self._gate.set()

@@ -115,7 +115,6 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_docker_settings_reach_the_backend() -> None:
-    pytest.importorskip("docker", reason="docker-py is not installed (extra `docker`)")
     from agentrl.train import make_sandbox
     from agentrl_sandbox import Level
 

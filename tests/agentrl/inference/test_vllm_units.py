@@ -17,7 +17,7 @@ import pytest
 from agentrl.errors import PolicyError, StallError, WeightSyncError
 from agentrl.inference import vllm_fleet
 from agentrl.inference.policy import Sampling
-from agentrl.inference.vllm import parse_label, request_body, token_versions
+from agentrl.inference.vllm import VLLMPolicy, parse_label, request_body, token_versions
 from agentrl.inference.vllm_client import Received, VLLMClient
 from agentrl.inference.vllm_server import (
     ServerSpec,
@@ -291,3 +291,10 @@ async def test_a_server_of_somebody_else_may_take_a_whole_start_to_come_back(
     await asyncio.wait_for(replica.watch, 10)
     assert "does not answer /health" in replica.given_up
     await fleet.close()
+
+
+async def test_two_models_of_a_hub_have_two_labels(tmp_path: Path):
+    # Fails when all that is no folder has one fingerprint: a server left by one would pass for the other's.
+    one, other = (VLLMPolicy(ServerSpec(name), log_folder=tmp_path) for name in ("a/one", "a/other"))
+    assert one._label() != other._label()
+    assert parse_label(one._label()) == (0, 0)
