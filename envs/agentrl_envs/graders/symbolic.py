@@ -14,6 +14,7 @@ from typing import Any
 
 from .comparison import CannotParse, Undecided, exact_leaf
 from .exact import decimals_of, number_of
+from .units import TRIGONOMETRY
 
 __all__ = ["symbolic_leaf", "warm_up"]
 
@@ -23,7 +24,6 @@ _EQUAL = 40  # leading digits in which two numbers must agree
 # |x|.
 _POINTS = ("0.7310585786", "1.9378129145", "-0.6180339887", "3.3598856662", "-2.2360679775")
 
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 # The parser reads 2(3) and (2)(3) as mixed numbers.
 _PRODUCT = re.compile(r"((?<![_^\d])\d+|\))\s*(?=\()")
@@ -46,7 +46,7 @@ def _parsed(text: str) -> Any:
     """sympy expression of a LaTeX value, or None."""
     from math_verify import LatexExtractionConfig, parse
 
-    if _TRIGONOMETRY.search(text):
+    if TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     text = _PRODUCT.sub(r"\1 \\cdot ", text)
     normal = LatexExtractionConfig().normalization_config

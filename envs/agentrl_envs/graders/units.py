@@ -45,7 +45,7 @@ _NO_UNITS = {  # parts of the value, and words of a hedge
 _DEGREES = re.compile(
     r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF]))?\s*\Z|\s*\\degree\s*\Z"
 )
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")  # whose argument the degrees are
+TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")  # whose argument the degrees are
 _POWER = r"\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*"
 _TEXT = re.compile(rf"\s*\\text\s*\{{([^{{}}^\d]*){_POWER}\}}{_POWER}\Z")
 _WORDS = re.compile(rf"(?<=[\d.}})])\s*([A-Za-z](?:[A-Za-z. ]|/(?=[A-Za-z]))*?){_POWER}\Z")
@@ -59,7 +59,7 @@ def split_unit(text: str, other: str | None = None) -> tuple[str, str | None]:
     """
     if text.endswith("%"):
         return text[:-1].rstrip(), "%"
-    if (match := _DEGREES.search(text)) and not _TRIGONOMETRY.search(text):
+    if (match := _DEGREES.search(text)) and not TRIGONOMETRY.search(text):
         return text[: match.start()].rstrip(), _TEMPERATURES[match[1] or match[2]]
     match = _TEXT.search(text) or _WORDS.search(text)
     if match is None or match.start() == 0 or _NO_UNITS & set(match[1].lower().split()):
