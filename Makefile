@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test check lint format docs test-sandbox test-docker test-vllm test-chaos test-gpu wheel-check clean
+.PHONY: help demo test check lint format docs test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 ## make test          the whole suite that needs no engine of its own (under ten minutes on two cores)
 test: $(STAMP)-dev
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile and not faults"
 
 ## make lint          format, lint, types, import rules
 lint: $(STAMP)-dev
@@ -31,7 +31,7 @@ lint: $(STAMP)-dev
 
 ## make check         lint, and the fast tests (a minute or two)
 check: lint
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not docker and not vllm and not chaos and not hostile"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not faults"
 
 ## make format        let ruff format and mend
 format: $(STAMP)-dev
@@ -41,6 +41,10 @@ format: $(STAMP)-dev
 ## make test-sandbox  a hundred hostile programs at every level of isolation, as root and as an ordinary user
 test-sandbox: $(STAMP)-dev $(LIBRARIES)/.installed
 	AGENTRL_TEST_LIBRARIES=$(abspath $(LIBRARIES)) $(BIN)/python -m pytest -q -m "hostile and not docker" tests/sandbox
+
+## make test-faults   what models, tools and machines do wrong, through public commands and files
+test-faults: $(STAMP)-dev
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "faults" tests/faults
 
 # What some of the hostile programs import; never the trainer's own packages.
 $(LIBRARIES)/.installed:
