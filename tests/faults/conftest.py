@@ -28,7 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `agentrl ARGUMENTS` in a process of its own, in an empty folder."""
 
-    def run(*arguments: object, timeout_s: float = 50, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, timeout_s: float = 50, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         program = "import sys; from importlib.metadata import entry_points as e; "
         program += "sys.exit(next(iter(e(group='console_scripts', name='agentrl'))).load()())"
         return subprocess.run(
