@@ -10,14 +10,12 @@ from .errors import (
     EnvError,
     EnvNotFound,
     GraderFailure,
-    GradingTimedOut,
     RewardError,
     RowError,
     SandboxFailure,
     SettingsError,
     ToolError,
     ToolFailure,
-    UndecidedGrade,
 )
 from .function_env import function_env
 from .graders import Grader, Verdict, last_answer
@@ -41,7 +39,6 @@ __all__ = [
     "Finish",
     "Grader",
     "GraderFailure",
-    "GradingTimedOut",
     "MathWithPython",
     "Message",
     "Reward",
@@ -55,7 +52,6 @@ __all__ = [
     "ToolResult",
     "ToolSpec",
     "Transcript",
-    "UndecidedGrade",
     "Verdict",
     "arithmetic_rows",
     "checked",

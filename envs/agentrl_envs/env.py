@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .calls import CallThread, LimitExceeded, call, limited
-from .errors import EnvError, GraderFailure, GradingTimedOut, RewardError, RowError, SettingsError
+from .errors import EnvError, GraderFailure, RewardError, RowError, SettingsError
 from .graders import Grader, Verdict, default_grader
 from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, Transcript
 from .schema import BadValue, coerce
@@ -121,7 +121,8 @@ class Env:
     def grade(self, answer: str | None, gold: Any) -> Any:
         """Whether `answer` is right: a bool in a sync method, `await self.grade(...)` in an async one.
 
-        Raises GradingTimedOut or GraderFailure when there is no verdict: such an episode is not learned from.
+        An answer that cannot be compared (`Verdict.undecided`) is wrong. Raises GraderFailure when the grader
+        itself broke: such an episode is not learned from.
         """
         try:
             asyncio.get_running_loop()
@@ -134,11 +135,9 @@ class Env:
 
     def _decide(self, verdict: Verdict) -> bool:
         self._verdict = verdict
-        if verdict is Verdict.TIMED_OUT:
-            raise GradingTimedOut("comparing the answer with the gold answer went past the grader's limits")
-        if verdict is Verdict.GRADER_FAILED:
-            raise GraderFailure("the grader's process broke before it reached a verdict")
-        return verdict is Verdict.RIGHT
+        if verdict.failed:
+            raise GraderFailure("the grader's process broke twice before it reached a verdict")
+        return verdict.right
 
     # ---- what the class tells about itself -----------------------------------------------------------------
 
@@ -283,7 +282,7 @@ class Env:
     ) -> Reward:
         """The checked reward of a finished episode. `finish`: what ended it, if the environment did.
 
-        Raises RewardError outside `reward_range`, UndecidedGrade without a verdict, EnvError when `reward`
+        Raises RewardError outside `reward_range`, GraderFailure without a verdict, EnvError when `reward`
         raised.
         """
         self._verdict = None

@@ -12,14 +12,12 @@ __all__ = [
     "EnvError",
     "EnvNotFound",
     "GraderFailure",
-    "GradingTimedOut",
     "RewardError",
     "RowError",
     "SandboxFailure",
     "SettingsError",
     "ToolError",
     "ToolFailure",
-    "UndecidedGrade",
 ]
 
 
@@ -60,16 +58,8 @@ class SandboxFailure(EnvError):
     infrastructure = True
 
 
-class UndecidedGrade(EnvError):
-    """The grader reached no verdict, so the answer is neither right nor wrong."""
-
-
-class GradingTimedOut(UndecidedGrade):
-    """Comparing this answer needs more time or memory than the grader's limits give."""
-
-
-class GraderFailure(UndecidedGrade):
-    """The grader's own process broke or was starved."""
+class GraderFailure(EnvError):
+    """The grader's own process broke or was starved, so the answer is neither right nor wrong."""
 
     infrastructure = True
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl_envs import Env, EnvError, Grader, GraderFailure, GradingTimedOut, Transcript, Verdict
+from agentrl_envs import Env, Grader, GraderFailure, Transcript, Verdict
 from agentrl_envs.graders.cleaning import cleaned, compact
 from agentrl_envs.graders.exact import number_of
 from agentrl_envs.graders.strict import strict_verdict
@@ -81,7 +81,11 @@ def test_every_verdict_is_typed(grader: Grader):
     assert grader.grade_sync(r"\boxed{\frac{1}{}+}", "x+1") is Verdict.CANNOT_PARSE
     assert Verdict.RIGHT.right
     assert not Verdict.WRONG.right
-    assert [v for v in Verdict if not v.decided] == [Verdict.TIMED_OUT, Verdict.GRADER_FAILED]
+    assert grader.grade_sync(f"\\boxed{{{'x+' * 2000}x}}", "x+1") is Verdict.TOO_LONG
+    assert grader.grade_sync(f"\\boxed{{{'(' * 100}x{')' * 100}}}", "x+1") is Verdict.TOO_LONG
+    undecided = {Verdict.CANNOT_PARSE, Verdict.TOO_LONG, Verdict.TIMED_OUT}
+    assert {v for v in Verdict if v.undecided} == undecided
+    assert [v for v in Verdict if v.failed] == [Verdict.GRADER_FAILED]
     assert str(Verdict.RIGHT) == "right"
 
 
@@ -102,18 +106,25 @@ async def test_a_custom_grader_is_a_function():
         Grader(mode="exact")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(
-    ("verdict", "error"), [(Verdict.TIMED_OUT, GradingTimedOut), (Verdict.GRADER_FAILED, GraderFailure)]
-)
-async def test_no_verdict_is_no_reward(verdict: Verdict, error: type[EnvError]):
-    # Fails if `_decide` returns False for them: a time-out would be learned from as a wrong answer.
-    class Graded(Env):
-        def reward(self, row, answer):
-            return self.grade(answer, "1")
+class Graded(Env):
+    def reward(self, row, answer):
+        return self.grade(answer, "1")
 
+
+@pytest.mark.parametrize("verdict", [v for v in Verdict if v.undecided])
+async def test_an_answer_that_cannot_be_compared_is_wrong(verdict: Verdict):
+    # Fails if `_decide` raises for them: a model that writes towers when it is wrong would lose no point.
     env = Graded(grader=Grader(function=lambda answer, gold: verdict))
-    with pytest.raises(error):
+    reward = await env.score({}, r"\boxed{1}", Transcript())
+    assert (reward.value, reward.verdict) == (0.0, verdict.value)
+    await env.aclose()
+
+
+async def test_a_broken_grader_gives_no_reward():
+    env = Graded(grader=Grader(function=lambda answer, gold: Verdict.GRADER_FAILED))
+    with pytest.raises(GraderFailure) as failure:
         await env.score({}, r"\boxed{1}", Transcript())
+    assert failure.value.infrastructure
     await env.aclose()
 
 
@@ -265,6 +276,7 @@ def test_any_latex_gets_a_verdict_or_goes_to_the_symbolic_path(answer: str, gold
         Verdict.WRONG,
         Verdict.NO_ANSWER,
         Verdict.CANNOT_PARSE,
+        Verdict.TOO_LONG,
     )
 
 

@@ -35,7 +35,7 @@ def test_adversarial_answers_get_a_typed_verdict():
     try:
         for answer in ADVERSARIAL:
             verdict = grader.grade_sync(f"\\boxed{{{answer}}}", r"x^2+\sqrt{3}")
-            assert verdict in (Verdict.WRONG, Verdict.CANNOT_PARSE, Verdict.TIMED_OUT), answer[:40]
+            assert verdict is Verdict.WRONG or verdict.undecided, answer[:40]
         assert grader.grade_sync(r"\boxed{\sqrt{12}}", r"2\sqrt{3}") is Verdict.RIGHT
     finally:
         grader.close()
@@ -141,7 +141,7 @@ def test_memory_is_bounded():
     grader = Grader(limits=PoolLimits(time_s=4.0, memory_mb=64), processes=1)
     try:
         verdict = grader.grade_sync(r"\boxed{3^{3^{20}}+x}", "x+1")
-        assert verdict in (Verdict.TIMED_OUT, Verdict.CANNOT_PARSE, Verdict.WRONG)
+        assert verdict is Verdict.WRONG or verdict.undecided
         assert grader.grade_sync(r"\boxed{1+x}", "x+1") is Verdict.RIGHT
     finally:
         grader.close()

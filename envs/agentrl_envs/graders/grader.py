@@ -230,7 +230,7 @@ def _exact(stated: str, gold: str) -> Verdict | None:
     if is_integer(stated) and is_integer(gold):
         return Verdict.RIGHT if int(stated) == int(gold) else Verdict.WRONG
     if len(stated) > _LONGEST + 3 * len(gold) or _depth(stated) > max(_DEEPEST, _depth(gold)):
-        return Verdict.CANNOT_PARSE
+        return Verdict.TOO_LONG
     try:
         return Verdict.RIGHT if equal(stated, gold, exact_leaf) else Verdict.WRONG
     except Undecided:

@@ -17,11 +17,14 @@ class Verdict(StrEnum):
     NO_ANSWER = "no_answer"
     """The model stated no answer: no text, no box, an empty box."""
     CANNOT_PARSE = "cannot_parse"
-    """There is an answer, but it is no mathematics that can be read. Counts as wrong."""
+    """There is an answer, but it is no mathematics that can be read: undecided, counts as wrong."""
+    TOO_LONG = "too_long"
+    """The answer is far longer, or nested far deeper, than an answer can be: undecided, counts as wrong."""
     TIMED_OUT = "timed_out"
-    """The comparison went past the limits on time or memory: neither right nor wrong."""
+    """Comparing it took more time or memory of the grader's own than any answer needs: undecided, counts as
+    wrong."""
     GRADER_FAILED = "grader_failed"
-    """The machinery broke: neither right nor wrong."""
+    """The grader broke, or the machine starved it, also on a second try: neither right nor wrong."""
 
     @property
     def right(self) -> bool:
@@ -29,6 +32,11 @@ class Verdict(StrEnum):
         return self is Verdict.RIGHT
 
     @property
-    def decided(self) -> bool:
-        """False when the episode must not be learned from."""
-        return self not in (Verdict.TIMED_OUT, Verdict.GRADER_FAILED)
+    def undecided(self) -> bool:
+        """True when the answer itself kept the grader from comparing it. It is graded as wrong."""
+        return self in (Verdict.CANNOT_PARSE, Verdict.TOO_LONG, Verdict.TIMED_OUT)
+
+    @property
+    def failed(self) -> bool:
+        """True when grader or machine broke: an infrastructure failure, never a reward."""
+        return self is Verdict.GRADER_FAILED
