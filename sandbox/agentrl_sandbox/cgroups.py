@@ -1,4 +1,4 @@
-"""Control groups for sessions: memory and number of processes, version 1, 2 or both mounted side by side.
+"""Control groups for sessions: memory, processes, CPU time; version 1, 2 or both mounted side by side.
 
 Made where this process may write, else not at all: then rlimits and a watch on memory stand in. Groups are
 used again by later sessions, because the kernel keeps what is left of removed ones for long. Knows nothing
@@ -25,6 +25,7 @@ class Group:
     memory: Path | None
     pids: Path | None
     unified: bool
+    usage: Path | None = None
     oom_kills: int = 0
     directories: list[Path] = field(default_factory=list)
 
@@ -51,6 +52,15 @@ class Group:
     def open_entrances(self) -> list[int]:
         """Descriptors to which a process writes `0` to join."""
         return [os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in self.directories]
+
+    def open_usage(self) -> int:
+        """A descriptor of the CPU time that the group has used; -1 where the kernel does not count it."""
+        if self.usage is None:
+            return -1
+        try:
+            return os.open(self.usage, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return -1
 
     def out_of_memory(self) -> bool:
         """True when the kernel has killed for memory since `limit` or `forget`."""
@@ -112,6 +122,8 @@ class Groups:
             return None, f"control groups cannot be read: {error}"
         if not parents:
             return None, "no memory and pids controllers are mounted"
+        if "cpuacct" in parents and not os.access(parents["cpuacct"], os.W_OK):
+            del parents["cpuacct"]
         for name, parent in parents.items():
             if not os.access(parent, os.W_OK):
                 return None, f"{parent} ({name} controller) is not writable by this user"
@@ -161,7 +173,11 @@ class Groups:
         directories = list(dict.fromkeys(paths.values()))
         for path in directories:
             path.mkdir()
-        return Group(paths.get("memory"), paths.get("pids"), self._unified, directories=directories)
+        if self._unified:
+            usage = directories[0] / "cpu.stat"
+        else:
+            usage = paths["cpuacct"] / "cpuacct.usage" if "cpuacct" in paths else None
+        return Group(paths.get("memory"), paths.get("pids"), self._unified, usage, directories=directories)
 
 
 def _remove(top: Path) -> None:
@@ -193,12 +209,12 @@ def _parents() -> tuple[dict[str, Path], bool]:
         if kind == "cgroup2":
             unified = where
         elif kind == "cgroup":
-            for name in ("memory", "pids"):
+            for name in ("memory", "pids", "cpuacct"):
                 if name in options.split()[-1].split(","):
                     mounts[name] = where
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     own = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
-    if mounts:
+    if "memory" in mounts or "pids" in mounts:
         found = {}
         for name, where in mounts.items():
             path = next((path for names, path in own.items() if name in names.split(",")), "/")

@@ -35,7 +35,10 @@ _MIB = 1 << 20
 _STDERR_KEPT = 4096
 
 _MODULES = {
-    **{name: f"inside/{name}.py" for name in ("frames", "processes", "interpreter", "supervisor")},
+    **{
+        name: f"inside/{name}.py"
+        for name in ("frames", "processes", "room", "meter", "interpreter", "supervisor")
+    },
     "seccomp": "seccomp.py",
     "entry": "docker_entry.py",
 }

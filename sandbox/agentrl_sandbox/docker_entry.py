@@ -29,6 +29,24 @@ _KILL_COUNTS = (
 )
 
 
+# Where a container sees the CPU time of its own control group.
+_USAGE = (
+    "/sys/fs/cgroup/cpuacct/cpuacct.usage",
+    "/sys/fs/cgroup/cpu,cpuacct/cpuacct.usage",
+    "/sys/fs/cgroup/cpu.stat",
+)
+
+
+def open_usage():
+    """A descriptor of the kernel's account of this container's CPU time; -1 where there is none."""
+    for path in _USAGE:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+    return -1
+
+
 def oom_kills():
     """How often the kernel has killed in this container for its memory limit; 0 where it cannot be read."""
     for path, name in _KILL_COUNTS:
@@ -94,5 +112,5 @@ def become_supervisor(libraries, cores):
     missing = warm(libraries)
     version = ".".join(map(str, sys.version_info[:3]))
     frames.send_frame(host_out, {"kind": "warm", "missing": missing, "python": version})
-    ContainerSupervisor(host_in, host_out, guard_supervisor).serve()
+    ContainerSupervisor(host_in, host_out, guard_supervisor, open_usage()).serve()
     os._exit(0)

@@ -220,15 +220,16 @@ class LocalSandbox(Sandbox):
         zygote.live += 1
         ours, theirs = socket.socketpair()
         entrances: list[int] = group.open_entrances() if group else []
+        usage = group.open_usage() if group else -1
         try:
             start, uid = self._start_frame(limits, seed, group)
             interpreter.room = start["watch_files"]
             try:
-                while not zygote.ask(theirs, entrances, uid):  # noqa: ASYNC110
+                while not zygote.ask(theirs, entrances, usage, uid):  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
             finally:
                 theirs.close()
-                for fd in entrances:
+                for fd in (*entrances, *([usage] if usage >= 0 else ())):
                     os.close(fd)
             await interpreter.connect(ours, start)
         except BaseException:

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .cgroups import Group
+from .control import arrives
 from .errors import SandboxError, SessionClosed, SessionStartFailed
 from .interface import Session
 from .limits import Limits
@@ -26,7 +27,10 @@ from .local_zygote import Zygote
 from .outcome import clean, result_from_frame
 from .result import Result, Status
 
-BACK_STOP = 10.0
+BACK_STOP = 3.0
+"""Times the limit that a run may take in wall time while a control process need not wait for a core."""
+SLACK_S = 0.5
+"""Longest time from a limit to the answer that it was reached, where the machine is idle."""
 AGAIN_S = 30.0
 """Longest wait for a fresh process in a room that was kept; then there is a new room."""
 _HEAD = struct.Struct("!I")
@@ -313,7 +317,7 @@ class LocalSession(Session):
         interpreter = self._interpreter
         if interpreter is not None and self._unread is not None:
             try:
-                wait = self._limits.grace_s * BACK_STOP
+                wait = 10 * self._limits.grace_s
                 header, _ = await asyncio.wait_for(interpreter.line.receive(), wait)
                 if header.get("id") != self._unread or not header.get("alive"):
                     raise Lost("the cancelled run took the session with it")
@@ -337,17 +341,15 @@ class LocalSession(Session):
     async def _call(self, interpreter: Interpreter, code: bytes, stdin: bytes, time_s: float) -> Result:
         request = secrets.token_hex(16)
         began = time.monotonic()
-        back_stop = BACK_STOP * (time_s + self._limits.grace_s)
         self._unread = request
         try:
             interpreter.line.send({"kind": "run", "id": request, "time_s": time_s}, (code, stdin))
-            async with asyncio.timeout(back_stop):
-                header, blobs = await interpreter.line.receive()
+            frame = await self._receive(interpreter, time_s)
+            if frame is None:
+                return self._overdue(time_s, began)
+            header, blobs = frame
             if header.get("kind") != "result" or header.get("id") != request:
                 raise Lost("a frame that nobody asked for")
-        except TimeoutError:
-            reason = f"The machine starved the program: not done within {back_stop:g} s of wall time."
-            return self._broken(reason, began)
         except Lost as error:
             return await self._explain(interpreter, str(error), began)
         self._unread = None
@@ -355,6 +357,27 @@ class LocalSession(Session):
         dead = not header.get("alive")
         killed = dead and interpreter.group is not None and interpreter.group.out_of_memory()
         return result_from_frame(header, blobs, self._limits, wall, time_s=time_s, out_of_memory=killed)
+
+    async def _receive(
+        self, interpreter: Interpreter, time_s: float
+    ) -> tuple[dict[str, Any], list[bytes]] | None:
+        """The next frame; None when the back-stop is reached. Raises Lost."""
+        began, usual = time.monotonic(), time_s + min(time_s, self._limits.grace_s) + SLACK_S
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(usual):
+                return await interpreter.line.receive()
+        answer = asyncio.ensure_future(interpreter.line.receive())
+        try:
+            return answer.result() if await arrives(answer, began, max(BACK_STOP * time_s, usual)) else None
+        finally:
+            answer.cancel()
+
+    def _overdue(self, time_s: float, began: float) -> Result:
+        """The program kept its limits from being looked at, or waits where nothing can wait so long."""
+        self._unread = None
+        wall = time.monotonic() - began
+        reason = f"The time limit of {time_s:g} s was reached; the program was killed after {wall:.1f} s."
+        return Result(Status.TIMEOUT, error=reason, wall_s=wall, session_alive=False)
 
     def _broken(self, reason: str, began: float) -> Result:
         self._unread = None

@@ -141,14 +141,16 @@ class Zygote:
         """Process id of the launcher."""
         return self._process.pid
 
-    def ask(self, line: socket.socket, groups: list[int], uid: int | None) -> bool:
+    def ask(self, line: socket.socket, groups: list[int], usage: int, uid: int | None) -> bool:
         """Ask for a session that speaks on `line`; False when the zygote has too many orders already.
 
-        Raises OSError when the zygote is gone.
+        `groups`: control groups to join; `usage`: where its CPU time is counted, -1 for nowhere. Raises
+        OSError when the zygote is gone.
         """
-        order = json.dumps({"uid": uid}).encode()
+        order = json.dumps({"uid": uid, "metered": usage >= 0}).encode()
+        fds = [line.fileno(), *groups, *([usage] if usage >= 0 else [])]
         try:
-            socket.send_fds(self._control, [order], [line.fileno(), *groups])
+            socket.send_fds(self._control, [order], fds)
         except BlockingIOError:
             return False
         except OSError:

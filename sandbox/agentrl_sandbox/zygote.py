@@ -2,8 +2,9 @@
 
 Control socket (descriptor 3, sequenced packets): the first packet is the configuration; the zygote answers
 `{"ready": version, "landlock": n, "failed": {library: why}}` once its libraries are warm. Then each packet
-`{"uid": uid|null}` with descriptors [session socket, control group files...] is a new session. End of the
-socket: exit, and with it every session. Knows nothing of programs.
+`{"uid": uid|null, "metered": bool}` with descriptors [session socket, control group files..., if metered the
+file of its CPU time] is a new session. End of the socket: exit, and with it every session. Knows nothing of
+programs.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ class Zygote:
             os.close(CONTROL)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             start, _ = frames.receive_frame(line)
+            usage = groups.pop() if order["metered"] else -1
             for group in groups:
                 os.write(group, b"0")
             if self.namespaces:
@@ -169,12 +171,12 @@ class Zygote:
                 _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: the zygote's end is ours
             else:
                 self._settle(order.get("uid"))
-            interpreter.close_others({0, 1, 2, line})
+            interpreter.close_others({0, 1, 2, line} | ({usage} - {-1}))
             gc.enable()
             if self.protect:
                 drop_privileges()
             announce(line)
-            supervisor.Supervisor(line, line, lambda: self._confine(start)).serve(start)
+            supervisor.Supervisor(line, line, lambda: self._confine(start), usage).serve(start)
         except BaseException as error:
             try:
                 reason = f"{type(error).__name__}: {error}"

@@ -196,14 +196,15 @@ def test_what_runs_inside_imports_nothing_else_of_the_package():
             line.strip() for line in path.read_text().splitlines() if "import" in line.split("#")[0].split()
         ]
         ours = [line for line in lines if line.startswith(("from .", "import agentrl", "from agentrl"))]
-        assert all(re.match(r"from \.(frames|interpreter|processes)? ?import", line) for line in ours), ours
+        assert all(
+            re.match(r"from \.(frames|interpreter|meter|processes|room)? ?import", line) for line in ours
+        ), ours
 
 
 class Scripted:
     """What the kernel says of an interpreter, written down: booked runs and waits, and its state."""
 
     schedstat = True
-    child, waits = 7, {}
 
     def __init__(self):
         self.ran_ns, self.waited_s, self.runnable = 0, 0.0, True
@@ -217,25 +218,28 @@ class Scripted:
     def quick(self):
         return self.ran_ns / 1e9, self.waited_s
 
-    def full(self):
-        return self.ran_ns / 1e9, {}
+    def waits(self):
+        return [self.waited_s]
+
+    def seconds(self):
+        return self.ran_ns / 1e9
 
 
 def test_a_wait_that_is_not_booked_yet_is_no_time_out(monkeypatch):
     now = 100.0
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
     kernel = Scripted()
-    run = supervisor.Run("id", 1.0, supervisor.Output(100), supervisor.Output(100), kernel)
+    run = supervisor.Run("id", 1.0, supervisor.Output(100), supervisor.Output(100), kernel, kernel)
     now = 102.0  # two seconds in the queue, of which nothing is booked
-    assert not run.over(kernel, 1.0)
-    assert not run.over(kernel, 1.0)
+    assert not run.over()
+    assert not run.over()
     kernel.ran_ns, kernel.waited_s = 4_000_000, 1.996  # it ran for a moment, and the wait is booked
-    assert not run.over(kernel, 1.0)
-    now = 103.5  # it has run since, and it is over at the second look
-    kernel.ran_ns = 1_504_000_000
-    assert not run.over(kernel, 1.0)
-    kernel.ran_ns = 1_524_000_000
-    assert run.over(kernel, 1.0)
+    assert not run.over()
+    now = 103.5  # it has run or slept since, and it is over at the second look
+    kernel.ran_ns = 904_000_000
+    assert not run.over()
+    kernel.ran_ns = 924_000_000
+    assert run.over()
 
 
 def test_a_program_that_sleeps_past_its_limit_is_over_at_the_second_look(monkeypatch):
@@ -243,7 +247,7 @@ def test_a_program_that_sleeps_past_its_limit_is_over_at_the_second_look(monkeyp
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
     kernel = Scripted()
     kernel.runnable = False
-    run = supervisor.Run("id", 1.0, supervisor.Output(100), supervisor.Output(100), kernel)
+    run = supervisor.Run("id", 1.0, supervisor.Output(100), supervisor.Output(100), kernel, kernel)
     now = 101.5
-    assert not run.over(kernel, 1.0)
-    assert run.over(kernel, 1.0)
+    assert not run.over()
+    assert run.over()

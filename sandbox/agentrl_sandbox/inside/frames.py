@@ -24,7 +24,7 @@ supervisor to host:
     {"kind": "result", "id": ..., "interrupted": bool,
      "cause": null|"time"|"memory"|"files"|"protocol"|"cancelled",
      "wait_status": null | status of wait(2) of the interpreter, when it is dead, "alive": bool,
-     "cpu_s": float, "counted_s": float, "truncated": bool,
+     "cpu_s": float, "truncated": bool,
      "blobs": [what the interpreter says (JSON, untrusted; may be empty), stdout bytes, stderr bytes]}
     After a result with "alive": false the supervisor exits. {"kind": "failed", "reason": text} replaces
     "ready" when the interpreter could not be started.

@@ -26,7 +26,10 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _FUTURE = 0
 for _name in __import__("__future__").all_feature_names:
     _FUTURE |= getattr(__import__("__future__"), _name).compiler_flag
-_OURS = ("supervisor", "interpreter", "frames", "processes", "entry", "jail", "zygote", "seccomp", "landlock")
+_OURS = (
+    "supervisor", "interpreter", "frames", "processes", "room", "meter", "entry", "jail", "zygote", "seccomp",
+    "landlock",
+)  # fmt: skip
 
 
 class Interpreter:

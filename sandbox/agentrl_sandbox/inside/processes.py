@@ -1,4 +1,4 @@
-"""What a session has: its processes with their CPU time, waits and memory, and the files of its room.
+"""What a session has: its processes with their CPU time, waits, memory and files without a name.
 
 Reads /proc and directories; knows nothing of runs, limits of time, or frames. Standard library only.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import time
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_RLIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 
 
 def read_small(path):
@@ -33,23 +31,46 @@ def group_of(pid):
         return None
 
 
+def read_all(path):
+    """A file of /proc of any length."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+class Usage:
+    """What one process has used so far, by /proc."""
+
+    __slots__ = ("cpu", "reaped", "running", "threads")
+
+    def __init__(self, cpu, reaped, running, threads):
+        self.cpu, self.reaped, self.running, self.threads = cpu, reaped, running, threads
+
+
 class Processes:
-    """The processes of the session as /proc shows them: their CPU time, waits and memory."""
+    """The processes of the session as /proc shows them."""
 
     def __init__(self, child, alone):
         self.child = child
         self.alone = alone
         self.me = os.getpid()
-        self.waits = {}
-        self.base_memory = self._memory(child)
+        self.base_memory, self.base_private = self._memory(child)
+        self.tree = not alone and os.path.exists(f"/proc/self/task/{self.me}/children")
         try:
             self.fd = os.open(f"/proc/{child}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
             self.schedstat = len(os.pread(self.fd, 100, 0).split()) == 3
         except OSError:
             self.fd, self.schedstat = -1, False
 
+    def close(self):
+        """Give back the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
     def pids(self):
-        """Process ids of the session, the supervisor apart; empty where /proc is not to be had."""
+        """Process ids of the session, the supervisor apart."""
+        if self.tree:
+            return self._below()
         try:
             found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         except OSError:
@@ -57,6 +78,25 @@ class Processes:
         if self.alone:
             return [pid for pid in found if pid not in (1, self.me)]
         return [pid for pid in found if group_of(pid) == self.child]
+
+    def _below(self):
+        """Every process below the supervisor, which inherits the orphans; the host has too many to ask."""
+        found, rest = set(), [self.me]
+        while rest:
+            for child in self._children(rest.pop()):
+                if child not in found:
+                    found.add(child)
+                    rest.append(child)
+        return sorted(found)
+
+    def _children(self, pid):
+        children = []
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                children += map(int, read_all(f"/proc/{pid}/task/{task}/children").split())
+        except OSError:
+            pass  # it has gone
+        return children
 
     def quick(self):
         """`(cpu seconds, wait seconds)` of the interpreter's main thread; one system call."""
@@ -66,7 +106,8 @@ class Processes:
                 return int(ran) / 1e9, int(waited) / 1e9
             except (OSError, ValueError):
                 return 0.0, 0.0
-        return self._cpu(self.child), 0.0
+        stat = self._stat(self.child)
+        return (sum(map(int, stat[11:15])) / _TICKS if len(stat) > 15 else 0.0), 0.0
 
     def booked(self):
         """What the kernel has booked for the interpreter's main thread; it changes whenever that runs."""
@@ -79,39 +120,119 @@ class Processes:
         """True while the interpreter's main thread runs or stands in the run queue."""
         return self._stat(self.child)[:1] == ["R"]
 
-    def full(self):
-        """`(cpu seconds of all, {pid: wait seconds})`."""
-        total, waits = self._cpu(self.child), {}
+    def usage(self):
+        """`{(pid, start time): Usage}` of every process there is."""
+        found = {}
         for pid in self.pids():
+            stat = self._stat(pid)
+            if len(stat) < 20:
+                continue
+            threads = int(stat[17])
+            cpu = (int(stat[11]) + int(stat[12])) / _TICKS  # in hundredths, but with the threads that ended
+            if self.schedstat:
+                cpu = max(cpu, sum(ran for ran, _ in self._tasks(pid, threads)))
+            reaped = (int(stat[13]) + int(stat[14])) / _TICKS
+            found[pid, stat[19]] = Usage(cpu, reaped, stat[0] == "R", threads)
+        return found
+
+    def waits(self):
+        """Seconds that each of the session's threads has stood in the run queue."""
+        return [wait for pid in self.pids() for _, wait in self._tasks(pid, 2)]
+
+    def _tasks(self, pid, threads):
+        """`(cpu, wait)` seconds of the threads of a process, of its main one only if it has no other."""
+        found = []
+        try:
+            names = os.listdir(f"/proc/{pid}/task") if threads > 1 else [str(pid)]
+        except OSError:
+            return found
+        for name in names:
             try:
-                ran, waited, _ = read_small(f"/proc/{pid}/schedstat").split()
+                ran, waited, _ = read_small(f"/proc/{pid}/task/{name}/schedstat").split()
             except (OSError, ValueError):
                 continue
-            waits[pid] = int(waited) / 1e9
-            if pid != self.child:
-                total += int(ran) / 1e9
-        return total, waits
+            found.append((int(ran) / 1e9, int(waited) / 1e9))
+        return found
 
-    def memory(self):
-        """Bytes that the processes do not share with the interpreter as it was at its start."""
-        return sum(max(0, self._memory(pid) - self.base_memory) for pid in self.pids())
+    def at_rest(self):
+        """True when nothing but the interpreter's waiting main thread is left."""
+        usage = self.usage()
+        return len(usage) <= 1 and all(one.threads <= 1 for one in usage.values())
 
     def sleeping(self):
         """True when no process of the session wants to run."""
         return all(self._stat(pid)[:1] not in (["R"], ["D"]) for pid in self.pids())
 
+    def memory(self, enough):
+        """Bytes of memory that the program has taken, shared mappings among them.
+
+        Pages that several processes share by a fork are counted once. That takes long to find out, and the
+        plain sum is never less: it will do as long as it is not more than `enough`.
+        """
+        pids = self.pids()
+        taken = sum(self._memory(pid)[0] for pid in pids) - self.base_memory
+        if taken > enough:
+            taken = sum(self._proportional(pid) for pid in pids) - self.base_private
+        return max(0, taken)
+
+    def sockets(self):
+        """How many sockets the program holds: their buffers are in nobody's memory."""
+        return sum(1 for pid in self.pids() for link in self._links(pid) if link.startswith("socket:"))
+
+    def nameless(self, device):
+        """Bytes of the files on `device` that have no name any more but are open or mapped."""
+        found = {}
+        for pid in self.pids():
+            for fd in self._fds(pid):
+                try:
+                    stat = os.stat(f"/proc/{pid}/fd/{fd}")
+                except OSError:
+                    continue
+                if stat.st_nlink == 0 and stat.st_dev == device:
+                    found[stat.st_ino] = stat.st_blocks * 512
+            self._add_mapped(pid, device, found)
+        return sum(found.values())
+
+    def _add_mapped(self, pid, device, found):
+        """Files that are mapped but no longer open count by the length of the mapping."""
+        try:
+            lines = read_all(f"/proc/{pid}/maps").splitlines()
+        except OSError:
+            return
+        for line in lines:
+            if line.endswith(b"(deleted)"):
+                where, _, _, dev, inode, _ = line.split(None, 5)
+                major, minor = (int(part, 16) for part in dev.split(b":"))
+                if os.makedev(major, minor) == device:
+                    start, end = (int(part, 16) for part in where.split(b"-"))
+                    found.setdefault(int(inode), end - start)
+
+    def _fds(self, pid):
+        try:
+            return os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            return []
+
+    def _links(self, pid):
+        for fd in self._fds(pid):
+            try:
+                yield os.readlink(f"/proc/{pid}/fd/{fd}")
+            except OSError:
+                continue
+
     def kill_others(self):
         """Kill all but the interpreter; False when that cannot be done."""
         for _ in range(5):
-            if not self._others():
-                return True
-            # Stop all in one call first: a crowd that forks while it is killed one by one never ends.
+            # Stop all in one call first: a crowd that forks while it is looked for is never seen whole.
             self._signal_all(signal.SIGSTOP)
-            for pid in self._others():
+            others = self._others()
+            for pid in others:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.kill(self.child, signal.SIGCONT)
+            if not others:
+                return True
             time.sleep(0.002)
         return False
 
@@ -138,48 +259,19 @@ class Processes:
         except OSError:
             return []
 
-    def _cpu(self, pid):
-        stat = self._stat(pid)
-        return sum(map(int, stat[11:15])) / _TICKS if len(stat) > 15 else 0.0
-
     def _memory(self, pid):
+        """Bytes that are resident, and how many of them are neither files nor shared."""
         try:
-            _, resident, shared, *_ = read_small(f"/proc/{pid}/statm").split()
+            resident, shared = (int(pages) * _PAGE for pages in read_small(f"/proc/{pid}/statm").split()[1:3])
         except (OSError, ValueError):
-            return 0
-        return (int(resident) - int(shared)) * _PAGE
+            return 0, 0
+        return resident, resident - shared
 
-
-def exceeds(directory, limits):
-    """True when the files below `directory` are more, or larger, than the limits."""
-    count = size = 0
-    for path, directories, names in os.walk(directory):
-        count += len(directories) + len(names)
-        for name in names[:20000]:
-            try:
-                size += os.lstat(os.path.join(path, name)).st_blocks * 512
-            except OSError:
-                continue
-        if count > limits["files"] or size > limits["file_mb"] << 20:
-            return True
-    return False
-
-
-def describe_room(directory):
-    """What a program could change and leave: its directory and those beside it, and this process's limits.
-
-    Nothing can be put into a directory, taken out of it or set on it without a change of its ctime, which no
-    program can set; contents and mode are compared too, for clocks that tick slowly.
-    """
-    parent, found = os.path.dirname(directory), []
-    try:
-        for path in (parent, *(os.path.join(parent, name) for name in sorted(os.listdir(parent)))):
-            stat = os.lstat(path)
-            attributes = os.listxattr(path, follow_symlinks=False)
-            found.append(
-                (path, os.listdir(path), stat.st_mode, stat.st_ctime_ns, stat.st_mtime_ns, attributes)
-            )
-    except OSError as error:
-        return error  # equal to nothing but itself
-    limits = [resource.getrlimit(number) for number in _RLIMITS]
-    return found, limits, os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)
+    def _proportional(self, pid):
+        """Anonymous and shared memory, each page divided by the number of processes that have it."""
+        try:
+            lines = read_small(f"/proc/{pid}/smaps_rollup").splitlines()
+            pss = {key: int(rest[0]) << 10 for key, *rest in (line.split() for line in lines[1:])}
+            return pss[b"Pss_Anon:"] + pss[b"Pss_Shmem:"] + pss.get(b"SwapPss:", 0)
+        except (OSError, ValueError, KeyError, IndexError):
+            return self._memory(pid)[0]  # it closed itself to us, or the kernel is older than 5.9

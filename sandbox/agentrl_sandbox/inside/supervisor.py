@@ -14,16 +14,18 @@ every other process is killed, and the room goes on only if nothing was left in 
 changed. What passes through the supervisor lies in a few buffers that are wiped then, since a fork would
 take a copy of them along.
 
-**Time.** counted = wall time - the longest time that one of the session's processes stood in the run queue
-(`/proc/PID/schedstat`), and at least the CPU time of all of them divided by the number of cores, so that a
-crowd of processes cannot hide behind the queue it makes. At the limit SIGINT, after `grace_s` SIGKILL.
+**Time.** Two counts, and the program has used its time when either reaches the limit: the CPU seconds of all
+that it runs (`meter`), and wall time less the longest time that one of its threads stood in the run queue
+(`/proc/PID/task/*/schedstat`), so that a busy machine turns no good program into a time-out. A program can
+make such waits itself, but not without CPU time, which the first count has. At the limit SIGINT; SIGKILL when
+the program has gone on for `grace_s`, for another time limit, or for a quarter of the limit in CPU seconds.
+Between two runs what was left behind may use as much CPU time as one run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import struct
@@ -35,14 +37,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING or __package__:
     from . import frames
     from .interpreter import Interpreter
-    from .processes import Processes, describe_room, exceeds
+    from .meter import GroupMeter, TreeMeter
+    from .processes import Processes
+    from .room import describe_room, exceeds
 else:
     import frames
     from interpreter import Interpreter
-    from processes import Processes, describe_room, exceeds
+    from meter import GroupMeter, TreeMeter
+    from processes import Processes
+    from room import describe_room, exceeds
 
 _PULSE_S = 0.1
 _LOOK_S = 0.02  # longer than the kernel takes to book what a running program has run
+_SAMPLE_S = 0.04  # longest time between two looks of a meter that counts by looking
+_SHORT_S = 0.05  # what ends sooner is not worth a look at more than its main thread
+_GRACE_CPU = 0.25  # of the limit, and as CPU seconds, after the interrupt
+_SOCKET_BYTES = 212_992  # what the kernel lets a program put into one socket, if it does not raise that
 
 
 class Output:
@@ -103,72 +113,104 @@ def _whole_characters(data):
     return len(data)
 
 
-def cpu_of_children():
-    """CPU seconds of all children that were waited for."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 class Run:
-    """The run in progress: its clock and its output."""
+    """The run in progress, or the time between two runs: its clock and its output."""
 
-    def __init__(self, request, time_s, out, err, processes):
+    def __init__(self, request, time_s, out, err, processes, meter):
         self.id = request
         self.time_s = time_s
         self.out, self.err = out, err
         out.clear()
         err.clear()
+        self.processes, self.meter = processes, meter
         self.began = self.pulse = time.monotonic()
-        self.cpu, self.wait = processes.quick()
-        self.total_cpu: float | None = None
+        self.main, self.wait = processes.quick()
+        self.base = self.last = meter.seconds()
         self.slept = 0.0
-        self.interrupted_at: float | None = None
+        self.interrupted: tuple[float, float] | None = None  # wall and CPU seconds
         self.cause: str | None = None
         self.suspect: bytes | None = None
 
-    def over(self, processes, limit_s):
-        """True when `limit_s` has been counted, and none of it is a wait that the kernel has not booked yet.
+    def elapsed(self):
+        """Wall seconds."""
+        return time.monotonic() - self.began
+
+    def cpu(self):
+        """CPU seconds of all that the program ran."""
+        self.last = self.meter.seconds()
+        return max(0.0, self.last - self.base)
+
+    def spent(self):
+        """CPU seconds for the result; of a short run the main thread's, at the price of one system call."""
+        quick = self.processes.quick()[0] - self.main
+        return max(0.0, quick, self.cpu() if self.elapsed() > _SHORT_S else 0.0)
+
+    def over(self):
+        """True when the time limit has been reached."""
+        return self.cpu() >= self.time_s or self._waited_out(0.0, self.time_s)
+
+    def over_again(self, grace_s):
+        """True when the program has not ended in the grace after its interrupt."""
+        wall, cpu = self.interrupted or (0.0, 0.0)
+        if self.cpu() - cpu >= min(grace_s, max(_LOOK_S, _GRACE_CPU * self.time_s)):
+            return True
+        return self._waited_out(wall, min(grace_s, max(_PULSE_S, self.time_s)))
+
+    def _waited_out(self, since, seconds):
+        """True when so much wall time has passed, and none of it is a wait not yet booked by the kernel.
 
         A wait is booked when it ends, so a program that stands in the run queue looks busy until it runs
         again. It is therefore looked at twice: in between it must have run, or it must not want to.
         """
-        if self.counted(processes) < limit_s:
+        if self.elapsed() < since + seconds or self._unwaited() < since + seconds:
             self.suspect = None
             return False
-        if not processes.schedstat:
+        if not self.processes.schedstat:
             return True
-        booked = processes.booked()
+        booked = self.processes.booked()
         if self.suspect is None:
             self.suspect = booked
             return False
-        return booked != self.suspect or not processes.wants_to_run()
+        return booked != self.suspect or not self.processes.wants_to_run()
 
-    def counted(self, processes):
-        """Seconds that count against the limit; see the module's docstring."""
+    def _unwaited(self):
+        """Wall seconds less those in which the program could have run but for others."""
         now = time.monotonic()
         wall = now - self.began
-        if not processes.schedstat:
+        if not self.processes.schedstat:
             # Without run queue times: CPU time, and wall time only while nothing wants to run.
-            if processes.sleeping():
+            if self.processes.sleeping():
                 self.slept += now - self.pulse
             self.pulse = now
-            return min(wall, processes.full()[0] - self.cpu + self.slept)
-        cpu, waits = processes.full()
-        if self.total_cpu is None:
-            self.total_cpu = max(0.0, cpu - wall * len(waits))
-        waited = max(
-            (wait - (self.wait if pid == processes.child else processes.waits.get(pid, 0.0)))
-            for pid, wait in [(processes.child, processes.quick()[1]), *waits.items()]
-        )
-        return max(wall - max(0.0, waited), (cpu - self.total_cpu) / (os.cpu_count() or 1))
+            return min(wall, self.last - self.base + self.slept)
+        own = self.processes.quick()[1] - self.wait
+        return wall - max(0.0, own, *(wait for wait in self.processes.waits() if wait <= wall))
+
+    def patience(self, grace_s, cores):
+        """Seconds until the limit can be reached at the earliest."""
+        if self.suspect is not None:
+            return _LOOK_S
+        if not self.processes.schedstat:
+            return _SAMPLE_S
+        cpu_left = self.time_s - (self.last - self.base)
+        wall_left = self.time_s - self.elapsed()
+        if self.interrupted is not None:
+            wall, cpu = self.interrupted
+            cpu_left = min(grace_s, _GRACE_CPU * self.time_s) - (self.last - self.base - cpu)
+            wall_left = wall + grace_s - self.elapsed()
+        if wall_left <= 0:
+            wall_left = _SAMPLE_S  # it waits, who knows for how long
+        soonest = max(_LOOK_S / 2, min(cpu_left / cores, wall_left))
+        return soonest if self.meter.exact else min(soonest, _SAMPLE_S, max(_LOOK_S / 2, self.time_s / 30))
 
 
 class Supervisor:
     """Stands between the host and the interpreter; see the module's docstring."""
 
-    def __init__(self, host_in, host_out, confine=None):
-        self.host_in, self.host_out, self.confine = host_in, host_out, confine
+    def __init__(self, host_in, host_out, confine=None, usage_fd=-1):
+        self.host_in, self.host_out, self.confine, self.usage_fd = host_in, host_out, confine, usage_fd
         self.run: Any = None  # the Run in progress
+        self.between: Any = None  # a Run that stands for the time since the last one
         self.wait_status = None
         self.resting = False
         self.inbox, self.reply = frames.Inbox(host_in), memoryview(bytearray(frames.BUFFER))
@@ -209,8 +251,11 @@ class Supervisor:
                         self._send_more()
                     if event & ~select.POLLOUT and self.wait_status is None:
                         self._from_interpreter()
-            if self.run and self.wait_status is None:
-                self._watch()
+            if self.wait_status is None and not self.resting:
+                if self.run:
+                    self._watch()
+                else:
+                    self._watch_rest()
             if self.wait_status is not None and not self.resting:
                 self.processes.kill()
                 if self.run:
@@ -225,7 +270,6 @@ class Supervisor:
         """Fork an interpreter and tell the host whether it is ready."""
         self.wait_status, self.resting, self.deaf, self.breach = None, False, True, None
         self.unsent = memoryview(b"")
-        self.cpu_of_dead, self.cpu_before = cpu_of_children(), 0.0
         self._spawn()
         answer = os.read(self.line, 4096) if select.select([self.line], [], [], 30)[0] else b"-no answer"
         if answer[:1] != b"+":
@@ -233,6 +277,9 @@ class Supervisor:
             frames.send_frame(self.host_out, {"kind": "failed", "reason": reason.decode(errors="replace")})
             return False
         self.processes = Processes(self.child, bool(self.start.get("alone")))
+        self.meter = GroupMeter(self.usage_fd) if self.usage_fd >= 0 else TreeMeter(self.processes)
+        self.cores = max(1, min(os.cpu_count() or 1, int(self.limits["processes"])))
+        self.between = self._new_run(None, self.limits["time_s"])
         os.set_blocking(self.line, False)
         self.poll.register(self.line, select.POLLIN)
         version = ".".join(map(str, sys.version_info[:3]))
@@ -251,8 +298,7 @@ class Supervisor:
             os.close(fd)
         self.line = self.out = self.err = -1
         self.processes.kill()
-        if self.processes.fd >= 0:
-            os.close(self.processes.fd)
+        self.processes.close()
         self.inbox.wipe()
         frames.wipe(self.reply)
         frames.wipe(self.scratch)
@@ -304,27 +350,29 @@ class Supervisor:
     def _reap(self, *_):
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                # The interpreter stays a zombie: so long its number names its group and no other.
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None:
+                    return
+                if found.si_pid == self.child and not self.resting:
+                    break
+                os.waitpid(found.si_pid, os.WNOHANG)
             except ChildProcessError:
                 return
-            if pid == 0:
-                return
-            if pid == self.child:
-                self.wait_status = status
-                if self.run and self.run.cause is None and status == frames.LINE_LOST << 8:
-                    self.run.cause = "protocol"
+        killed = found.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+        self.wait_status = found.si_status if killed else found.si_status << 8
+        if self.run and self.run.cause is None and self.wait_status == frames.LINE_LOST << 8:
+            self.run.cause = "protocol"
 
     def _patience(self):
         """Milliseconds until the clock must be looked at."""
-        if self.run is None:
+        if self.wait_status is not None or self.resting:
             return None
-        elapsed = time.monotonic() - self.run.began
-        if self.run.interrupted_at is not None or not self.processes.schedstat:
-            return 50
-        left = max(_LOOK_S, self.run.time_s - elapsed)
-        if self.start.get("watch_memory") or self.start.get("watch_files"):
-            left = min(left, _PULSE_S)
-        return int(left * 1000) + 1
+        watched = self.start.get("watch_memory") or self.start.get("watch_files")
+        if self.run is None:
+            return 5000 if self.between.cause == "at rest" else 100 if watched else 1000
+        left = self.run.patience(self.limits["grace_s"], self.cores)
+        return int(1000 * (min(left, _PULSE_S) if watched else left)) + 1
 
     def _from_host(self):
         try:
@@ -348,7 +396,7 @@ class Supervisor:
                 for fd in (self.out, self.err):
                     self._drain(fd, 64)  # what came between two runs belongs to none
                     self.poll.register(fd, select.POLLIN)
-            self.run = Run(header["id"], header["time_s"], self.stdout, self.stderr, self.processes)
+            self.run = self._new_run(header["id"], header["time_s"])
             code, stdin = blobs
             request = bytes.fromhex(header["id"]) + struct.pack("!I", len(code))
             size = struct.pack("!I", len(request) + len(code) + len(stdin))
@@ -408,7 +456,7 @@ class Supervisor:
             if self.wait_status is None:
                 self._lose("protocol")
             return
-        if self.run.interrupted_at is not None and not self.processes.kill_others():
+        if self.run.interrupted is not None and not self.processes.kill_others():
             return self._lose(self.run.cause)
         self._finish((self.reply[20 : 4 + length],), alive=True)
 
@@ -421,26 +469,45 @@ class Supervisor:
             have += frames.read_into(self.line, self.reply[have:wanted])
         return have
 
+    def _new_run(self, request, time_s):
+        return Run(request, time_s, self.stdout, self.stderr, self.processes, self.meter)
+
     def _watch(self):
-        """Look at the clock and, where nobody else does, at the memory."""
+        """Look at the clock and, where nobody else does, at memory and files."""
         run = self.run
-        elapsed = time.monotonic() - run.began
-        watched = self.start.get("watch_memory") and elapsed > _PULSE_S / 2
-        if watched and self.processes.memory() > self.limits["memory_mb"] << 20:
-            return self._lose("memory")
-        watched = self.start.get("watch_files")
-        if watched and elapsed > _PULSE_S / 2 and exceeds(watched, self.limits):
-            return self._lose("files")
-        if run.interrupted_at is not None:
-            if run.over(self.processes, run.interrupted_at + self.limits["grace_s"]):
+        if run.elapsed() > _SHORT_S and (cause := self._overdrawn()):
+            return self._lose(cause)
+        if run.interrupted is not None:
+            if run.over_again(self.limits["grace_s"]):
                 self._lose(run.cause)
-        elif elapsed >= run.time_s and run.over(self.processes, run.time_s):
+        elif run.over():
             self._interrupt("time")
 
+    def _watch_rest(self):
+        """Between two runs: the same for what was left behind, threads among it, as long as there is any."""
+        if cause := self._overdrawn():
+            return self._lose(cause)
+        if self.between.cpu() > self.limits["time_s"]:
+            return self._lose("time")
+        self.between.cause = "at rest" if self.processes.at_rest() else None
+
+    def _overdrawn(self):
+        """What the program has too much of, among the things that the kernel does not limit."""
+        if self.start.get("watch_memory"):
+            # Buffers of sockets are in nobody's memory; programs have few, and no more than this in each.
+            limit = (self.limits["memory_mb"] << 20) - _SOCKET_BYTES * self.processes.sockets()
+            if limit < 0 or self.processes.memory(limit) > limit:
+                return "memory"
+        if watched := self.start.get("watch_files"):
+            device = os.stat(watched).st_dev
+            if exceeds(watched, self.limits, lambda: self.processes.nameless(device)):
+                return "files"
+        return None
+
     def _interrupt(self, cause):
-        if self.run.interrupted_at is None:
+        if self.run.interrupted is None:
             self.run.cause, self.run.suspect = cause, None
-            self.run.interrupted_at = self.run.counted(self.processes)
+            self.run.interrupted = self.run.elapsed(), self.run.cpu()
             with contextlib.suppress(OSError):
                 os.kill(self.child, signal.SIGINT)
 
@@ -450,7 +517,6 @@ class Supervisor:
             self.breach = cause
         else:
             self.run.cause = cause
-            self.cpu_before = self._cpu_used()
         self.processes.kill()
         self._await_death(5.0)
 
@@ -488,12 +554,6 @@ class Supervisor:
         with contextlib.suppress(KeyError):
             self.poll.unregister(fd)
 
-    def _cpu_used(self):
-        cpu = self.processes.quick()[0] - self.run.cpu
-        if time.monotonic() - self.run.began > _PULSE_S / 2 and self.run.total_cpu is not None:
-            cpu = max(cpu, self.processes.full()[0] - self.run.total_cpu)
-        return max(0.0, cpu)
-
     def _finish(self, said, alive):
         """Send the result of the run."""
         run = self.run
@@ -503,23 +563,21 @@ class Supervisor:
                 self._drain(fd, 64)
         stdout, cut_out = run.out.finish()
         stderr, cut_err = run.err.finish()
-        wall = time.monotonic() - run.began
         header = {
             "kind": "result",
             "id": run.id,
-            "interrupted": run.interrupted_at is not None,
+            "interrupted": run.interrupted is not None,
             "cause": run.cause,
             "wait_status": self.wait_status,
             "alive": alive,
-            "cpu_s": self._cpu_used() if alive else self.cpu_before or self._dead_cpu(),
-            "counted_s": wall if alive else run.interrupted_at or wall,
+            "cpu_s": run.spent() if alive else run.cpu(),
             "truncated": cut_out or cut_err,
         }
         self.run = None
         frames.send_frame(self.host_out, header, (said, stdout, stderr))
-
-    def _dead_cpu(self):
-        return max(0.0, cpu_of_children() - self.cpu_of_dead - self.run.cpu)
+        if alive:
+            self.between = run  # its clock goes on; what is left behind is charged to it
+            run.base, run.cause = run.last, None
 
     def _bury(self):
         """The interpreter died between two runs: answer the next one with that, then go."""
@@ -531,6 +589,6 @@ class Supervisor:
             self.inbox.drop()
             if header["kind"] == "rest":
                 return
-        self.run = Run(header["id"], header["time_s"], self.stdout, self.stderr, self.processes)
+        self.run = self._new_run(header["id"], header["time_s"])
         self.run.cause = self.breach
         self._finish((), alive=False)
