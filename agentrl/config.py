@@ -401,6 +401,8 @@ def _literal(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value)
+    if dataclasses.is_dataclass(value):
+        return "{" + ", ".join(f"{f.name} = {_literal(getattr(value, f.name))}" for f in fields(value)) + "}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(k)} = {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):

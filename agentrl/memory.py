@@ -16,7 +16,7 @@ from agentrl.settings import EngineSettings, ModelSettings, Settings
 BYTES = {"float32": 4, "bfloat16": 2}
 RUNTIME = 1_500_000_000
 """What a CUDA context, kernels and fragmentation take of a GPU, per process."""
-LOGITS_AT_ONCE = 1 << 25
+LOGITS_AT_ONCE, LOGITS_AT_ONCE_GPU = 1 << 25, 1 << 27
 """As in `agentrl.learner.logprobs`, which this module does not import: it needs torch."""
 
 
@@ -62,7 +62,7 @@ class Plan:
         return min(1.0, (self.capacity - (self.total - waiting)) / waiting) if waiting else 1.0
 
 
-def learner_needs(shape: ModelShape, settings: Settings) -> tuple[Need, ...]:
+def learner_needs(shape: ModelShape, settings: Settings, *, gpu: bool = False) -> tuple[Need, ...]:
     """Weights, gradients, AdamW, reference, activations and logits of one learner rank, in bytes.
 
     One rank keeps bfloat16 weights beside float32 masters. Several ranks (FSDP2) split float32 weights and
@@ -73,17 +73,21 @@ def learner_needs(shape: ModelShape, settings: Settings) -> tuple[Need, ...]:
     count, width, ranks = shape.parameters, BYTES[model.dtype], max(1, learner.ranks)
     tokens = max(learner.micro_batch_tokens, settings.engine.context_tokens or shape.context)
     own = 4 if ranks > 1 else width
+    learned = shape.adapter(learner.adapter.rank) if learner.adapter.rank else count
+    at_once = min(LOGITS_AT_ONCE_GPU if gpu else LOGITS_AT_ONCE, tokens * shape.vocabulary)
+    head = 0 if learner.adapter.rank else shape.vocabulary * shape.hidden
     needs = [
         Need("learner: weights", count * own // ranks),
-        Need("learner: gradients, float32", count * 4 // ranks),
-        Need("learner: AdamW moments, float32", count * 8 // ranks),
-        Need("learner: float32 masters", count * 4 if own < 4 else 0),
+        Need("learner: adapter", learned * own // ranks if learner.adapter.rank else 0),
+        Need("learner: gradients, float32", learned * 4 // ranks),
+        Need("learner: AdamW moments, float32", learned * 8 // ranks),
+        Need("learner: float32 masters", learned * 4 if own < 4 else 0),
         Need("learner: reference weights (KL)", count * own // ranks if learner.kl_coefficient > 0 else 0),
         Need("learner: gathered layers and embeddings", _gathered(shape, width) if ranks > 1 else 0),
         Need(f"learner: activations of {tokens} tokens", _activations(shape, settings, tokens) * width),
         Need(
             "learner: logits in pieces, gradient of the head",
-            4 * (3 * min(LOGITS_AT_ONCE, tokens * shape.vocabulary) + shape.vocabulary * shape.hidden),
+            4 * (3 * at_once + head),
         ),
     ]
     return tuple(need for need in needs if need.bytes)
@@ -105,11 +109,12 @@ def _activations(shape: ModelShape, settings: Settings, tokens: int) -> int:
 def host_needs(shape: ModelShape, settings: Settings, *, gpus: bool = False) -> tuple[Need, ...]:
     """What the learner keeps in the machine's own memory besides what is on its device, in bytes.
 
-    A batch of several optimizer steps begins with a copy of weights and optimizer, so that a step that fails
-    can be undone. With GPUs every rank has read all weights into memory before that, and let go of them.
+    With `learner.undo` a batch of several optimizer steps begins with a copy of weights and optimizer, so
+    that a step that fails can be undone. With GPUs every rank has read all weights into memory before that,
+    and let go of them.
     """
     learner, count = settings.learner, shape.parameters
-    several = settings.stream.batch > learner.mini_batch or learner.epochs > 1
+    several = learner.undo and (settings.stream.batch > learner.mini_batch or learner.epochs > 1)
     separate = settings.model.dtype == "bfloat16" and learner.ranks <= 1
     copy = Need("learner: copy to undo a failed step", count * (16 if separate else 12) if several else 0)
     width = 4 if learner.ranks > 1 else BYTES[settings.model.dtype]
@@ -145,7 +150,9 @@ def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: En
         ConfigError: the layout needs more GPUs than there are.
     """
     model, engine = settings.model, settings.engine
-    learning, host = learner_needs(shape, settings), host_needs(shape, settings, gpus=bool(machine.gpus))
+    gpus = bool(machine.gpus)
+    learning = learner_needs(shape, settings, gpu=gpus)
+    host = host_needs(shape, settings, gpus=gpus)
     embedded = kind != "vllm"
     share = 1 if embedded else engine.tensor_parallel
     sampling = engine_needs(shape, model, engine, embedded=embedded, share=share)

@@ -101,6 +101,12 @@ class ModelShape:
         """Number of weights."""
         return self.layers * self.per_layer + self.embeddings
 
+    def adapter(self, rank: int) -> int:
+        """Weights of a low-rank adapter beside every matrix of the layers."""
+        queries, keys = self.heads * self.head_size, self.key_heads * self.head_size
+        sides = 2 * (self.hidden + queries) + 2 * (self.hidden + keys) + 3 * (self.hidden + self.intermediate)
+        return rank * self.layers * sides
+
     def key_bytes(self, width: int) -> int:
         """Bytes of keys and values of one token, at `width` bytes a number."""
         return 2 * self.layers * self.key_heads * self.head_size * width

@@ -223,6 +223,19 @@ class EstimatorSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """`[learner.adapter]`: low-rank adapters (LoRA) in place of all weights."""
+
+    rank: int = 0
+    """Rank of the adapter; 0 learns all weights."""
+    alpha: float = 0.0
+    """The adapter's part is multiplied by alpha / rank; 0 takes 2 rank."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Ends of the names of the matrices that get an adapter, for example `["q_proj", "v_proj"]`; `all-linear`
+    takes every matrix of the layers."""
+
+
+@dataclass(frozen=True, slots=True)
 class LearnerSettings:
     """`[learner]`: the optimizer and the loss (paper appendix D)."""
 
@@ -241,7 +254,12 @@ class LearnerSettings:
     mini_batch: int = 256
     """Episodes of one optimizer step."""
     micro_batch_tokens: int = 16384
-    """Padded tokens of one forward and backward pass."""
+    """Tokens of one forward and backward pass, padding included."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Sequences stand end to end in one row, without padding. `auto` packs where one kernel attends within
+    sequences (a GPU in bfloat16) and where several ranks share the work."""
+    compile: bool = False
+    """Fuse the operations of layers and head with torch.compile: a minute or two at the first step."""
     epochs: int = 1
     """Passes over one batch."""
     clip_low: float = 0.2
@@ -267,6 +285,11 @@ class LearnerSettings:
     """A thread of this process, or processes of their own (one per rank)."""
     ranks: int = 1
     """`process` only: learner ranks (FSDP2)."""
+    undo: bool = False
+    """Copy weights and optimizer to host memory (12 to 16 bytes a weight) before a batch of several optimizer
+    steps, so that a step that fails undoes those before it."""
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    """Learn a low-rank adapter in place of all weights."""
 
 
 @dataclass(frozen=True, slots=True)

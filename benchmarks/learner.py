@@ -24,14 +24,26 @@ from typing import Any
 import numpy as np
 
 from agentrl.episode import Episode, SegmentBuilder, StopReason
-from agentrl.settings import LearnerSettings, ModelSettings, SamplerSettings, TrackerSettings
+from agentrl.memory import learner_needs
+from agentrl.model_shape import KNOWN, ModelShape
+from agentrl.settings import (
+    AdapterSettings,
+    EngineSettings,
+    LearnerSettings,
+    ModelSettings,
+    SamplerSettings,
+    Settings,
+    TrackerSettings,
+)
 
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 2048},
-    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152},
-    "1.7b": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "vocab_size": 151936},
+SIZES: dict[str, ModelShape] = {
+    "tiny": ModelShape(4, 192, 512, 3, 3, 64, 2048, True, 32768),
+    "135m": KNOWN["HuggingFaceTB/SmolLM2-135M"],
+    "0.6b": KNOWN["Qwen/Qwen3-0.6B"],
+    "1.7b": KNOWN["Qwen/Qwen3-1.7B"],
+    "4b": KNOWN["Qwen/Qwen3-4B"],
 }
-"""Shapes of the demo's model, SmolLM2-135M and Qwen3-1.7B."""
+"""Shapes of the demo's model, SmolLM2-135M, and three of Qwen3."""
 
 
 def bench_tracker(prompts: int, draws: int = 2048) -> dict[str, Any]:
@@ -91,38 +103,55 @@ def bench_tracker(prompts: int, draws: int = 2048) -> dict[str, Any]:
     }
 
 
-def make_model(folder: str, size: str) -> int:
+def make_model(folder: str, size: str, dtype: str, device: str) -> int:
     """Write a random model; returns its number of parameters."""
     import torch
     import transformers
 
     shape = SIZES[size]
-    heads = shape["hidden_size"] // 64
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        **shape,
-        num_attention_heads=heads,
-        num_key_value_heads=next(n for n in (8, 3, 1) if heads % n == 0),
-        max_position_embeddings=32768,
-        tie_word_embeddings=True,
+    kind = transformers.Qwen3Config if shape.extra else transformers.LlamaConfig
+    config = kind(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        head_dim=shape.head_size,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=shape.tied,
+        dtype=dtype,
     )
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    with torch.device(where):
+        model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def make_episodes(count: int, tokens: int, vocabulary: int) -> list[Episode]:
-    """Episodes of exponential lengths with mean `tokens`; two thirds of the tokens are sampled."""
+def make_lengths(count: int, tokens: int, kind: str) -> list[int]:
+    """All equal; exponential with mean `tokens`; or heavy-tailed: most short, some sixteen times as long."""
+    random = np.random.default_rng(0)
+    if kind == "equal":
+        return [tokens] * count
+    if kind == "exponential":
+        return np.clip(random.exponential(tokens, count), tokens // 8, tokens * 4).astype(int).tolist()
+    drawn = tokens / 3 * (1 + random.pareto(1.2, count))
+    return np.clip(drawn, tokens // 8, tokens * 16).astype(int).tolist()
+
+
+def make_episodes(lengths: list[int], vocabulary: int) -> list[Episode]:
+    """Episodes of two turns; two thirds of the tokens are sampled."""
     random = np.random.default_rng(0)
     episodes = []
-    for number in range(count):
-        length = int(np.clip(random.exponential(tokens), tokens // 8, tokens * 4))
+    for number, length in enumerate(lengths):
         builder = SegmentBuilder()
         for part, sampled in (
             (length // 6, False),
             (length // 3, True),
             (length // 6, False),
-            (length // 3, True),
+            (length - 2 * (length // 6) - length // 3 + 1, True),
         ):
             ids = random.integers(0, vocabulary, max(1, part)).tolist()
             if sampled:
@@ -138,29 +167,33 @@ def make_episodes(count: int, tokens: int, vocabulary: int) -> list[Episode]:
 
 
 def bench_step(options: argparse.Namespace) -> dict[str, Any]:
-    """Median of several steps, after one that warms up."""
+    """Median of several steps, after one that warms up; and what the memory plan foretold."""
     from agentrl.learner.learner import Learner
 
-    with tempfile.TemporaryDirectory() as folder:
-        parameters = make_model(folder, options.size)
-        learner = Learner(
-            ModelSettings(path=folder, dtype=options.dtype, device=options.device),
-            LearnerSettings(
-                learning_rate=1e-6,
-                mini_batch=options.mini_batch,
-                micro_batch_tokens=options.micro_batch_tokens,
-                gradient_checkpointing=options.checkpointing,
-            ),
-            undo=options.undo,
-        )
-    episodes = make_episodes(options.batch, options.tokens, SIZES[options.size]["vocab_size"])
+    shape = SIZES[options.size]
+    settings = LearnerSettings(
+        learning_rate=1e-6,
+        mini_batch=options.mini_batch or options.batch,
+        micro_batch_tokens=options.micro_batch_tokens,
+        gradient_checkpointing=options.checkpointing,
+        packing=options.packing,
+        compile=options.compile,
+        undo=options.undo,
+        adapter=AdapterSettings(rank=options.rank),
+    )
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        parameters = make_model(folder, options.size, options.dtype, options.device)
+        model = ModelSettings(path=folder, dtype=options.dtype, device=options.device)
+        learner = Learner(model, settings)
+    episodes = make_episodes(make_lengths(options.batch, options.tokens, options.lengths), shape.vocabulary)
+    plan = Settings(model=model, learner=settings, engine=EngineSettings(context_tokens=1))
     advantages = np.random.default_rng(1).normal(size=len(episodes))
     cpu, results = [], []
     for _ in range(options.repeats + 1):
         started = time.process_time()
         results.append(learner.step(episodes, advantages, clock_tokens=options.clock_tokens))
         cpu.append(time.process_time() - started)
-    results, cpu = results[1:], cpu[1:]
+    first, results, cpu = results[0], results[1:], cpu[1:]
     last = results[-1]
     return {
         "benchmark": "step",
@@ -168,17 +201,29 @@ def bench_step(options: argparse.Namespace) -> dict[str, Any]:
         "parameters_m": round(parameters / 1e6, 1),
         "device": str(learner.device),
         "dtype": options.dtype,
+        "rank": options.rank,
+        "packing": options.packing,
+        "compile": options.compile,
+        "checkpointing": options.checkpointing,
+        "lengths": options.lengths,
+        "longest": max(episode.num_tokens for episode in episodes),
         "batch": options.batch,
         "optimizer_steps": last.optimizer_steps,
         "tokens_read": last.tokens_read,
         "tokens_learned": last.tokens_learned,
         "padding_share": round(last.padding_share, 3),
+        "first_s": round(first.seconds, 2),
         "wall_s": round(statistics.median(r.seconds for r in results), 3),
         "cpu_s": round(statistics.median(cpu), 3),
         "tokens_per_s": round(statistics.median(r.learn_tokens_per_s for r in results)),
+        "model_tflops": round(statistics.median(r.model_tflops for r in results), 3),
+        "mfu": round(statistics.median(r.mfu for r in results), 4),
         "proximal_share": round(last.proximal_s / last.seconds, 3),
         "drift_share": round(last.drift_s / last.seconds, 3),
         "peak_memory_mb": round(last.peak_memory_mb),
+        "planned_memory_mb": round(
+            sum(need.bytes for need in learner_needs(shape, plan, gpu=learner.device.type == "cuda")) / 2**20
+        ),
     }
 
 
@@ -228,12 +273,17 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--mini-batch", type=int, default=32)
+    parser.add_argument("--mini-batch", type=int, default=0, help="0 is the batch")
+    parser.add_argument("--lengths", choices=["equal", "exponential", "heavy"], default="exponential")
+    parser.add_argument("--packing", choices=["auto", "on", "off"], default="auto")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rank", type=int, default=0, help="of an adapter; 0 learns all weights")
+    parser.add_argument("--folder", help="where the random model is written; it takes its size for a moment")
     parser.add_argument("--tokens", type=int, default=256, help="mean length of an episode")
     parser.add_argument("--micro-batch-tokens", type=int, default=4096)
     parser.add_argument("--clock-tokens", type=int, default=2048)
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--undo", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--undo", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--positions", type=int, default=2048)
     parser.add_argument("--arm", choices=["full", "selected"], help=argparse.SUPPRESS)

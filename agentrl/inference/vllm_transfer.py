@@ -21,13 +21,13 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from agentrl.errors import StallError, WeightSyncError
 from agentrl.inference.vllm_client import VLLMClient
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 T = TypeVar("T")
 SHARED_MEMORY = Path("/dev/shm")
@@ -89,11 +89,9 @@ def write_module(module: nn.Module, path: Path) -> None:
     """Write a live module's weights as one safetensors file, tied tensors once; atomically."""
     from safetensors.torch import save_file
 
-    tensors: dict[str, Any] = {}
-    for name, parameter in module.named_parameters():
-        full: Any = getattr(parameter, "full_tensor", None)  # FSDP2 holds shards
-        tensor = full() if callable(full) else parameter
-        tensors[name] = cast("Tensor", tensor).detach().contiguous().cpu()
+    from agentrl.learner.adapter import plain_weights
+
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in plain_weights(module)}
     partial = path.with_suffix(".partial")
     save_file(tensors, str(partial))
     partial.rename(path)
@@ -315,6 +313,11 @@ class DeviceTransfer:
             raise WeightSyncError(
                 f"the weight transfer {self._backend!r} sends a live module, not {type(source).__name__}; "
                 "use the transfer `file` for weights on disk"
+            )
+        if hasattr(source, "agentrl_adapter"):
+            raise WeightSyncError(
+                f"the weight transfer {self._backend!r} sends a model's own weights, and this one learns an "
+                "adapter; its merged weights go through the transfer `file`"
             )
         return source
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import WeightSyncError
+from agentrl.learner.adapter import plain_weights
 
 
 def copy_weights(model: torch.nn.Module, source: Any) -> None:
@@ -49,8 +50,8 @@ def copy_weights(model: torch.nn.Module, source: Any) -> None:
 def _tensors(source: Any) -> Mapping[str, Tensor]:
     if isinstance(source, torch.nn.Module):
         # Names of a wrapped model (compiled, data parallel) begin with the wrapper's.
-        named = source.named_parameters(remove_duplicate=False)
-        return {name.removeprefix("module.").removeprefix("_orig_mod."): t.detach() for name, t in named}
+        named = plain_weights(source, remove_duplicate=False)
+        return {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in named}
     if isinstance(source, Mapping):
         return source
     if isinstance(source, str | Path):

@@ -1,4 +1,4 @@
-"""Episodes to sequences, sequences to mini-batches and padded micro-batches.
+"""Episodes to sequences, sequences to mini-batches and to micro-batches, padded or packed.
 
 NumPy only: what the model does with them is `logprobs` and `learner`. A sequence is the part of one
 segment that matters: its tokens up to the last one learned from, and which of them are.
@@ -6,9 +6,10 @@ segment that matters: its tokens up to the last one learned from, and which of t
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,15 +48,15 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """R sequences padded to a length T, with N targets among them."""
+    """R sequences padded to a length T, or end to end in one row, with N targets among them."""
 
     sequences: tuple[int, ...]
     """[R] indices of the sequences."""
     counts: tuple[int, ...]
     """[R] targets of each; they sum to N and stand in this order."""
     input_ids: IntArray
-    """[R, T] padded on the right with 0. Attention is causal, so no target ever sees the padding and no
-    attention mask is needed."""
+    """[R, T] padded on the right with 0: attention is causal, so no target ever sees the padding and no
+    attention mask is needed. Packed: [1, T]."""
     rows: IntArray
     """[N] row of each target."""
     columns: IntArray
@@ -66,6 +67,8 @@ class MicroBatch:
     """[N]"""
     temperature: FloatArray
     """[N]"""
+    lengths: tuple[int, ...] = ()
+    """[R] tokens of each sequence, where they are packed; empty where they are padded."""
 
 
 def build_sequences(episodes: Sequence[Episode], *, trainable_only: bool = True) -> list[TokenSequence]:
@@ -199,12 +202,86 @@ def pad(sequences: Sequence[TokenSequence], indices: Sequence[int]) -> MicroBatc
         input_ids[row, : len(item)] = item.token_ids
     counts = [len(item.targets) for item in chosen]
     return MicroBatch(
-        sequences=tuple(indices),
-        counts=tuple(counts),
         input_ids=input_ids,
         rows=np.repeat(np.arange(len(chosen)), counts),
         columns=np.concatenate([item.positions - 1 for item in chosen]),
-        targets=np.concatenate([item.targets for item in chosen]),
-        behaviour=np.concatenate([item.behaviour for item in chosen]),
-        temperature=np.repeat(np.array([item.temperature for item in chosen], dtype=np.float32), counts),
+        **_targets(indices, chosen, counts),
     )
+
+
+def balance(lengths: Sequence[int], max_tokens: int, ranks: int, even_at: float) -> list[list[int]]:
+    """Share sequences out into packed micro-batches that take equally long.
+
+    A sequence of T tokens costs T (1 + T / even_at): what attention costs grows with the square. The
+    longest are placed first, each where least is so far (longest processing time first), in as few
+    micro-batches as memory allows, a multiple of the ranks.
+
+    Args:
+        lengths: [S] tokens of each sequence.
+        max_tokens: of a micro-batch; a longer sequence stands alone.
+        ranks: micro-batches run side by side.
+        even_at: tokens at which attention costs as much as everything else.
+
+    Returns:
+        Indices of the sequences of each micro-batch, the dearest first, so that those of one round are alike.
+    """
+    if not lengths:
+        return []
+    cost = [length * (1.0 + length / even_at) for length in lengths]
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    count = -(-sum(lengths) // max_tokens)
+    while True:
+        count = -(-count // ranks) * ranks
+        parts = _place(order, lengths, cost, max_tokens, count)
+        if parts is not None:
+            break
+        count += 1
+    filled = [part for part in parts if part]
+    return sorted(filled, key=lambda part: -sum(cost[index] for index in part))
+
+
+def _place(
+    order: Sequence[int], lengths: Sequence[int], cost: Sequence[float], max_tokens: int, count: int
+) -> list[list[int]] | None:
+    """The sequences in `count` parts; None where they do not fit."""
+    parts: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0.0, 0, at) for at in range(count)]  # cost, tokens, part
+    for index in order:
+        full = []
+        while heap and heap[0][1] and heap[0][1] + lengths[index] > max_tokens:
+            full.append(heapq.heappop(heap))
+        if not heap:
+            return None
+        spent, tokens, at = heap[0]
+        parts[at].append(index)
+        heapq.heapreplace(heap, (spent + cost[index], tokens + lengths[index], at))
+        for item in full:
+            heapq.heappush(heap, item)
+    return parts
+
+
+def pack(sequences: Sequence[TokenSequence], indices: Sequence[int]) -> MicroBatch:
+    """Lay the chosen sequences out end to end in one row."""
+    chosen = [sequences[index] for index in indices]
+    lengths = [len(item) for item in chosen]
+    starts = np.cumsum([0, *lengths[:-1]])
+    counts = [len(item.targets) for item in chosen]
+    columns = [start + item.positions - 1 for start, item in zip(starts, chosen, strict=True)]
+    return MicroBatch(
+        input_ids=np.concatenate([item.token_ids for item in chosen])[None],
+        rows=np.zeros(sum(counts), dtype=np.int64),
+        columns=np.concatenate(columns),
+        lengths=tuple(lengths),
+        **_targets(indices, chosen, counts),
+    )
+
+
+def _targets(indices: Sequence[int], chosen: Sequence[TokenSequence], counts: list[int]) -> dict[str, Any]:
+    """What is the same however sequences are laid out."""
+    return {
+        "sequences": tuple(indices),
+        "counts": tuple(counts),
+        "targets": np.concatenate([item.targets for item in chosen]),
+        "behaviour": np.concatenate([item.behaviour for item in chosen]),
+        "temperature": np.repeat(np.array([item.temperature for item in chosen], dtype=np.float32), counts),
+    }

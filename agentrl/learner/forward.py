@@ -11,8 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agentrl.learner.batch import MicroBatch, TokenSequence, pad, split_micro_batches
+from agentrl.learner.batch import (
+    MicroBatch,
+    TokenSequence,
+    balance,
+    pack,
+    pad,
+    split_micro_batches,
+)
 from agentrl.learner.logprobs import TokenScorer
+from agentrl.learner.packing import boundaries
 from agentrl.learner.ranks import Ranks
 
 
@@ -23,32 +31,47 @@ class Forward:
     Args:
         scorer: the model.
         device: where it is.
-        micro_batch_tokens: padded tokens of one pass.
+        micro_batch_tokens: tokens of one pass, padding included.
         ranks: who else takes part.
+        packed: sequences stand end to end in one row, instead of padded below each other.
+        even_at: tokens at which attention costs as much as everything else.
+        one_kernel: one kernel attends within all packed sequences.
     """
 
     scorer: TokenScorer
     device: torch.device
     micro_batch_tokens: int
     ranks: Ranks
+    packed: bool = False
+    even_at: float = 8192.0
+    one_kernel: bool = False
 
     def micro_batches(
         self, sequences: Sequence[TokenSequence], indices: Sequence[int]
     ) -> Iterator[tuple[MicroBatch, bool]]:
         """This rank's micro-batches of the chosen sequences, and whether each counts."""
         lengths = [len(sequences[index]) for index in indices]
-        parts = split_micro_batches(lengths, self.micro_batch_tokens)
+        if self.packed:
+            parts = balance(lengths, self.micro_batch_tokens, self.ranks.size, self.even_at)
+        else:
+            parts = split_micro_batches(lengths, self.micro_batch_tokens)
         for part, counts in self.ranks.share(parts):
-            yield pad(sequences, [indices[at] for at in part]), counts
+            yield self.layout(sequences, [indices[at] for at in part]), counts
+
+    def layout(self, sequences: Sequence[TokenSequence], indices: Sequence[int]) -> MicroBatch:
+        """The chosen sequences as one micro-batch."""
+        return (pack if self.packed else pad)(sequences, indices)
 
     def run(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N] and entropies [N] of the targets of a micro-batch."""
+        more = boundaries(micro.lengths, self.device, one_kernel=self.one_kernel) if micro.lengths else {}
         return self.scorer(
             self.tensor(micro.input_ids),
             self.tensor(micro.rows),
             self.tensor(micro.columns),
             self.tensor(micro.targets),
             self.tensor(micro.temperature),
+            **more,
         )
 
     def tensor(self, array: NDArray[Any]) -> Tensor:

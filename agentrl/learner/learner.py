@@ -22,19 +22,22 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from agentrl.episode import Episode
-from agentrl.errors import CheckpointError, DataError, LearnerError
+from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError
 from agentrl.learner import checkpoint
-from agentrl.learner.batch import MicroBatch, TokenSequence, build_sequences, pad, split_mini_batches
+from agentrl.learner.adapter import add_adapter
+from agentrl.learner.batch import MicroBatch, TokenSequence, build_sequences, split_mini_batches
 from agentrl.learner.constraints import check_settings
+from agentrl.learner.flops import Flops, peak
 from agentrl.learner.forward import Forward
-from agentrl.learner.logprobs import TokenScorer, check_head
+from agentrl.learner.logprobs import LOGITS_AT_ONCE_GPU, TokenScorer, check_head
 from agentrl.learner.loss import token_loss, token_mean
 from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.model import DTYPES, choose_device, load_model, save_model
 from agentrl.learner.optimizer import MasterAdamW
+from agentrl.learner.packing import has_kernel, install
 from agentrl.learner.ranks import Ranks, local
 from agentrl.learner.tally import Tally
-from agentrl.settings import LearnerSettings, ModelSettings
+from agentrl.settings import AdapterSettings, LearnerSettings, ModelSettings
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
@@ -95,8 +98,6 @@ class Learner:
         settings: optimizer and loss.
         seed: of the shuffle into mini-batches and of the clock's tokens.
         reference: weights that `kl_coefficient` measures from; the model's own first ones by default.
-        undo: keep a copy of weights and optimizer in host memory during batches of several optimizer
-            steps, so that a failed step leaves no trace of the steps before it.
         ranks: this process among those that share the weights.
 
     Raises:
@@ -110,16 +111,15 @@ class Learner:
         *,
         seed: int = 0,
         reference: str = "",
-        undo: bool = True,
         ranks: Ranks | None = None,
     ) -> None:
         check_settings(settings)
         if model_settings.threads > 0:
             torch.set_num_threads(model_settings.threads)
-        self._path, self._settings, self._seed, self._undo = model_settings.path, settings, seed, undo
+        self._path, self._settings, self._seed = model_settings.path, settings, seed
         self._ranks = ranks or Ranks()
         self._device = choose_device(model_settings.device)
-        self._forward = self._load(model_settings)
+        self._forward = self._load(model_settings, settings.adapter)
         if settings.gradient_checkpointing:
             # transformers recomputes activations in training mode only; dropout is off either way.
             cast("Any", self.model).gradient_checkpointing_enable({"use_reentrant": False})
@@ -132,15 +132,43 @@ class Learner:
             self._reference.scorer.requires_grad_(False)
         self._batches = 0
 
-    def _load(self, settings: ModelSettings) -> Forward:
+    def _load(self, settings: ModelSettings, adapter: AdapterSettings | None = None) -> Forward:
         compute = DTYPES[settings.dtype]
         if self._ranks.size > 1:
             # Split weights are the masters themselves, and are rounded when a layer is gathered.
             settings = dataclasses.replace(settings, dtype="float32")
         scorer = TokenScorer(load_model(settings, self._device)).eval()
         check_head(scorer, settings.path)
+        one_kernel = has_kernel(self._device, compute)
+        packed = self._pack(scorer, settings.path, one_kernel=one_kernel)
+        if adapter is not None and adapter.rank > 0:
+            add_adapter(scorer.model, adapter, seed=self._seed)
+        if self._settings.compile:
+            scorer.compile_parts()
+        if self._device.type == "cuda":
+            scorer.at_once = LOGITS_AT_ONCE_GPU
         self._ranks.shard(scorer, compute)
-        return Forward(scorer, self._device, self._settings.micro_batch_tokens, self._ranks)
+        self._flops = Flops.of(cast("Any", scorer.model).config)
+        even_at = self._flops.even_at if self._flops is not None else 8192.0
+        return Forward(
+            scorer,
+            self._device,
+            self._settings.micro_batch_tokens,
+            self._ranks,
+            packed=packed,
+            even_at=even_at,
+            one_kernel=one_kernel,
+        )
+
+    def _pack(self, scorer: TokenScorer, name: str, *, one_kernel: bool) -> bool:
+        """Whether sequences are packed; where they are, the model attends within each of them."""
+        choice = self._settings.packing
+        if choice == "off" or (choice == "auto" and not one_kernel and self._ranks.size == 1):
+            return False
+        problem = install(scorer, one_kernel=one_kernel)
+        if problem and choice == "on":
+            raise ConfigError(f"learner.packing = 'on' is not for the model {name!r}: {problem}")
+        return not problem
 
     @property
     def model(self) -> nn.Module:
@@ -179,7 +207,7 @@ class Learner:
         Raises:
             DataError: an episode cannot be learned from.
             LearnerError: no trainable token, or something is not finite or does not fit the memory.
-                Weights and optimizer are as before the call (with `undo`; without it, as before the
+                Weights and optimizer are as before the call (with `learner.undo`; without it, as before the
                 optimizer step that failed), unless only the scores after the step failed: then it is taken.
         """
         clock = _Stopwatch()
@@ -267,8 +295,9 @@ class Learner:
         self._batches, self._seed = int(counters["batches"]), int(counters["seed"])
 
     def _weights(self) -> dict[str, Tensor]:
-        """This rank's part of each weight, live."""
-        return {name: local(tensor).detach() for name, tensor in self.model.named_parameters()}
+        """This rank's part of each weight that is learned, live."""
+        parameters = self.model.named_parameters()
+        return {name: local(tensor).detach() for name, tensor in parameters if tensor.requires_grad}
 
     def _own(self, folder: str | Path) -> Path:
         return Path(folder) if self._ranks.size == 1 else Path(folder) / f"rank_{self._ranks.rank}"
@@ -327,8 +356,8 @@ class Learner:
         return scores, time.perf_counter() - started
 
     def _train(self, batch: _Batch, plan: Sequence[NDArray[np.int64]]) -> None:
-        """Take the optimizer steps of a batch, all or (with `undo`) none."""
-        snapshot = self._optimizer.snapshot() if self._undo and len(plan) > 1 else None
+        """Take the optimizer steps of a batch, all or (with `learner.undo`) none."""
+        snapshot = self._optimizer.snapshot() if self._settings.undo and len(plan) > 1 else None
         try:
             for part in plan:
                 self._mini_batch(batch, set(part.tolist()))
@@ -396,7 +425,7 @@ class Learner:
         found: list[int] = []
         for index in indices:
             self._optimizer.zero_grad()
-            loss = self._micro_batch(batch, pad(batch.sequences, [index]), 1, tally=False)
+            loss = self._micro_batch(batch, self._forward.layout(batch.sequences, [index]), 1, tally=False)
             finite = bool(torch.isfinite(loss)) and self._optimizer.finite_gradient()
             broken = torch.full((), 0.0 if finite else 1.0, device=self._device)
             if float(self._ranks.largest(broken)) > 0.0:
@@ -410,6 +439,17 @@ class Learner:
             f"{self._settings.micro_batch_tokens}; lower it, or set learner.gradient_checkpointing = true"
         )
 
+    def _operations(self, batch: _Batch, clock: Sequence[Tensor]) -> float:
+        """Floating-point operations that the mathematics of this batch needs; 0 where not counted."""
+        if self._flops is None:
+            return 0.0
+        once = self._flops.forward(batch.sequences)
+        # Weights that are frozen need no gradient: a backward pass is then about one forward pass, else two.
+        training = (2 if self._settings.adapter.rank > 0 else 3) * self._settings.epochs
+        scoring = sum(item is not None for item in (batch.proximal, batch.reference))
+        share = sum(len(item) for item in clock) / sum(len(item.targets) for item in batch.sequences)
+        return once * (training + scoring + 2 * share)
+
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -420,6 +460,8 @@ class Learner:
         totals = batch.tally.totals(self._ranks)
         read = sum(len(sequence) for sequence in batch.sequences)
         seconds = clock.seconds
+        rate = self._operations(batch, before) / seconds / self._ranks.size
+        fastest = peak(self._device)
         return StepMetrics(
             loss=totals.mean("loss"),
             grad_norm=float(np.mean(batch.norms)) if batch.norms else 0.0,
@@ -447,6 +489,8 @@ class Learner:
             drift_s=clock.drift_s,
             seconds=seconds,
             learn_tokens_per_s=read / seconds,
+            model_tflops=rate / 1e12,
+            mfu=rate / fastest if fastest else 0.0,
             peak_memory_mb=_peak_memory_mb(self._device),
         )
 

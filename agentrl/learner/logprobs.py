@@ -7,7 +7,8 @@ them at a time that a bounded number of logits exists; the backward pass compute
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,15 @@ from agentrl.errors import ConfigError
 
 LOGITS_AT_ONCE = 1 << 25
 """Logits in one piece: 128 MiB in float32, of which a few copies exist at a time."""
+LOGITS_AT_ONCE_GPU = 1 << 27
+"""The same on a GPU, whose kernels want larger pieces: 512 MiB."""
+
+
+class Pieces(NamedTuple):
+    """What is computed of some logits at a time; compiled, each is one pass over them."""
+
+    statistics: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    gradient: Callable[..., Tensor]
 
 
 class _SelectedLogProbs(torch.autograd.Function):
@@ -30,25 +40,18 @@ class _SelectedLogProbs(torch.autograd.Function):
         targets: Tensor,
         temperature: Tensor,
         at_once: int,
+        pieces: Pieces,
     ) -> tuple[Tensor, Tensor]:
         rows = max(1, at_once // weight.shape[0])
         logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = _logits(hidden[part], weight, bias, temperature[part])
-            largest = logits.amax(-1)
-            logits -= largest[:, None]
-            chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
-            # In place and with a single exponential: passes over this tensor are what forward costs.
-            powers = logits.exp()
-            total = powers.sum(-1)
-            normaliser = total.log()
-            logprobs[part] = chosen - normaliser
-            entropies[part] = normaliser - powers.mul_(logits).sum(-1) / total
-            normalisers[part] = largest + normaliser
+            logprobs[part], entropies[part], normalisers[part] = pieces.statistics(
+                hidden[part], weight, bias, targets[part], temperature[part]
+            )
         ctx.save_for_backward(hidden, weight, bias, targets, temperature, normalisers, entropies)
-        ctx.rows = rows
+        ctx.rows, ctx.pieces = rows, pieces
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
@@ -56,31 +59,78 @@ class _SelectedLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         to_logprobs, to_entropies = gradients
         hidden, weight, bias, targets, temperature, normalisers, entropies = ctx.saved_tensors
+        learned = ctx.needs_input_grad[1]
         to_hidden = torch.empty_like(hidden)
-        to_weight = torch.zeros_like(weight, dtype=torch.float32)
+        to_weight = torch.zeros_like(weight, dtype=torch.float32) if learned else None
         to_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
-            log_probabilities = _logits(hidden[part], weight, bias, temperature[part])
-            log_probabilities -= normalisers[part, None]
-            to_logits = _gradient_of_logits(
-                log_probabilities,
+            to_logits = ctx.pieces.gradient(
+                hidden[part],
+                weight,
+                bias,
                 targets[part],
+                temperature[part],
+                normalisers[part],
                 entropies[part],
                 None if to_logprobs is None else to_logprobs[part],
                 None if to_entropies is None else to_entropies[part],
             )
-            to_logits /= temperature[part, None]
             if to_bias is not None:
                 to_bias += to_logits.sum(0)
             to_logits = to_logits.to(hidden.dtype)
             to_hidden[part] = to_logits @ weight
+            if to_weight is None:
+                continue
             if to_logits.dtype == torch.float32:
                 to_weight.addmm_(to_logits.t(), hidden[part])
             else:
                 to_weight += to_logits.t() @ hidden[part]
         to_bias = None if bias is None or to_bias is None else to_bias.to(bias.dtype)
-        return to_hidden, to_weight.to(weight.dtype), to_bias, None, None, None
+        to_weight = None if to_weight is None else to_weight.to(weight.dtype)
+        return to_hidden, to_weight, to_bias, None, None, None, None
+
+
+def _statistics(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability [n] of each target, entropy [n] and log of the normaliser [n]."""
+    logits = _logits(hidden, weight, bias, temperature)
+    largest = logits.amax(-1)
+    logits -= largest[:, None]
+    chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
+    # In place and with a single exponential: passes over this tensor are what forward costs.
+    powers = logits.exp()
+    total = powers.sum(-1)
+    normaliser = total.log()
+    entropy = normaliser - powers.mul_(logits).sum(-1) / total
+    return chosen - normaliser, entropy, largest + normaliser
+
+
+def _gradient(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: Tensor,
+    normalisers: Tensor,
+    entropies: Tensor,
+    to_logprobs: Tensor | None,
+    to_entropies: Tensor | None,
+) -> Tensor:
+    """Gradient [n, V] at the head's output, float32."""
+    log_probabilities = _logits(hidden, weight, bias, temperature)
+    log_probabilities -= normalisers[:, None]
+    to_logits = _gradient_of_logits(log_probabilities, targets, entropies, to_logprobs, to_entropies)
+    return to_logits.div_(temperature[:, None])
+
+
+PIECES = Pieces(_statistics, _gradient)
+
+
+def compiled_pieces() -> Pieces:
+    """The same, fused by torch.compile."""
+    return Pieces(torch.compile(_statistics, dynamic=True), torch.compile(_gradient, dynamic=True))
 
 
 def _gradient_of_logits(
@@ -122,6 +172,7 @@ def selected_log_probs(
     temperature: Tensor,
     *,
     at_once: int = LOGITS_AT_ONCE,
+    pieces: Pieces = PIECES,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability [N] of each target and entropy [N] of its distribution, in nats, float32.
 
@@ -132,8 +183,9 @@ def selected_log_probs(
         targets: [N] token ids.
         temperature: [N] float32, positive; logits are divided by it.
         at_once: logits that exist at a time.
+        pieces: what is done with them.
     """
-    result = _SelectedLogProbs.apply(hidden, weight, bias, targets, temperature, at_once)
+    result = _SelectedLogProbs.apply(hidden, weight, bias, targets, temperature, at_once, pieces)
     return cast("tuple[Tensor, Tensor]", result)
 
 
@@ -147,9 +199,23 @@ class TokenScorer(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.pieces = PIECES
+        self.at_once = LOGITS_AT_ONCE
+
+    def compile_parts(self) -> None:
+        """Fuse each layer and the head with torch.compile, for any number of tokens."""
+        for layer in cast("Any", self.model).base_model.layers:
+            layer.compile(dynamic=True)
+        self.pieces = compiled_pieces()
 
     def forward(
-        self, input_ids: Tensor, rows: Tensor, columns: Tensor, targets: Tensor, temperature: Tensor
+        self,
+        input_ids: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        targets: Tensor,
+        temperature: Tensor,
+        **boundaries: Any,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability [N] and entropy [N] of the chosen tokens.
 
@@ -159,12 +225,19 @@ class TokenScorer(nn.Module):
             columns: [N] position that predicts it.
             targets: [N] its id.
             temperature: [N] float32.
+            boundaries: where packed sequences begin.
         """
         model = cast("Any", self.model)
-        states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        states = model.base_model(input_ids=input_ids, use_cache=False, **boundaries).last_hidden_state
         head = model.get_output_embeddings()
         return selected_log_probs(
-            states[rows, columns], head.weight, getattr(head, "bias", None), targets, temperature
+            states[rows, columns],
+            head.weight,
+            getattr(head, "bias", None),
+            targets,
+            temperature,
+            at_once=self.at_once,
+            pieces=self.pieces,
         )
 
 

@@ -56,6 +56,11 @@ class StepMetrics:
     seconds: float
     learn_tokens_per_s: float
     """`tokens_read` over `seconds`."""
+    model_tflops: float
+    """Floating-point operations that the mathematics needs, in 10^12 a second and device: nothing recomputed,
+    no padding; 0 for models whose layers are not counted."""
+    mfu: float
+    """The same over the device's peak in bfloat16; 0 where that is not known (on a CPU)."""
     peak_memory_mb: float
     """Largest GPU memory of the step; on the CPU, largest resident memory of the process so far."""
 

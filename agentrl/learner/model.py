@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from agentrl.errors import CheckpointError, ConfigError
-from agentrl.learner.ranks import whole
+from agentrl.learner.adapter import has_adapter, plain_weights, write_adapter
 from agentrl.settings import ModelSettings
 
 TOKENIZER_FILES = (
@@ -102,16 +102,19 @@ def save_model(model: nn.Module, source: str, folder: Path, *, write: bool = Tru
         CheckpointError: the files cannot be written.
     """
     weights: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        full = whole(tensor.detach())
+    split = has_adapter(model) or any(hasattr(item, "full_tensor") for item in model.state_dict().values())
+    for name, tensor in plain_weights(model, remove_duplicate=False):
         if write:
-            # Split weights are gathered one at a time: all at once would not fit beside the optimizer.
-            weights[name] = full if full is tensor else full.cpu()
+            # Gathered or merged one at a time: all at once would not fit beside the optimizer.
+            weights[name] = tensor.cpu() if split else tensor
     if not write:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         cast("Any", model).save_pretrained(folder, state_dict=weights)
+        if has_adapter(model):
+            (folder / "adapter").mkdir(exist_ok=True)
+            write_adapter(model, folder / "adapter", source)
         if Path(source).is_dir():
             for name in TOKENIZER_FILES:
                 if (Path(source) / name).is_file():

@@ -57,6 +57,7 @@ class MasterAdamW:
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.adam_epsilon,
+            fused=True,
         )
         self.steps = 0
         """Optimizer steps taken."""
@@ -149,8 +150,9 @@ class MasterAdamW:
         self._adam.state.clear()
         for name, parameter, master in zip(self._names, self._parameters, self._masters, strict=True):
             if f"step:{name}" in tensors:
-                # The step count lives on the CPU (that is where AdamW makes it), the moments with the weight.
-                state: dict[str, Tensor] = {"step": tensors[f"step:{name}"].cpu().clone()}
+                state: dict[str, Tensor] = {
+                    "step": tensors[f"step:{name}"].to(local(master).device, copy=True)
+                }
                 for key in ("exp_avg", "exp_avg_sq"):
                     state[key] = torch.zeros_like(master, requires_grad=False)
                     local(state[key]).copy_(tensors[f"{key}:{name}"])

@@ -10,7 +10,14 @@ from agentrl.errors import ConfigError
 from agentrl.inference.choose import Gpu, Machine
 from agentrl.memory import engine_needs, host_needs, learner_needs, make_plans
 from agentrl.model_shape import KNOWN, ModelShape
-from agentrl.settings import EngineSettings, LearnerSettings, ModelSettings, Settings, StreamSettings
+from agentrl.settings import (
+    AdapterSettings,
+    EngineSettings,
+    LearnerSettings,
+    ModelSettings,
+    Settings,
+    StreamSettings,
+)
 
 SHAPE = ModelShape(
     layers=2,
@@ -141,17 +148,32 @@ def test_the_learner_by_hand():
     assert learner_bytes(settings(context=30))[3] == 3 * learner_bytes(settings())[3]
 
 
-def test_a_copy_is_kept_while_a_batch_takes_several_steps():
-    assert host_needs(SHAPE, settings(mini_batch=256)) == ()
-    (copy,) = host_needs(SHAPE, settings(mini_batch=128))
+def test_a_copy_is_kept_where_asked_for_while_a_batch_takes_several_steps():
+    assert host_needs(SHAPE, settings(mini_batch=128)) == ()
+    assert host_needs(SHAPE, settings(mini_batch=256, undo=True)) == ()
+    (copy,) = host_needs(SHAPE, settings(mini_batch=128, undo=True))
     assert copy.bytes == 12 * 1992
-    (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128))
+    (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128, undo=True))
     assert copy.bytes == 16 * 1992
     # With GPUs the weights are read into memory first, by every rank: never at the same time as the copy.
-    (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128), gpus=True)
+    (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128, undo=True), gpus=True)
     assert copy.bytes == 16 * 1992
     (read,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128, ranks=4, place="process"), gpus=True)
     assert (read.what, read.bytes) == ("learner: weights on their way to the GPUs", 4 * 4 * 1992)
+
+
+def test_an_adapter_by_hand():
+    # A rank-3 adapter beside seven matrices of each layer: 3 numbers for every row and column.
+    shape = ModelShape(layers=2, hidden=8, intermediate=20, heads=2, key_heads=1, head_size=4,
+                       vocabulary=10, tied=True, context=16)  # fmt: skip
+    # q 8+8, k 8+4, v 8+4, o 8+8, three of 8+20: 140 a layer.
+    assert shape.adapter(3) == 3 * 2 * 140
+    needs = {
+        need.what: need.bytes for need in learner_needs(shape, settings(adapter=AdapterSettings(rank=3)))
+    }
+    assert needs["learner: weights"] == 4 * shape.parameters
+    assert needs["learner: adapter"] == needs["learner: gradients, float32"] == 4 * 840
+    assert needs["learner: AdamW moments, float32"] == 8 * 840
 
 
 def test_the_engine_by_hand():

@@ -77,12 +77,12 @@ def test_a_machine_that_is_not_there(capsys: pytest.CaptureFixture[str]):
     example = ["doctor", "examples/qwen3_8b_dapo.toml"]
     assert main([*example, "--gpus", "8x80", "--memory", "256"]) == 0
     text = capsys.readouterr().out
-    assert "GPU 0 (80 GB, imagined) to GPU 3 (80 GB, imagined), each, learner: 59,470,834,432 of" in text
+    assert "GPU 0 (80 GB, imagined) to GPU 3 (80 GB, imagined), each, learner: 60,678,793,984 of" in text
     assert "GPU 4 (80 GB, imagined) to GPU 7 (80 GB, imagined), each, vLLM" in text
     assert "with keys for 23% of the slots at full length" in text
     assert main([*example, "--gpus", "8x40", "--memory", "64"]) == 1
     text = capsys.readouterr().out
-    # The learner is short on every GPU, the copy to undo a step in memory; vLLM fits with a few sequences.
+    # The learner is short on every GPU, the weights that four ranks read in memory; vLLM fits with a few sequences.
     assert text.count("problem: Qwen/Qwen3-8B does not fit") == 5
     assert main([*example, "--gpus", "eight"]) == 1
     assert "--gpus 'eight': want a number and a size" in capsys.readouterr().err

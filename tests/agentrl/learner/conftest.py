@@ -60,13 +60,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_learner(model_folder: Path) -> Callable[..., Learner]:
     def make(folder: Path = model_folder, *, dtype: str = "float32", **settings: object) -> Learner:
-        defaults: dict[str, object] = {"learning_rate": 1e-2, "mini_batch": 64}
-        undo = bool(settings.pop("undo", True))
+        defaults: dict[str, object] = {"learning_rate": 1e-2, "mini_batch": 64, "undo": True}
         return Learner(
             ModelSettings(path=str(folder), device="cpu", dtype=dtype),  # type: ignore[arg-type]
             LearnerSettings(**(defaults | settings)),  # type: ignore[arg-type]
             seed=0,
-            undo=undo,
         )
 
     return make

@@ -72,7 +72,7 @@ def test_weights_gradients_and_optimizer_are_exact(
 
     optimizer.step = spy  # type: ignore[method-assign]
     learner.step(episodes, [1.0] * len(episodes))
-    told = foretold(folder, dtype, mini_batch=4)
+    told = foretold(folder, dtype, mini_batch=4, undo=True)
     assert size(learner.model.parameters()) == told["weights"]
     assert gradients == [told["gradients, float32"]] * 2
     tensors = optimizer.tensors()

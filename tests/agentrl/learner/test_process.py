@@ -29,7 +29,7 @@ from agentrl.watchdog import Watchdog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-SETTINGS: dict[str, Any] = {"learning_rate": 1e-3, "mini_batch": 3, "micro_batch_tokens": 40, "epochs": 2}
+SETTINGS = {"learning_rate": 1e-3, "mini_batch": 3, "micro_batch_tokens": 40, "epochs": 2, "undo": True}
 
 
 def start(folder: Path, ranks: int = 2, **settings: Any) -> LearnerProcesses:

@@ -1,0 +1,122 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685), through peft.
+
+The weights of the model stay as they are; beside each chosen matrix W [O, I] two small ones are learned,
+A [rank, I] and B [O, rank], B zero at the start: the layer computes x W^T + alpha / rank * x A^T B^T. Whoever
+reads weights (an engine, an export) is given W + alpha / rank * B A under the model's own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from agentrl.errors import ConfigError
+from agentrl.learner.ranks import whole
+from agentrl.settings import AdapterSettings
+
+NAME = "default"
+"""Of the one adapter, as peft calls it."""
+
+
+def add_adapter(model: nn.Module, settings: AdapterSettings, *, seed: int = 0) -> None:
+    """Freeze a model and put an adapter beside the matrices that the settings name.
+
+    Args:
+        model: from transformers.
+        settings: rank above 0.
+        seed: of the adapter's first weights.
+
+    Raises:
+        ConfigError: peft is missing, or the model has no such matrices.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(
+            "learner.adapter needs the package peft: pip install 'agentrl[train]', or pip install peft"
+        ) from error
+    targets = "all-linear" if settings.targets == ("all-linear",) else list(settings.targets)
+    config = peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha or 2 * settings.rank, target_modules=targets
+    )
+    model.requires_grad_(False)
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    try:
+        # A is drawn at random; every rank and every start of a run must draw the same.
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            peft.inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise ConfigError(
+            f"learner.adapter.targets = {list(settings.targets)} names no matrix of {type(model).__name__}: "
+            f"{error}"
+        ) from error
+    model.agentrl_adapter = config  # type: ignore[assignment]
+
+
+def _adapted(module: nn.Module) -> dict[str, Any]:
+    """Layers with an adapter by their name in the model."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if hasattr(layer, "base_layer") and hasattr(layer, "lora_A")
+    }
+
+
+def plain_weights(module: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model under its own names, whole and with its adapter merged, one at a time.
+
+    Args:
+        module: live; its weights must not change meanwhile.
+        remove_duplicate: give parameters only, and one that has two names once; else all that is saved.
+    """
+    layers = _adapted(module)
+    # From the state rather than the parameters: FSDP2 puts its shards back in place before it gives it.
+    own = {name for name, _ in module.named_parameters()} if remove_duplicate else set()
+    for name, tensor in module.state_dict().items():
+        owner, _, kind = name.rpartition(".base_layer.")
+        if ".lora_" in name or (remove_duplicate and name not in own):
+            continue
+        if owner not in layers:
+            yield name, whole(tensor.detach())
+        elif kind == "weight":
+            yield f"{owner}.weight", _merged(layers[owner])
+        else:
+            yield f"{owner}.{kind}", whole(tensor.detach())
+
+
+def _merged(layer: Any) -> Tensor:
+    """W + alpha / rank * B A, added in float32 and rounded once."""
+    weight = whole(layer.base_layer.weight.detach())
+    a, b = (whole(getattr(layer, part)[NAME].weight.detach()).float() for part in ("lora_A", "lora_B"))
+    return torch.addmm(weight.float(), b, a, alpha=layer.scaling[NAME]).to(weight.dtype)
+
+
+def write_adapter(module: nn.Module, folder: Path, source: str) -> None:
+    """Write the adapter apart, as peft and vLLM read it.
+
+    Args:
+        module: has an adapter.
+        folder: exists.
+        source: the model it belongs to.
+    """
+    from safetensors.torch import save_file
+
+    config = cast("Any", module).agentrl_adapter
+    config.base_model_name_or_path = source
+    config.save_pretrained(folder)
+    tensors = {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": whole(parameter.detach()).cpu().contiguous()
+        for name, parameter in module.named_parameters()
+        if ".lora_" in name
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def has_adapter(module: nn.Module) -> bool:
+    """Whether `add_adapter` was called on it."""
+    return hasattr(module, "agentrl_adapter")

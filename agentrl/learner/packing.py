@@ -1,0 +1,170 @@
+"""Sequences end to end in one row: no padding, and no token sees another sequence.
+
+A model from transformers is told where sequences begin (`cu_seq_lens_q`, positions that start again at 0),
+and its attention is computed for each sequence alone: by the variable-length kernel of torch on a GPU in
+half precision, by the model's own where it takes these boundaries (FlashAttention), else one
+after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from agentrl.learner.logprobs import TokenScorer
+
+NAME = "agentrl_packed"
+"""Under which transformers knows this attention."""
+HALF = (torch.float16, torch.bfloat16)
+LARGEST_HEAD = 256
+"""Of the variable-length kernel."""
+
+
+@functools.cache
+def varlen_kernel() -> Any:
+    """torch's variable-length attention, causal; None where this torch has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    names = inspect.signature(varlen_attn).parameters
+    # torch 2.10 says `is_causal`; from 2.11 on a window that looks back only says the same.
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+    grouped = "enable_gqa" in names
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: Any) -> Tensor:
+        options = dict(causal)
+        if grouped:
+            options["enable_gqa"] = key.shape[1] != query.shape[1]
+        else:
+            shared = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, **options)
+
+    return attend
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether sequences in one row go through one kernel there."""
+    return device.type == "cuda" and dtype in HALF and varlen_kernel() is not None
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    lengths: tuple[int, ...] = (),
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence of a row, as transformers calls it.
+
+    Args:
+        module: the attention layer.
+        query: [1, H, T, D].
+        key: [1, K, T, D], H a multiple of K.
+        value: [1, K, T, D].
+        attention_mask: not used.
+        scaling: of the logits; 1 / sqrt(D) where None.
+        cu_seq_lens_q: [R + 1] int32, where sequences begin, and T; None is one sequence a row of any number.
+        max_length_q: tokens of the longest sequence.
+        lengths: [R] the same on the host, where no kernel takes `cu_seq_lens_q`; empty where one does.
+
+    Returns:
+        [1, T, H, D], and no attention weights.
+    """
+    if cu_seq_lens_q is not None and not lengths:
+        q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
+        return varlen_kernel()(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
+    parts = lengths or (query.shape[2],)
+    grouped = key.shape[1] != query.shape[1]
+    results = [
+        nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        for q, k, v in zip(query.split(parts, 2), key.split(parts, 2), value.split(parts, 2), strict=True)
+    ]
+    return torch.cat(results, 2).transpose(1, 2), None
+
+
+def install(scorer: TokenScorer, *, one_kernel: bool) -> str:
+    """Let a model attend within the sequences of a row, and prove that it does.
+
+    Sliding windows, capped logits, recurrent and convolutional layers look across tokens in their own ways.
+
+    Returns:
+        Why the model cannot, and then it is as before; empty where it can.
+    """
+    model = cast("Any", scorer.model)
+    own = str(model.config._attn_implementation)
+    apart = _score(scorer, ((0, 5), (5, 12)))
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (not kinds and getattr(model.config, "sliding_window", None)):
+        return "its layers do not all attend to everything before a token"
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention cannot be replaced"
+    if not own.startswith("flash_attention"):
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(NAME, packed_attention)
+        model.set_attn_implementation(NAME)
+    row = _score(scorer, ((0, 12),), lengths=(5, 7), one_kernel=one_kernel)
+    difference = float((row - apart).abs().max())
+    if difference > (1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1):
+        model.set_attn_implementation(own)
+        return (
+            f"log-probabilities of two sequences in one row differ by {difference:.3g} nats from each alone"
+        )
+    return ""
+
+
+def _score(
+    scorer: TokenScorer, parts: tuple[tuple[int, int], ...], lengths: tuple[int, ...] = (), **options: bool
+) -> Tensor:
+    """Log-probabilities [12] that each part's input gives to fixed tokens."""
+    device = next(scorer.parameters()).device
+    size = int(cast("Any", scorer.model).config.vocab_size)
+    ids = torch.arange(3, 16, device=device) * 7 % size
+    found = []
+    with torch.no_grad():
+        for start, end in parts:
+            columns = torch.arange(end - start, device=device)
+            more = boundaries(lengths, device, **options) if lengths else {}
+            ones = torch.ones(end - start, device=device)
+            found.append(
+                scorer(
+                    ids[None, start:end],
+                    torch.zeros_like(columns),
+                    columns,
+                    ids[start + 1 : end + 1],
+                    ones,
+                    **more,
+                )[0]
+            )
+    return torch.cat(found)
+
+
+def boundaries(lengths: tuple[int, ...], device: torch.device, *, one_kernel: bool) -> dict[str, Any]:
+    """What tells a model where packed sequences begin, under transformers' names.
+
+    Args:
+        lengths: [R] tokens of each sequence.
+        device: where the model is.
+        one_kernel: one kernel attends within all of them; else it is done one by one.
+    """
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device, non_blocking=True)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    return {
+        "position_ids": positions.to(device, non_blocking=True),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        "lengths": () if one_kernel else lengths,
+    }
