@@ -34,11 +34,11 @@ START_LIMIT_S = 60.0
 _MIB = 1 << 20
 _STDERR_KEPT = 4096
 
+_INSIDE = (
+    "frames", "processes", "room", "meter", "cells", "notebook", "upkeep", "interpreter", "supervisor",
+)  # fmt: skip
 _MODULES = {
-    **{
-        name: f"inside/{name}.py"
-        for name in ("frames", "processes", "room", "meter", "interpreter", "supervisor")
-    },
+    **{name: f"inside/{name}.py" for name in _INSIDE},
     "seccomp": "seccomp.py",
     "entry": "docker_entry.py",
 }

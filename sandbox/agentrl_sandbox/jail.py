@@ -23,8 +23,8 @@ _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8,
 _DETACH = 2
 _SOURCES = (
     "zygote.py", "seccomp.py", "landlock.py",
-    "inside/frames.py", "inside/processes.py", "inside/room.py", "inside/meter.py", "inside/interpreter.py",
-    "inside/supervisor.py",
+    "inside/frames.py", "inside/processes.py", "inside/room.py", "inside/meter.py", "inside/cells.py",
+    "inside/notebook.py", "inside/upkeep.py", "inside/interpreter.py", "inside/supervisor.py",
 )  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (

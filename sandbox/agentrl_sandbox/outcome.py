@@ -53,7 +53,10 @@ def result_from_frame(
     if fields is None:
         common["session_alive"] = False
         return Result(Status.PROTOCOL_LOST, error="The interpreter's reply could not be read.", **common)
-    kind = fields.pop("kind")
+    kind, restart = fields.pop("kind"), fields.pop("restart")
+    if restart is not None:
+        common["session_alive"] = False
+        fields["note"] = "\n".join(filter(None, (fields["note"], f"The session cannot go on: {restart}.")))
     if header.get("interrupted"):
         if kind == "error":
             fields["error"] = f"Interrupted at the time limit of {time_s:g} s.\n{fields['error']}".rstrip()
@@ -104,8 +107,10 @@ def parse_reply(said: bytes, output_bytes: int) -> dict[str, Any] | None:
         return None
     if code is not None and (not isinstance(code, int) or isinstance(code, bool) or abs(code) > 1 << 31):
         return None
-    files = _files(reply.get("files"))
-    if files is None:
+    files, notes, restart = _files(reply.get("files")), reply.get("notes", []), reply.get("restart")
+    if files is None or not (isinstance(notes, list) and all(isinstance(note, str) for note in notes[:20])):
+        return None
+    if not (restart is None or isinstance(restart, str)):
         return None
     cap = output_bytes + 256
     return {
@@ -114,6 +119,8 @@ def parse_reply(said: bytes, output_bytes: int) -> dict[str, Any] | None:
         "error": None if error is None else clean(error[:cap]),
         "exit_code": code,
         "files": files,
+        "note": clean("\n".join(note[:500] for note in notes[:20])) or None,
+        "restart": None if restart is None else clean(restart[:500]),
     }
 
 

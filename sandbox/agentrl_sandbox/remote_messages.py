@@ -79,7 +79,7 @@ def result_from_json(message: Any) -> Result:
     kinds: dict[str, Any] = {
         "stdout": str, "stderr": str, "value": text_or_none, "error": text_or_none, "truncated": bool,
         "wall_s": number, "cpu_s": number, "signal": (int, type(None)), "exit_code": (int, type(None)),
-        "session_alive": bool,
+        "session_alive": bool, "note": text_or_none,
     }  # fmt: skip
     values = {name: field(message, name, kind) for name, kind in kinds.items()}
     try:

@@ -1,7 +1,7 @@
 """What a run of a program came to: `Status` and `Result`.
 
 Knows nothing of how programs are run. Every field is measured by the supervisor outside the program's
-process, except `value`, `error` and `files`, which are the program's own words about itself.
+process, except `value`, `error`, `files` and `note`, which are the program's own words about itself.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ class Result:
     session_alive: bool = True
     """False when variables and files of the session are lost; the next run begins in a fresh one."""
     files: tuple[File, ...] = ()
+    note: str | None = None
+    """What the sandbox says besides: lines of the cell that it left out, damage that it repaired, why the
+    session could not go on."""
 
     @property
     def ok(self) -> bool:
@@ -77,16 +80,11 @@ class Result:
     @property
     def text(self) -> str:
         """What a model is told: output, value, error, and a plain sentence for every other end."""
-        parts = [self.stdout, self.stderr]
-        if self.value is not None:
-            parts.append(self.value)
-        if self.error:
-            parts.append(self.error)
-        notice = self._notice()
-        if notice:
-            parts.append(notice)
+        parts = [plain(self.stdout), plain(self.stderr)]
+        # Neither is written to a terminal, where a carriage return would take back what stands before it.
+        parts += [plain(said.replace("\r", "\n")) for said in (self.value, self.error) if said]
+        parts += [self.note or "", self._notice()]
         body = "\n".join(part.rstrip("\n") for part in parts if part.strip("\n"))
-        body = plain(body)
         return body if body.strip() else "(no output)"
 
     def _notice(self) -> str:
@@ -101,13 +99,18 @@ class Result:
         return sentence.strip()
 
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[@-Z\\-_])?", re.DOTALL)
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# A string sequence without an end on its line is no sequence: only its introducer goes, or it would take
+# along all that follows. No part crosses an escape, so the time is linear.
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)|[\]PX^_]|[@-Z\\-_])?"
+    r"|\x9b[0-?]*[ -/]*[@-~]"
+)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def plain(text: str) -> str:
     """Without terminal escapes and controls; of a line written over with `\\r`, what was left standing."""
-    if "\x1b" in text:
+    if "\x1b" in text or "\x9b" in text:
         text = _ESCAPES.sub("", text)
     if "\r" in text:
         text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))

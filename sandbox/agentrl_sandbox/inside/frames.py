@@ -30,17 +30,18 @@ supervisor to host:
     "ready" when the interpreter could not be started.
 
 What the interpreter says: {"kind": "ok"|"error"|"exit", "value": text|null, "error": text|null,
-"exit_code": int|null, "files": [[name, size], ...]}. Between supervisor and interpreter: u32 length, 16 bytes
-request id, then for a request u32 length of code, code, stdin; for a reply the JSON. A reply with another id,
-a second reply, or one that is too long costs the session its life ("protocol").
+"exit_code": int|null, "files": [[name, size], ...], "notes": [text, ...], "restart": text|null}; "restart"
+says why the interpreter cannot go on, and the host then ends the session. Between supervisor and interpreter:
+u32 length, 16 bytes request id, then for a request u32 length of code, code, stdin; for a reply the JSON. A
+reply with another id, a second reply, or one that is too long costs the session its life ("protocol").
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import os
 import struct
+from os import read, readv, write, writev
 
 BUFFER = 16384
 """Bytes that a buffer has at first."""
@@ -52,14 +53,14 @@ def write_all(fd, data):
     """Write every byte of `data`; the descriptor blocks."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[write(fd, view) :]
 
 
 def read_exactly(fd, count):
     """Read `count` bytes; EOFError at the end of the stream."""
     parts = []
     while count:
-        part = os.read(fd, min(count, 1 << 20))
+        part = read(fd, min(count, 1 << 20))
         if not part:
             raise EOFError("the other end has gone")
         parts.append(part)
@@ -69,7 +70,7 @@ def read_exactly(fd, count):
 
 def read_into(fd, view):
     """Read what there is into a memoryview; returns how many bytes, EOFError at the end of the stream."""
-    count = os.readv(fd, [view])
+    count = readv(fd, [view])
     if not count:
         raise EOFError("the other end has gone")
     return count
@@ -77,7 +78,7 @@ def read_into(fd, view):
 
 def write_vector(fd, buffers):
     """Write every byte of all buffers, without joining them; the descriptor blocks."""
-    written = os.writev(fd, buffers)
+    written = writev(fd, buffers)
     for buffer in buffers:
         if written < len(buffer):
             write_all(fd, memoryview(buffer)[written:])

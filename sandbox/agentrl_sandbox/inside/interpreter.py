@@ -1,13 +1,15 @@
 """The process that runs programs, a child of the supervisor. Standard library only.
 
-It is the program's own: nothing that it says is trusted (see `supervisor`).
+It is the program's own: nothing that it says is trusted (see `supervisor`). Functions that it needs after a
+program has run are taken from their modules at the start, because programs replace them.
 """
 
 from __future__ import annotations
 
 import _signal
 import ast
-import json
+import contextlib
+import linecache
 import os
 import resource
 import signal
@@ -15,21 +17,39 @@ import struct
 import sys
 import traceback
 import types
+from json.encoder import encode_basestring_ascii
+from os import _exit, dup2, getpid, read, scandir, stat
+from sys import exc_info
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__:
+    from . import cells
     from .frames import LINE_LOST, read_exactly, write_all
+    from .notebook import Notebook
+    from .upkeep import Unusable, Upkeep, name_of, outline
 else:
+    import cells
     from frames import LINE_LOST, read_exactly, write_all
+    from notebook import Notebook
+    from upkeep import Unusable, Upkeep, name_of, outline
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _FUTURE = 0
 for _name in __import__("__future__").all_feature_names:
     _FUTURE |= getattr(__import__("__future__"), _name).compiler_flag
 _OURS = (
-    "supervisor", "interpreter", "frames", "processes", "room", "meter", "entry", "jail", "zygote", "seccomp",
-    "landlock",
+    "supervisor", "interpreter", "frames", "processes", "room", "meter", "cells", "notebook", "upkeep",
+    "entry", "jail", "zygote", "seccomp", "landlock",
 )  # fmt: skip
+_BLOCK, _UNBLOCK = 0, 1
+_eval = eval  # a program may replace the name
+_ALL_SIGNALS = signal.valid_signals()
+_LENGTH = struct.Struct("!I")
+_RESTART = b'{"kind": "error", "value": null, "error": null, "exit_code": null, "files": [], "restart": "%s"}'
+_NO_MEMORY = _RESTART % b"it left no memory to go on with"
+_NO_TOOLS = _RESTART % b"it replaced what the interpreter itself needs"
+_OF_THE_TEXT = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
+"""What compile() raises for a text; anything else comes of what a program did to compile()."""
 
 
 class Interpreter:
@@ -39,7 +59,8 @@ class Interpreter:
         self.line, self.pid = line, os.getpid()
         self.start, self.limits = start, start["limits"]
         self.count, self.flags, self.running = 0, 0, False
-        self.seen_files, self.directory_mark, self.runner = {}, None, None
+        self.seen_files, self.directory_mark, self.loop = {}, None, None
+        self.shown = []
         try:
             self._prepare(confine, keep)
         except BaseException as error:
@@ -57,7 +78,8 @@ class Interpreter:
         self.private_out = os.dup(1)
         self.private_err = os.dup(2)
         close_others({0, 1, 2, self.line, self.null, self.private_out, self.private_err} | keep)
-        self._streams()
+        self.stdin = self.stdout = self.stderr = None
+        self._use_streams()
         sys.path[:] = [path for path in sys.path if path] + list(self.start.get("paths", ()))
         sys.argv = [""]
         seed_generators(self.start.get("seed"))
@@ -70,12 +92,19 @@ class Interpreter:
         if confine is not None:
             confine()
         signal.signal(signal.SIGINT, self._on_interrupt)
+        self.notebook = Notebook(self.directory)
+        self.upkeep = Upkeep(self.directory, self.main)
 
-    def _streams(self):
-        """Text streams over descriptors 0 to 2; the driver keeps its own."""
-        self.stdin = open(0, closefd=False, encoding="utf-8", errors="replace")  # noqa: SIM115
-        self.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        self.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    def _use_streams(self):
+        """Text streams over descriptors 0 to 2, new ones where a program closed or detached them."""
+        # A stream of the program's own over ours closes ours when it goes: let it go first.
+        sys.stdin, sys.stdout, sys.stderr = self.stdin, self.stdout, self.stderr
+        if not _usable(self.stdin):
+            self.stdin = open(0, closefd=False, encoding="utf-8", errors="replace")  # noqa: SIM115
+        if not _usable(self.stdout):
+            self.stdout = _writer(1)
+        if not _usable(self.stderr):
+            self.stderr = _writer(2)
         sys.stdin, sys.stdout, sys.stderr = self.stdin, self.stdout, self.stderr
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = self.stdin, self.stdout, self.stderr
 
@@ -87,122 +116,195 @@ class Interpreter:
         """Answer requests until the supervisor hangs up."""
         while True:
             try:
-                body = os.read(self.line, 65536)
+                body = read(self.line, 65536)
                 while len(body) < 4:
                     body += read_exactly(self.line, 4 - len(body))
-                missing = 4 + struct.unpack_from("!I", body)[0] - len(body)
+                missing = 4 + _LENGTH.unpack_from(body)[0] - len(body)
                 body = body[4:] + (read_exactly(self.line, missing) if missing else b"")
             except (EOFError, OSError, struct.error):
-                os._exit(LINE_LOST)
-            request, end = body[:16], 20 + struct.unpack_from("!I", body, 16)[0]
-            said = self._answer(body[20:end].decode("utf-8", "surrogatepass"), body[end:])
-            if os.getpid() != self.pid:
-                os._exit(0)  # a child that the program forked has come back: it must not answer
-            reply = request + json.dumps(said).encode()
+                _exit(LINE_LOST)
+            request, end = body[:16], 20 + _LENGTH.unpack_from(body, 16)[0]
             try:
-                write_all(self.line, struct.pack("!I", len(reply)) + reply)
+                said = encode(self._answer(body[20:end].decode("utf-8", "surrogatepass"), body[end:]))
+            except BaseException:
+                said = _NO_MEMORY if exc_info()[0] is MemoryError else _NO_TOOLS
+            if getpid() != self.pid:
+                _exit(0)  # a child that the program forked has come back: it must not answer
+            reply = request + said
+            try:
+                write_all(self.line, _LENGTH.pack(len(reply)) + reply)
             except OSError:
-                os._exit(LINE_LOST)
+                _exit(LINE_LOST)
 
     def _answer(self, code, stdin):
         said = {"kind": "ok", "value": None, "error": None, "exit_code": None, "files": []}
+        said |= {"notes": [], "restart": None}
+        self.lost = []
         try:
             try:
-                self._restore(stdin)
+                self._begin(stdin)
                 self.running = True
-                value = self._execute(code)
-                if value is not None:
-                    said["value"] = self._cut(repr(value))
-                    self.main.__dict__["_"] = value
-                self._save_figures()
+                said["value"] = self._show(self._execute(code, said["notes"]))
                 self._flush()
             finally:
                 self.running = False
-        except SystemExit as error:
-            said.update(kind="exit", **self._exit(error))
-        except BaseException as error:
-            said.update(kind="error", error=self._describe(error), value=None)
-        if os.getpid() == self.pid:
-            self._flush()
-            said["files"] = self._new_files()
+        except BaseException as failure:
+            said.update(self._report(failure))
+        if getpid() == self.pid:
+            self._end(said)
         return said
 
-    def _restore(self, stdin):
+    def _begin(self, stdin):
         """Undo what an earlier program did to the streams and signals that this one needs."""
+        _signal.signal(2, _signal.SIG_IGN)  # forgets an interrupt that came too late for the program before
         _signal.signal(2, self._on_interrupt)  # the C functions: `signal` wraps them in enumerations
-        _signal.pthread_sigmask(1, (2,))
-        os.dup2(self.private_out, 1)
-        os.dup2(self.private_err, 2)
+        self._restore_descriptors()
         if stdin:
             source = os.memfd_create("stdin")
             write_all(source, stdin)
             os.lseek(source, 0, os.SEEK_SET)
-            os.dup2(source, 0)
+            dup2(source, 0)
             os.close(source)
         else:
-            os.dup2(self.null, 0)
-        sys.stdin = open(0, closefd=False, encoding="utf-8", errors="replace") if stdin else self.stdin  # noqa: SIM115
-        sys.stdout, sys.stderr = self.stdout, self.stderr
-
-    def _execute(self, code):
-        """Run the statements; the value of the last one when it is a bare expression."""
+            dup2(self.null, 0)
+        self._use_streams()
+        if stdin:  # a stream of its own: it may read ahead
+            sys.stdin = sys.__stdin__ = open(0, closefd=False, encoding="utf-8", errors="replace")  # noqa: SIM115
         self.count += 1
+        self.notebook.begin(self.count, None if stdin else self.stdin)
+        _signal.pthread_sigmask(_UNBLOCK, _ALL_SIGNALS)
+
+    def _restore_descriptors(self):
+        try:
+            dup2(self.private_out, 1)
+            dup2(self.private_err, 2)
+        except OSError:
+            raise Unusable("it closed descriptors that the interpreter needs") from None
+
+    def _end(self, said):
+        """What follows a program: repairs, its last words, its files. No signal handler of it runs now."""
+        _signal.pthread_sigmask(_BLOCK, _ALL_SIGNALS)
+        for timer in (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF):
+            _signal.setitimer(timer, 0)  # an alarm is for the program that set it
+        try:
+            said["notes"] += self.upkeep.mend(self.lost)
+            self._restore_descriptors()
+        except Unusable as error:
+            said["restart"] = said["restart"] or str(error)
+        for stream in (self.stdout, self.stderr):
+            _flush(stream)
+        said["files"] = self._new_files()
+
+    def _execute(self, code, notes):
+        """Run the statements; the value of the last one when it is a bare expression."""
         name = f"<cell {self.count}>"
         code = code.removeprefix("\ufeff")
         self._remember(name, code)
         flags = self.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        tree = compile(code, name, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+
+        def parse(text):
+            try:
+                return compile(text, name, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+            except _OF_THE_TEXT:
+                raise
+            except Exception as error:
+                raise Unusable(f"compile() raises {name_of(type(error))}") from None
+
+        tree, text, left_out = cells.read(code, parse)
+        notes += left_out
+        if text is not code:
+            self._remember(name, text)
         last = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
+        if tree.body and isinstance(tree.body[-1], ast.Expr) and not cells.ends_quietly(tree.body[-1], text):
             last = ast.Expression(tree.body.pop().value)
         body = compile(tree, name, "exec", flags, dont_inherit=True)
         self.flags |= body.co_flags & _FUTURE
         final = compile(last, name, "eval", flags | self.flags, dont_inherit=True) if last else None
-        self._evaluate(body)
-        return self._evaluate(final) if final is not None else None
+        self.upkeep.begin_program()
+        try:
+            self._evaluate(body)
+            return self._evaluate(final) if final is not None else None
+        finally:
+            self.lost = self.upkeep.end_program()
 
     def _evaluate(self, code):
-        if code.co_flags & 0x80:  # CO_COROUTINE: a top-level await
-            if self.runner is None:
-                import asyncio
+        if not code.co_flags & 0x80:  # CO_COROUTINE: a top-level await
+            return _eval(code, self.main.__dict__)
+        import asyncio
 
-                self.runner = asyncio.Runner()
-            return self.runner.run(eval(code, self.main.__dict__))
-        return eval(code, self.main.__dict__)
+        if self.loop is None or self.loop.is_closed():
+            self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)  # kept: tasks live on from cell to cell
+        task = self.loop.create_task(_eval(code, self.main.__dict__))
+        try:
+            return self.loop.run_until_complete(task)
+        finally:
+            task.cancel()  # of no effect on a task that is done
+
+    def _show(self, value):
+        """Text of the last expression; figures that are open become files first, as in a notebook."""
+        text = None
+        if value is not None:
+            text = self._cut(plain_text(repr(value)))
+            self._keep_value(value)
+        self.notebook.save_open_figures()
+        return text
+
+    def _keep_value(self, value):
+        """`_`, `__` and `___` are the last three values, unless the program uses `_` for something else."""
+        names = self.main.__dict__
+        if "_" in names and not (self.shown and names["_"] is self.shown[0]):
+            return
+        self.shown = [value, *self.shown[:2]]
+        for name, old in zip(("_", "__", "___"), self.shown, strict=False):
+            names[name] = old
 
     def _remember(self, name, code):
         """Lets tracebacks show lines of the cell."""
-        import linecache
+        lines = [line + "\n" for line in cells.split_lines(code)]
+        with contextlib.suppress(Exception):
+            linecache.cache[name] = (len(code), None, lines, name)
+            linecache.cache.pop(f"<cell {self.count - 200}>", None)
 
-        linecache.cache[name] = (len(code), None, [line + "\n" for line in code.splitlines()], name)
-        linecache.cache.pop(f"<cell {self.count - 200}>", None)
+    def _report(self, failure):
+        """What is said of the exception that ended a program. Code of the program may run here."""
+        if type(failure) is Unusable:
+            return {"kind": "error", "restart": f"{failure}; this program was not run"}
+        try:
+            try:
+                self.running = True
+                self._flush()
+                if issubclass(type(failure), SystemExit):
+                    return {"kind": "exit", "value": None, "exit_code": self._exit_code(failure)}
+                return {"kind": "error", "value": None, "error": self._describe(failure)}
+            finally:
+                self.running = False
+        except BaseException:
+            return {"kind": "error", "value": None, "error": self._cut(outline(failure))}
 
     def _describe(self, error):
         """Traceback cut to the user's frames."""
-        try:
-            whole = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
-            _cut_frames(whole, set())
-            lines = whole.format() if whole.stack else whole.format_exception_only()
-            text = "".join(lines)
-        except BaseException as broken:
-            text = f"{type(error).__name__} (its traceback could not be made: {type(broken).__name__})"
-        return self._cut(text.rstrip("\n"))
+        whole = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+        _cut_frames(whole)
+        lines = whole.format() if whole.stack else whole.format_exception_only()
+        text = plain_text("".join(lines)).rstrip("\n")
+        if not text:
+            raise ValueError("an exception without a word")
+        return self._cut(text)
 
-    def _exit(self, error):
+    def _exit_code(self, error):
         code = error.code
         if code is None:
-            code = 0
-        elif not isinstance(code, int):
-            self.stderr.write(self._cut(str(code)) + "\n")
-            code = 1
-        return {"exit_code": max(-(2**31), min(2**31, int(code))), "value": None}
+            return 0
+        if not isinstance(code, int):
+            self._use_streams()  # the program may have closed its own
+            self.stderr.write(self._cut(plain_text(str(code))) + "\n")
+            return 1
+        return max(-(2**31), min(2**31, int(code)))
 
     def _flush(self):
         for stream in (sys.stdout, sys.stderr, self.stdout, self.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError, AttributeError):
-                continue
+            _flush(stream)
 
     def _cut(self, text):
         limit = self.limits["output_bytes"]
@@ -211,48 +313,82 @@ class Interpreter:
         half = limit // 2
         return f"{text[:half]}\n... [{len(text) - 2 * half} characters left out] ...\n{text[-half:]}"
 
-    def _save_figures(self):
-        """Figures that a program left open become files figure_N.png of the working directory."""
-        pyplot = sys.modules.get("matplotlib.pyplot")
-        if pyplot is None:
-            return
-        for number in pyplot.get_fignums():
-            pyplot.figure(number).savefig(f"{self.directory}/figure_{self.count}_{number}.png")
-        pyplot.close("all")
-
     def _new_files(self):
         """Regular files at the top of the working directory, new or changed since the last call."""
         found = []
         try:
-            changed = os.stat(self.directory).st_mtime_ns
+            changed = stat(self.directory).st_mtime_ns
             if changed == self.directory_mark and not self.seen_files:
                 return []
             self.directory_mark = changed
-            with os.scandir(self.directory) as entries:
+            with scandir(self.directory) as entries:
                 for entry in entries:
                     if len(found) >= 100 or not entry.is_file(follow_symlinks=False):
                         continue
-                    stat = entry.stat(follow_symlinks=False)
-                    mark = (stat.st_mtime_ns, stat.st_size)
+                    about = entry.stat(follow_symlinks=False)
+                    mark = (about.st_mtime_ns, about.st_size)
                     if self.seen_files.get(entry.name) != mark:
                         self.seen_files[entry.name] = mark
-                        found.append([entry.name[:200], stat.st_size])
+                        found.append([entry.name[:200], about.st_size])
         except OSError:
             return []
         return sorted(found)
 
 
-def _cut_frames(exception, seen):
-    """Drop frames that are not of a cell, also in causes and contexts."""
-    if exception is None or id(exception) in seen:
+def encode(said):
+    """JSON of strings, integers, None, lists and dicts of them; the json module may not be what it was."""
+    if said is None:
+        return b"null"
+    if isinstance(said, str):
+        return encode_basestring_ascii(said).encode()
+    if isinstance(said, int):
+        return b"%d" % said
+    if isinstance(said, dict):
+        return b"{%s}" % b", ".join([encode(name) + b": " + encode(value) for name, value in said.items()])
+    return b"[%s]" % b", ".join([encode(item) for item in said])
+
+
+def plain_text(text):
+    """A str of no subclass."""
+    return "".join((text, ""))
+
+
+def _usable(stream):
+    """True for a stream that can be read or written to."""
+    try:
+        stream.flush()
+        return not stream.closed
+    except Exception:
+        return False
+
+
+def _writer(fd):
+    return open(fd, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+
+
+def _flush(stream):
+    try:
+        stream.flush()
+    except Exception:
         return
-    seen.add(id(exception))
-    kept = [frame for frame in exception.stack or () if frame.filename.startswith("<cell ")]
-    exception.stack = traceback.StackSummary.from_list(kept)
-    _cut_frames(exception.__cause__, seen)
-    _cut_frames(exception.__context__, seen)
-    for inner in exception.exceptions or ():
-        _cut_frames(inner, seen)
+
+
+def _cut_frames(exception):
+    """Drop frames that are not of a cell, also in causes and contexts, and contexts that have no other."""
+    waiting, seen = [exception], set()
+    while waiting:
+        exception = waiting.pop()
+        if exception is None or id(exception) in seen:
+            continue
+        seen.add(id(exception))
+        exception.stack = traceback.StackSummary.from_list(filter(_of_a_cell, exception.stack or ()))
+        while (inner := exception.__context__) is not None and not any(map(_of_a_cell, inner.stack or ())):
+            exception.__context__ = inner.__context__  # how a library got from one error to another
+        waiting += [exception.__cause__, exception.__context__, *(exception.exceptions or ())]
+
+
+def _of_a_cell(frame):
+    return frame.filename.startswith("<cell ")
 
 
 def close_others(keep):
