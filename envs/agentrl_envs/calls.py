@@ -7,12 +7,16 @@ outlives its limit is abandoned in its (daemon) thread, and later calls go to a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
+
+from agentrl_sandbox.crowd import while_waiting
 
 __all__ = ["CallThread", "LimitExceeded", "call", "limited"]
 
@@ -22,6 +26,34 @@ _GRACE_S = 1.0  # how long a cancelled coroutine may take to clean up before it 
 
 class LimitExceeded(Exception):
     """A call did not end within its limit."""
+
+
+class Waits:
+    """Adds up the seconds in which a call waits for its turn in a sandbox; waits that overlap count once."""
+
+    def __init__(self) -> None:
+        self._outer = while_waiting.get()
+        self._under_way = 0
+        self._since = self._ended = 0.0
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Entered by the sandbox for one wait."""
+        with self._outer() if self._outer else contextlib.nullcontext():
+            if self._under_way == 0:
+                self._since = time.monotonic()
+            self._under_way += 1
+            try:
+                yield
+            finally:
+                self._under_way -= 1
+                if self._under_way == 0:
+                    self._ended += time.monotonic() - self._since
+
+    @property
+    def seconds(self) -> float:
+        """Seconds waited so far."""
+        return self._ended + (time.monotonic() - self._since if self._under_way else 0.0)
 
 
 class CallThread:
@@ -90,10 +122,17 @@ async def call(function: Callable[[], Any], thread: CallThread) -> Any:
 
 
 async def limited(work: Coroutine[Any, Any, T] | Awaitable[T], limit_s: float) -> T:
-    """Result of `work`; LimitExceeded after `limit_s` seconds, even when `work` refuses to be cancelled."""
+    """Result of `work`; LimitExceeded after `limit_s` seconds, even when `work` refuses to be cancelled.
+
+    The time in which `work` waits for its turn in a crowded sandbox does not count.
+    """
+    began, waits = time.monotonic(), Waits()
+    token = while_waiting.set(waits.one)
     task: asyncio.Task[T] = asyncio.ensure_future(work)  # pyright: ignore[reportAssignmentType]
+    while_waiting.reset(token)
     try:
-        await asyncio.wait({task}, timeout=limit_s)
+        while not task.done() and (left := limit_s + waits.seconds - (time.monotonic() - began)) > 0:
+            await asyncio.wait({task}, timeout=max(left, 0.05))
     except asyncio.CancelledError:
         await _cancel(task)
         raise

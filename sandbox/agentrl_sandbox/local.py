@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .cgroups import Group, Groups
+from .crowd import Crowd
 from .errors import PoolExhausted, SandboxClosed, SandboxUnavailable, SessionStartFailed
 from .interface import Sandbox, Session
 from .level import Level
@@ -41,6 +42,8 @@ class LocalSandbox(Sandbox):
         library_path: a directory that has them already (instead of installing; never the trainer's).
         zygotes: warm interpreters; default: one per core.
         max_sessions: live sessions at most; further `open` calls wait.
+        max_running: programs that run at once; further `run` calls wait for their turn, which no clock of
+            theirs counts. Default: eight per core.
         open_timeout_s: longest wait for a session.
         max_level: use no stronger level (for tests and comparisons).
         control_groups: use control groups where this process may write to them.
@@ -59,6 +62,7 @@ class LocalSandbox(Sandbox):
         library_path: str | None = None,
         zygotes: int | None = None,
         max_sessions: int | None = None,
+        max_running: int | None = None,
         open_timeout_s: float = 30.0,
         max_level: Level | int | str | None = None,
         control_groups: bool = True,
@@ -73,6 +77,7 @@ class LocalSandbox(Sandbox):
         self._wanted_zygotes = zygotes or os.cpu_count() or 1
         self._max_sessions, self._open_timeout_s = max_sessions, open_timeout_s
         self._control_groups, self._own_network, self._uid = control_groups, own_network, uid
+        self._crowd = Crowd(max_running)
         self._zygotes: list[Zygote | None] = []
         self._retired: list[Zygote] = []
         self._groups: Groups | None = None
@@ -173,6 +178,7 @@ class LocalSandbox(Sandbox):
             stateless,
             seed,
             self._live.discard,
+            self._crowd,
         )
         await session.begin()
         self._live.add(session)

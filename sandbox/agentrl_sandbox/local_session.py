@@ -20,7 +20,8 @@ from typing import Any
 
 from .cgroups import Group
 from .control import arrives
-from .errors import SandboxError, SessionClosed, SessionStartFailed
+from .crowd import Crowd, Turn
+from .errors import PoolExhausted, SandboxError, SessionClosed, SessionStartFailed
 from .interface import Session
 from .limits import Limits
 from .local_zygote import Zygote
@@ -256,8 +257,11 @@ class LocalSession(Session):
         stateless: bool,
         seed: int | None,
         on_close: Callable[[LocalSession], None],
+        crowd: Crowd,
     ):
         self._start, self._release, self._limits, self._on_close = start, release, limits, on_close
+        self._crowd = crowd
+        self._turn: Turn | None = None
         self._stateless, self._seed = stateless, seed
         self._lock = asyncio.Lock()
         self._interpreter: Interpreter | None = None
@@ -292,7 +296,11 @@ class LocalSession(Session):
                 reason = f"No interpreter could be started: {error}"
                 return Result(Status.INFRASTRUCTURE_FAILURE, error=reason, session_alive=False)
             try:
-                result = await self._call(interpreter, source, given, time_s)
+                self._turn = self._crowd.turn()
+                async with self._turn:
+                    result = await self._call(interpreter, source, given, time_s)
+            except PoolExhausted as error:
+                return Result(Status.INFRASTRUCTURE_FAILURE, error=str(error))
             except asyncio.CancelledError:
                 self._let_go(interpreter)
                 raise
@@ -410,6 +418,8 @@ class LocalSession(Session):
             return
         self._closed = True
         self._on_close(self)
+        if self._turn is not None:
+            self._turn.give_up(SessionClosed("the session was closed"))
         if self._interpreter is not None:
             self._interpreter.kill()
         async with self._lock:
