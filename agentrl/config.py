@@ -10,17 +10,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from agentrl import settings as sections
 from agentrl.errors import ConfigError
+from agentrl.ranges import out_of_range, range_of
 from agentrl.settings import EnvSettings, SandboxSettings, Settings
 
 
@@ -40,15 +42,22 @@ class _Errors:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.wrong: set[str] = set()
+        """Settings that are known to be wrong; rules between settings leave them out."""
 
-    def add(self, place: Place, text: str) -> None:
+    def add(self, place: Place, text: str, name: str = "") -> None:
         self.texts.append(f"{place}: {text}")
+        self.wrong.add(name)
 
     def raise_if_any(self) -> None:
         if self.texts:
             count = len(self.texts)
             head = "the settings have a mistake" if count == 1 else f"the settings have {count} mistakes"
             raise ConfigError(head + ":\n" + "\n".join(f"  {text}" for text in self.texts))
+
+
+class _FlagText(str):
+    """A flag's value as it was written; what it means depends on the setting."""
 
 
 def load_settings(path: Path | None = None, flags: Sequence[str] = ()) -> Settings:
@@ -65,19 +74,21 @@ def load_settings(path: Path | None = None, flags: Sequence[str] = ()) -> Settin
     table, lines = ({}, {}) if path is None else _read(path)
     source = "" if path is None else str(path)
     places = {key: Place(source, line) for key, line in lines.items()}
-    for key, text, flag in split_flags(flags):
-        _put(table, key, _flag_value(text), Place(flag), places, errors)
+    for key, text, flag in _split_flags(flags, errors):
+        _put(table, key, _FlagText(text), Place(flag), places, errors)
     settings = _build(Settings, table, "", places, Place(source or "settings"), errors)
+    _check_rules(settings, places, errors)
     errors.raise_if_any()
-    check_settings(settings)
     return settings
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read the settings file {path}: it is not UTF-8 ({error})") from error
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -111,33 +122,45 @@ def _key_lines(text: str) -> dict[str, int]:
     return lines
 
 
-def split_flags(flags: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(key, value, flag as written) of each dotted flag.
-
-    Raises:
-        ConfigError: something that is no flag, or a flag without a value.
-    """
+def _split_flags(flags: Sequence[str], errors: _Errors) -> list[tuple[str, str, str]]:
+    """(key, value, flag as written) of each dotted flag."""
     found: list[tuple[str, str, str]] = []
     rest = list(flags)
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
-            raise ConfigError(f"unexpected argument {flag!r}; settings are given as --section.key=value")
+            errors.add(Place(repr(flag)), "unexpected argument; settings are given as --section.key=value")
+            continue
         name, equals, value = flag[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise ConfigError(f"--{name} needs a value, for example --{name}=VALUE")
-            value = rest.pop(0)
-        found.append((name.replace("-", "_"), value, f"--{name}"))
+        key = name.replace("-", "_")
+        if not equals and not rest:
+            known = key in all_keys()
+            wanted = f"needs a value, for example --{name}=VALUE" if known else _unknown(key, key, ())
+            errors.add(Place(f"--{name}"), wanted)
+            continue
+        found.append((key, value if equals else rest.pop(0), f"--{name}"))
     return found
 
 
-def _flag_value(text: str) -> Any:
-    """A flag's value as TOML, or the text itself where it is none."""
+def _flag_value(text: str, hint: Any) -> Any:
+    """What a flag's text means for a setting of type `hint`: text as it stands, else TOML.
+
+    Settings of environments, whose types are known later, take text too, save for lists and tables.
+    """
+    hint = _plain(hint)
+    is_text = hint is str or typing.get_origin(hint) is Literal
+    may_be_text = hint is Any or hint == tuple[str, ...]
+    if is_text or (may_be_text and not text.lstrip().startswith(("[", "{"))):
+        return str(text)
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text
+        return str(text)
+
+
+def _plain(hint: Any) -> Any:
+    """The type below its range."""
+    return typing.get_args(hint)[0] if range_of(hint) is not None else hint
 
 
 def _put(
@@ -162,17 +185,17 @@ def _build(
     """Make a section from a table, noting every mistake."""
     place = places.get(name, inside)
     if not isinstance(table, dict):
-        errors.add(place, f"[{name}] must be a table, got {table!r}")
+        errors.add(place, f"[{name}] must be a table, got {table!r}", name)
         return kind()
     known = {field.name: field for field in fields(kind)}
-    hints = typing.get_type_hints(kind, dict(vars(sections)))
+    hints = typing.get_type_hints(kind, dict(vars(sections)), include_extras=True)
     values: dict[str, Any] = {}
     for key, value in table.items():
         full = f"{name}.{key}" if name else key
         below = (at for written, at in places.items() if written.startswith(f"{full}."))
         where = places.get(full) or next(below, place)
         if key not in known:
-            errors.add(where, _unknown(full, key, list(known)))
+            errors.add(where, _unknown(full, key, list(known)), full)
             continue
         values[key] = _convert(hints[key], value, full, places, where, errors)
     return kind(**{key: value for key, value in values.items() if value is not _BAD})
@@ -210,6 +233,8 @@ def section_type(name: str) -> type:
 def _convert(
     hint: Any, value: Any, name: str, places: Mapping[str, Place], place: Place, errors: _Errors
 ) -> Any:
+    if isinstance(value, _FlagText):
+        value = _flag_value(value, hint)
     if is_dataclass(hint):
         return _build(hint, value, name, places, place, errors)  # pyright: ignore[reportArgumentType]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -220,14 +245,25 @@ def _convert(
             return value
         near = difflib.get_close_matches(str(value), arguments, n=1)
         hint_text = f"; did you mean {near[0]!r}?" if near else ""
-        errors.add(place, f"{name} = {value!r} must be one of {', '.join(map(repr, arguments))}{hint_text}")
+        wanted = f"must be one of {', '.join(map(repr, arguments))}{hint_text}"
+        errors.add(place, f"{name} = {value!r} {wanted}", name)
         return _BAD
     if origin is dict:
-        if isinstance(value, dict):
-            return dict(value)
-        errors.add(place, f"{name} must be a table, got {value!r}")
-        return _BAD
+        return _convert_table(arguments[1], value, name, places, place, errors)
     return _convert_scalar(hint, value, name, place, errors)
+
+
+def _convert_table(
+    item: Any, value: Any, name: str, places: Mapping[str, Place], place: Place, errors: _Errors
+) -> Any:
+    if not isinstance(value, dict):
+        errors.add(place, f"{name} must be a table, got {value!r}", name)
+        return _BAD
+    converted = {
+        key: _convert(item, part, f"{name}.{key}", places, places.get(f"{name}.{key}", place), errors)
+        for key, part in value.items()
+    }
+    return _BAD if _BAD in converted.values() else converted
 
 
 def _convert_tuple(
@@ -245,125 +281,123 @@ def _convert_tuple(
         value = [value]
     if not isinstance(value, list | tuple) or (not variable and len(value) != len(arguments)):
         want = "a list" if variable else f"a list of {len(arguments)}"
-        errors.add(place, f"{name} must be {want}, got {value!r}")
+        errors.add(place, f"{name} must be {want}, got {value!r}", name)
         return _BAD
     kinds = [item] * len(value) if variable else list(arguments)
     converted = [
-        _convert(kind, part, f"{name}.{number}", places, place, errors)
+        _convert(kind, part, f"{name}.{number}", places, places.get(f"{name}.{number}", place), errors)
         for number, (kind, part) in enumerate(zip(kinds, value, strict=True))
     ]
     return _BAD if _BAD in converted else tuple(converted)
 
 
 def _convert_scalar(hint: Any, value: Any, name: str, place: Place, errors: _Errors) -> Any:
-    if hint is Any:
+    kind, within = _plain(hint), range_of(hint)
+    if kind is Any:
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    errors.add(place, f"{name} = {value!r} must be {kinds.get(hint, hint)}")
-    return _BAD
-
-
-_POSITIVE = (
-    "stream.batch",
-    "learner.mini_batch",
-    "learner.micro_batch_tokens",
-    "learner.epochs",
-    "engine.slots",
-    "engine.replicas",
-    "engine.tensor_parallel",
-    "rollout.max_tokens",
-    "rollout.limit_s",
-    "run.wait_limit_s",
-    "checkpoint.keep",
-    "eval.samples",
-    "sampler.copies_per_prompt",
-    "sampler.quarantine_after",
-    "sandbox.containers",
-)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**1023 else math.inf
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        quotes = f": write {json.dumps(str(value))} with quotes" if kind is str else ""
+        errors.add(place, f"{name} = {value!r} must be {kinds.get(kind, kind)}{quotes}", name)
+        return _BAD
+    if within is not None and value not in within:
+        errors.add(place, f"{name} = {value!r} must be {within.wanted(value)}", name)
+        return _BAD
+    return value
 
 
 def check_settings(settings: Settings) -> None:
-    """Rules that one value alone cannot break.
+    """Check ranges, and rules that one value alone cannot break.
 
     Raises:
         ConfigError: with every broken rule.
     """
-    errors = _Errors()
-    rules = Place("settings")
-    for name in _POSITIVE:
-        section, key = name.split(".")
-        value = getattr(getattr(settings, section), key)
-        if value <= 0:
-            errors.add(rules, f"{name} must be positive, got {value}")
-    stream, learner, estimator = settings.stream, settings.learner, settings.estimator
-    for name in (
-        "run.steps",
-        "stream.staleness",
-        "stream.in_flight",
-        "tracker.initial_rollouts",
-        "tracker.clock_tokens",
-    ):
-        section, key = name.split(".")
-        value = getattr(getattr(settings, section), key)
-        if value < 0:
-            errors.add(rules, f"{name} must be at least 0, got {value}")
-    if settings.tracker.drift == "clock" and settings.tracker.clock_tokens == 0:
-        errors.add(
-            rules,
-            "tracker.clock_tokens = 0 would keep the clock of tracker.drift = 'clock' at 0 for ever; give it "
-            "tokens to measure with, or tracker.drift = 'constant'",
-        )
-    if stream.batch % max(1, estimator.group_size):
-        errors.add(
-            rules,
-            f"stream.batch = {stream.batch} is not a multiple of estimator.group_size = "
-            f"{estimator.group_size}",
-        )
-    if stream.min_effective_share and stream.stale_policy == "wait":
-        errors.add(rules, "stream.min_effective_share steers a soft bound; it needs stale_policy = 'correct'")
-    if learner.mini_batch > stream.batch:
-        errors.add(
-            rules,
-            f"learner.mini_batch = {learner.mini_batch} is larger than stream.batch = {stream.batch}; "
-            "it can be at most the batch",
-        )
-    if not 0.0 < settings.tracker.rho_min <= settings.tracker.rho_max < 1.0:
-        errors.add(
-            rules,
-            f"tracker: 0 < rho_min <= rho_max < 1 must hold, got {settings.tracker.rho_min} and "
-            f"{settings.tracker.rho_max}",
-        )
-    if settings.rollout.temperature <= 0.0:
-        errors.add(
-            rules,
-            f"rollout.temperature must be positive to learn, got {settings.rollout.temperature}; "
-            "greedy decoding is for evaluation (eval.temperature)",
-        )
-    if learner.importance_min > learner.importance_max:
-        errors.add(rules, "learner.importance_min must not exceed learner.importance_max")
-    if learner.ranks > 1 and learner.place == "thread":
-        errors.add(rules, "learner.ranks > 1 needs learner.place = 'process' (one process per rank)")
-    _check_sandbox(settings.sandbox, rules, errors)
+    errors, place = _Errors(), Place("settings")
+    for section in fields(Settings):
+        value = getattr(settings, section.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            for text in out_of_range(part, section.name):
+                errors.add(place, text, text.partition(" ")[0])
+    _check_rules(settings, {}, errors)
     errors.raise_if_any()
 
 
-def _check_sandbox(sandbox: SandboxSettings, rules: Place, errors: _Errors) -> None:
+def _check_rules(settings: Settings, places: Mapping[str, Place], errors: _Errors) -> None:
+    """Note every rule between settings that is broken, at the place of the first one that was written."""
+    for names, text in _broken_rules(settings):
+        if errors.wrong.isdisjoint(names):
+            written = (places[name] for name in names if name in places)
+            errors.add(next(written, Place("settings")), text)
+
+
+def _broken_rules(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(settings concerned, what is wrong) of every rule between settings that does not hold."""
+    stream, learner, tracker = settings.stream, settings.learner, settings.tracker
+    if Path(settings.run.name).name != settings.run.name or settings.run.name == "..":
+        yield (
+            ("run.name",),
+            (f"run.name = {settings.run.name!r} must be the name of one folder; its parent is run.directory"),
+        )
+    if tracker.drift == "clock" and tracker.clock_tokens == 0:
+        yield (
+            ("tracker.clock_tokens", "tracker.drift"),
+            (
+                "tracker.clock_tokens = 0 would keep the clock of tracker.drift = 'clock' at 0 for ever; "
+                "give it tokens to measure with, or tracker.drift = 'constant'"
+            ),
+        )
+    if tracker.rho_min > tracker.rho_max:
+        yield (
+            ("tracker.rho_min", "tracker.rho_max"),
+            (f"tracker.rho_min = {tracker.rho_min} must not exceed tracker.rho_max = {tracker.rho_max}"),
+        )
+    if tracker.initial_rollouts and tracker.initial_file:
+        yield (
+            ("tracker.initial_rollouts", "tracker.initial_file"),
+            ("tracker.initial_file takes the place of tracker.initial_rollouts: give one of them"),
+        )
+    if stream.batch % settings.estimator.group_size:
+        yield (
+            ("stream.batch", "estimator.group_size"),
+            (
+                f"stream.batch = {stream.batch} is not a multiple of estimator.group_size = "
+                f"{settings.estimator.group_size}"
+            ),
+        )
+    if stream.min_effective_share and stream.stale_policy == "wait":
+        yield (
+            ("stream.min_effective_share", "stream.stale_policy"),
+            ("stream.min_effective_share steers a soft bound; it needs stale_policy = 'correct'"),
+        )
+    if learner.ranks > 1 and learner.place == "thread":
+        yield (
+            ("learner.ranks", "learner.place"),
+            ("learner.ranks > 1 needs learner.place = 'process' (one process per rank)"),
+        )
+    yield from _broken_sandbox_rules(settings.sandbox)
+
+
+def _broken_sandbox_rules(sandbox: SandboxSettings) -> Iterator[tuple[tuple[str, ...], str]]:
     for key, owner in (("image", "docker"), ("runtime", "docker"), ("urls", "remote")):
         if getattr(sandbox, key) and sandbox.backend not in (owner, "broken"):
-            errors.add(rules, f"sandbox.{key} is for sandbox.backend = {owner!r}, not {sandbox.backend!r}")
+            yield (
+                (f"sandbox.{key}", "sandbox.backend"),
+                (f"sandbox.{key} is for sandbox.backend = {owner!r}, not {sandbox.backend!r}"),
+            )
     if sandbox.backend == "remote" and not sandbox.urls:
-        errors.add(rules, "sandbox.backend = 'remote' needs sandbox.urls, the servers of the pool")
+        yield (
+            ("sandbox.backend", "sandbox.urls"),
+            ("sandbox.backend = 'remote' needs sandbox.urls, the servers of the pool"),
+        )
     if sandbox.backend == "remote" and sandbox.libraries:
-        errors.add(
-            rules,
-            "sandbox.libraries has no effect on sandbox.backend = 'remote': name them where the pool is "
-            "started (`agentrl sandbox serve --libraries`)",
+        yield (
+            ("sandbox.libraries", "sandbox.backend"),
+            (
+                "sandbox.libraries has no effect on sandbox.backend = 'remote': name them where the pool is "
+                "started (`agentrl sandbox serve --libraries`)"
+            ),
         )
 
 
@@ -421,6 +455,8 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 def describe_type(hint: Any) -> str:
     """A type as `docs/configuration.md` shows it."""
+    if (within := range_of(hint)) is not None:
+        return f"{describe_type(_plain(hint))}, {within}"
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " or ".join(f"`{argument!r}`".replace("'", '"') for argument in arguments)

@@ -114,7 +114,7 @@ def host_needs(shape: ModelShape, settings: Settings, *, gpus: bool = False) -> 
     and let go of them.
     """
     learner, count = settings.learner, shape.parameters
-    several = learner.undo and (settings.stream.batch > learner.mini_batch or learner.epochs > 1)
+    several = learner.undo and (0 < learner.mini_batch < settings.stream.batch or learner.epochs > 1)
     separate = settings.model.dtype == "bfloat16" and learner.ranks <= 1
     copy = Need("learner: copy to undo a failed step", count * (16 if separate else 12) if several else 0)
     width = 4 if learner.ranks > 1 else BYTES[settings.model.dtype]

@@ -1,14 +1,22 @@
 """Every setting of a run, as frozen dataclasses: one class per section of the TOML file.
 
 The text under a field is its documentation (`docs/configuration.md` is made from it). Units stand
-in names (`_s`, `_mb`, `_tokens`, `_chars`). This module reads no files (that is `agentrl.config`)
-and imports nothing heavy.
+in names (`_s`, `_mb`, `_tokens`, `_chars`), ranges in types (`agentrl.ranges`). This module reads no
+files (that is `agentrl.config`) and imports nothing heavy.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from agentrl.ranges import Amount, Count, Number, Positive, Range, Seconds, Seed, Share
+
+Forgetting = Annotated[float, Range(above=0, below=1)]
+Beta = Annotated[float, Range(least=0, below=1)]
+ProgramTime = Annotated[float, Range(least=0.01, most=86_400)]
+Memory = Annotated[int, Range(least=32, most=1 << 20)]
+Nucleus = Annotated[float, Range(above=0, most=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +27,16 @@ class RunSettings:
     """Folder below `directory`; empty takes the first free number."""
     directory: str = "runs"
     """Folder that holds the folders of runs."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds prompts, episodes, weights and the learner's random subset."""
-    steps: int = 100
+    steps: Number = 100
     """Learner steps (policy versions) of the run."""
     deterministic: bool = False
     """Staleness 0, and batches, failures and discards in order of dispatch, so that a run can be repeated
     exactly."""
-    wait_limit_s: float = 1800.0
+    wait_limit_s: Seconds = 1800.0
     """Longest wait for an engine, a learner step or a batch before the run stops and says who stalls."""
-    episodes_kept: int = 20000
+    episodes_kept: Number = 20000
     """Newest recorded episodes kept on disk; 0 keeps none."""
 
 
@@ -44,7 +52,7 @@ class ModelSettings:
     """`auto` takes a GPU where there is one."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel of the learner and of the embedded engine."""
-    threads: int = 0
+    threads: Number = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
 
 
@@ -56,7 +64,7 @@ class DataSettings:
     """Rows to learn from: a jsonl or parquet file, a name known to `agentrl eval`, or a Hugging Face id."""
     map: dict[str, str] = field(default_factory=dict)
     """Renames columns: `problem = "question"` reads the field `problem` from the column `question`."""
-    limit: int = 0
+    limit: Number = 0
     """Takes the first rows only; 0 takes all."""
 
 
@@ -66,7 +74,7 @@ class EnvSettings:
 
     name: str = ""
     """A registered name, a dotted path `package.module:Class`, or a file `my_env.py:Class`."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Share of the prompts drawn from this environment, relative to the others."""
     data: DataSettings = field(default_factory=DataSettings)
     """Rows of this environment; `[data]` where empty."""
@@ -86,11 +94,11 @@ class SandboxSettings:
     """Lowest level of isolation accepted; empty accepts the strongest one found."""
     allow_unsafe: bool = False
     """Runs programs without isolation. Never for a model you do not trust completely."""
-    time_s: float = 10.0
+    time_s: ProgramTime = 10.0
     """Limit of one program, in seconds of its own (waiting for a core is not counted)."""
-    memory_mb: int = 512
+    memory_mb: Memory = 512
     """Memory of one session."""
-    processes: int = 32
+    processes: Annotated[int, Range(least=4, most=32_768)] = 32
     """Processes and threads of one session."""
     libraries: tuple[str, ...] = ()
     """Packages programs may import besides the standard library, for example `["numpy", "sympy"]`. With
@@ -99,7 +107,7 @@ class SandboxSettings:
     """`docker` only: image of the containers; empty takes the one `agentrl_sandbox.docker_image` builds."""
     runtime: str = ""
     """`docker` only: container runtime, for example `runsc` (gVisor); empty takes the engine's default."""
-    containers: int = 64
+    containers: Count = 64
     """`docker` only: most containers at once; an episode in flight may hold one."""
     urls: tuple[str, ...] = ()
     """`remote` only: servers of the pool."""
@@ -109,21 +117,22 @@ class SandboxSettings:
 class RolloutSettings:
     """`[rollout]`: how one episode is played."""
 
-    format: Literal["code", "hermes"] = "code"
-    """How tools are called: fenced Python in `<code>` tags, or `<tool_call>` with JSON (Hermes, Qwen)."""
-    max_turns: int = 0
+    format: Literal["auto", "code", "hermes"] = "auto"
+    """How tools are called: fenced Python in `<code>` tags, or `<tool_call>` with JSON (Hermes, Qwen).
+    `auto` takes what the chat template writes, or what the tools allow where it writes neither."""
+    max_turns: Number = 0
     """Messages the policy may write; 0 takes the environment's."""
-    max_tokens: int = 16384
+    max_tokens: Count = 16384
     """Tokens the policy may sample in one episode, all its messages together."""
-    max_turn_tokens: int = 0
+    max_turn_tokens: Number = 0
     """Tokens of one message; 0 leaves the rest of `max_tokens`."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature; the learner divides its logits by it too."""
-    tool_output_chars: int = 2048
+    tool_output_chars: Annotated[int, Range(least=2)] = 2048
     """Longer tool output keeps head and tail, and says so to the model."""
     truncated: Literal["zero", "mask"] = "zero"
     """An episode cut off by a token limit gets the lowest reward, or is graded but not learned from."""
-    limit_s: float = 1200.0
+    limit_s: Seconds = 1200.0
     """Longest wall time of one episode before it counts as failed."""
 
 
@@ -133,15 +142,15 @@ class EngineSettings:
 
     kind: Literal["auto", "transformers", "vllm"] = "auto"
     """`auto` takes vLLM where a GPU and vLLM are found, else transformers."""
-    slots: int = 64
+    slots: Count = 64
     """Sequences decoded together by one engine."""
-    context_tokens: int = 0
+    context_tokens: Number = 0
     """Longest sequence; 0 takes the model's."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the engine's weights; `auto` takes the learner's."""
-    replicas: int = 1
+    replicas: Count = 1
     """vLLM servers."""
-    tensor_parallel: int = 1
+    tensor_parallel: Count = 1
     """GPUs of one vLLM server."""
     urls: tuple[str, ...] = ()
     """Running vLLM servers to attach to instead of starting some."""
@@ -151,19 +160,19 @@ class EngineSettings:
     """More arguments of `vllm serve`."""
     layout: Literal["separate", "shared"] = "separate"
     """vLLM has GPUs of its own, or shares the learner's: then `memory_share` must leave room for learning."""
-    memory_share: float = 0.9
+    memory_share: Annotated[float, Range(above=0, most=1)] = 0.9
     """Share of a GPU's memory that vLLM takes."""
-    start_limit_s: float = 600.0
+    start_limit_s: Seconds = 600.0
     """Longest wait for a server to become healthy."""
-    update_limit_s: float = 300.0
+    update_limit_s: Seconds = 300.0
     """Longest wait for one weight update."""
     keep_keys: bool = True
     """Episodes in flight keep keys and values of older versions after an update."""
-    parity_every: int = 0
+    parity_every: Number = 0
     """Versions between two comparisons of engine and learner; 0 compares at the start only."""
-    parity_max_mean: float = 0.1
+    parity_max_mean: Amount = 0.1
     """Largest mean |difference of log-probabilities| before the run stops."""
-    parity_max_share: float = 0.1
+    parity_max_share: Share = 0.1
     """Largest share of tokens whose probability ratio is off by more than 0.2 before the run stops."""
 
 
@@ -174,19 +183,20 @@ class TrackerSettings:
     drift: Literal["clock", "replay", "constant"] = "clock"
     """How far the policy moved since a prompt's last visit: a clock of the learner's own drift, the
     prompt's previous episode scored again, or not measured at all."""
-    rho_min: float = 0.875
+    rho_min: Forgetting = 0.875
     """Strongest forgetting; its window 1 / (1 - rho) is also the weight of the initial value."""
-    rho_max: float = 0.96
+    rho_max: Forgetting = 0.96
     """Weakest forgetting."""
-    rho_constant: float = 0.875
+    rho_constant: Forgetting = 0.875
     """Forgetting factor of `drift = "constant"`."""
-    d_half: float = 0.0
+    d_half: Amount = 0.0
     """Drift that halves what is remembered, in nats a token; 0 takes the fitted value of the drift."""
-    initial_rollouts: int = 8
-    """Rollouts per prompt that set its initial value (n0); 0 starts from the running mean of first visits."""
+    initial_rollouts: Number = 0
+    """Rollouts per prompt that set its initial value (n0; the paper takes 8), all of them played before the
+    first step; 0 starts from the running mean of first visits."""
     initial_file: str = ""
     """Rewards of earlier rollouts, jsonl with `prompt_id` and `rewards`, in place of initial rollouts."""
-    clock_tokens: int = 2048
+    clock_tokens: Number = 2048
     """Model tokens scored again after each batch to advance the clock."""
 
 
@@ -196,13 +206,13 @@ class SamplerSettings:
 
     kind: Literal["priority", "uniform"] = "priority"
     """By what is left to learn, or uniformly."""
-    epsilon: float = 0.05
+    epsilon: Positive = 0.05
     """Added to sqrt(v (1 - v)), so that no prompt is forgotten."""
-    gamma: float = 0.0
+    gamma: Amount = 0.0
     """Divides the weight by the effective count to this power."""
-    copies_per_prompt: int = 1
+    copies_per_prompt: Count = 1
     """Episodes of one prompt in flight when all prompts are pending."""
-    quarantine_after: int = 3
+    quarantine_after: Count = 3
     """Infrastructure failures in a row after which a prompt is set aside."""
 
 
@@ -214,9 +224,9 @@ class EstimatorSettings:
     """Reward less the tracker's value; less the mean of its group; or the reward itself."""
     normalise: Literal["batch", "none"] = "batch"
     """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
-    deviation_floor: float = 0.1
+    deviation_floor: Positive = 0.1
     """Smallest deviation divided by, so that a nearly solved batch is not blown up to unit noise."""
-    group_size: int = 1
+    group_size: Count = 1
     """Episodes per prompt; 1 except for `grpo`."""
     dynamic_sampling: bool = False
     """`grpo` only: groups whose rewards are all equal are not learned from and are drawn again."""
@@ -226,9 +236,9 @@ class EstimatorSettings:
 class AdapterSettings:
     """`[learner.adapter]`: low-rank adapters (LoRA) in place of all weights."""
 
-    rank: int = 0
+    rank: Number = 0
     """Rank of the adapter; 0 learns all weights."""
-    alpha: float = 0.0
+    alpha: Amount = 0.0
     """The adapter's part is multiplied by alpha / rank; 0 takes 2 rank."""
     targets: tuple[str, ...] = ("all-linear",)
     """Ends of the names of the matrices that get an adapter, for example `["q_proj", "v_proj"]`; `all-linear`
@@ -239,51 +249,51 @@ class AdapterSettings:
 class LearnerSettings:
     """`[learner]`: the optimizer and the loss (paper appendix D)."""
 
-    learning_rate: float = 1e-6
+    learning_rate: Amount = 1e-6
     """Of AdamW, constant after the warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: Number = 0
     """Optimizer steps over which the learning rate rises from 0."""
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
     """Of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Of AdamW."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: Positive = 1e-8
     """Of AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradients longer than this are scaled down to it."""
-    mini_batch: int = 256
-    """Episodes of one optimizer step."""
-    micro_batch_tokens: int = 16384
+    max_grad_norm: Amount = 1.0
+    """Gradients longer than this are scaled down to it; 0 leaves them as they are."""
+    mini_batch: Number = 0
+    """Most episodes of one optimizer step; 0 takes the whole batch."""
+    micro_batch_tokens: Count = 16384
     """Tokens of one forward and backward pass, padding included."""
     packing: Literal["auto", "on", "off"] = "auto"
     """Sequences stand end to end in one row, without padding. `auto` packs where one kernel attends within
     sequences (a GPU in bfloat16) and where several ranks share the work."""
     compile: bool = False
     """Fuse the operations of layers and head with torch.compile: a minute or two at the first step."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over one batch."""
-    clip_low: float = 0.2
+    clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
     """The ratio current/proximal is clipped below at 1 - clip_low."""
-    clip_high: float = 0.28
+    clip_high: Positive = 0.28
     """The ratio current/proximal is clipped above at 1 + clip_high."""
-    dual_clip: float = 10.0
+    dual_clip: Annotated[float, Range(above=1, or_zero=True)] = 10.0
     """Bound of the loss of a token with a negative advantage, in advantages; 0 switches it off."""
     importance: Literal["truncate", "mask", "both", "metrics", "off"] = "truncate"
     """What is done with the weight proximal/behaviour of a token: bounded, tokens outside zeroed, both,
     only measured, or not even that."""
-    importance_max: float = 2.0
+    importance_max: Annotated[float, Range(above=1)] = 2.0
     """Bound of the importance weight, and upper edge of the mask."""
-    importance_min: float = 0.5
+    importance_min: Annotated[float, Range(least=0, below=1)] = 0.5
     """Lower edge of the mask."""
-    kl_coefficient: float = 0.0
+    kl_coefficient: Amount = 0.0
     """Weight of the k3 estimate of KL(current || reference); 0 needs no reference."""
-    entropy_coefficient: float = 0.0
+    entropy_coefficient: Annotated[float, Range()] = 0.0
     """Weight of an entropy bonus."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     place: Literal["thread", "process"] = "thread"
     """A thread of this process, or processes of their own (one per rank)."""
-    ranks: int = 1
+    ranks: Count = 1
     """`process` only: learner ranks (FSDP2)."""
     undo: bool = False
     """Copy weights and optimizer to host memory (12 to 16 bytes a weight) before a batch of several optimizer
@@ -296,15 +306,15 @@ class LearnerSettings:
 class StreamSettings:
     """`[stream]`: how episodes flow to the learner."""
 
-    batch: int = 256
+    batch: Count = 256
     """Episodes of one learner step (B)."""
-    in_flight: int = 0
+    in_flight: Number = 0
     """Episodes in flight; 0 takes the engine's slots."""
-    staleness: int = 1
+    staleness: Number = 1
     """Versions an episode may be behind the learner at its step (s); 0 is the synchronous reference."""
     stale_policy: Literal["correct", "wait"] = "correct"
     """`correct`: a soft bound, late episodes get importance weights; `wait`: a hard bound."""
-    min_effective_share: float = 0.0
+    min_effective_share: Share = 0.0
     """Lowers the staleness in force while the effective share of the tokens is below this; 0 never does."""
 
 
@@ -312,19 +322,19 @@ class StreamSettings:
 class EvalSettings:
     """`[eval]`: evaluation inside training."""
 
-    every: int = 0
+    every: Number = 0
     """Learner steps between evaluations of held-out rows; 0 evaluates before and after only."""
     data: str = ""
     """Held-out rows of the environments that name none of their own; empty evaluates only those that do."""
-    limit: int = 0
+    limit: Number = 0
     """First rows of each environment only; 0 takes all."""
-    samples: int = 1
+    samples: Count = 1
     """Episodes per row."""
-    temperature: float = 1.0
+    temperature: Amount = 1.0
     """Sampling temperature."""
-    top_p: float = 1.0
+    top_p: Nucleus = 1.0
     """Nucleus."""
-    top_k: int = 0
+    top_k: Number = 0
     """0 means no limit."""
 
 
@@ -332,11 +342,11 @@ class EvalSettings:
 class CheckpointSettings:
     """`[checkpoint]`: what can be resumed."""
 
-    every: int = 10
+    every: Number = 10
     """Learner steps between checkpoints; 0 writes one at the end only."""
-    keep: int = 2
+    keep: Count = 2
     """Newest checkpoints kept."""
-    weights_every: int = 0
+    weights_every: Number = 0
     """Learner steps between Hugging Face weights in `weights/`; 0 writes them at the end only."""
 
 

@@ -41,7 +41,7 @@ def page() -> str:
     parts = [HEAD]
     for section in fields(Settings):
         kind = section_type(section.name)
-        hints = typing.get_type_hints(kind, dict(vars(sections)))
+        hints = typing.get_type_hints(kind, dict(vars(sections)), include_extras=True)
         parts.append(
             f"## {texts[kind.__name__]['']}\n\n| setting | type | default | meaning |\n|---|---|---|---|"
         )

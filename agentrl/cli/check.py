@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agentrl.ranges import Count, number
+
 __all__ = ["add_parser"]
 
 _MARKS = {True: "ok  ", False: "FAIL", None: "skip"}
@@ -29,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--data", help="rows to try it on (default: the class's example_rows)")
     parser.add_argument("--map", default="", metavar="NEW=OLD,..", help="rename: problem=question")
-    parser.add_argument("--limit", type=int, default=8, help="rows to try (default: 8)")
+    parser.add_argument("--limit", type=number(Count), default=8, help="rows to try (default: 8)")
     parser.add_argument(
         "--answer-field", default="answer", help="field of the ground truth (default: answer)"
     )

@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from agentrl.ranges import Number, number
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
     """Describe the command."""
@@ -17,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     )
     parser.add_argument("a", type=Path, help="folder of an evaluation")
     parser.add_argument("b", type=Path, help="folder of another one, of the same data")
-    parser.add_argument("--shown", type=int, default=10, help="problems listed")
+    parser.add_argument("--shown", type=number(Number), default=10, help="problems listed")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(handler=run)
 

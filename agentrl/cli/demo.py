@@ -13,8 +13,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
         help="a small model learns to use Python, on this machine, in a few minutes",
         allow_abbrev=False,
     )
-    parser.add_argument("--seed", type=int, help="short for --run.seed")
-    parser.add_argument("--steps", type=int, help="short for --run.steps")
+    parser.add_argument("--seed", help="short for --run.seed")
+    parser.add_argument("--steps", help="short for --run.steps")
     parser.add_argument("--name", help="short for --run.name")
     parser.add_argument("--quiet", action="store_true", help="no live progress")
     parser.add_argument(

@@ -25,6 +25,7 @@ from agentrl.inference.choose import (
 )
 from agentrl.memory import Need, Plan, make_plans
 from agentrl.model_shape import KNOWN, ModelShape
+from agentrl.ranges import Count, number
 from agentrl.settings import Settings
 
 _PACKAGES = ("torch", "transformers", "vllm", "openai", "docker", "math-verify")
@@ -75,7 +76,7 @@ def add_parser(subparsers: Any) -> None:
         help="plan as if there were so many GPUs of so many GB (10^9 bytes)",
     )
     parser.add_argument(
-        "--memory", type=int, metavar="GB", help="with --gpus: and as if there were so much memory"
+        "--memory", type=number(Count), metavar="GB", help="with --gpus: and as if there were so much memory"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(handler=run, takes_settings=True)

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentrl.ranges import Amount, Count, Number, Seconds, Seed, number
+from agentrl.settings import Nucleus
+
 if TYPE_CHECKING:
     from agentrl.evaluation.experiment import Experiment
     from agentrl.evaluation.run import Progress
@@ -48,7 +51,7 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
     task.add_argument("--data", help="name of a benchmark, a jsonl or parquet file, or generated:test:200")
     task.add_argument("--data-dir", default="", help="folder with the files of the benchmarks")
     task.add_argument("--map", default="", metavar="NEW=OLD,...", help="problem=question,answer=final")
-    task.add_argument("--limit", type=int, default=0, help="first rows only")
+    task.add_argument("--limit", type=number(Number), default=0, help="first rows only; 0 takes all")
     task.add_argument("--env", help="a registered name or a file (default: the run's, or math_with_python)")
     task.add_argument(
         "--env-set", action="append", default=[], metavar="KEY=VALUE", help="of the environment"
@@ -59,31 +62,31 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     sampling = parser.add_argument_group("sampling (defaults: the run's [eval] and [rollout], or the preset)")
     sampling.add_argument("--preset", default="", help="a named protocol: spo-paper")
-    sampling.add_argument("--samples", type=int, help="episodes per problem (k)")
-    sampling.add_argument("--temperature", type=float)
-    sampling.add_argument("--top-p", type=float)
-    sampling.add_argument("--top-k", type=int)
-    sampling.add_argument("--max-tokens", type=int, help="sampled tokens of one episode")
-    sampling.add_argument("--max-turn-tokens", type=int, help="sampled tokens of one message")
-    sampling.add_argument("--max-turns", type=int, help="messages of one episode")
+    sampling.add_argument("--samples", type=number(Count), help="episodes per problem (k)")
+    sampling.add_argument("--temperature", type=number(Amount))
+    sampling.add_argument("--top-p", type=number(Nucleus))
+    sampling.add_argument("--top-k", type=number(Number))
+    sampling.add_argument("--max-tokens", type=number(Count), help="sampled tokens of one episode")
+    sampling.add_argument("--max-turn-tokens", type=number(Number), help="sampled tokens of one message")
+    sampling.add_argument("--max-turns", type=number(Number), help="messages of one episode")
     sampling.add_argument("--format", choices=("code", "hermes"), help="how tools are called")
-    sampling.add_argument("--seed", type=int, default=0)
+    sampling.add_argument("--seed", type=number(Seed), default=0)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("engine and sandbox")
     engine.add_argument("--engine", choices=("transformers", "vllm"), default="")
-    engine.add_argument("--concurrency", type=int, default=64, help="episodes in flight")
+    engine.add_argument("--concurrency", type=number(Count), default=64, help="episodes in flight")
     engine.add_argument("--device", default="auto", help="of the transformers engine")
     engine.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
-    engine.add_argument("--context-tokens", type=int, help="longest sequence")
+    engine.add_argument("--context-tokens", type=number(Number), help="longest sequence")
     engine.add_argument("--vllm-url", action="append", default=[], help="a running server to attach to")
     engine.add_argument("--vllm-python", default="", help="Python that has vLLM")
     engine.add_argument("--sandbox", choices=("local", "docker", "remote", "broken"))
     engine.add_argument("--sandbox-url", action="append", default=[], help="servers of a remote pool")
     engine.add_argument("--min-level", help="lowest level of isolation accepted")
     engine.add_argument("--allow-unsafe", action="store_true", help="run programs without isolation")
-    engine.add_argument("--limit-s", type=float, help="longest wall time of one episode")
+    engine.add_argument("--limit-s", type=number(Seconds), help="longest wall time of one episode")
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -105,14 +108,18 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     endpoint.add_argument(
         "--no-temperature", action="store_true", help="send none, for models that refuse one"
     )
-    endpoint.add_argument("--timeout-s", type=float, default=300.0, help="longest wait for one answer (300)")
-    endpoint.add_argument("--attempts", type=int, default=6, help="tries of one request (6)")
-    endpoint.add_argument("--requests-per-minute", type=int, default=0)
-    endpoint.add_argument("--tokens-per-minute", type=int, default=0)
-    endpoint.add_argument("--budget-tokens", type=int, default=0)
-    endpoint.add_argument("--budget", type=float, default=0.0, help="money, in the currency of the prices")
-    endpoint.add_argument("--price-prompt", type=float, default=0.0, help="of a million tokens")
-    endpoint.add_argument("--price-completion", type=float, default=0.0, help="of a million tokens")
+    endpoint.add_argument(
+        "--timeout-s", type=number(Seconds), default=300.0, help="longest wait for one answer (300)"
+    )
+    endpoint.add_argument("--attempts", type=number(Count), default=6, help="tries of one request (6)")
+    endpoint.add_argument("--requests-per-minute", type=number(Number), default=0)
+    endpoint.add_argument("--tokens-per-minute", type=number(Number), default=0)
+    endpoint.add_argument("--budget-tokens", type=number(Number), default=0)
+    endpoint.add_argument(
+        "--budget", type=number(Amount), default=0.0, help="money, in the currency of the prices"
+    )
+    endpoint.add_argument("--price-prompt", type=number(Amount), default=0.0, help="of a million tokens")
+    endpoint.add_argument("--price-completion", type=number(Amount), default=0.0, help="of a million tokens")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -225,8 +232,6 @@ def _sampling(options: argparse.Namespace, settings: Settings | None):
     if options.no_tools:
         changes["max_turns"] = 1
     samples = samples if options.samples is None else options.samples
-    if samples < 1:
-        raise ConfigError(f"--samples must be at least 1, got {samples}")
     return samples, decoding, replace(rollout, **changes)
 
 
@@ -259,8 +264,6 @@ def _subject(options: argparse.Namespace, settings: Settings | None):
         changes["urls"] = tuple(options.vllm_url)
     if options.vllm_python:
         changes["python"] = options.vllm_python
-    if options.concurrency < 1:
-        raise ConfigError(f"--concurrency must be at least 1, got {options.concurrency}")
     # The rows of a run's engine were chosen for its memory; more episodes than rows wait their turn.
     rows = settings.engine.slots if settings is not None else options.concurrency
     changes["slots"] = min(rows, options.concurrency)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from agentrl.ranges import Number, number
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
     """Describe the command."""
     parser = subparsers.add_parser("export", help="copy a run's weights as a Hugging Face folder")
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("target", type=Path, help="folder to write; must not exist")
-    parser.add_argument("--version", type=int, help="policy version; the newest by default")
+    parser.add_argument("--version", type=number(Number), help="policy version; the newest by default")
     parser.set_defaults(handler=run)
 
 

@@ -6,11 +6,13 @@ Exit codes: 0 done, 1 an error with a message, 2 wrong usage, 130 interrupted (t
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import platform
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from agentrl import __version__
 from agentrl.errors import AgentRLError, Interrupted, StallError
@@ -43,14 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported: its threads wait for each other asleep. Engine and learner share the
     # cores, and threads that spin take them from whoever is being waited for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = _parser(arguments)
-    options, rest = parser.parse_known_args(arguments)
+    arguments, settings = split_settings(arguments)
+    parser, command = _parser(arguments)
+    options, unknown = parser.parse_known_args(arguments)
     if not hasattr(options, "handler"):
         parser.print_help()
         return 0 if not arguments else 2
-    if rest and not getattr(options, "takes_settings", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.settings = rest
+    if settings and not getattr(options, "takes_settings", False):
+        unknown = [*settings, *unknown]
+    if unknown:
+        command.error(_unrecognized(unknown, command))
+    options.settings = settings
     try:
         return options.handler(options) or 0
     except Interrupted as stopped:
@@ -79,8 +84,53 @@ def _is_ours(error: Exception) -> bool:
     )
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(arguments of the command, settings): `--section.key=value`, or `--section.key` and its value.
+
+    No option of a command has a dot in its name, and what a setting's value looks like is no business of
+    the parser, which takes `17` and text with blanks for arguments of the command.
+    """
+    ours: list[str] = []
+    settings: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, _ = argument.partition("=")
+        if not name.startswith("--") or "." not in name:
+            ours.append(argument)
+            continue
+        settings.append(argument)
+        if not equals and rest:
+            settings.append(rest.pop(0))
+    return ours, settings
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line; the usage of a command of forty options would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help shows its usage)\n")
+
+
+def _unrecognized(unknown: Sequence[str], command: argparse.ArgumentParser) -> str:
+    """What is not known, and the option or setting that it resembles."""
+    from agentrl.config import all_keys
+
+    text = f"unrecognized arguments: {' '.join(unknown)}"
+    first = unknown[0].partition("=")[0]
+    known = [name for action in command._actions for name in action.option_strings]  # pyright: ignore[reportPrivateUsage]
+    if command.get_default("takes_settings"):
+        wanted = first.lstrip("-").replace("-", "_")
+        setting = next((key for key in all_keys() if key.rpartition(".")[2] == wanted), "")
+        if setting:
+            return f"{text}; did you mean --{setting}?"
+    near = difflib.get_close_matches(first, known, n=1)
+    return f"{text}; did you mean {near[0]}?" if near else text
+
+
+def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser of `agentrl`, and that of the command that was asked for."""
+    parser = command = _Parser(
         prog="agentrl",
         description="Asynchronous reinforcement learning for language-model agents that use tools.",
     )
@@ -91,9 +141,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name == wanted:
             # Only the command that was asked for is imported.
             importlib.import_module(f"agentrl.cli.{name}").add_parser(subparsers)
+            command = subparsers.choices[name]
         else:
             subparsers.add_parser(name, help=text)
-    return parser
+    return parser, command
 
 
 if __name__ == "__main__":

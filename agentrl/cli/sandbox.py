@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from agentrl.ranges import Count, Port, number
+from agentrl.settings import Memory, ProgramTime
+
 EPILOG = """\
 examples:
   agentrl sandbox doctor                         what this machine can do, and how to get more
@@ -37,15 +40,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     doctor_parser.set_defaults(handler=doctor)
     run_parser = commands.add_parser("run", help="run one file")
     run_parser.add_argument("file", help="a Python file, or - for standard input")
-    run_parser.add_argument("--timeout", type=float, default=10.0, help="seconds")
-    run_parser.add_argument("--memory-mb", type=int, default=512)
+    run_parser.add_argument("--timeout", type=number(ProgramTime), default=10.0, help="seconds")
+    run_parser.add_argument("--memory-mb", type=number(Memory), default=512)
     run_parser.add_argument("--stdin", default="", help="text for the program's standard input")
     _add_backend(run_parser)
     run_parser.set_defaults(handler=run)
     serve_parser = commands.add_parser("serve", help="offer a sandbox over HTTP")
     serve_parser.add_argument("--host", default="127.0.0.1")
-    serve_parser.add_argument("--port", type=int, default=None)
-    serve_parser.add_argument("--max-sessions", type=int, default=256)
+    serve_parser.add_argument("--port", type=number(Port), default=None)
+    serve_parser.add_argument("--max-sessions", type=number(Count), default=256)
     _add_backend(serve_parser)
     serve_parser.set_defaults(handler=serve)
     bench_parser = commands.add_parser("bench", help="measure latency and CPU time")

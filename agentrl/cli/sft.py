@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agentrl.ranges import Amount, Count, Number, Seed, number
+
 if TYPE_CHECKING:
     from agentrl.learner.supervised import SupervisedMetrics
 
@@ -41,16 +43,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     parser.add_argument("--model", required=True, help="folder with Hugging Face weights, or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="folder for the new weights")
     parser.add_argument("--format", choices=("code", "hermes"), default="code", help="as rollout.format")
-    parser.add_argument("--epochs", type=int, default=1, help="passes over the traces (default 1)")
-    parser.add_argument("--batch", type=int, default=16, help="traces of one optimizer step (default 16)")
-    parser.add_argument("--learning-rate", type=float, default=2e-5, help="largest one (default 2e-5)")
-    parser.add_argument("--limit", type=int, default=0, help="first traces only")
-    parser.add_argument("--max-tokens", type=int, default=1024, help="longer traces are left out")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="padded tokens of one pass")
+    parser.add_argument("--epochs", type=number(Count), default=1, help="passes over the traces (default 1)")
+    parser.add_argument(
+        "--batch", type=number(Count), default=16, help="traces of one optimizer step (default 16)"
+    )
+    parser.add_argument(
+        "--learning-rate", type=number(Amount), default=2e-5, help="largest one (default 2e-5)"
+    )
+    parser.add_argument("--limit", type=number(Number), default=0, help="first traces only; 0 takes all")
+    parser.add_argument("--max-tokens", type=number(Count), default=1024, help="longer traces are left out")
+    parser.add_argument(
+        "--micro-batch-tokens", type=number(Count), default=4096, help="padded tokens of one pass"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the passes")
     parser.add_argument("--device", default="auto", help="auto takes a GPU where there is one")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the traces")
+    parser.add_argument("--threads", type=number(Number), default=0, help="CPU threads of torch")
+    parser.add_argument("--seed", type=number(Seed), default=0, help="of the order of the traces")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.set_defaults(handler=run)
 

@@ -7,6 +7,8 @@ import os
 import webbrowser
 from pathlib import Path
 
+from agentrl.ranges import Port, number
+
 EPILOG = """\
 examples:
   agentrl view                    the newest run below runs/
@@ -30,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
     )
-    parser.add_argument("--port", type=int, default=0, help="port; 0 takes a free one")
+    parser.add_argument("--port", type=number(Port), default=0, help="port; 0 takes a free one")
     parser.add_argument("--write", action="store_true", help="write report.html and serve nothing")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     parser.set_defaults(handler=run)

@@ -26,7 +26,6 @@ from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError
 from agentrl.learner import checkpoint
 from agentrl.learner.adapter import add_adapter
 from agentrl.learner.batch import MicroBatch, TokenSequence, build_sequences, split_mini_batches
-from agentrl.learner.constraints import check_settings
 from agentrl.learner.flops import Flops, peak
 from agentrl.learner.forward import Forward
 from agentrl.learner.logprobs import LOGITS_AT_ONCE_GPU, TokenScorer, check_head
@@ -37,6 +36,7 @@ from agentrl.learner.optimizer import MasterAdamW
 from agentrl.learner.packing import has_kernel, install
 from agentrl.learner.ranks import Ranks, local
 from agentrl.learner.tally import Tally
+from agentrl.ranges import check_ranges
 from agentrl.settings import AdapterSettings, LearnerSettings, ModelSettings
 
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -113,7 +113,7 @@ class Learner:
         reference: str = "",
         ranks: Ranks | None = None,
     ) -> None:
-        check_settings(settings)
+        check_ranges(settings, "learner")
         if model_settings.threads > 0:
             torch.set_num_threads(model_settings.threads)
         self._path, self._settings, self._seed = model_settings.path, settings, seed
@@ -325,7 +325,7 @@ class Learner:
             part
             for epoch in range(self._settings.epochs)
             for part in split_mini_batches(
-                episodes, self._settings.mini_batch, seed=(self._seed, self._batches, epoch)
+                episodes, self._settings.mini_batch or episodes, seed=(self._seed, self._batches, epoch)
             )
         ]
 

@@ -23,47 +23,44 @@ from agentrl.episode import Segment
 from agentrl.errors import ConfigError, DataError, LearnerError
 from agentrl.learner.batch import TokenSequence, pad, split_micro_batches
 from agentrl.learner.logprobs import TokenScorer
+from agentrl.ranges import Amount, Count, Number, Positive, Seed, Share, check_ranges
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisedSettings:
     """How the warm start is trained."""
 
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over the traces."""
-    batch: int = 16
+    batch: Count = 16
     """Traces of one optimizer step."""
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: Count = 4096
     """Padded tokens of one forward and backward pass."""
-    learning_rate: float = 2e-5
+    learning_rate: Amount = 2e-5
     """Largest, after the warm-up; it falls to a tenth along a cosine."""
-    final_share: float = 0.1
+    final_share: Share = 0.1
     """Learning rate at the end, relative to the largest."""
-    warmup_share: float = 0.05
+    warmup_share: Share = 0.05
     """Share of the steps over which the learning rate rises from 0."""
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
     """Of AdamW."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Of AdamW."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients longer than this are scaled down to it."""
-    held_out: int = 32
+    held_out: Number = 32
     """Last traces (after shuffling) that are not learned from and measure the loss."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the traces."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass; weights and optimizer are float32 either way."""
     device: str = "auto"
     """`auto` takes a GPU where there is one."""
-    threads: int = 0
+    threads: Number = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "micro_batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate >= 0.0:
-            raise ConfigError(f"learning_rate must be at least 0, got {self.learning_rate}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)

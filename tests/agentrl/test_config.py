@@ -73,10 +73,10 @@ def test_resolved_settings_read_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--learner.mini_batch=512"], "larger than stream.batch"),
-        (["--stream.batch=0", "--learner.mini_batch=1"], "stream.batch must be positive"),
-        (["--rollout.temperature=0"], "must be positive to learn"),
-        (["--tracker.rho_min=0.99"], "rho_min <= rho_max"),
+        (["--learner.mini_batch=-1"], "learner.mini_batch = -1 must be at least 0"),
+        (["--stream.batch=0", "--learner.mini_batch=1"], "stream.batch = 0 must be at least 1"),
+        (["--rollout.temperature=0"], "rollout.temperature = 0.0 must be above 0"),
+        (["--tracker.rho_min=0.99"], "must not exceed tracker.rho_max"),
         (["--estimator.kind=grpo", "--estimator.group_size=7"], "not a multiple"),
         (["--stream.stale_policy=wait", "--stream.min_effective_share=0.5"], "soft bound"),
         (["--sandbox.runtime=runsc"], "sandbox.runtime is for sandbox.backend = 'docker', not 'local'"),

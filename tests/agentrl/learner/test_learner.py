@@ -474,10 +474,12 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("mini_batch", 0),
+        ("mini_batch", -1),
         ("micro_batch_tokens", 0),
         ("epochs", 0),
         ("dual_clip", 0.5),
+        ("learning_rate", float("nan")),
+        ("betas", (0.9, 2.0)),
         ("importance_max", 1.0),
     ],
 )
