@@ -63,10 +63,43 @@ class Renderer(Protocol):
         ...
 
 
+Format = Literal["code", "hermes"]
+
+
+def choose_format(tokenizer: Any, tools: Sequence[Sequence[ToolSpec]]) -> Format:
+    """The format in which a model calls the tools of each of several environments.
+
+    What its chat template writes itself (`<tool_call>`) comes first; code blocks, which every model can
+    write, where all environments offer a tool `python(code)`; else Hermes, with the tools listed in the
+    prompt.
+
+    Raises:
+        RendererError: there is no chat template, and the tools are no Python interpreter.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    other = next((specs for specs in tools if specs and not any(map(runs_code, specs))), None)
+    if template and ("<tool_call>" in str(template) or other is not None):
+        return "hermes"
+    if other is None:
+        return "code"
+    names = ", ".join(tool.name for tool in other)
+    raise RendererError(
+        "the model's tokenizer has no chat template, so its tools can only be called by code blocks, which "
+        f"run a tool python(code), and the environment offers {names}: give the tokenizer a chat template "
+        "(chat_template.jinja beside it), or offer a tool python(code)"
+    )
+
+
+def runs_code(tool: ToolSpec, name: str = "python", argument: str = "code") -> bool:
+    """Whether a code block can call a tool: it is called so, and needs the code alone."""
+    return tool.name == name and set(tool.parameters.get("required", [])) <= {argument}
+
+
 def make_renderer(
     tokenizer: Any,
-    format: Literal["code", "hermes"] = "code",
+    format: Literal["auto", "code", "hermes"] = "code",
     *,
+    tools: Sequence[Sequence[ToolSpec]] = (),
     tool_output_chars: int = 2048,
     **options: Any,
 ) -> Renderer:
@@ -74,7 +107,9 @@ def make_renderer(
 
     Args:
         tokenizer: a Hugging Face tokenizer, or anything with the same few methods.
-        format: fenced Python in `<code>` tags (SPO paper, section 5.1), or `<tool_call>` with JSON.
+        format: fenced Python in `<code>` tags (SPO paper, section 5.1), or `<tool_call>` with JSON; `auto`
+            chooses (`choose_format`).
+        tools: those of each environment, for `auto`.
         tool_output_chars: longer tool output keeps head and tail.
         options: of the format; see `CodeRenderer` and `HermesRenderer`.
 
@@ -85,6 +120,8 @@ def make_renderer(
 
     if tool_output_chars < 2:
         raise RendererError(f"tool_output_chars must be at least 2, got {tool_output_chars}")
+    if format == "auto":
+        format = choose_format(tokenizer, tools)
     if format == "code":
         return CodeRenderer(tokenizer, tool_output_chars=tool_output_chars, **options)
     if format == "hermes":

@@ -14,7 +14,7 @@ from typing import Any
 
 from agentrl.errors import RendererError
 from agentrl.inference.policy import FinishReason
-from agentrl.renderer import ParsedMessage
+from agentrl.renderer import ParsedMessage, runs_code
 from agentrl.renderer_template import ChatTemplate, Step
 from agentrl.renderer_text import TextCodec, cut_text
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
@@ -134,15 +134,16 @@ class CodeRenderer:
         return ToolCall(call_id, self._tool_name, {self._argument: code}, raw=raw)
 
     def _check_tools(self, tools: Sequence[ToolSpec]) -> None:
-        for tool in tools:
-            required = tool.parameters.get("required", [])
-            if tool.name == self._tool_name and set(required) <= {self._argument}:
-                return
-        if tools:
+        if tools and not any(runs_code(tool, self._tool_name, self._argument) for tool in tools):
             names = ", ".join(f"{tool.name}({', '.join(tool.parameters['properties'])})" for tool in tools)
+            remedy = (
+                'set `rollout.format = "hermes"` or rename the tool'
+                if self._template is not None
+                else 'rename the tool ("hermes" needs a chat template, which this tokenizer lacks)'
+            )
             raise RendererError(
                 f'the format "code" calls a tool {self._tool_name}({self._argument}), and the environment '
-                f'offers {names}; set `rollout.format = "hermes"` or rename the tool'
+                f"offers {names}; {remedy}"
             )
 
     @staticmethod

@@ -68,7 +68,10 @@ class HermesRenderer:
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
-            raise RendererError('the format "hermes" needs a tokenizer with a chat template; use "code"')
+            raise RendererError(
+                'the format "hermes" needs a tokenizer with a chat template, and this one has none; without '
+                'one, "code" calls a tool python(code)'
+            )
         self._codec = TextCodec(tokenizer)
         self._tool_output_chars = tool_output_chars
         self._template = ChatTemplate(self._codec, template_options)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -69,6 +70,12 @@ class RunFolder:
         if not (path / "run.json").exists():
             raise ConfigError(f"{path} holds no run (it has no run.json)")
         return cls(path)
+
+    def remove_unstarted(self) -> None:
+        """Delete the folder if its run never began: nothing was dispatched, and nothing was logged."""
+        written = [self.ledger, self.metrics, *self.logs.glob("*")]
+        if not any(path.exists() and path.stat().st_size for path in written):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def lock(self) -> None:
         """Keep other processes out until `unlock` or the end of this process.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agentrl.episode import Segment, SegmentBuilder
 from agentrl.errors import DataError
 from agentrl.inference.policy import FinishReason
+from agentrl.model_files import WARM_START
 from agentrl_envs import Message, ToolResult, ToolSpec, text_of
 
 if TYPE_CHECKING:
@@ -234,6 +235,8 @@ class RenderedTraces:
     """Token sequences to learn from."""
 
     segments: tuple[Segment, ...]
+    format: Format = "code"
+    """How tools are called in them."""
     too_long: int = 0
     """Traces left out because they have more tokens than allowed."""
 
@@ -244,7 +247,11 @@ class RenderedTraces:
 
 
 def render_traces(
-    traces: Iterable[Trace], tokenizer: Any, format: Format = "code", *, max_tokens: int = 1024
+    traces: Iterable[Trace],
+    tokenizer: Any,
+    format: Format | Literal["auto"] = "code",
+    *,
+    max_tokens: int = 1024,
 ) -> RenderedTraces:
     """Render traces with the renderer of `format`; those of more than `max_tokens` tokens are left out.
 
@@ -252,14 +259,17 @@ def render_traces(
         DataError: a trace cannot be rendered, or none is left.
         RendererError: the tokenizer does not suit the format.
     """
-    from agentrl.renderer import make_renderer
+    from agentrl.renderer import choose_format, make_renderer
 
+    traces = list(traces)
+    if format == "auto":
+        format = choose_format(tokenizer, [trace.tools for trace in traces])
     renderer = make_renderer(tokenizer, format)
     rendered = [render_trace(trace, renderer, tokenizer, format) for trace in traces]
     kept = tuple(segment for segment in rendered if len(segment) <= max_tokens)
     if not kept:
         raise DataError(f"no trace of {len(rendered)} has at most {max_tokens} tokens")
-    return RenderedTraces(kept, too_long=len(rendered) - len(kept))
+    return RenderedTraces(kept, format, too_long=len(rendered) - len(kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +278,8 @@ class SftResult:
 
     traces: int
     too_long: int
+    format: Format
+    """How the model was taught to call tools."""
     learned_tokens: int
     """Tokens with a loss in one pass over the traces."""
     steps: int
@@ -286,7 +298,7 @@ def fine_tune(
     out: str | Path,
     settings: SupervisedSettings,
     *,
-    format: Format = "code",
+    format: Format | Literal["auto"] = "code",
     max_tokens: int = 1024,
     on_step: Callable[[SupervisedMetrics], None] | None = None,
 ) -> SftResult:
@@ -304,12 +316,13 @@ def fine_tune(
     result = SftResult(
         traces=len(rendered.segments),
         too_long=rendered.too_long,
+        format=rendered.format,
         learned_tokens=rendered.learned_tokens,
         **outcome,
     )
     save_model(model, tokenizer, out)
     fields = {name: getattr(result, name) for name in SftResult.__dataclass_fields__}
-    (Path(out) / "sft.json").write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    (Path(out) / WARM_START).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -21,24 +21,23 @@ from typing import Any
 from agentrl import config
 from agentrl.durable import write_file
 from agentrl.episode import Episode
-from agentrl.errors import ConfigError
 from agentrl.garbage import rare_collections
-from agentrl.held_out import HeldOut, load_held_out, make_evaluation
+from agentrl.held_out import make_evaluation
 from agentrl.inference.policy import Policy
 from agentrl.learner_thread import AsyncLearner, LearnerThread
 from agentrl.ledger import Ledger
 from agentrl.metrics import Listener, MetricsWriter, read_metrics
 from agentrl.orchestrator import Orchestrator, Parts
+from agentrl.plan import RunPlan, make_pool, make_sandbox, plan_run
 from agentrl.processor_time import cpu_seconds
-from agentrl.prompts import PromptPool, Task, load_tasks
+from agentrl.prompts import PromptPool
 from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch, run_episode
 from agentrl.run_folder import RunFolder
-from agentrl.settings import SandboxSettings, Settings
+from agentrl.settings import Settings
 from agentrl.spo.advantage import make_estimator
-from agentrl.spo.value_tracker import ValueTracker
 from agentrl.watchdog import Watchdog
-from agentrl_sandbox import Limits, Sandbox, open_sandbox
+from agentrl_sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +53,26 @@ class Options:
     handle_signals: bool = True
     """Ctrl-C ends the run cleanly (needs the main thread)."""
     on_ready: Callable[[str], None] | None = None
-    """Told one line about the parts once they are up (sandbox level, engine)."""
+    """Told a line at a time: what the run will cost, then what its programs run in."""
 
 
 def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
     """Start a new run and return its summary.
 
     Raises:
-        ConfigError: settings or data cannot be used; nothing was started.
+        ConfigError: settings, model or data cannot be used; nothing was started, and no folder is left.
         Interrupted: Ctrl-C; the run can be resumed.
         AgentRLError: something could not go on.
     """
-    tasks, held_out = _load(settings)
+    options = options or Options()
+    plan = plan_run(settings)
     folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
-    write_config(folder, settings)
-    return asyncio.run(_run(settings, folder, tasks, held_out, options or Options(), resuming=False))
+    try:
+        write_config(folder, plan.settings)
+        return asyncio.run(_run(plan, folder, options, resuming=False))
+    except BaseException:
+        folder.remove_unstarted()
+        raise
 
 
 def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None) -> dict[str, Any]:
@@ -78,9 +82,8 @@ def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None
         ConfigError: there is no run, or it is running.
     """
     folder = RunFolder.open(path)
-    settings = config.load_settings(folder.config, flags)
-    tasks, held_out = _load(settings)
-    return asyncio.run(_run(settings, folder, tasks, held_out, options or Options(), resuming=True))
+    plan = plan_run(config.load_settings(folder.config, flags))
+    return asyncio.run(_run(plan, folder, options or Options(), resuming=True))
 
 
 def write_config(folder: RunFolder, settings: Settings) -> None:
@@ -88,83 +91,21 @@ def write_config(folder: RunFolder, settings: Settings) -> None:
     write_file(folder.config, config.to_toml(settings).encode(), "config")
 
 
-def check(settings: Settings) -> None:
-    """Check settings, environments and data without starting anything.
-
-    Raises:
-        ConfigError: something cannot be used.
-    """
-    tasks, _ = _load(settings)
-    make_estimator(settings.estimator)
-    pool = PromptPool(
-        tasks, lambda count: ValueTracker(count, settings.tracker), settings.sampler, seed=settings.run.seed
-    )
-    _check_pool(pool, settings)
-
-
-def _load(settings: Settings) -> tuple[tuple[Task, ...], tuple[HeldOut, ...]]:
-    """Environments and data, checked before anything heavy starts."""
-    if not settings.model.path:
-        raise ConfigError("model.path is empty; give a folder with Hugging Face weights or an id")
-    tasks = load_tasks(settings.env, settings.data)
-    return tasks, load_held_out(settings, tasks)
-
-
-def make_sandbox(settings: SandboxSettings) -> Sandbox:
-    """The sandbox that the settings name; starts nothing yet."""
-    limits = Limits(time_s=settings.time_s, memory_mb=settings.memory_mb, processes=settings.processes)
-    if settings.backend == "broken":
-        return open_sandbox("broken")
-    more: dict[str, Any] = {}
-    if settings.backend == "remote":
-        more["urls"] = settings.urls
-    elif settings.libraries:
-        more["libraries"] = settings.libraries
-    if settings.backend == "docker":
-        more["most"] = settings.containers
-        more |= {name: value for name in ("image", "runtime") if (value := getattr(settings, name))}
-    return open_sandbox(
-        settings.backend,
-        limits=limits,
-        min_level=settings.min_level or None,
-        allow_unsafe=settings.allow_unsafe,
-        **more,
-    )
-
-
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer beside the weights.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path = {path!r} has no usable tokenizer: {error}") from error
-
-
-async def _run(
-    settings: Settings,
-    folder: RunFolder,
-    tasks: tuple[Task, ...],
-    held_out: tuple[HeldOut, ...],
-    options: Options,
-    *,
-    resuming: bool,
-) -> dict[str, Any]:
+async def _run(plan: RunPlan, folder: RunFolder, options: Options, *, resuming: bool) -> dict[str, Any]:
     folder.lock()
+    if options.on_ready is not None and not resuming:
+        for note in plan.notes:
+            options.on_ready(note)
     started, cpu_started = time.monotonic(), cpu_seconds()
     try:
         async with contextlib.AsyncExitStack() as stack:
-            orchestrator = await _assemble(settings, folder, tasks, held_out, options, stack)
+            orchestrator = await _assemble(plan, folder, options, stack)
             if resuming:
                 from agentrl.resume import resume as go_back
 
                 await go_back(orchestrator)
-                write_config(folder, settings)  # not before: another process may have the run, or refuse them
+                # Not before: another process may have the run, or refuse these settings.
+                write_config(folder, plan.settings)
             with rare_collections(), _signals(orchestrator, options.handle_signals):
                 try:
                     await orchestrator.run()
@@ -180,22 +121,13 @@ async def _run(
 
 
 async def _assemble(
-    settings: Settings,
-    folder: RunFolder,
-    tasks: tuple[Task, ...],
-    held_out: tuple[HeldOut, ...],
-    options: Options,
-    stack: contextlib.AsyncExitStack,
+    plan: RunPlan, folder: RunFolder, options: Options, stack: contextlib.AsyncExitStack
 ) -> Orchestrator:
     """Make and start every part; `stack` closes them in the opposite order."""
     from agentrl.renderer import make_renderer
 
-    estimator = make_estimator(settings.estimator)
-    pool = PromptPool(
-        tasks, lambda count: ValueTracker(count, settings.tracker), settings.sampler, seed=settings.run.seed
-    )
-    _check_pool(pool, settings)
-    tokenizer = await asyncio.to_thread(load_tokenizer, settings.model.path)
+    settings, tokenizer = plan.settings, plan.tokenizer
+    estimator, pool = make_estimator(settings.estimator), make_pool(plan.tasks, settings)
     renderer = make_renderer(
         tokenizer, settings.rollout.format, tool_output_chars=settings.rollout.tool_output_chars
     )
@@ -240,7 +172,7 @@ async def _assemble(
         metrics=metrics,
         watchdog=watchdog,
         play=play,
-        evaluate=make_evaluation(settings, held_out, policy, renderer, sandbox),
+        evaluate=make_evaluation(settings, plan.held_out, policy, renderer, sandbox),
         before_start=gate.check,
         after_update=gate.after_update,
         shuffle_rewards=options.shuffle_rewards,
@@ -332,32 +264,6 @@ async def make_policy(settings: Settings, learner: AsyncLearner, tokenizer: Any,
         attempt=1,
         update_limit_s=engine.update_limit_s,
     )
-
-
-def _check_pool(pool: PromptPool, settings: Settings) -> None:
-    """A batch must be able to fill from prompts that are not pending.
-
-    Raises:
-        ConfigError: it could not.
-    """
-    copies, group = settings.sampler.copies_per_prompt, settings.estimator.group_size
-    possible, batch = len(pool) * copies * group, settings.stream.batch
-    if possible < batch:
-        need = -(-batch // (len(pool) * group))
-        raise ConfigError(
-            f"{len(pool)} prompts with {copies} episode(s) in flight each make at most {possible} episodes, "
-            f"and a batch needs {batch}: it could never fill. Give more rows, set sampler.copies_per_prompt "
-            f"to {need} or more, or lower stream.batch"
-        )
-    in_flight = settings.stream.in_flight or settings.engine.slots
-    if possible < min(in_flight, (settings.stream.staleness + 1) * batch):
-        logger.warning(
-            "%d prompts x %d copies are fewer than the %d episodes that may be in flight; some slots "
-            "will stay empty (raise sampler.copies_per_prompt)",
-            len(pool),
-            copies,
-            in_flight,
-        )
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.learner.supervised import SupervisedMetrics, SupervisedSettings, save_model, train_supervised
+from agentrl.model_files import WARM_START
 from agentrl.sft import Trace, make_trace, render_traces, written_message
 from agentrl_envs.arithmetic import Arithmetic, arithmetic_rows
 
@@ -175,6 +176,7 @@ def main() -> None:
         print(f"{name}: held-out loss {outcome['loss_first']:.4f} -> {outcome['loss_last']:.4f} nats a token")
         print(f"{name}: {outcome['cpu_s']:.0f} CPU-seconds", flush=True)
     save_model(model, tokenizer, options.out / "model", torch.float16)
+    (options.out / "model" / WARM_START).write_text('{"format": "code"}\n')
 
 
 if __name__ == "__main__":

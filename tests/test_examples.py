@@ -15,8 +15,8 @@ from agentrl.evaluation.benchmarks import BENCHMARKS
 from agentrl.inference.choose import EngineKind, Gpu, Machine
 from agentrl.memory import Plan, make_plans
 from agentrl.model_shape import ModelShape
+from agentrl.plan import plan_run
 from agentrl.settings import Settings
-from agentrl.train import check
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS = sorted(EXAMPLES.glob("*.toml"))
@@ -155,11 +155,16 @@ def test_an_example_can_start_once_its_model_and_data_are_there(path: Path, tmp_
         for number in range(settings.stream.batch)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
-    flags = [f"--data.train={tmp_path / 'rows.jsonl'}", "--data.limit=0", "--eval.data="]
-    check(load_settings(path, flags))
+    flags = [
+        f"--data.train={tmp_path / 'rows.jsonl'}",
+        "--data.limit=0",
+        "--eval.data=",
+        "--tracker.initial_file=",
+    ]
+    plan_run(load_settings(path, flags), fetch=False)
     (tmp_path / "rows.jsonl").write_text("".join(rows[:-1]))
     with pytest.raises(ConfigError, match="it could never fill"):
-        check(load_settings(path, flags))
+        plan_run(load_settings(path, flags), fetch=False)
 
 
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.name)

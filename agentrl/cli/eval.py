@@ -69,7 +69,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--max-tokens", type=number(Count), help="sampled tokens of one episode")
     sampling.add_argument("--max-turn-tokens", type=number(Number), help="sampled tokens of one message")
     sampling.add_argument("--max-turns", type=number(Number), help="messages of one episode")
-    sampling.add_argument("--format", choices=("code", "hermes"), help="how tools are called")
+    sampling.add_argument("--format", choices=("auto", "code", "hermes"), help="how tools are called")
     sampling.add_argument("--seed", type=number(Seed), default=0)
 
 

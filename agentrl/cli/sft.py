@@ -42,7 +42,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     parser.add_argument("traces", type=Path, help="jsonl file of traces")
     parser.add_argument("--model", required=True, help="folder with Hugging Face weights, or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="folder for the new weights")
-    parser.add_argument("--format", choices=("code", "hermes"), default="code", help="as rollout.format")
+    parser.add_argument(
+        "--format",
+        choices=("auto", "code", "hermes"),
+        default="auto",
+        help="as rollout.format (default: auto)",
+    )
     parser.add_argument("--epochs", type=number(Count), default=1, help="passes over the traces (default 1)")
     parser.add_argument(
         "--batch", type=number(Count), default=16, help="traces of one optimizer step (default 16)"

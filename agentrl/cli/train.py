@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 EPILOG = """\
@@ -80,10 +81,11 @@ def run(options: argparse.Namespace) -> int:
             flags = [f"--env.name={options.file}", *flags]
         settings = config.load_settings(path, flags)
         if options.dry_run:
-            from agentrl.train import check
+            from agentrl.plan import plan_run
 
-            check(settings)
-            print(config.to_toml(settings))
+            plan = plan_run(settings, fetch=False)
+            print(config.to_toml(plan.settings))
+            print("\n".join(plan.notes), file=sys.stderr)
             return 0
         with progress(quiet=options.quiet) as live:
             summary = train(settings, Options(listeners=(live.row,), on_ready=live.line))

@@ -119,15 +119,15 @@ async def _run(
     folder: ResultFolder,
     on_progress: Callable[[Progress], None] | None,
 ) -> dict[str, Any]:
-    from agentrl.train import make_sandbox
+    from agentrl.plan import make_sandbox
 
-    rollout = experiment.rollout
     chosen = _with_spent(experiment.subject, folder.path)
     async with (
         make_sandbox(experiment.sandbox) as sandbox,
-        open_subject(chosen, rollout, folder.path / "logs") as subject,
+        open_subject(chosen, experiment.rollout, folder.path / "logs", env.tool_specs()) as subject,
     ):
-        settings = dict(experiment.env_settings)
+        rollout, settings = subject.rollout, dict(experiment.env_settings)
+        experiment = replace(experiment, rollout=rollout)
 
         def make_env(seed: int) -> Env:
             return env(sandbox=sandbox, rng=random.Random(seed), **settings)

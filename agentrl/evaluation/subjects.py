@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,12 @@ from agentrl.errors import ConfigError, StallError
 from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
 from agentrl.inference.fingerprint import fingerprint
 from agentrl.metrics import read_metrics
+from agentrl.model_files import load_tokenizer, trained_format
+from agentrl.renderer import choose_format
 from agentrl.rollout import Decoding
 from agentrl.run_folder import RunFolder
 from agentrl.settings import EngineSettings, RolloutSettings, Settings
+from agentrl_envs import ToolSpec
 
 SCRIPT = "scripted:"
 START_LIMIT_S = 600.0
@@ -88,6 +91,8 @@ class Subject:
     """Equal for equal policies: a resumed evaluation must find the same."""
     player: Callable[[MakeEnv, RolloutSettings, Decoding], Play]
     version: Callable[[], int]
+    rollout: RolloutSettings
+    """As given, with the format that was decided."""
 
 
 def run_settings(subject: str) -> Settings | None:
@@ -151,16 +156,22 @@ def check_subject(options: SubjectOptions) -> None:
 
 @contextlib.asynccontextmanager
 async def open_subject(
-    options: SubjectOptions, rollout: RolloutSettings, logs: Path
+    options: SubjectOptions, rollout: RolloutSettings, logs: Path, tools: Sequence[ToolSpec] = ()
 ) -> AsyncIterator[Subject]:
     """Start the policy, and close it afterwards.
+
+    Args:
+        options: what is opened.
+        rollout: how it talks; a format that is left open is decided by the model and the tools.
+        logs: folder for logs of servers.
+        tools: those of the environment.
 
     Raises:
         ConfigError: it cannot be what was meant.
         PolicyUnavailable: it does not start.
     """
     if options.endpoint is not None:
-        async with _endpoint(options, options.endpoint) as subject:
+        async with _endpoint(options, options.endpoint, rollout) as subject:
             yield subject
         return
     if not options.subject:
@@ -179,6 +190,7 @@ async def open_subject(
             await asyncio.wait_for(policy.start(), options.engine.start_limit_s)
         except TimeoutError:
             raise StallError("the engine to start", options.engine.start_limit_s) from None
+        rollout = _with_format(rollout, tokenizer, tools, options.subject)
         renderer = await asyncio.to_thread(_renderer, tokenizer, rollout)
         prices = options.prices
         yield Subject(
@@ -193,9 +205,18 @@ async def open_subject(
                 price_completion=prices.completion,
             ),
             lambda: policy.version,
+            rollout,
         )
     finally:
         await policy.close()
+
+
+def _with_format(
+    rollout: RolloutSettings, tokenizer: Any, tools: Sequence[ToolSpec], subject: str
+) -> RolloutSettings:
+    if rollout.format != "auto":
+        return rollout
+    return replace(rollout, format=trained_format(subject) or choose_format(tokenizer, [tools]))
 
 
 def _engine_kind(engine: EngineSettings) -> str:
@@ -210,15 +231,6 @@ def _renderer(tokenizer: Any, rollout: RolloutSettings) -> Any:
     return make_renderer(tokenizer, rollout.format, tool_output_chars=rollout.tool_output_chars)
 
 
-def _tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path!r} has no usable tokenizer: {error}") from error
-
-
 def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
     from transformers.utils import logging as transformers_logging
 
@@ -226,7 +238,7 @@ def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
 
     transformers_logging.disable_progress_bar()  # it would write over the running estimate
     path = weights_of(options.subject)
-    tokenizer = _tokenizer(path)
+    tokenizer = load_tokenizer(path, "the model")
     policy = TransformersPolicy(
         path,
         tokenizer,
@@ -266,7 +278,7 @@ async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str
         key=os.environ.get("VLLM_API_KEY", ""),
         start_limit_s=engine.start_limit_s,
     )
-    tokenizer = await asyncio.to_thread(_tokenizer, path)
+    tokenizer = await asyncio.to_thread(load_tokenizer, path, "the model")
     return policy, tokenizer, {"kind": "vllm", "weights": path, "fingerprint": fingerprint(path)}
 
 
@@ -297,7 +309,9 @@ def load_script(spec: str) -> Callable[..., Any]:
 
 
 @contextlib.asynccontextmanager
-async def _endpoint(options: SubjectOptions, endpoint: EndpointOptions) -> AsyncIterator[Subject]:
+async def _endpoint(
+    options: SubjectOptions, endpoint: EndpointOptions, rollout: RolloutSettings
+) -> AsyncIterator[Subject]:
     from agentrl.inference.openai import EndpointPolicy, EndpointSettings, Usage
 
     settings = EndpointSettings(
@@ -322,10 +336,11 @@ async def _endpoint(options: SubjectOptions, endpoint: EndpointOptions) -> Async
         await policy.start()
         yield Subject(
             endpoint.identity(),
-            lambda make_env, rollout, decoding: chat_player(
-                policy, make_env, rollout, decoding, endpoint.tool_format
+            lambda make_env, settings, decoding: chat_player(
+                policy, make_env, settings, decoding, endpoint.tool_format
             ),
             lambda: 0,
+            rollout if rollout.format != "auto" else replace(rollout, format="code"),
         )
     finally:
         await policy.close()

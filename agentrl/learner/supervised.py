@@ -23,6 +23,7 @@ from agentrl.episode import Segment
 from agentrl.errors import ConfigError, DataError, LearnerError
 from agentrl.learner.batch import TokenSequence, pad, split_micro_batches
 from agentrl.learner.logprobs import TokenScorer
+from agentrl.model_files import load_tokenizer
 from agentrl.ranges import Amount, Count, Number, Positive, Seed, Share, check_ranges
 
 
@@ -93,12 +94,12 @@ def load_model(path: str, settings: SupervisedSettings) -> tuple[Any, Any]:
     Raises:
         ConfigError: there is none.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    tokenizer = load_tokenizer(path, "--model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -115,7 +115,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_docker_settings_reach_the_backend() -> None:
-    from agentrl.train import make_sandbox
+    from agentrl.plan import make_sandbox
     from agentrl_sandbox import Level
 
     flags = ["--sandbox.backend=docker", "--sandbox.runtime=runsc", "--sandbox.image=mine:1"]

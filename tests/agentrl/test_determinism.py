@@ -23,6 +23,8 @@ from agentrl.inference.policy import WeightHandle
 from agentrl.inference.transformers import TransformersPolicy
 from agentrl.learner.learner import Learner
 from agentrl.metrics import read_metrics
+from agentrl.model_files import load_tokenizer
+from agentrl.plan import make_sandbox
 from agentrl.prompts import load_tasks
 from agentrl.renderer import make_renderer
 from agentrl.replay import replay
@@ -32,7 +34,7 @@ from agentrl.settings import Settings
 from agentrl.spo.advantage import advantages, normalise
 from agentrl.spo.prompt_sampler import PromptSampler
 from agentrl.spo.value_tracker import ValueTracker
-from agentrl.train import Options, load_tokenizer, make_sandbox, train
+from agentrl.train import Options, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 DEMO = Path(agentrl.__file__).parent / "demo"

@@ -104,7 +104,7 @@ def test_nothing_to_learn_is_an_error():
 
 
 def test_a_missing_model_and_wrong_settings_are_told(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no Hugging Face model there"):
+    with pytest.raises(ConfigError, match="holds no config.json: the folder is empty"):
         load_model(str(tmp_path), SupervisedSettings())
     with pytest.raises(ConfigError, match="batch = 0 must be at least 1"):
         SupervisedSettings(batch=0)

@@ -16,10 +16,11 @@ from agentrl.config import load_settings
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.ledger import Ledger, State
 from agentrl.metrics import Row, read_metrics
+from agentrl.plan import plan_run
 from agentrl.recorder import read_episodes
 from agentrl.report import read_run
 from agentrl.report.terminal import evaluation_line
-from agentrl.train import Options, check, train
+from agentrl.train import Options, train
 
 DEMO = Path(agentrl.__file__).parent / "demo"
 SECOND = '''
@@ -157,18 +158,18 @@ def test_every_environment_of_a_mixture_is_evaluated(tmp_path: Path, monkeypatch
 
 def test_mistakes_in_a_mixture_name_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"env 2 \('short.py:Short'\): weight must be positive, got -1"):
-        check(load_settings(write_settings(tmp_path, MIXED.replace("weight = 1", "weight = -1"))))
+    with pytest.raises(ConfigError, match=r"line \d+: env.1.weight = -1.0 must be above 0"):
+        load_settings(write_settings(tmp_path, MIXED.replace("weight = 1", "weight = -1")))
     with pytest.raises(ConfigError, match=r"env 2 \('short.py:Short'\).*unknown setting 'words'"):
-        check(load_settings(write_settings(tmp_path, MIXED.replace("terms", "words"))))
+        plan_run(load_settings(write_settings(tmp_path, MIXED.replace("terms", "words"))), fetch=False)
     wrong = MIXED.replace("terms = 3", "terms = 3\n").replace(
         "weight = 1", 'weight = 1\neval_data = "none.jsonl"'
     )
     with pytest.raises(ConfigError, match=r"env 2 \('short.py:Short'\): env.eval_data.*none.jsonl"):
-        check(load_settings(write_settings(tmp_path, wrong)))
+        plan_run(load_settings(write_settings(tmp_path, wrong)), fetch=False)
     twice = MIXED.replace("short.py:Short", "arithmetic").replace("[env.settings]\nterms = 3\n", "")
     with pytest.raises(ConfigError, match="give every environment of a mixture its own name"):
-        check(load_settings(write_settings(tmp_path, twice)))
+        plan_run(load_settings(write_settings(tmp_path, twice)), fetch=False)
 
 
 ONE = """

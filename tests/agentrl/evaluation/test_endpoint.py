@@ -155,12 +155,18 @@ def test_attempts(url):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--timeout-s", "0"], "timeout_s must be above 0"),
-        (["--attempts", "0"], "attempts must be at least 1"),
-        (["--no-temperature", "--temperature", "0.5"], "not both"),
+        (["--timeout-s", "0"], "--timeout-s: 0 must be above 0"),
+        (["--attempts", "0"], "--attempts: 0 must be at least 1"),
     ],
 )
-def test_options_that_cannot_work(url, capsys, more, words):
-    assert main(command(url, *more)) == 1
+def test_options_out_of_range(url, capsys, more, words):
+    with pytest.raises(SystemExit, match="2"):
+        main(command(url, *more))
     assert words in capsys.readouterr().err
+    assert not Server.seen
+
+
+def test_options_that_contradict_each_other(url, capsys):
+    assert main(command(url, "--no-temperature", "--temperature", "0.5")) == 1
+    assert "not both" in capsys.readouterr().err
     assert not Server.seen

@@ -177,7 +177,6 @@ def test_the_paper_s_preset(place):
             "did you mean 'math_with_python'",
         ),
         (["eval", "x", "--data", "rows.jsonl", "--preset", "spo"], "known: spo-paper"),
-        (["eval", "x", "--data", "rows.jsonl", "--samples", "0"], "at least 1"),
         (["compare", "a", "b"], "holds no evaluation"),
     ],
 )
