@@ -76,7 +76,8 @@ def out_of_range(section: Any, name: str = "") -> Iterator[str]:
     """
     hints = typing.get_type_hints(type(section), include_extras=True)
     for field in fields(section):
-        value, hint = getattr(section, field.name), hints[field.name]
+        value: Any = getattr(section, field.name)
+        hint = hints[field.name]
         if is_dataclass(value):
             yield from out_of_range(value, f"{name}{'.' if name else ''}{field.name}")
         several = isinstance(value, tuple)
