@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import subprocess
-import tempfile
 from pathlib import Path
 
 from .interface import Session
 from .result import Status
+from .rooms import Rooms
 
 _PROGRAM = """
 import os, socket
@@ -53,8 +52,9 @@ class Traps:
 
     def __enter__(self) -> Traps:
         self._stack = contextlib.ExitStack()
-        directory = Path(tempfile.mkdtemp(prefix="agentrl-canary-"))
-        self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        rooms = Rooms()  # removed at the next start when this one is killed
+        self._stack.callback(rooms.close)
+        directory = Path(rooms.make())
         directory.chmod(0o777)
         self.word = secrets.token_hex(16)
         self.secret = directory / "secret"

@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from .level import Level
 from .limits import Limits
 from .local_session import Interpreter, LocalSession, Lost
 from .local_zygote import Zygote, ZygoteSettings
+from .rooms import Rooms, sweep
 
 _FIRST_UID = 1_700_000_000
 _ROTATE_AFTER = 10_000
@@ -86,7 +85,8 @@ class LocalSandbox(Sandbox):
         self._live: set[LocalSession] = set()
         self._interpreters = 0
         self._next = 0
-        self._room: str | None = None
+        self._rooms = Rooms()
+        self._next_uid = _FIRST_UID
         self._starting = threading.Lock()
         self._lock = threading.Lock()
         self._closed = False
@@ -109,6 +109,7 @@ class LocalSandbox(Sandbox):
             if sys.platform != "linux":
                 raise SandboxUnavailable("the local sandbox needs Linux; use the docker or remote backend")
             _raise_descriptor_limit()
+            sweep()
             found = find_level(
                 Wish(
                     python=self._python,
@@ -289,20 +290,11 @@ class LocalSandbox(Sandbox):
     def _make_room(self) -> tuple[str, int | None]:
         """Without a private root: a directory of the host's for one session; returns it and its user."""
         assert self._settings is not None
-        if self._room is None:
-            self._room = tempfile.mkdtemp(prefix="agentrl-sandbox-")
-            os.chmod(self._room, 0o711)
-        room = tempfile.mkdtemp(prefix="s", dir=self._room)
-        work = os.path.join(room, "work")
-        os.mkdir(work, 0o700)
-        if os.geteuid() != 0 or not self._settings.protect:
-            return work, None
-        with self._lock:
-            self._next_uid = getattr(self, "_next_uid", _FIRST_UID) + 1
-            uid = self._next_uid
-        for path in (room, work):
-            os.chown(path, uid, uid)
-        return work, uid
+        uid = None
+        if os.geteuid() == 0 and self._settings.protect:
+            with self._lock:
+                uid = self._next_uid = self._next_uid + 1
+        return os.path.join(self._rooms.make(uid), "work"), uid
 
     # ------------------------------------------------------------------------------------------- close
 
@@ -323,7 +315,7 @@ class LocalSandbox(Sandbox):
         if interpreter.group is not None and self._groups is not None and gone:
             self._groups.give_back(interpreter.group)
         if interpreter.room is not None:
-            await asyncio.to_thread(_remove_tree, interpreter.room)
+            await asyncio.to_thread(self._rooms.remove, interpreter.room)
 
     async def close(self) -> None:
         """See `Sandbox.close`."""
@@ -344,8 +336,7 @@ class LocalSandbox(Sandbox):
             self._zygotes, self._retired = [], []
             if self._groups is not None:
                 self._groups.close()
-            if self._room is not None:
-                shutil.rmtree(self._room, ignore_errors=True)
+            self._rooms.close()
 
     def describe(self) -> str:
         """See `Sandbox.describe`."""
@@ -354,21 +345,6 @@ class LocalSandbox(Sandbox):
         python = f"Python {self._zygotes[0].ready['ready']}" if self._zygotes and self._zygotes[0] else ""
         why = f" (not more: {'; '.join(self._reasons)})" if self._reasons else ""
         return f"sandbox: local, level {self.level.name.lower()} ({int(self.level)}), {python}{why}"
-
-
-def _remove_tree(path: str) -> None:
-    """Remove what a program left, also behind directories that it closed."""
-
-    def open_up(_function: object, where: str, _error: object) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(where), 0o700)
-            if os.path.isdir(where) and not os.path.islink(where):
-                os.chmod(where, 0o700)
-
-    handler: dict[str, Any] = {"onexc" if sys.version_info >= (3, 12) else "onerror": open_up}
-    shutil.rmtree(path, **handler)
-    if os.path.exists(path):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _threads_of_user() -> int:
