@@ -16,6 +16,8 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+BACK_STOP = 3.0
+"""Times its limit that a run may take in wall time while the control process need not wait for a core."""
 MOST_WAITING = 0.98
 """A share of waiting above this is not believed: it would wait for ever."""
 

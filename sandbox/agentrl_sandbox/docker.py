@@ -107,6 +107,7 @@ class DockerSandbox(Sandbox):
             (LEASE_LABEL, f"{time.time() + LEASE_S:.0f}"),
             (SANDBOX_LABEL, self._id),
         )
+        self.cpus = cpus
         self._settings = ContainerSettings(image, runtime, cpus, tuple(libraries), labels)
         self.sessions: set[DockerSession] = set()
         self._client: docker.DockerClient | None = None

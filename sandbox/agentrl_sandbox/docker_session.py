@@ -14,6 +14,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from .control import BACK_STOP, arrives
 from .docker_container import WORK_DIRECTORY, Container, StreamLost
 from .errors import SandboxError, SessionClosed, SessionStartFailed
 from .interface import Session
@@ -77,8 +78,8 @@ class DockerSession(Session):
         """As `Session.run`. A cancelled run is interrupted; the next one waits until it has ended."""
         if self._closed:
             raise SessionClosed("the session was closed")
-        request = uuid.uuid4().hex
-        work = asyncio.create_task(self._run(request, code, timeout, stdin))
+        request, time_s = uuid.uuid4().hex, self._limits.seconds(timeout)
+        work = asyncio.create_task(self._run(request, code, time_s, stdin))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -90,7 +91,7 @@ class DockerSession(Session):
             work.add_done_callback(_note_failure)
             raise
 
-    async def _run(self, request: str, code: str, timeout: float | None, stdin: str) -> Result:
+    async def _run(self, request: str, code: str, time_s: float, stdin: str) -> Result:
         async with self._one_at_a_time:
             if self._closed:
                 raise SessionClosed("the session was closed")
@@ -102,7 +103,7 @@ class DockerSession(Session):
             try:
                 if self._container is None:
                     await self.begin()
-                return await self._exchange(request, source, given, timeout)
+                return await self._exchange(request, source, given, time_s)
             except SandboxError as error:
                 await self._drop()
                 return Result(Status.INFRASTRUCTURE_FAILURE, error=str(error), session_alive=False)
@@ -111,10 +112,9 @@ class DockerSession(Session):
                 if self._stateless:
                     await self._drop()
 
-    async def _exchange(self, request: str, source: bytes, stdin: bytes, timeout: float | None) -> Result:
+    async def _exchange(self, request: str, source: bytes, stdin: bytes, time_s: float) -> Result:
         container = self._container
         assert container is not None
-        time_s = self._limits.time_s if timeout is None else max(0.01, float(timeout))
         began, began_at = time.monotonic(), time.time()
         self._running = request
         message = {"kind": "run", "id": request, "time_s": time_s}
@@ -130,8 +130,8 @@ class DockerSession(Session):
             if stopped:
                 reason = "the program stopped the process that watches it"
                 return Result(Status.PROTOCOL_LOST, error=reason, wall_s=wall, session_alive=False)
-            reason = f"The machine starved the program: not done within {wall:.0f} s of wall time."
-            return Result(Status.INFRASTRUCTURE_FAILURE, error=reason, wall_s=wall, session_alive=False)
+            reason = f"The time limit of {time_s:g} s was reached; the program was killed after {wall:.1f} s."
+            return Result(Status.TIMEOUT, error=reason, wall_s=wall, session_alive=False)
         result = result_from_frame(header, blobs, self._limits, time.monotonic() - began, time_s=time_s)
         if not result.session_alive:
             await self._drop()
@@ -142,15 +142,15 @@ class DockerSession(Session):
     ) -> tuple[dict[str, Any], list[bytes]]:
         """The reply to `request`. Raises `StreamLost`, or `TimeoutError` when the back-stop is reached."""
         early = 2 * (time_s + self._limits.grace_s) + ANSWER_SLACK_S
-        late = 10 * time_s + self._limits.grace_s + ANSWER_SLACK_S
+        late = BACK_STOP * time_s / min(1.0, self._sandbox.cpus) + ANSWER_SLACK_S
+        began = time.monotonic()
         reply = asyncio.create_task(container.receive())
         try:
             done, _ = await asyncio.wait({reply}, timeout=early)
             # A program can stop its supervisor by a signal; that must not look like a starved machine.
             if not done and (await container.stopped()):
                 raise TimeoutError
-            done, _ = await asyncio.wait({reply}, timeout=max(0.0, late - early))
-            if not done:
+            if not done and not await arrives(reply, began, max(early, late)):
                 raise TimeoutError
             header, blobs = reply.result()
         finally:

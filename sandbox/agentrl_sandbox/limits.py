@@ -51,7 +51,22 @@ class Limits:
             low, high = _RANGES[field.name]
             if not low <= value <= high:
                 raise SandboxConfigError(f"limits.{field.name} = {value} is outside {low:g} .. {high:g}")
+            if field.type == "int" and not isinstance(value, int):
+                if value != int(value):
+                    raise SandboxConfigError(f"limits.{field.name} = {value} must be a whole number")
+                object.__setattr__(self, field.name, int(value))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON form, as the supervisor reads it."""
         return asdict(self)
+
+    def seconds(self, timeout: object) -> float:
+        """The limit of one run: `timeout`, or `time_s` where that is None. Raises SandboxConfigError."""
+        if timeout is None:
+            return self.time_s
+        low, high = _RANGES["time_s"]
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            raise SandboxConfigError(f"timeout must be a number of seconds, not {timeout!r}")
+        if not 0.0 <= timeout <= high:
+            raise SandboxConfigError(f"timeout = {timeout} is outside {low:g} .. {high:g} seconds")
+        return max(low, float(timeout))

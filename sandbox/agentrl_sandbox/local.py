@@ -304,7 +304,7 @@ class LocalSandbox(Sandbox):
 
     async def _put_away(self, interpreter: Interpreter) -> None:
         interpreter.kill()
-        gone = await interpreter.gone(10.0)
+        gone = await interpreter.ended(10.0)
         interpreter.release()
         zygote, interpreter.zygote = interpreter.zygote, None
         if zygote is not None:

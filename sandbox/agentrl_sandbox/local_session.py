@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .cgroups import Group
-from .control import arrives
+from .control import BACK_STOP, arrives
 from .crowd import Crowd, Turn
 from .errors import PoolExhausted, SandboxError, SessionClosed, SessionStartFailed
 from .interface import Session
@@ -28,8 +28,6 @@ from .local_zygote import Zygote
 from .outcome import clean, result_from_frame
 from .result import Result, Status
 
-BACK_STOP = 3.0
-"""Times the limit that a run may take in wall time while a control process need not wait for a core."""
 SLACK_S = 0.5
 """Longest time from a limit to the answer that it was reached, where the machine is idle."""
 AGAIN_S = 30.0
@@ -209,16 +207,29 @@ class Interpreter:
         self.python = str(header.get("python"))
 
     def kill(self) -> None:
-        """Kill everything of the session."""
+        """Kill everything of the session.
+
+        Its first process takes the namespace along. Without one, that is left to the supervisor, which sees
+        the end of its line and kills the program's process group, all in one call: whoever lists processes
+        to kill them would miss those that fork faster.
+        """
         self.line.close()
-        if self.pidfd < 0:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            if not self.namespaces:
-                for pid in _session_members(self.pid):
-                    with contextlib.suppress(OSError):
-                        os.kill(pid, signal.SIGKILL)
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self.namespaces:
+            self._kill_first()
+
+    def _kill_first(self) -> None:
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    async def ended(self, seconds: float) -> bool:
+        """After `kill`: wait for the end, and enforce it where a supervisor does not answer."""
+        if not self.namespaces and not await self.gone(seconds / 2):
+            for pid in _session_members(self.pid):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            self._kill_first()
+        return await self.gone(seconds)
 
     async def gone(self, seconds: float) -> bool:
         """Wait until the kernel has taken the session's first process away."""
@@ -286,7 +297,7 @@ class LocalSession(Session):
         if max(len(source), len(given)) > limit:
             what = "source code" if len(source) > limit else "stdin"
             return Result(Status.ERROR, error=f"The {what} is longer than {limit} bytes.")
-        time_s = self._limits.time_s if timeout is None else max(0.01, float(timeout))
+        time_s = self._limits.seconds(timeout)
         async with self._lock:
             if self._closed:
                 raise SessionClosed("the session was closed")

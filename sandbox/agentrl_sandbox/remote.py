@@ -61,13 +61,14 @@ class RemoteSession(Session):
 
     async def run(self, code: str, timeout: float | None = None, *, stdin: str = "") -> Result:
         """As `Session.run`. What goes wrong between here and the program is an infrastructure failure."""
+        seconds = None if timeout is None else self._limits.seconds(timeout)
         async with self._one_at_a_time:
             if self._closed:
                 raise SessionClosed("the session was closed")
             try:
                 if self.session_id is None:
                     await self.connect()
-                return await self._run(code, timeout, stdin)
+                return await self._run(code, seconds, stdin)
             except (ServerLost, _SessionLost) as error:
                 self.forget()
                 return Result(Status.INFRASTRUCTURE_FAILURE, error=str(error), session_alive=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from dataclasses import dataclass
 
 _EPERM, _ENOSYS = 1, 38
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
@@ -46,12 +47,46 @@ _DENIED = {
     "migrate_pages": (256, 238), "move_pages": (279, 239), "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274), "socket": (41, 198),
     # What System V's calls make outlives the process that made it.
-    "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    # The numbers of what others have made are easily guessed.
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
+    "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189),
+    "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    # Files that all sessions read would tell each of them what the others and the host do with them.
+    "inotify_add_watch": (254, 27),
 }  # fmt: skip
 
 # Without private namespaces these reach the host, or let a process leave the group that is killed as one.
-_DENIED_ON_HOST = {"setsid": (112, 157), "setpgid": (109, 154)}
-_SIGNALS = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131)}
+# Landlock guards what files hold, not their modes, times, owners and attributes. Descriptors that are sent
+# are seen by nobody on their way, so that nobody could count what they hold.
+_DENIED_ON_HOST = {
+    "setsid": (112, 157), "setpgid": (109, 154),
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "removexattrat": (466, 466), "file_setattr": (469, 469), "sendmsg": (46, 211), "sendmmsg": (307, 269),
+    "connect": (42, 203), "bind": (49, 200),
+}  # fmt: skip
+# These take from what the host gives to each user, and the user is not the session's own.
+_DENIED_TO_SHARED_USER = {"inotify_init": (253, None), "inotify_init1": (294, 26)}
+# Where no control group counts memory, that which is in no process's own cannot be counted.
+_DENIED_UNCOUNTED = {"memfd_create": (319, 279)}
+_SIGNALS = {
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+}  # fmt: skip
+_ON_ITSELF = {"prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118)}
+_FCNTL, _SETSOCKOPT, _PRCTL, _SENDTO = (72, 25), (54, 208), (157, 167), (44, 206)
+_SETLEASE, _NOTIFY, _SETPIPE_SZ, _SETOWN, _SETOWN_EX = 1024, 1026, 1031, 8, 15
+_SOL_SOCKET, _SO_SNDBUF, _SO_RCVBUF, _PR_SET_DUMPABLE = 1, 7, 8, 4
+_FIOSETOWN, _SIOCSPGRP, _SETFLAGS, _SETFLAGS_32, _SETXATTR = (
+    0x8901,
+    0x8902,
+    0x40086602,
+    0x40046602,
+    0x401C5820,
+)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE, _CLONE3, _IOCTL, _SOCKETPAIR = (56, 220), (435, 435), (16, 29), (53, 199)
 _PIDFD_SEND_SIGNAL = (424, 424)
@@ -61,13 +96,37 @@ def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> 
     return struct.pack("=HBBI", code, if_true, if_false, value & 0xFFFFFFFF)
 
 
-def build(machine: str, *, on_host: bool = False, only_signal: int | None = None) -> bytes:
+_DENY, _PERMIT = _instruction(_RETURN, _ERRNO | _EPERM), _instruction(_RETURN, _ALLOW)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the filter has to make up for.
+
+    Attributes:
+        on_host: the session shares the host's namespaces: its own process id is the one that may be named.
+        own: the process id of the interpreter.
+        signals: other processes could be signalled (Landlock before version 6).
+        shared_user: the host has other processes of this user.
+        uncounted: no control group counts the session's memory.
+    """
+
+    on_host: bool = False
+    own: int = 0
+    signals: bool = False
+    shared_user: bool = False
+    uncounted: bool = False
+
+
+_JAIL = Surroundings()
+
+
+def build(machine: str, around: Surroundings = _JAIL) -> bytes:
     """The filter as an array of `struct sock_filter`.
 
     Args:
         machine: "x86_64" or "aarch64", as `os.uname().machine` says.
-        on_host: the session shares the host's namespaces: deny more.
-        only_signal: the one process that may be signalled (where nothing else guards the host's).
+        around: what holds besides.
 
     Raises:
         ValueError: no table for this machine.
@@ -75,8 +134,6 @@ def build(machine: str, *, on_host: bool = False, only_signal: int | None = None
     if machine not in _ARCHITECTURES:
         raise ValueError(f"no system call table for {machine}; known: {', '.join(_ARCHITECTURES)}")
     column, audit = _ARCHITECTURES[machine]
-    deny = _instruction(_RETURN, _ERRNO | _EPERM)
-    allow = _instruction(_RETURN, _ALLOW)
     out = [
         _instruction(_LOAD, _ARCH),
         _instruction(_JUMP_EQUAL, audit, 1, 0),
@@ -85,33 +142,79 @@ def build(machine: str, *, on_host: bool = False, only_signal: int | None = None
     ]
     if machine == "x86_64":  # x32 calls carry bit 30
         out += [_instruction(_JUMP_GREATER, 0x40000000, 0, 1), _instruction(_RETURN, _KILL)]
-    denied = {**_DENIED, **(_DENIED_ON_HOST if on_host else {})}
+    denied = {
+        **_DENIED,
+        **(_DENIED_ON_HOST if around.on_host else {}),
+        **(_DENIED_TO_SHARED_USER if around.shared_user else {}),
+        **(_DENIED_UNCOUNTED if around.uncounted else {}),
+    }
     for numbers in denied.values():
         number = numbers[column]
         if number is not None:
-            out += [_instruction(_JUMP_EQUAL, number, 0, 1), deny]
+            out += [_instruction(_JUMP_EQUAL, number, 0, 1), _DENY]
     # glibc falls back from clone3 only on ENOSYS; clone's flags can be seen, clone3's not.
     out += [
         _instruction(_JUMP_EQUAL, _CLONE3[column], 0, 1),
         _instruction(_RETURN, _ERRNO | _ENOSYS),
     ]
     out += _with_argument(
-        _CLONE[column], 0, [_instruction(_JUMP_ANY_BIT, _NEW_NAMESPACES, 0, 1), deny, allow]
+        _CLONE[column], 0, [_instruction(_JUMP_ANY_BIT, _NEW_NAMESPACES, 0, 1), _DENY, _PERMIT]
     )
-    out += _with_argument(_SOCKETPAIR[column], 0, [_instruction(_JUMP_EQUAL, _AF_UNIX, 1, 0), deny, allow])
-    out += _with_argument(
-        _IOCTL[column],
-        1,
-        [_instruction(_JUMP_EQUAL, _TIOCSTI, 1, 0), _instruction(_JUMP_EQUAL, _TIOCLINUX, 0, 1), deny, allow],
-    )
-    if only_signal is not None:
+    out += _with_argument(_SOCKETPAIR[column], 0, [_instruction(_JUMP_EQUAL, _AF_UNIX, 1, 0), _DENY, _PERMIT])
+    foreign = around.on_host and around.signals
+    requests = [_TIOCSTI, _TIOCLINUX]
+    requests += [_SETFLAGS, _SETFLAGS_32, _SETXATTR] if around.on_host else []
+    requests += [_FIOSETOWN, _SIOCSPGRP] if foreign else []
+    out += _with_argument(_IOCTL[column], 1, _none_of(requests))
+    commands = [_SETLEASE, _NOTIFY, _SETPIPE_SZ, *([_SETOWN, _SETOWN_EX] if foreign else [])]
+    out += _with_argument(_FCNTL[column], 1, _none_of(commands))
+    if around.uncounted:
+        out += _uncounted(column)
+    if around.on_host:
+        out += _on_host(column, around)
+    return b"".join([*out, _PERMIT])
+
+
+def _none_of(values: list[int]) -> list[bytes]:
+    """Deny the loaded argument when it is one of `values`, else allow."""
+    tests = [_instruction(_JUMP_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)]
+    return [*tests, _PERMIT, _DENY]
+
+
+def _one_of(values: list[int]) -> list[bytes]:
+    """Allow the loaded argument when it is one of `values`, else deny."""
+    tests = [_instruction(_JUMP_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)]
+    return [*tests, _DENY, _PERMIT]
+
+
+def _uncounted(column: int) -> list[bytes]:
+    """Sockets keep the size that they are counted with, and processes let their memory be looked at."""
+    other_level = [_instruction(_JUMP_EQUAL, _SOL_SOCKET, 1, 0), _PERMIT]
+    option = [_instruction(_LOAD, _ARGUMENT + 16), *_none_of([_SO_SNDBUF, _SO_RCVBUF])]
+    return [
+        *_with_argument(_SETSOCKOPT[column], 1, [*other_level, *option]),
+        *_with_argument(_PRCTL[column], 0, _none_of([_PR_SET_DUMPABLE])),
+    ]
+
+
+def _on_host(column: int, around: Surroundings) -> list[bytes]:
+    """Limits, priority and processors of the caller only; signals too, where nothing else sees to them.
+
+    A pair of datagram sockets could send to any path of the host: no address is given to a socket.
+    """
+    nowhere = [_instruction(_JUMP_EQUAL, 0, 1, 0), _DENY, _instruction(_LOAD, _ARGUMENT + 36)]
+    out = _with_argument(_SENDTO[column], 4, [*nowhere, _instruction(_JUMP_EQUAL, 0, 1, 0), _DENY, _PERMIT])
+    for numbers in _ON_ITSELF.values():
+        out += _with_argument(numbers[column], 0, _one_of([0, around.own]))
+    for numbers, user in _TOWARDS_MANY.values():
+        everybody = [_instruction(_JUMP_EQUAL, user, 0, 1), _DENY]
+        who = [_instruction(_LOAD, _ARGUMENT + 8), *_one_of([0, around.own])]
+        out += _with_argument(numbers[column], 0, [*everybody, *who])
+    if around.signals:
         for numbers in _SIGNALS.values():
-            out += _with_argument(
-                numbers[column], 0, [_instruction(_JUMP_EQUAL, only_signal, 1, 0), deny, allow]
-            )
-        out += [_instruction(_JUMP_EQUAL, _PIDFD_SEND_SIGNAL[column], 0, 1), deny]
-    out.append(allow)
-    return b"".join(out)
+            out += _with_argument(numbers[column], 0, _one_of([around.own]))
+        out += [_instruction(_JUMP_EQUAL, _PIDFD_SEND_SIGNAL[column], 0, 1), _DENY]
+    return out
 
 
 # What can be done to another process: numbers (x86_64, aarch64), the argument that names it or its group.
@@ -133,7 +236,7 @@ def build_guard(machine: str, protected: tuple[int, ...]) -> bytes:
     column = _ARCHITECTURES[machine][0]
     typing = [_instruction(_JUMP_EQUAL, _TIOCSTI, 1, 0), _instruction(_JUMP_EQUAL, _TIOCLINUX, 0, 1)]
     targets = sorted({-1, *protected, *(-pid for pid in protected)})
-    deny, allow = _instruction(_RETURN, _ERRNO | _EPERM), _instruction(_RETURN, _ALLOW)
+    deny, allow = _DENY, _PERMIT
     tests = [_instruction(_JUMP_EQUAL, pid, len(targets) - at, 0) for at, pid in enumerate(targets)]
     out = [_instruction(_LOAD, _NUMBER)]
     for numbers, argument in _TOWARDS_PROCESSES.values():

@@ -135,8 +135,12 @@ class Zygote:
         self.namespaces, self.protect = config["namespaces"], config["protect"]
         self.uid, self.gid = os.geteuid(), os.getegid()
         self.landlock = landlock.abi() if config.get("landlock", True) else 0
-        self.filter = seccomp.build(os.uname().machine) if self.protect and self.namespaces else b""
-        self.guard = seccomp.build_guard(os.uname().machine, (1,)) if self.filter else b""
+        self.filters = {
+            uncounted: seccomp.build(os.uname().machine, seccomp.Surroundings(uncounted=uncounted))
+            for uncounted in (False, True)
+            if self.protect and self.namespaces
+        }
+        self.guard = seccomp.build_guard(os.uname().machine, (1,)) if self.protect else b""
         self.flags = _NEWUSER | _NEWNS | _NEWPID | _NEWIPC | _NEWUTS | (_NEWNET * bool(config["own_network"]))
         self.libraries = config["library_paths"]
 
@@ -193,6 +197,7 @@ class Zygote:
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
+        _libc.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG: the supervisor ends the others first
 
     def _confine(self, start):
         """The last step before the program: no more files than it needs, no more calls than it needs."""
@@ -204,14 +209,20 @@ class Zygote:
             if self.landlock:
                 landlock.restrict(["/"], ["/tmp"], files=devices)
             seccomp.install(self.guard)
-            seccomp.install(self.filter)
+            seccomp.install(self.filters[start["watch_memory"]])
             return
         _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with its supervisor
         room = os.path.dirname(start["directory"])
         landlock.restrict(readable_on_host(self.libraries), [room], files=devices)
-        alone = None if self.landlock >= 6 else os.getpid()
+        around = seccomp.Surroundings(
+            on_host=True,
+            own=os.getpid(),
+            signals=self.landlock < 6,
+            shared_user=self.uid != 0,
+            uncounted=start["watch_memory"],
+        )
         seccomp.install(seccomp.build_guard(os.uname().machine, (os.getppid(),)))
-        seccomp.install(seccomp.build(os.uname().machine, on_host=True, only_signal=alone))
+        seccomp.install(seccomp.build(os.uname().machine, around))
 
 
 def readable_on_host(libraries):

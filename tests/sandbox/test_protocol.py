@@ -15,7 +15,7 @@ from agentrl_sandbox.inside import frames, supervisor
 from agentrl_sandbox.local_session import Line, Lost, decode_frame, encode_frame
 from agentrl_sandbox.outcome import clean, parse_reply, readable, result_from_frame
 from agentrl_sandbox.result import Result, plain
-from agentrl_sandbox.seccomp import build
+from agentrl_sandbox.seccomp import Surroundings, build
 
 LIMITS = Limits()
 WELL = {"kind": "ok", "value": "1", "error": None, "exit_code": None, "files": [["a", 1]]}
@@ -178,7 +178,7 @@ def test_a_cut_never_splits_a_character():
 def test_the_filter_is_whole_for_both_machines():
     for machine in ("x86_64", "aarch64"):
         for on_host in (False, True):
-            program = build(machine, on_host=on_host, only_signal=42 if on_host else None)
+            program = build(machine, Surroundings(on_host, 42, on_host, on_host, on_host))
             instructions = [program[i : i + 8] for i in range(0, len(program), 8)]
             assert 100 < len(instructions) < 4096
             for index, raw in enumerate(instructions):

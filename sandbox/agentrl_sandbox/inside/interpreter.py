@@ -78,6 +78,7 @@ class Interpreter:
         self.private_out = os.dup(1)
         self.private_err = os.dup(2)
         close_others({0, 1, 2, self.line, self.null, self.private_out, self.private_err} | keep)
+        self.spare = os.memfd_create("stdin") if self.start.get("watch_memory") else -1
         self.stdin = self.stdout = self.stderr = None
         self._use_streams()
         sys.path[:] = [path for path in sys.path if path] + list(self.start.get("paths", ()))
@@ -160,7 +161,7 @@ class Interpreter:
         _signal.signal(2, self._on_interrupt)  # the C functions: `signal` wraps them in enumerations
         self._restore_descriptors()
         if stdin:
-            source = os.memfd_create("stdin")
+            source = self._empty_file()
             write_all(source, stdin)
             os.lseek(source, 0, os.SEEK_SET)
             dup2(source, 0)
@@ -173,6 +174,14 @@ class Interpreter:
         self.count += 1
         self.notebook.begin(self.count, None if stdin else self.stdin)
         _signal.pthread_sigmask(_UNBLOCK, _ALL_SIGNALS)
+
+    def _empty_file(self):
+        """A file in memory; where programs may not make such files, one that was made before they came."""
+        if self.spare < 0:
+            return os.memfd_create("stdin")
+        os.ftruncate(self.spare, 0)
+        os.lseek(self.spare, 0, os.SEEK_SET)
+        return os.dup(self.spare)
 
     def _restore_descriptors(self):
         try:

@@ -227,6 +227,7 @@ class Supervisor:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, self._reap)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end)
         self.poll, self.wake = select.poll(), wake
         for fd in (self.host_in, wake):
             self.poll.register(fd, select.POLLIN)
@@ -328,6 +329,7 @@ class Supervisor:
             try:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 line = theirs.detach()
                 os.dup2(out_write, 1)
                 os.dup2(err_write, 2)
@@ -346,6 +348,12 @@ class Supervisor:
         os.set_blocking(err, False)
         with contextlib.suppress(OSError):
             os.setpgid(self.child, self.child)
+
+    def _end(self, *_):
+        """Whoever started us has gone: nobody would end the program after us."""
+        with contextlib.suppress(AttributeError):  # not yet begun
+            self.processes.kill()
+        os._exit(1)
 
     def _reap(self, *_):
         while True:
