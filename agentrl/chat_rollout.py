@@ -34,6 +34,10 @@ class ChatResult:
     usage: Usage
     messages: tuple[Message, ...]
     """The conversation, for people."""
+    response: str = ""
+    """All that came after the prompt, in one text: reasoning between `<think>` tags, messages, tool output."""
+    reasoning: tuple[str, ...] = ()
+    """Of each turn: thinking that came apart from its text."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +47,8 @@ class _ChatConversation(Conversation):
     endpoint: EndpointPolicy
     tool_format: ToolFormat
     usage: Usage = field(default_factory=Usage)
+    response: list[str] = field(default_factory=list[str])
+    reasoning: list[str] = field(default_factory=list[str])
 
     speaker = "the endpoint"
     fatal = (BudgetExceeded, EndpointRefused)
@@ -91,11 +97,14 @@ class _ChatConversation(Conversation):
         self.usage += reply.usage
         self.messages.append(reply.message)
         self.turns.append(Turn(segment=0, start=0, end=0, text=reply.text))
+        self.reasoning.append(reply.reasoning)
+        self.response += [f"<think>\n{reply.reasoning}\n</think>"] * bool(reply.reasoning) + [reply.text]
         return reply, calls
 
     async def _act(self, env: Env, calls: Sequence[ToolCall]) -> None:
         _, shown = await self.act(env, calls)
         for result in shown:
+            self.response.append(result.text)
             if self.tool_format == "native":
                 self.messages.append({"role": "tool", "tool_call_id": result.call_id, "content": result.text})
             else:
@@ -174,4 +183,6 @@ async def run_chat_episode(
         decoding=decoding,
     )
     episode = await endpoint.hold(lambda: chat.play(make_env))
-    return ChatResult(episode, chat.usage, tuple(chat.messages))
+    return ChatResult(
+        episode, chat.usage, tuple(chat.messages), "\n".join(chat.response), tuple(chat.reasoning)
+    )

@@ -67,7 +67,11 @@ class EndpointRefused(EndpointError):
 
 
 class RequestRefused(EndpointError):
-    """It will not answer this conversation: a content filter, or something it does not understand."""
+    """It will not answer this conversation: a content filter, or a refusal of its own."""
+
+
+class RequestInvalid(RequestRefused):
+    """It does not understand this conversation: a 400 that names no filter and no want of room."""
 
 
 class NoRoom(EndpointError, ContextOverflow):
@@ -114,7 +118,8 @@ def error_of(error: Any, settings: EndpointSettings, asked: int, listed: str = "
         return refused(error, settings, listed)
     if code == "context_length_exceeded" or _OVERFLOW.search(text):
         return NoRoom(f"{url} has no room for {asked} more tokens: {text}", *_room(text, asked))
-    return RequestRefused(f"{url} refuses this conversation with {status}: {text}")
+    kind = RequestRefused if _FILTERED.search(f"{text} {code}") else RequestInvalid
+    return kind(f"{url} refuses this conversation with {status}: {text}")
 
 
 def refused(error: Any, settings: EndpointSettings, listed: str = "") -> EndpointRefused:

@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,9 +29,11 @@ from agentrl.inference.endpoint_errors import (
     EndpointRefused,
     EndpointUnavailable,
     NoRoom,
+    RequestRefused,
     error_of,
     refused,
 )
+from agentrl.inference.endpoint_replies import read_answer
 from agentrl.inference.policy import Sampling
 from agentrl_envs import Message, ToolCall, ToolSpec
 
@@ -82,6 +84,8 @@ class EndpointSettings:
     """Name of the limit on completion tokens; some endpoints want `max_completion_tokens`."""
     send_temperature: bool = True
     """Some models refuse a temperature and sample with their own."""
+    body: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Further fields of every request, such as `reasoning_effort` or `chat_template_kwargs`."""
     seed: int = 0
     """Of the jitter between tries."""
 
@@ -133,6 +137,10 @@ class ChatReply:
     """`stop`, `length`, `tool_calls`, or what else the endpoint said."""
     message: Message
     """The message as it goes back into the conversation."""
+    reasoning: str = ""
+    """Thinking that came apart from the text."""
+    refusal: str = ""
+    """Why it is no answer (a content filter); empty where it is one."""
 
 
 class TokenRate:
@@ -277,6 +285,7 @@ class EndpointPolicy:
         Raises:
             BudgetExceeded: it might cost more than is left.
             NoRoom: the conversation fills the context.
+            RequestRefused: a content filter stopped the answer, or the endpoint declined to give one.
             EndpointError: see its subclasses.
         """
         request = self._request(messages, tools, sampling)
@@ -296,8 +305,9 @@ class EndpointPolicy:
             request["temperature"] = sampling.temperature
         if sampling.top_p < 1.0:
             request["top_p"] = sampling.top_p
-        if sampling.top_k:
-            request["extra_body"] = {"top_k": sampling.top_k}
+        extra = ({"top_k": sampling.top_k} if sampling.top_k else {}) | dict(self.settings.body)
+        if extra:
+            request["extra_body"] = extra
         if sampling.stop:
             request["stop"] = list(sampling.stop)
         if sampling.seed is not None:
@@ -332,6 +342,8 @@ class EndpointPolicy:
                 await self._back_off(attempt, getattr(error, "retry_after_s", None))
                 continue
             self.usage += reply.usage
+            if reply.refusal:
+                raise RequestRefused(f"{self.settings.url} gives no answer: {reply.refusal}")
             return reply
         assert last is not None
         raise type(last)(f"{last} (the last of {self.settings.attempts} attempts)") from last
@@ -379,7 +391,7 @@ class EndpointPolicy:
         try:
             # The client's own limit counts silence between bytes; this one counts the whole answer.
             async with asyncio.timeout(settings.timeout_s):
-                answer = await self._open().chat.completions.create(**request)
+                answer = await self._open().chat.completions.with_raw_response.create(**request)
         except openai.APIStatusError as error:
             raise error_of(error, self.settings, request[settings.limit_name], self._listed) from error
         except (openai.APITimeoutError, TimeoutError) as error:
@@ -389,39 +401,22 @@ class EndpointPolicy:
         except openai.APIConnectionError as error:
             reason = error.__cause__ or error
             raise EndpointUnavailable(f"the connection to {settings.url} broke: {reason!r}") from error
-        except (openai.OpenAIError, ValueError) as error:
-            raise BadAnswer(f"{settings.url} answered something that is no JSON: {error}") from error
-        return self._read(answer)
+        except openai.OpenAIError as error:
+            raise BadAnswer(f"{settings.url} gave an answer that cannot be read: {error}") from error
+        return self._reply(answer.http_response.text)
 
-    def _read(self, answer: Any) -> ChatReply:
-        """A chat completion as a reply.
-
-        Raises:
-            BadAnswer: it is none.
-        """
-        try:
-            choice = answer.choices[0]
-            text = choice.message.content or ""
-            raw_calls = choice.message.tool_calls or []
-            calls = tuple(_tool_call(call) for call in raw_calls)
-            finish_reason = choice.finish_reason or "stop"
-        except (AttributeError, IndexError, TypeError, KeyError) as error:
-            raise BadAnswer(
-                f"{self.settings.url} answered something that is no chat completion: {str(answer)[:200]!r}"
-            ) from error
-        message: Message = {"role": "assistant", "content": text}
-        if calls:
-            message["tool_calls"] = [
-                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.raw}}
-                for c in calls
-            ]
-        usage = self._usage(getattr(answer, "usage", None))
-        return ChatReply(text, calls, usage, finish_reason, message)
-
-    def _usage(self, counted: Any) -> Usage:
-        prompt = int(getattr(counted, "prompt_tokens", 0) or 0)
-        completion = int(getattr(counted, "completion_tokens", 0) or 0)
-        return Usage(prompt, completion, self._price(prompt, completion), 1)
+    def _reply(self, body: str) -> ChatReply:
+        answer = read_answer(body, self.settings.url)
+        prompt, completion = answer.prompt_tokens, answer.completion_tokens
+        return ChatReply(
+            answer.text,
+            answer.tool_calls,
+            Usage(prompt, completion, self._price(prompt, completion), 1),
+            answer.finish_reason,
+            answer.message,
+            answer.reasoning,
+            answer.refusal,
+        )
 
     def _price(self, prompt: int, completion: int) -> float:
         return (prompt * self.settings.price_prompt + completion * self.settings.price_completion) / 1e6
@@ -474,14 +469,3 @@ def _estimate(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:
     """Prompt tokens, roughly (3 bytes each): for reservations; what counts is the endpoint's own usage."""
     text = json.dumps(list(messages)) + json.dumps([tool.as_openai() for tool in tools])
     return len(text.encode()) // 3 + 1
-
-
-def _tool_call(call: Any) -> ToolCall:
-    raw = call.function.arguments or "{}"
-    try:
-        arguments = json.loads(raw)
-    except ValueError as error:
-        return ToolCall(call.id, call.function.name, None, raw, f"the arguments are no JSON: {error}")
-    if not isinstance(arguments, dict):
-        return ToolCall(call.id, call.function.name, None, raw, "the arguments must be a JSON object")
-    return ToolCall(call.id, call.function.name, arguments, raw)
