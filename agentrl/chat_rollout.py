@@ -35,7 +35,7 @@ class ChatResult:
     messages: tuple[Message, ...]
     """The conversation, for people."""
     response: str = ""
-    """All that came after the prompt, in one text: reasoning between `<think>` tags, messages, tool output."""
+    """All that came after the prompt as one text: reasoning in `<think>` tags, messages, tool output."""
     reasoning: tuple[str, ...] = ()
     """Of each turn: thinking that came apart from its text."""
 

@@ -8,24 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.ranges import Amount, Count, Number, Seconds, Seed, number
-from agentrl.settings import Nucleus
+from agentrl.cli.eval_options import EPILOG, add_options
 
 if TYPE_CHECKING:
     from agentrl.evaluation.experiment import Experiment
     from agentrl.evaluation.run import Progress
+    from agentrl.evaluation.scoring import JudgeOptions
     from agentrl.settings import Settings
-
-EPILOG = """\
-examples:
-  agentrl eval runs/001 --data gsm8k --samples 4 --limit 200
-  agentrl eval models/smollm2 --data gsm8k --samples 4 --limit 200 --no-tools
-  agentrl eval Qwen/Qwen3-8B --engine vllm --data aime25 --preset spo-paper --format hermes \\
-    --context-tokens 40960
-  agentrl eval --endpoint http://localhost:8000/v1 --model NAME --data my.jsonl --map problem=question
-
-The same command again goes on where a killed one stopped. Definitions: docs/evaluation.md.
-"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -38,135 +27,131 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("subject", nargs="?", default="", help="a run, a folder of weights, or a hub id")
-    _add_task(parser)
-    _add_sampling(parser)
-    _add_engine(parser)
-    _add_endpoint(parser)
-    _add_output(parser)
+    add_options(parser)
     parser.set_defaults(handler=run)
 
 
-def _add_task(parser: argparse.ArgumentParser) -> None:
-    task = parser.add_argument_group("task")
-    task.add_argument("--data", help="name of a benchmark, a jsonl or parquet file, or generated:test:200")
-    task.add_argument("--data-dir", default="", help="folder with the files of the benchmarks")
-    task.add_argument("--map", default="", metavar="NEW=OLD,...", help="problem=question,answer=final")
-    task.add_argument("--limit", type=number(Number), default=0, help="first rows only; 0 takes all")
-    task.add_argument("--env", help="a registered name or a file (default: the run's, or math_with_python)")
-    task.add_argument(
-        "--env-set", action="append", default=[], metavar="KEY=VALUE", help="of the environment"
-    )
-    task.add_argument("--no-tools", action="store_true", help="hide the tools; one turn")
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    sampling = parser.add_argument_group("sampling (defaults: the run's [eval] and [rollout], or the preset)")
-    sampling.add_argument("--preset", default="", help="a named protocol: spo-paper")
-    sampling.add_argument("--samples", type=number(Count), help="episodes per problem (k)")
-    sampling.add_argument("--temperature", type=number(Amount))
-    sampling.add_argument("--top-p", type=number(Nucleus))
-    sampling.add_argument("--top-k", type=number(Number))
-    sampling.add_argument("--max-tokens", type=number(Count), help="sampled tokens of one episode")
-    sampling.add_argument("--max-turn-tokens", type=number(Number), help="sampled tokens of one message")
-    sampling.add_argument("--max-turns", type=number(Number), help="messages of one episode")
-    sampling.add_argument("--format", choices=("auto", "code", "hermes"), help="how tools are called")
-    sampling.add_argument("--seed", type=number(Seed), default=0)
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    engine = parser.add_argument_group("engine and sandbox")
-    engine.add_argument("--engine", choices=("transformers", "vllm"), default="")
-    engine.add_argument("--concurrency", type=number(Count), default=64, help="episodes in flight")
-    engine.add_argument("--device", default="auto", help="of the transformers engine")
-    engine.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
-    engine.add_argument("--context-tokens", type=number(Number), help="longest sequence")
-    engine.add_argument("--vllm-url", action="append", default=[], help="a running server to attach to")
-    engine.add_argument("--vllm-python", default="", help="Python that has vLLM")
-    engine.add_argument("--sandbox", choices=("local", "docker", "remote", "broken"))
-    engine.add_argument("--sandbox-url", action="append", default=[], help="servers of a remote pool")
-    engine.add_argument("--min-level", help="lowest level of isolation accepted")
-    engine.add_argument("--allow-unsafe", action="store_true", help="run programs without isolation")
-    engine.add_argument("--limit-s", type=number(Seconds), help="longest wall time of one episode")
-
-
-def _add_endpoint(parser: argparse.ArgumentParser) -> None:
-    endpoint = parser.add_argument_group("endpoint (OpenAI-compatible)")
-    endpoint.add_argument("--endpoint", default="", metavar="URL")
-    endpoint.add_argument("--model", default="", help="name of the model at the endpoint")
-    endpoint.add_argument(
-        "--key-variable",
-        default="OPENAI_API_KEY",
-        help="environment variable that holds the key (default: OPENAI_API_KEY)",
-    )
-    endpoint.add_argument("--tool-format", choices=("native", "code"), default="native")
-    endpoint.add_argument(
-        "--limit-name",
-        choices=("max_tokens", "max_completion_tokens"),
-        default="max_tokens",
-        help="name of the limit on an answer; reasoning models want max_completion_tokens",
-    )
-    endpoint.add_argument(
-        "--no-temperature", action="store_true", help="send none, for models that refuse one"
-    )
-    endpoint.add_argument(
-        "--timeout-s", type=number(Seconds), default=300.0, help="longest wait for one answer (300)"
-    )
-    endpoint.add_argument("--attempts", type=number(Count), default=6, help="tries of one request (6)")
-    endpoint.add_argument("--requests-per-minute", type=number(Number), default=0)
-    endpoint.add_argument("--tokens-per-minute", type=number(Number), default=0)
-    endpoint.add_argument("--budget-tokens", type=number(Number), default=0)
-    endpoint.add_argument(
-        "--budget", type=number(Amount), default=0.0, help="money, in the currency of the prices"
-    )
-    endpoint.add_argument("--price-prompt", type=number(Amount), default=0.0, help="of a million tokens")
-    endpoint.add_argument("--price-completion", type=number(Amount), default=0.0, help="of a million tokens")
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, help="folder of the results (default: evals/NAME-DATA)")
-    output.add_argument(
-        "--votes", choices=("equivalence", "canonical", "text", "none"), default="equivalence"
-    )
-    output.add_argument("--retry-failures", action="store_true", help="play failed episodes again")
-    output.add_argument("--no-text", action="store_true", help="keep no transcripts")
-    output.add_argument("--json", action="store_true", help="print the summary instead of the table")
-    output.add_argument("--quiet", action="store_true", help="no live progress")
-
-
 def run(options: argparse.Namespace) -> int:
-    """Evaluate."""
-    from agentrl.errors import Interrupted
-    from agentrl.evaluation.experiment import run_experiment
-    from agentrl.evaluation.tables import evaluation_table
+    """Evaluate, score again, or print again."""
+    from agentrl.errors import ConfigError
 
-    experiment = make_experiment(options)
+    if options.rescore is not None or options.report is not None:
+        if options.subject or options.endpoint or options.data or (options.rescore and options.report):
+            raise ConfigError("--rescore and --report take the folder of an evaluation, and play nothing")
+        return _stored(options)
+    return _played(options)
+
+
+def _played(options: argparse.Namespace) -> int:
+    from agentrl.errors import Interrupted
+    from agentrl.evaluation.experiment import run_experiments
+
+    experiments = make_experiments(options)
     live = Live(quiet=options.quiet)
     try:
-        summary = run_experiment(experiment, live.tell)
+        summaries = run_experiments(experiments, live.tell)
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped; what was finished is in {experiment.out}, the same command goes on"
-        ) from None
+        where = experiments[0].out if len(experiments) == 1 else experiments[0].out.parent
+        raise Interrupted(f"stopped; what was finished is in {where}, the same command goes on") from None
     finally:
         live.end()
-    print(json.dumps(summary, indent=2) if options.json else evaluation_table(summary))
-    if not options.json:
-        print(f"results: {experiment.out}")
+    _show(options, summaries, [experiment.out for experiment in experiments])
     return 0
 
 
-def make_experiment(options: argparse.Namespace) -> Experiment:
-    """The evaluation that the options mean: defaults, then the run's settings, the preset, the options."""
+def _show(options: argparse.Namespace, summaries: list[dict[str, Any]], folders: list[Path]) -> None:
+    """Print what was found, write the exports, and of several tasks the table and the mean."""
+    from agentrl.durable import write_file
+    from agentrl.evaluation.export import export
+    from agentrl.evaluation.suite import suite_summary
+    from agentrl.evaluation.tables import evaluation_table, suite_table
+
+    files = [file for folder in folders for kind in options.export for file in export(folder, kind)]
+    found: dict[str, Any] = summaries[0]
+    if len(summaries) > 1:
+        found = suite_summary(summaries, folders)
+        out = folders[0].parent
+        write_file(out / "summary.json", json.dumps(found, indent=2).encode(), "suite")
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    print("\n\n".join(evaluation_table(summary) for summary in summaries))
+    if len(summaries) > 1:
+        print(f"\n{suite_table(found)}")
+    print(f"results: {folders[0] if len(folders) == 1 else folders[0].parent}")
+    for file in files:
+        print(f"exported: {file}")
+
+
+def _stored(options: argparse.Namespace) -> int:
+    """Print stored results again, or score them again first."""
     from agentrl.errors import ConfigError
+    from agentrl.evaluation.rescoring import Rescoring, report, rescore
+
+    by = _by(options)
+    if options.report is not None:
+        if options.grader or options.tolerance is not None or options.judge:
+            raise ConfigError("--report prints what is stored; --rescore scores it again")
+        _show(options, [report(options.report, by)], [options.report])
+        return 0
+    folder = options.rescore
+    way = Path(options.grader or "judged").stem if options.grader or options.judge else "again"
+    out = options.out or folder.with_name(f"{folder.name}-{way.replace(':', '-')}")
+    summary = rescore(
+        Rescoring(
+            folder,
+            out,
+            options.grader or "",
+            options.tolerance,
+            _judge(options),
+            by,
+            options.votes,
+            options.env or "",
+        )
+    )
+    _show(options, [summary], [out])
+    return 0
+
+
+def _by(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name.strip() for text in options.by for name in text.split(",") if name.strip())
+
+
+def _judge(options: argparse.Namespace) -> JudgeOptions | None:
+    from agentrl.evaluation.scoring import JudgeOptions
+
+    if not options.judge:
+        return None
+    return JudgeOptions(
+        options.judge,
+        options.judge_model,
+        options.judge_key_variable,
+        options.judge_over,
+        options.judge_share,
+    )
+
+
+def _sources(options: argparse.Namespace, settings: Settings | None) -> list[str]:
+    """The data that are named, those with commas taken apart."""
+    from agentrl.errors import ConfigError
+
+    given = options.data or ([settings.eval.data] if settings is not None and settings.eval.data else [])
+    parts = [[text] if Path(text).exists() else text.split(",") for text in given]
+    found = [part.strip() for text in parts for part in text if part.strip()]
+    if not found:
+        raise ConfigError("name the data: --data gsm8k, a file, or generated:test:200")
+    return found
+
+
+def make_experiments(options: argparse.Namespace) -> list[Experiment]:
+    """The evaluations that the options mean: defaults, the run's settings, the preset, the options."""
     from agentrl.evaluation.datasets import parse_map
     from agentrl.evaluation.experiment import Experiment
     from agentrl.evaluation.subjects import run_settings
+    from agentrl.evaluation.suite import experiments_of
 
     settings = run_settings(options.subject)
-    data = options.data or (settings.eval.data if settings is not None else "")
-    if not data:
-        raise ConfigError("name the data: --data gsm8k, a file, or generated:test:200")
+    sources = _sources(options, settings)
     samples, decoding, rollout = _sampling(options, settings)
     env = settings.env[0] if settings is not None and settings.env else None
     same_env = env is not None and options.env in (None, env.name)
@@ -174,16 +159,25 @@ def make_experiment(options: argparse.Namespace) -> Experiment:
     if not columns and not options.data and settings is not None:
         columns = dict(settings.data.map)
     env_settings = dict(env.settings) if env is not None and same_env else {}
-    return Experiment(
+    if options.system is not None:
+        env_settings["system_prompt"] = options.system
+    base = Experiment(
         subject=_subject(options, settings),
-        data=data,
-        out=options.out or _default_out(options, data),
+        data=sources[0],
+        out=options.out or _default_out(options, sources[0] if len(sources) == 1 else "tasks"),
         env=options.env or (env.name if env is not None else "math_with_python"),
-        env_settings=env_settings | _env_settings(options.env_set),
+        env_settings=env_settings | _key_values("--env-set", options.env_set),
         tools=not options.no_tools,
         columns=columns,
         limit=options.limit,
         data_dir=options.data_dir,
+        shots=options.shots,
+        shots_data=options.shots_data,
+        choices=options.choices,
+        grader=options.grader or "equivalence",
+        tolerance=options.tolerance or 0.0,
+        by=_by(options),
+        judge=_judge(options),
         samples=samples,
         decoding=decoding,
         rollout=rollout,
@@ -195,6 +189,7 @@ def make_experiment(options: argparse.Namespace) -> Experiment:
         preset=options.preset,
         command=sys.argv,
     )
+    return experiments_of(base, sources, options.prompt)
 
 
 def _given(options: argparse.Namespace, **names: str) -> dict[str, Any]:
@@ -258,6 +253,7 @@ def _subject(options: argparse.Namespace, settings: Settings | None):
             attempts=options.attempts,
             limit_name=options.limit_name,
             send_temperature=not options.no_temperature,
+            body=_key_values("--body", options.body),
         )
     changes = _given(options, dtype="dtype", context_tokens="context_tokens")
     if options.vllm_url:
@@ -292,14 +288,14 @@ def _sandbox(options: argparse.Namespace, settings: Settings | None):
     return replace(known, **changes)
 
 
-def _env_settings(items: list[str]) -> dict[str, Any]:
+def _key_values(option: str, items: list[str]) -> dict[str, Any]:
     from agentrl.errors import ConfigError
 
     found: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
         if not equals:
-            raise ConfigError(f"--env-set {item!r}: want KEY=VALUE")
+            raise ConfigError(f"{option} {item!r}: want KEY=VALUE")
         try:
             found[key] = json.loads(text)
         except ValueError:
@@ -311,7 +307,7 @@ def _default_out(options: argparse.Namespace, data: str) -> Path:
     subject = options.subject or options.model
     parts = [part for part in Path(subject.removeprefix("scripted:")).parts if part not in ("/", "..", ".")]
     name = "-".join(parts[-2:]).replace(":", "-")
-    data_name = Path(data).stem if "/" in data or data.endswith(("l", "parquet")) else data
+    data_name = Path(data).stem if "/" in data or data.endswith(("l", "parquet", "csv")) else data
     return Path("evals") / f"{name}-{data_name.replace(':', '-')}{'-no-tools' if options.no_tools else ''}"
 
 

@@ -40,6 +40,8 @@ class DataSet:
     revision: str = ""
     """Commit on the hub, where the rows came from there."""
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    set_aside: tuple[Mapping[str, Any], ...] = ()
+    """Rows whose gold answer cannot be compared: their `problem`, `answer` and `why`."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -55,6 +57,7 @@ class DataSet:
             "checksum": self.checksum,
             "revision": self.revision,
             "map": dict(self.columns),
+            "set_aside": [dict(row) for row in self.set_aside],
         }
 
 

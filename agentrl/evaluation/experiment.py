@@ -1,6 +1,7 @@
-"""One evaluation from its options to its files: data, environment, policy, loop, table.
+"""Evaluations from their options to their files: task, policy, loop, table.
 
-`run_experiment(options)` is what `agentrl eval` does; it may be called from Python as well.
+`run_experiment(options)` is what `agentrl eval` does; it may be called from Python as well. Several
+experiments with one policy share it (`run_experiments`).
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import ConfigError, DataError
-from agentrl.evaluation.datasets import DataSet, checksum, load_data_set
+from agentrl.evaluation.datasets import DataSet
 from agentrl.evaluation.results import Record, ResultFolder, read_records
 from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate
-from agentrl.evaluation.subjects import SubjectOptions, check_subject, open_subject, training_cost
+from agentrl.evaluation.scoring import Judge, JudgeOptions, Scoring, open_judge
+from agentrl.evaluation.subjects import Subject, SubjectOptions, check_subject, open_subject, training_cost
 from agentrl.evaluation.summary import effort, summarise
+from agentrl.evaluation.task import Task, prepare
 from agentrl.rollout import Decoding
-from agentrl.settings import DataSettings, RolloutSettings, SandboxSettings
-from agentrl_envs import Env, EnvError, Grader, load_env
+from agentrl.settings import RolloutSettings, SandboxSettings
+from agentrl_envs import Env
+from agentrl_sandbox import Sandbox
 
 PACKAGES = ("agentrl", "numpy", "torch", "transformers", "vllm", "openai", "math-verify", "sympy")
 
@@ -43,6 +46,22 @@ class Experiment:
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     limit: int = 0
     data_dir: str = ""
+    name: str = ""
+    """Of the task among several; empty takes that of the data."""
+    prompt: str = ""
+    """Template of the first message, with `{column}`, or `@file`; empty leaves it to the environment."""
+    shots: int = 0
+    """Worked examples before the problem, from `shots_data` or the benchmark's training set."""
+    shots_data: str = ""
+    choices: str = ""
+    """Column with the choices of multiple choice."""
+    grader: str = "equivalence"
+    """`equivalence`, `strict` or `file.py:function`."""
+    tolerance: float = 0.0
+    """Relative difference up to which numbers are equal."""
+    by: tuple[str, ...] = ()
+    """Columns by whose values accuracy is broken down."""
+    judge: JudgeOptions | None = None
     samples: int = 1
     decoding: Decoding = field(default_factory=Decoding)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
@@ -55,130 +74,149 @@ class Experiment:
     preset: str = ""
     command: Sequence[str] = ()
 
+    @property
+    def task_name(self) -> str:
+        """What the task is called."""
+        return self.name or (Path(self.data).stem if Path(self.data).suffix else self.data)
 
-def run_experiment(
-    experiment: Experiment, on_progress: Callable[[Progress], None] | None = None
-) -> dict[str, Any]:
+
+OnProgress = Callable[[Progress], None]
+
+
+def run_experiment(experiment: Experiment, on_progress: OnProgress | None = None) -> dict[str, Any]:
     """Run, or go on with, an evaluation and return its summary.
 
     Raises:
         ConfigError, DataError: it cannot be what was meant; nothing was started.
         AgentRLError: something could not go on; what was finished is kept in the folder.
     """
-    check_subject(experiment.subject)
-    env = _environment(experiment)
-    data = _data(experiment, env)
-    folder = ResultFolder(experiment.out)
+    return run_experiments([experiment], on_progress)[0]
+
+
+def run_experiments(
+    experiments: Sequence[Experiment], on_progress: OnProgress | None = None
+) -> list[dict[str, Any]]:
+    """Run several evaluations of one policy, one after the other, and return their summaries.
+
+    Policy, sandbox and judge are those of the first. All data are read and checked before anything starts.
+
+    Raises:
+        ConfigError, DataError, AgentRLError: as for one; what was finished is kept.
+    """
+    check_subject(experiments[0].subject)
+    tasks = [prepare(experiment) for experiment in experiments]
+    return asyncio.run(_run_all(list(zip(experiments, tasks, strict=True)), on_progress))
+
+
+async def _run_all(
+    pairs: Sequence[tuple[Experiment, Task]], on_progress: OnProgress | None
+) -> list[dict[str, Any]]:
+    from agentrl.plan import make_sandbox
+
+    first = pairs[0][0]
+    folders = [ResultFolder(experiment.out) for experiment, _ in pairs]
     try:
-        return asyncio.run(_run(experiment, env, data, folder, on_progress))
+        tools = next((specs for _, task in pairs if (specs := task.env.tool_specs())), ())
+        chosen = _with_spent(first.subject, [folder.path for folder in folders])
+        async with (
+            make_sandbox(first.sandbox) as sandbox,
+            open_judge(first.judge, first.subject.concurrency) as judge,
+            open_subject(chosen, first.rollout, folders[0].path / "logs", tools) as subject,
+        ):
+            summaries: list[dict[str, Any]] = []
+            for (experiment, task), folder in zip(pairs, folders, strict=True):
+                told = _named(on_progress, experiment.task_name) if len(pairs) > 1 else on_progress
+                place = _Place(sandbox, subject, judge, folder)
+                rollout = replace(experiment.rollout, format=subject.rollout.format)
+                decided = replace(experiment, rollout=rollout)
+                summaries.append(await _run(decided, task, place, told))
+            return summaries
     finally:
-        folder.close()
+        for folder in folders:
+            folder.close()
+        for _, task in pairs:
+            task.grader.close()
 
 
-def _environment(experiment: Experiment) -> type[Env]:
-    try:
-        env = load_env(experiment.env)
-        env.check_settings(experiment.env_settings)
-    except EnvError as error:
-        raise ConfigError(f"--env {experiment.env}: {error}") from error
-    return env if experiment.tools else without_tools(env)
+def _named(on_progress: OnProgress | None, name: str) -> OnProgress | None:
+    return None if on_progress is None else lambda progress: on_progress(replace(progress, task=name))
 
 
-def without_tools(env: type[Env]) -> type[Env]:
-    """The same environment with its tools hidden from the policy."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an evaluation runs."""
 
-    def tool_specs(cls: type[Env]) -> tuple[()]:
-        return ()
-
-    return type(f"{env.__name__}WithoutTools", (env,), {"tool_specs": classmethod(tool_specs)})
-
-
-def _data(experiment: Experiment, env: type[Env]) -> DataSet:
-    if experiment.data.startswith("generated:"):
-        from agentrl.prompts import load_data
-
-        rows = load_data(DataSettings(experiment.data, limit=experiment.limit), env, "--data")
-        return DataSet(experiment.data, "", tuple(rows), checksum(rows))
-    data = load_data_set(
-        experiment.data,
-        columns=experiment.columns,
-        limit=experiment.limit,
-        data_dir=experiment.data_dir or None,
-    )
-    try:
-        env.check_rows(data.rows, where=f"{data.path}, row")
-    except EnvError as error:
-        raise DataError(str(error)) from error
-    return data
+    sandbox: Sandbox
+    subject: Subject
+    judge: Judge | None
+    folder: ResultFolder
 
 
 async def _run(
-    experiment: Experiment,
-    env: type[Env],
-    data: DataSet,
-    folder: ResultFolder,
-    on_progress: Callable[[Progress], None] | None,
+    experiment: Experiment, task: Task, place: _Place, on_progress: OnProgress | None
 ) -> dict[str, Any]:
-    from agentrl.plan import make_sandbox
+    data, folder, rollout = task.data, place.folder, experiment.rollout
+    settings = dict(experiment.env_settings)
 
-    chosen = _with_spent(experiment.subject, folder.path)
-    async with (
-        make_sandbox(experiment.sandbox) as sandbox,
-        open_subject(chosen, experiment.rollout, folder.path / "logs", env.tool_specs()) as subject,
-    ):
-        rollout, settings = subject.rollout, dict(experiment.env_settings)
-        experiment = replace(experiment, rollout=rollout)
+    def make_env(seed: int) -> Env:
+        return task.env(sandbox=place.sandbox, grader=task.grader, rng=random.Random(seed), **settings)
 
-        def make_env(seed: int) -> Env:
-            return env(sandbox=sandbox, rng=random.Random(seed), **settings)
+    about = plan(experiment, data, place.subject.identity)
+    done = folder.open(about, retry_failures=experiment.retry_failures)
+    folder.keep_rows(data.rows)
+    records: list[Record] = list(done)
 
-        about = plan(experiment, data, subject.identity)
-        done = folder.open(about, retry_failures=experiment.retry_failures)
-        records: list[Record] = list(done)
+    def keep(record: Record) -> None:
+        folder.append(record)
+        records.append(record)
 
-        def keep(record: Record) -> None:
-            folder.append(record)
-            records.append(record)
-
-        started = time.monotonic()
-        episodes = Plan(
-            data.rows,
-            experiment.samples,
-            experiment.seed,
-            environment=experiment.env,
-            keep_text=experiment.keep_text,
+    started = time.monotonic()
+    episodes = Plan(
+        data.rows,
+        experiment.samples,
+        experiment.seed,
+        environment=experiment.env,
+        keep_text=experiment.keep_text,
+        tools=bool(task.env.tool_specs()),
+    )
+    finished: list[Record] | None = None
+    try:
+        finished = await evaluate(
+            episodes,
+            place.subject.player(make_env, rollout, experiment.decoding),
+            concurrency=experiment.subject.concurrency,
+            done=done,
+            on_record=keep,
+            on_progress=on_progress,
+            version=place.subject.version,
+            score=Scoring(task.grader, place.judge),
         )
-        finished: list[Record] | None = None
-        try:
-            finished = await evaluate(
-                episodes,
-                subject.player(make_env, rollout, experiment.decoding),
-                concurrency=experiment.subject.concurrency,
-                done=done,
-                on_record=keep,
-                on_progress=on_progress,
-                version=subject.version,
-            )
-        finally:
-            about |= {"sandbox": sandbox.describe(), "resumed_from": len(done)}
-            about |= {"wall_s": round(time.monotonic() - started, 3), "complete": finished is not None}
-            in_order = _in_order(records, data) if finished is None else finished
-            summary = await _summary(experiment, data, about, in_order)
-            folder.write_summary(summary)
+    finally:
+        about |= {"sandbox": place.sandbox.describe(), "resumed_from": len(done)}
+        about |= {"wall_s": round(time.monotonic() - started, 3), "complete": finished is not None}
+        about |= {"address": place.subject.address}
+        in_order = _in_order(records, data) if finished is None else finished
+        summary = await _summary(experiment, task, about, in_order)
+        folder.write_summary(summary)
     return summary
 
 
-def _with_spent(subject: SubjectOptions, folder: Path) -> SubjectOptions:
+def _with_spent(subject: SubjectOptions, folders: Sequence[Path]) -> SubjectOptions:
     """An endpoint's budget is for all attempts of an evaluation together."""
-    if subject.endpoint is None or not (folder / "results.jsonl").exists():
+    if subject.endpoint is None:
         return subject
-    records = read_records(folder)
+    begun = [folder for folder in folders if (folder / "results.jsonl").exists()]
+    records = [record for folder in begun for record in read_records(folder)]
     spent = (
         sum(record.prompt_tokens for record in records),
         sum(record.sampled_tokens for record in records),
         sum(record.cost for record in records),
     )
     return replace(subject, endpoint=replace(subject.endpoint, spent=spent))
+
+
+SHAPING = ("prompt", "shots", "shots_data", "choices", "grader", "tolerance")
+"""Fields of an experiment that change what is asked, or which answers are right."""
 
 
 def plan(experiment: Experiment, data: DataSet, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +226,13 @@ def plan(experiment: Experiment, data: DataSet, identity: Mapping[str, Any]) -> 
     """
     rollout = asdict(experiment.rollout)
     rollout.pop("temperature")  # evaluation has its own
+    usual = {f.name: f.default for f in fields(Experiment)}
+    shaping = {name: getattr(experiment, name) for name in SHAPING}
+    if experiment.judge is not None:
+        shaping["judge"] = {"model": experiment.judge.model, "over": experiment.judge.over}
     return {
+        # What is as usual is left out, so that a folder made before there was a choice goes on.
+        **{name: value for name, value in shaping.items() if value != usual[name]},
         "policy": dict(identity),
         "environment": experiment.env,
         "environment_settings": dict(experiment.env_settings),
@@ -209,23 +253,20 @@ def _in_order(records: Sequence[Record], data: DataSet) -> list[Record]:
 
 
 async def _summary(
-    experiment: Experiment, data: DataSet, about: Mapping[str, Any], records: Sequence[Record]
+    experiment: Experiment, task: Task, about: Mapping[str, Any], records: Sequence[Record]
 ) -> dict[str, Any]:
-    equivalence, grader = None, Grader()
+    equivalence = None
     if experiment.votes != "none" and experiment.samples > 1:
-        equivalence = equivalence_of(grader, experiment.votes)
-    try:
-        table = await summarise(records, equivalence)
-    finally:
-        await grader.aclose()
+        equivalence = equivalence_of(task.grader, experiment.votes)
     return {
-        "table": table,
+        "task": experiment.task_name,
+        "table": await summarise(records, equivalence, task.labels),
         "effort": effort(records),
         **about,
         "training": {} if experiment.subject.endpoint else training_cost(experiment.subject.subject),
         "samples": experiment.samples,
         "preset": experiment.preset,
-        "data_set": data.describe(),
+        "data_set": task.data.describe(),
         "sandbox_settings": asdict(experiment.sandbox),
         "command": list(experiment.command),
         "versions": versions(),

@@ -3,6 +3,7 @@
 ::
 
     results.jsonl    one line per episode, appended as they finish; a killed evaluation goes on from it
+    rows.jsonl       the rows as they were played: what scoring again, tables by column and exports need
     eval.json        what is evaluated and how, written first: a resumed evaluation must agree with it
     summary.json     the table, and everything needed to repeat it, written last
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,13 @@ from typing import Any
 from agentrl.durable import LineFile, read_lines, write_file
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError, DataError
+from agentrl_envs import prompt_id
+
+REFUSED = "RequestRefused"
+"""Name of the failure of an episode whose endpoint declined to answer: asked again, it would again."""
+SAME_SEED_ATTEMPTS = 2
+"""Attempts of an episode with its own seed; a further one has another."""
+_FENCE = re.compile(r"```(?:python|py)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,8 @@ class Record:
     verdict: str | None
     stated: str | None
     """The answer it voted for; None abstains."""
-    gold: str | None
+    gold: str | tuple[str, ...] | None
+    """The gold answer, or several of which any will do."""
     strict: bool | None
     """Right by the rule published with SPO (exact text of the last box); None without a gold answer."""
     stop_reason: str
@@ -63,6 +73,14 @@ class Record:
     version: int
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
     transcript: tuple[Mapping[str, Any], ...] = ()
+    lenient: bool | None = None
+    """Right when the answer may also stand outside of a box; None where that was not looked at."""
+    answer: str | None = None
+    """The text that was graded where it is not the last message."""
+    fenced: bool = False
+    """Python stands in a plain code fence, and no tool was called."""
+    judge: Mapping[str, Any] | None = None
+    """What a judge said: its verdict, and the grader's before it."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -73,6 +91,25 @@ class Record:
     def failed(self) -> bool:
         """Whether infrastructure failed: not an answer, neither right nor wrong."""
         return self.failure is not None
+
+    @property
+    def refused(self) -> bool:
+        """Whether it failed because the endpoint declined: a filter, or a refusal of its own."""
+        return self.failure is not None and self.failure[1] == REFUSED
+
+    @property
+    def resampled(self) -> bool:
+        """Whether its own seed failed again and again, so that it was played with another."""
+        return self.attempts > SAME_SEED_ATTEMPTS and not self.failed
+
+    @property
+    def final_text(self) -> str | None:
+        """The text that is graded; None where none was kept."""
+        if self.answer is not None:
+            return self.answer
+        if self.transcript:
+            return str(self.transcript[-1]["text"])
+        return None if self.stated is None else f"\\boxed{{{self.stated}}}"
 
     @property
     def right(self) -> bool:
@@ -92,15 +129,30 @@ class Record:
         Raises:
             DataError: fields are missing.
         """
-        names = {f.name for f in dataclasses.fields(cls)}
-        missing = names - data.keys()
+        missing = [name for name in _REQUIRED if name not in data]
         if missing:
             raise DataError(f"a line of results.jsonl has no {', '.join(sorted(missing))}")
-        values = {name: data[name] for name in names}
+        values = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        values["gold"] = tuple(data["gold"]) if isinstance(data["gold"], list) else data["gold"]
         values["reward_range"] = tuple(values["reward_range"])
         values["failure"] = None if values["failure"] is None else tuple(values["failure"])
         values["transcript"] = tuple(values["transcript"])
         return cls(**values)
+
+
+_REQUIRED = tuple(
+    f.name
+    for f in dataclasses.fields(Record)
+    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+)
+
+
+def golds_of(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
+    """The gold answer of a row as text, or its several ones; None where it has none of these."""
+    gold = row.get("answer")
+    if isinstance(gold, list | tuple) and gold and all(isinstance(one, str | int | float) for one in gold):
+        return tuple(str(one) for one in gold)
+    return gold if isinstance(gold, str) else None
 
 
 def make_record(
@@ -110,14 +162,20 @@ def make_record(
     seed: int,
     attempts: int,
     stated: str | None,
-    gold: str | None,
+    gold: str | tuple[str, ...] | None,
     strict: bool | None,
+    tools: bool = False,
+    reasoning: Sequence[str] = (),
     prompt_tokens: int | None = None,
     sampled_tokens: int | None = None,
     cost: float = 0.0,
     keep_text: bool = True,
 ) -> Record:
-    """The record of an episode. Counts of tokens default to those of its segments."""
+    """The record of an episode.
+
+    `tools`: whether it had any. `reasoning`: of each turn, where it came apart from the text. Counts of
+    tokens default to those of its segments.
+    """
     calls = episode.tool_calls
     failure = episode.failure
     return Record(
@@ -146,7 +204,9 @@ def make_record(
         attempts=attempts,
         version=episode.first_version,
         parts=dict(episode.reward_parts),
-        transcript=_transcript(episode) if keep_text else (),
+        transcript=_transcript(episode, reasoning) if keep_text else (),
+        answer=episode.answer if episode.turns and episode.answer != episode.turns[-1].text else None,
+        fenced=tools and not calls and any(_FENCE.search(turn.text) for turn in episode.turns),
     )
 
 
@@ -160,16 +220,19 @@ def _confidence(episode: Episode) -> float | None:
     return sum(logprobs) / len(logprobs) if logprobs else None
 
 
-def _transcript(episode: Episode) -> tuple[dict[str, Any], ...]:
+def _transcript(episode: Episode, reasoning: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    thoughts = [{"reasoning": thought} if thought else {} for thought in reasoning]
+    thoughts += [{}] * (len(episode.turns) - len(thoughts))
     return tuple(
-        {
+        thought
+        | {
             "text": turn.text,
             "tool_calls": [
                 {"name": c.name, "arguments": c.arguments, "result": c.result, "status": c.status}
                 for c in turn.tool_calls
             ],
         }
-        for turn in episode.turns
+        for turn, thought in zip(episode.turns, thoughts, strict=False)
     )
 
 
@@ -208,6 +271,7 @@ class ResultFolder:
         return [r for r in records if not r.failed] if retry_failures else records
 
     def _compare(self, before: Any, now: Any) -> None:
+        before.get("policy", {}).pop("url", None)  # where an endpoint stands is not what it is
         different = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if different:
             key = different[0]
@@ -215,6 +279,15 @@ class ResultFolder:
                 f"{self.path} holds another evaluation: its {key} is {before.get(key)!r}, now it is "
                 f"{now.get(key)!r}; give another --out, or the same settings to go on"
             )
+
+    def keep_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the rows that are played, beside those of an earlier attempt."""
+        known = {prompt_id(row): row for row in [*read_rows(self.path), *rows]}
+        lines = "".join(
+            json.dumps({**row, "id": key}, ensure_ascii=False, default=str) + "\n"
+            for key, row in known.items()
+        )
+        write_file(self.path / "rows.jsonl", lines.encode("utf-8", "replace"), "rows")
 
     def append(self, record: Record) -> None:
         """Keep one record; survives a kill from here on."""
@@ -250,6 +323,24 @@ def read_records(path: Path) -> list[Record]:
     except ValueError as error:
         raise DataError(f"{file}: {error}") from error
     return list(records.values())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of an evaluation; none where it was made before they were kept."""
+    file = path / "rows.jsonl"
+    return [dict(row) for row in read_lines(file)] if file.is_file() else []
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """What was evaluated and how.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    file = path / "eval.json"
+    if not file.is_file():
+        raise DataError(f"{path} holds no evaluation (no eval.json); `agentrl eval --out` writes one")
+    return json.loads(file.read_text())
 
 
 def read_summary(path: Path) -> dict[str, Any]:

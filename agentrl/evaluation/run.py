@@ -1,9 +1,9 @@
 """The evaluation loop: k episodes of every problem, each with a seed of its own, kept as they finish.
 
 The seed of an episode depends on the evaluation's seed, the problem and the draw alone, so two evaluations
-with one seed are paired, and one that was killed goes on as if it had not been. Infrastructure failures are
-played again a few times and then counted, never graded. Knows nothing of command lines and files: records
-go to a function.
+with one seed are paired, and one that was killed goes on as if it had not been. An episode whose machinery
+broke is played again, after a pause, and at last with another seed; what fails all the same is counted, never
+graded. Knows nothing of command lines and files: records go to a function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError
 from agentrl.evaluation.intervals import Interval, new_problems_interval
-from agentrl.evaluation.results import Record, by_problem, make_record
+from agentrl.evaluation.results import (
+    REFUSED,
+    SAME_SEED_ATTEMPTS,
+    Record,
+    by_problem,
+    golds_of,
+    make_record,
+)
 from agentrl.evaluation.summary import Equivalence, effort, summarise
 from agentrl.rollout import Decoding, Dispatch, run_episode
 from agentrl.settings import RolloutSettings
@@ -30,7 +37,9 @@ if TYPE_CHECKING:
     from agentrl.inference.policy import Policy
     from agentrl.renderer import Renderer
 
-ATTEMPTS = 3
+PAUSES_S = (1.0, 4.0)
+"""Before an episode that failed is played again: whatever broke gets a moment to mend."""
+ATTEMPTS = len(PAUSES_S) + 1
 """Times an episode is played before its infrastructure failure is kept."""
 FAILURES_IN_A_ROW = 20
 """Kept failures without a success between them after which the evaluation stops."""
@@ -46,8 +55,18 @@ class Played:
     prompt_tokens: int | None = None
     sampled_tokens: int | None = None
     cost: float = 0.0
+    reasoning: tuple[str, ...] = ()
+    """Of each turn, where an endpoint gives it apart from the text."""
+
+    @property
+    def final_text(self) -> str | None:
+        """The text that is graded, or the last message where there is none."""
+        episode = self.episode
+        return episode.answer or (episode.turns[-1].text if episode.turns else None)
 
 
+Score = Callable[[Record, Mapping[str, Any], str | None], Awaitable[Record]]
+"""What looks at a record once more, given its row and the text that was graded."""
 Play = Callable[[Mapping[str, Any], Dispatch], Awaitable[Played]]
 MakeEnv = Callable[[int], Env]
 
@@ -112,6 +131,8 @@ class Progress:
     interval: Interval | None
     sampled_tokens: int
     cost: float
+    task: str = ""
+    """Of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +145,8 @@ class Plan:
     name: str = "eval"
     environment: str = ""
     keep_text: bool = True
+    tools: bool = False
+    """Whether the environment has tools."""
 
     def jobs(self, done: Mapping[tuple[str, int], Record]) -> Iterator[_Job]:
         """Episodes not played yet; every problem once before any problem twice."""
@@ -141,9 +164,13 @@ class _Job:
     index: int
 
 
-def draw_seed(seed: int, problem: str, draw: int) -> int:
-    """Seed of one episode: of the evaluation's seed, the problem and the draw, and nothing else."""
-    digest = hashlib.blake2b(f"{seed}/{problem}/{draw}".encode(), digest_size=7).digest()
+def draw_seed(seed: int, problem: str, draw: int, *, again: bool = False) -> int:
+    """Seed of one episode: of the evaluation's seed, the problem and the draw, and nothing else.
+
+    `again`: the one that replaces it when it failed again and again.
+    """
+    text = f"{seed}/{problem}/{draw}" + "/again" * again
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=7).digest()
     return int.from_bytes(digest, "big")
 
 
@@ -156,6 +183,7 @@ async def evaluate(
     on_record: Callable[[Record], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     version: Callable[[], int] = lambda: 0,
+    score: Score | None = None,
 ) -> list[Record]:
     """Play what is missing and return all records in the order of the data.
 
@@ -167,11 +195,12 @@ async def evaluate(
         on_record: told each new record, in order of finishing.
         on_progress: told where it stands after each.
         version: the policy's version at dispatch.
+        score: looks at each new record once more before it is kept.
 
     Raises:
         AgentRLError: `FAILURES_IN_A_ROW` kept failures without a success between them.
     """
-    loop = _Loop(plan, play, {r.key: r for r in done}, on_record, on_progress, version)
+    loop = _Loop(plan, play, {r.key: r for r in done}, on_record, on_progress, version, score)
     jobs = plan.jobs(dict(loop.records))
     workers = [asyncio.ensure_future(loop.work(jobs)) for _ in range(max(1, concurrency))]
     try:
@@ -192,6 +221,7 @@ class _Loop:
     on_record: Callable[[Record], None] | None
     on_progress: Callable[[Progress], None] | None
     version: Callable[[], int]
+    score: Score | None = None
     failures: int = 0
     next_told: float = 0.0
 
@@ -202,7 +232,8 @@ class _Loop:
             self.records[record.key] = record
             if self.on_record is not None:
                 self.on_record(record)
-            self.failures = self.failures + 1 if record.failed else 0
+            if not record.refused:  # what an endpoint declines says nothing of the next answer
+                self.failures = self.failures + 1 if record.failed else 0
             if record.failure is not None and self.failures >= FAILURES_IN_A_ROW:
                 boundary, error, message = record.failure
                 raise AgentRLError(
@@ -212,8 +243,9 @@ class _Loop:
             self._tell()
 
     async def _record(self, job: _Job) -> Record:
-        seed = draw_seed(self.plan.seed, job.problem, job.draw)
         for attempt in itertools.count(1):
+            again = attempt > SAME_SEED_ATTEMPTS
+            seed = draw_seed(self.plan.seed, job.problem, job.draw, again=again)
             dispatch = Dispatch(
                 episode_id=f"{self.plan.name}/{job.index}" + (f"/again-{attempt}" if attempt > 1 else ""),
                 dispatch_index=job.index,
@@ -223,27 +255,32 @@ class _Loop:
                 seed=seed,
             )
             played = await self.play(job.row, dispatch)
-            if played.episode.failure is None or attempt == ATTEMPTS:
-                return self._kept(job, seed, attempt, played)
+            failure = played.episode.failure
+            if failure is None or failure.error == REFUSED or attempt == ATTEMPTS:
+                return await self._kept(job, seed, attempt, played)
+            await asyncio.sleep(PAUSES_S[attempt - 1])
         raise AssertionError("unreachable")
 
-    def _kept(self, job: _Job, seed: int, attempt: int, played: Played) -> Record:
-        gold = job.row.get("answer")
-        gold = gold if isinstance(gold, str) else None
+    async def _kept(self, job: _Job, seed: int, attempt: int, played: Played) -> Record:
+        gold = golds_of(job.row)
+        golds = (gold,) if isinstance(gold, str) else gold
         episode = played.episode
-        return make_record(
+        record = make_record(
             episode,
             draw=job.draw,
             seed=seed,
             attempts=attempt,
             stated=None if episode.failure is not None else last_answer(episode.answer),
             gold=gold,
-            strict=None if gold is None else Grader.strict(played.response, gold).right,
+            strict=None if golds is None else any(Grader.strict(played.response, g).right for g in golds),
+            tools=self.plan.tools,
+            reasoning=played.reasoning,
             prompt_tokens=played.prompt_tokens,
             sampled_tokens=played.sampled_tokens,
             cost=played.cost,
             keep_text=self.plan.keep_text,
         )
+        return record if self.score is None else await self.score(record, job.row, played.final_text)
 
     def _tell(self) -> None:
         """Tell the progress, twice a second at most and at the end."""
@@ -320,9 +357,15 @@ def chat_player(
             decoding=decoding,
             tool_format=tool_format,
         )
-        episode, usage = result.episode, result.usage
-        response = episode.turns[-1].text if episode.turns else ""
-        return Played(episode, response, usage.prompt_tokens, usage.completion_tokens, usage.money)
+        usage = result.usage
+        return Played(
+            result.episode,
+            result.response,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.money,
+            result.reasoning,
+        )
 
     return play
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from agentrl import config
 from agentrl.cost import spent
 from agentrl.errors import ConfigError, StallError
 from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
+from agentrl.evaluation.task import load_function
 from agentrl.inference.fingerprint import fingerprint
 from agentrl.metrics import read_metrics
 from agentrl.model_files import load_tokenizer, trained_format
@@ -49,6 +49,8 @@ class EndpointOptions:
     attempts: int = 6
     limit_name: str = "max_tokens"
     send_temperature: bool = True
+    body: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Further fields of every request."""
 
     def identity(self) -> dict[str, Any]:
         """What its answers depend on; what is as usual is left out, as it was before there was a choice."""
@@ -57,8 +59,10 @@ class EndpointOptions:
             unusual["limit_name"] = self.limit_name
         if not self.send_temperature:
             unusual["temperature"] = "not sent"
-        known = {"kind": "endpoint", "url": self.url, "model": self.model, "tool_format": self.tool_format}
-        return known | unusual
+        if self.body:
+            unusual["body"] = dict(self.body)
+        # Where it stands is told beside, not here: a server that comes back at another port is the same one.
+        return {"kind": "endpoint", "model": self.model, "tool_format": self.tool_format} | unusual
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ class Subject:
     version: Callable[[], int]
     rollout: RolloutSettings
     """As given, with the format that was decided."""
+    address: str = ""
+    """URL of an endpoint."""
 
 
 def run_settings(subject: str) -> Settings | None:
@@ -296,16 +302,7 @@ def load_script(spec: str) -> Callable[..., Any]:
     Raises:
         ConfigError: no such file or function.
     """
-    path, _, name = spec.rpartition(":")
-    module_spec = importlib.util.spec_from_file_location("agentrl_script", path) if path else None
-    if module_spec is None or module_spec.loader is None or not Path(path).is_file():
-        raise ConfigError(f"{SCRIPT}{spec}: want scripted:file.py:function, with a file that exists")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"{path} has no function {name!r}")
-    return function
+    return load_function(spec, SCRIPT)
 
 
 @contextlib.asynccontextmanager
@@ -329,6 +326,7 @@ async def _endpoint(
         attempts=endpoint.attempts,
         limit_name=endpoint.limit_name,
         send_temperature=endpoint.send_temperature,
+        body=endpoint.body,
         seed=options.seed,
     )
     policy = EndpointPolicy(settings, spent=Usage(*endpoint.spent))
@@ -341,6 +339,7 @@ async def _endpoint(
             ),
             lambda: 0,
             rollout if rollout.format != "auto" else replace(rollout, format="code"),
+            endpoint.url,
         )
     finally:
         await policy.close()

@@ -6,14 +6,16 @@ killed. Definitions: `docs/evaluation.md`. Knows nothing of policies, environmen
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from agentrl.evaluation.estimators import (
+    IntArray,
     area_under_curve,
     avg_at_k,
     best_at_k_bootstrap,
@@ -32,7 +34,14 @@ from agentrl.evaluation.intervals import (
     same_problems_interval,
 )
 from agentrl.evaluation.results import Record, by_problem
+from agentrl.evaluation.scoring import judge_table
 from agentrl.evaluation.voting import Ballot, classes, maj_at_k, maj_bootstrap, majority_variance
+from agentrl_envs import Verdict
+
+UNDECIDED = tuple(verdict.value for verdict in Verdict if verdict.undecided)
+"""Verdicts on answers that kept the grader from comparing them; they are wrong."""
+Labels = Mapping[str, Mapping[str, str]]
+"""Column -> problem -> its value there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +64,85 @@ def _bounds(interval: Interval) -> dict[str, Any]:
     return {"low": interval.low, "high": interval.high, "method": interval.method}
 
 
-async def summarise(records: Sequence[Record], equivalence: Equivalence | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Right answers and answers per problem, [N] each; and what they would be with the missing ones."""
+
+    right: IntArray
+    drawn: IntArray
+    worst: IntArray
+    """Right ones if every missing answer were wrong."""
+    best: IntArray
+    """If every one were right."""
+    asked: IntArray
+    """Answers and missing ones together: what `worst` and `best` are out of."""
+
+    @classmethod
+    def of(cls, problems: Iterable[Sequence[Record]]) -> _Counts:
+        """Count. Missing is what failed, and what was played with another seed because its own failed."""
+        rows = [
+            (
+                sum(r.right for r in records),
+                sum(not r.failed for r in records),
+                sum(r.right and not r.resampled for r in records),
+                sum(r.right or r.resampled or r.failed for r in records),
+                len(records),
+            )
+            for records in problems
+        ]
+        return cls(*np.array(rows, dtype=np.int64).reshape(-1, 5).T)
+
+    def where(self, kept: Any) -> _Counts:
+        """Those problems alone."""
+        columns = (self.right, self.drawn, self.worst, self.best, self.asked)
+        return _Counts(*(column[kept] for column in columns))
+
+    def estimate(
+        self, values: Callable[[IntArray, IntArray], FloatArray], interval: Callable[..., Interval]
+    ) -> Interval:
+        """The interval; where answers are missing, between them all wrong and all right."""
+        found = interval(values(self.right, self.drawn), self.right, self.drawn)
+        if (self.worst == self.best).all() and (self.asked == self.drawn).all():
+            return found
+        low = interval(values(self.worst, self.asked), self.worst, self.asked)
+        high = interval(values(self.best, self.asked), self.best, self.asked)
+        return replace(found, low=min(low.low, found.low), high=max(high.high, found.high))
+
+
+async def summarise(
+    records: Sequence[Record], equivalence: Equivalence | None = None, labels: Labels | None = None
+) -> dict[str, Any]:
     """The table of an evaluation.
 
     Args:
         records: in the order of the data; failures are counted apart and are no answers.
         equivalence: of answers, for maj@k; None leaves maj@k out.
+        labels: columns by whose values accuracy is broken down.
     """
     problems = by_problem(records)
     answered = {p: [r for r in rows if not r.failed] for p, rows in problems.items()}
     answered = {problem: rows for problem, rows in answered.items() if rows}
+    sizes = Counter(len(answered.get(problem, ())) for problem in problems)
     table: dict[str, Any] = {
         "problems": len(problems),
         "problems_without_answers": len(problems) - len(answered),
+        "answers_per_problem": {str(size): sizes[size] for size in sorted(sizes, reverse=True)},
         "episodes": len(records),
         "counts": _counts(records),
     }
     if not answered:
         return table
-    right = np.array([sum(r.right for r in rows) for rows in answered.values()])
-    drawn = np.array([len(rows) for rows in answered.values()])
-    table |= _averages(answered, right, drawn)
-    table["pass@k"] = _passes(right, drawn)
+    counts = _Counts.of(problems.values())
+    table |= _averages(answered, counts)
+    table["pass@k"] = _passes(counts)
     if equivalence is not None:
-        table["maj@k"] = await _majorities(answered, right, drawn, equivalence)
+        table["maj@k"] = await _majorities(answered, equivalence)
         table["votes"] = equivalence.name
-        table["verl_bootstrap"] = _bootstraps(answered, right, drawn)
+        table["verl_bootstrap"] = _bootstraps(answered)
+    if labels:
+        table["by"] = {column: _by_value(problems, values) for column, values in labels.items()}
+    if (judged := judge_table(records)) is not None:
+        table["judge"] = judged
     table["calibration"] = _calibration(answered)
     table["tools"] = _tools(records)
     return table
@@ -94,33 +156,72 @@ def _counts(records: Sequence[Record]) -> dict[str, Any]:
         "right": sum(record.right for record in kept),
         "no_vote": sum(record.stated is None for record in kept),
         "truncated": sum(record.truncated for record in kept),
+        "undecided": {verdict: verdicts[verdict] for verdict in UNDECIDED if verdicts[verdict]},
+        "fenced": sum(record.fenced for record in kept),
         "stop_reasons": dict(sorted(Counter(record.stop_reason for record in kept).items())),
         "verdicts": dict(sorted(verdicts.items())),
         "failed": sum(record.failed for record in records),
         "failures": dict(
             sorted(Counter(f"{r.failure[0]}: {r.failure[1]}" for r in records if r.failure).items())
         ),
+        "refused": sum(record.refused for record in records),
         "played_again": sum(record.attempts > 1 for record in records),
+        "resampled": sum(record.resampled for record in records),
     }
 
 
-def _averages(answered: Mapping[str, list[Record]], right: Any, drawn: Any) -> dict[str, Any]:
-    """avg@k of right answers, of scores where they differ, and by the strict rule where it applies."""
-    values = avg_at_k(right, drawn)
-    mean = float(values.mean())
-    same = same_problems_interval(mean, rate_variances(right, drawn), trials=int(drawn.sum()))
+def _average(counts: _Counts) -> dict[str, Any]:
+    """avg@k: over the problems with answers; its intervals are over all problems."""
+    kept = counts.drawn > 0
+
+    def values(right: IntArray, drawn: IntArray) -> FloatArray:
+        return avg_at_k(right[drawn > 0], drawn[drawn > 0])
+
+    def new(values: FloatArray, right: IntArray, drawn: IntArray) -> Interval:
+        return new_problems_interval(values)
+
+    def same(values: FloatArray, right: IntArray, drawn: IntArray) -> Interval:
+        right, drawn = right[drawn > 0], drawn[drawn > 0]
+        return same_problems_interval(
+            float(values.mean()), rate_variances(right, drawn), trials=int(drawn.sum())
+        )
+
+    mean = float(avg_at_k(counts.right[kept], counts.drawn[kept]).mean())
+    return _estimate(mean, counts.estimate(values, new), counts.estimate(values, same))
+
+
+def _averages(answered: Mapping[str, list[Record]], counts: _Counts) -> dict[str, Any]:
+    """avg@k of right answers, of scores where they differ, by the strict rule and by a lenient one."""
     found: dict[str, Any] = {
-        "k": int(drawn.max()),
-        "k_least": int(drawn.min()),
-        "avg@k": _estimate(mean, new_problems_interval(values), same),
+        "k": int(counts.drawn.max()),
+        "k_least": int(counts.drawn[counts.drawn > 0].min()),
+        "avg@k": _average(counts),
     }
     scores = _means(answered.values(), lambda record: record.score or 0.0)
-    if not np.allclose(scores, values):
+    right = _means(answered.values(), lambda record: float(record.right))
+    if not np.allclose(scores, right):
         found["score"] = _estimate(float(scores.mean()), new_problems_interval(scores), None)
-    if all(record.strict is not None for rows in answered.values() for record in rows):
-        strict = _means(answered.values(), lambda record: float(bool(record.strict)))
-        found["avg@k_strict"] = _estimate(float(strict.mean()), new_problems_interval(strict), None)
+    for name, rule in (("avg@k_strict", "strict"), ("avg@k_lenient", "lenient")):
+        if all(getattr(record, rule) is not None for rows in answered.values() for record in rows):
+            values = _means(answered.values(), lambda record, rule=rule: float(bool(getattr(record, rule))))
+            found[name] = _estimate(float(values.mean()), new_problems_interval(values), None)
     return found
+
+
+def _by_value(problems: Mapping[str, list[Record]], values: Mapping[str, str]) -> dict[str, Any]:
+    """avg@k of the problems of each value of a column, in the order of the values."""
+    found: dict[str, Any] = {}
+    for value in sorted({values.get(problem, "") for problem in problems}, key=_natural):
+        rows = [records for problem, records in problems.items() if values.get(problem, "") == value]
+        counts = _Counts.of(rows)
+        if counts.drawn.any():
+            found[value] = {"problems": len(rows), "avg@k": _average(counts)}
+    return found
+
+
+def _natural(text: str) -> tuple[Any, ...]:
+    """Level 9 before level 10."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text))
 
 
 def _means(problems: Iterable[list[Record]], value: Callable[[Record], float]) -> FloatArray:
@@ -128,49 +229,74 @@ def _means(problems: Iterable[list[Record]], value: Callable[[Record], float]) -
     return np.array([sum(value(record) for record in rows) / len(rows) for rows in problems], dtype=float)
 
 
-def _passes(right: Any, drawn: Any) -> dict[str, Any]:
-    """pass@k for every k that every problem has answers for."""
+def _ks(drawn: IntArray) -> list[int]:
+    """Every k that at least half of the problems have answers for."""
+    return [k for k in range(1, int(drawn.max()) + 1) if 2 * int((drawn >= k).sum()) >= len(drawn)]
+
+
+def _passes(counts: _Counts) -> dict[str, Any]:
+    """pass@k over the problems that have k answers; their number is told where it is not all."""
     found: dict[str, Any] = {}
-    for k in range(1, int(drawn.min()) + 1):
-        values = pass_at_k(right, drawn, k)
-        mean = float(values.mean())
-        same = same_problems_interval(mean, pass_variances(right, drawn, k))
-        found[str(k)] = _estimate(mean, new_problems_interval(values), same)
+    for k in _ks(counts.drawn[counts.drawn > 0]):
+        enough = counts.drawn >= k
+
+        def values(right: IntArray, drawn: IntArray, k: int = k) -> FloatArray:
+            return pass_at_k(right[drawn >= k], drawn[drawn >= k], k)
+
+        def new(values: FloatArray, right: IntArray, drawn: IntArray) -> Interval:
+            return new_problems_interval(values)
+
+        def same(values: FloatArray, right: IntArray, drawn: IntArray, k: int = k) -> Interval:
+            right, drawn = right[drawn >= k], drawn[drawn >= k]
+            return same_problems_interval(float(values.mean()), pass_variances(right, drawn, k))
+
+        mean = float(pass_at_k(counts.right[enough], counts.drawn[enough], k).mean())
+        entry = _estimate(mean, counts.estimate(values, new), counts.estimate(values, same))
+        found[str(k)] = entry | _of_problems(enough, counts.drawn)
     return found
 
 
-async def _majorities(
-    answered: Mapping[str, list[Record]], right: Any, drawn: Any, equivalence: Equivalence
-) -> dict[str, Any]:
-    """maj@k; over the same problems only where k is all answers, where a new draw has the same votes."""
+def _of_problems(enough: Any, drawn: IntArray) -> dict[str, int]:
+    return {} if enough.all() else {"problems": int(enough.sum()), "of_problems": len(drawn)}
+
+
+async def _majorities(answered: Mapping[str, list[Record]], equivalence: Equivalence) -> dict[str, Any]:
+    """maj@k over the problems that have k answers.
+
+    Over the same problems only where k is all answers, where a new draw has the same votes.
+    """
     ballots: list[Ballot] = []
     for rows in answered.values():
         votes = await classes([r.stated for r in rows], equivalence.key, equivalence.equivalent)
         ballots.append(Ballot.count(votes, [r.right for r in rows]))
-    least = int(drawn.min())
-    a, b = rate_prior(right, drawn)
+    counts = _Counts.of(answered.values())
+    a, b = rate_prior(counts.right, counts.drawn)
     found: dict[str, Any] = {}
-    for k in ks_up_to(least):
-        values = np.array([maj_at_k(ballot, k) for ballot in ballots])
+    shown = _ks(counts.drawn)
+    for k in ks_up_to(shown[-1]):
+        kept = [ballot for ballot in ballots if ballot.drawn >= k]
+        values = np.array([maj_at_k(ballot, k) for ballot in kept])
         mean = float(values.mean())
         same = None
-        if k == least == int(drawn.max()):
-            variances = [majority_variance(ballot, (float(a[0]), float(b[0]))) for ballot in ballots]
+        if all(ballot.drawn == k for ballot in kept):
+            variances = [majority_variance(ballot, (float(a[0]), float(b[0]))) for ballot in kept]
             same = same_problems_interval(mean, variances)
-        found[str(k)] = _estimate(mean, new_problems_interval(values), same)
+        entry = _estimate(mean, new_problems_interval(values), same)
+        found[str(k)] = entry | _of_problems(counts.drawn >= k, counts.drawn)
     return found
 
 
-def _bootstraps(answered: Mapping[str, list[Record]], right: Any, drawn: Any) -> dict[str, Any]:
+def _bootstraps(answered: Mapping[str, list[Record]]) -> dict[str, Any]:
     """verl's `maj@k/mean` and `best@k/mean`, for comparison with papers."""
     majority: dict[str, float] = {}
     best: dict[str, float] = {}
-    for k in ks_up_to(int(drawn.min())):
-        outcomes = [
-            maj_bootstrap([r.stated for r in rows], [r.right for r in rows], k) for rows in answered.values()
-        ]
+    counts = _Counts.of(answered.values())
+    for k in ks_up_to(_ks(counts.drawn)[-1]):
+        rows = [records for records in answered.values() if len(records) >= k]
+        outcomes = [maj_bootstrap([r.stated for r in one], [r.right for r in one], k) for one in rows]
+        kept = counts.where(counts.drawn >= k)
         majority[str(k)] = float(np.mean(outcomes))
-        best[str(k)] = float(best_at_k_bootstrap(right, drawn, k).mean())
+        best[str(k)] = float(best_at_k_bootstrap(kept.right, kept.drawn, k).mean())
     return {"maj@k": majority, "best@k": best}
 
 

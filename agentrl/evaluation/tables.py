@@ -20,9 +20,12 @@ def evaluation_table(summary: Mapping[str, Any]) -> str:
     table = summary["table"]
     tools = "" if summary["tools"] else " without tools"
     lines = [
-        f"{summary['data']}: {table['problems']} problems x {summary['samples']}",
+        f"{_name(summary)}: {table['problems']} problems x {summary['samples']}{_uneven(table)}",
         f"{summary['environment']}{tools}, {_policy(summary['policy'])}",
         *training_lines(summary),
+        *_missing(table),
+        *_set_aside(summary),
+        *_rescored(summary),
     ]
     if not summary.get("complete", True):
         lines.append(
@@ -31,8 +34,87 @@ def evaluation_table(summary: Mapping[str, Any]) -> str:
     if "avg@k" not in table:
         return "\n".join([*lines, "no episode was answered", *_trouble(table)])
     lines += ["", *_grid([_HEAD, *_estimates(table)]), ""]
-    lines += [*_trouble(table), *_tools(table), *_calibration(table), _effort(summary)]
+    for column, values in table.get("by", {}).items():
+        rows = [_row(value, entry["avg@k"], entry["problems"]) for value, entry in values.items()]
+        head = (f"avg@{table['k']} by {column}", *_HEAD[1:], "problems")
+        lines += [*_grid([head, *rows]), ""]
+    lines += [*_trouble(table), *_judged(table), *_tools(table), *_calibration(table), _effort(summary)]
     return "\n".join(lines)
+
+
+def suite_table(suite: Mapping[str, Any]) -> str:
+    """Several tasks and their mean."""
+    rows = [
+        _row(f"{task['task']} avg@{task['samples']}", task["avg@k"], task["problems"])
+        for task in suite["tasks"]
+        if task["avg@k"] is not None
+    ]
+    if suite["mean"] is not None:
+        rows.append(_row(f"mean of {len(rows)} tasks", suite["mean"], ""))
+    return "\n".join(_grid([(*_HEAD, "problems"), *rows]))
+
+
+def _name(summary: Mapping[str, Any]) -> str:
+    task, data = str(summary.get("task", summary["data"])), str(summary["data"])
+    return data if task in data else f"{task} ({data})"
+
+
+def _uneven(table: Mapping[str, Any]) -> str:
+    """How many answers each problem really has, where that differs."""
+    sizes = table.get("answers_per_problem", {})
+    if len(sizes) < 2:
+        return ""
+    return f" (answers per problem: {', '.join(f'{size} for {count}' for size, count in sizes.items())})"
+
+
+def _missing(table: Mapping[str, Any]) -> list[str]:
+    counts = table["counts"]
+    lines: list[str] = []
+    if counts["failed"]:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in counts["failures"].items())
+        refused = f", {counts['refused']} of them refused by the endpoint" if counts.get("refused") else ""
+        lines.append(
+            f"infrastructure failures, not counted as answers: {counts['failed']} of {table['episodes']}"
+            f"{refused} ({kinds})"
+        )
+    if counts.get("resampled"):
+        lines.append(f"answers with another seed, because their own failed twice: {counts['resampled']}")
+    if lines:
+        lines.append("intervals of avg@k and pass@k reach from all of these wrong to all of them right")
+    if table["problems_without_answers"]:
+        lines.append(f"problems without any answer, left out: {table['problems_without_answers']}")
+    return lines
+
+
+def _set_aside(summary: Mapping[str, Any], shown: int = 5) -> list[str]:
+    rows = summary.get("data_set", {}).get("set_aside", [])
+    if not rows:
+        return []
+    lines = [f"rows set aside, because nothing can be compared with their gold answer: {len(rows)}"]
+    lines += [f"  {row['problem']}: {row['answer']!r:.80}: {row['why']}" for row in rows[:shown]]
+    return lines + [f"  and {len(rows) - shown} more (summary.json)"] * (len(rows) > shown)
+
+
+def _rescored(summary: Mapping[str, Any]) -> list[str]:
+    changes = summary.get("rescored")
+    if changes is None:
+        return []
+    text = f"scored again from {summary['rescored_from']} with {summary['grader']}: "
+    text += f"{changes['same']} of {changes['answers']} answers as before, "
+    return [text + f"{changes['now_right']} now right, {changes['now_wrong']} now wrong"]
+
+
+def _judged(table: Mapping[str, Any]) -> list[str]:
+    judge = table.get("judge")
+    if judge is None:
+        return []
+    text = f"judge: asked about {judge['asked']} answers, made {judge['made_right']} right"
+    text += f"; {judge['unsure']} unsure, {judge['failed']} without a reply"
+    if judge["agreement"] is None:
+        return [text, "judge and grader: no answer that both decided (--judge-share)"]
+    agreed = f"judge and grader agree on {judge['agreement']:.1%} of {judge['compared']} that both decided"
+    alone = f"{judge['grader_wrong_judge_right']} right for the judge alone, "
+    return [text, f"{agreed} ({alone}{judge['grader_right_judge_wrong']} for the grader alone)"]
 
 
 def training_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -53,20 +135,32 @@ def _estimates(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
     strict = table.get("avg@k_strict")
     if strict is not None and strict["value"] > 0.0:  # always 0 for models that do not write </think>
         rows.append(_row(f"avg@{k} by SPO's own rule", strict))
+    lenient = table.get("avg@k_lenient")
+    if lenient is not None and lenient["value"] != table["avg@k"]["value"]:
+        rows.append(_row(f"avg@{k} without a box", lenient))
     if "score" in table:
         rows.append(_row("mean score", table["score"]))
     bootstrap = table.get("verl_bootstrap", {}).get("maj@k", {})
     for size, entry in table.get("maj@k", {}).items():
         if int(size) > 1:
-            rows.append(_row(f"maj@{size}", entry))
+            rows.append(_row(f"maj@{size}{_part(entry)}", entry))
             rows.append((f"  verl's bootstrap maj@{size}", f"{bootstrap[size]:.3f}", "", ""))
     passes = table["pass@k"]
-    rows += [_row(f"pass@{size}", passes[str(size)]) for size in ks_up_to(len(passes)) if size > 1]
+    for size in ks_up_to(len(passes)):
+        if size > 1:
+            entry = passes[str(size)]
+            rows.append(_row(f"pass@{size}{_part(entry)}", entry))
     return rows
 
 
-def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
-    return name, f"{entry['value']:.3f}", _bounds(entry["new_problems"]), _bounds(entry.get("same_problems"))
+def _part(entry: Mapping[str, Any]) -> str:
+    """On how many problems an estimate stands, where not on all."""
+    return f" ({entry['problems']} of {entry['of_problems']} problems)" if "problems" in entry else ""
+
+
+def _row(name: str, entry: Mapping[str, Any], *more: object) -> tuple[str, ...]:
+    bounds = _bounds(entry["new_problems"]), _bounds(entry.get("same_problems"))
+    return name, f"{entry['value']:.3f}", *bounds, *map(str, more)
 
 
 def _bounds(entry: Mapping[str, Any] | None) -> str:
@@ -92,11 +186,14 @@ def _trouble(table: Mapping[str, Any]) -> list[str]:
     truncated, silent = counts["truncated"] / answered, counts["no_vote"] / answered
     text = f"answers: {counts['answered']}, of them {counts['right']} right"
     lines = [f"{text}, {truncated:.1%} truncated, {silent:.1%} without an answer"]
-    if counts["failed"]:
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in counts["failures"].items())
-        lines.append(f"infrastructure failures, not counted as answers: {counts['failed']} ({kinds})")
-    if table["problems_without_answers"]:
-        lines.append(f"problems without any answer, left out: {table['problems_without_answers']}")
+    if undecided := counts.get("undecided"):
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in undecided.items())
+        lines.append(f"wrong, because they cannot be compared: {sum(undecided.values())} ({kinds})")
+    if counts.get("fenced"):
+        lines.append(
+            f"{counts['fenced']} episodes wrote Python in a plain ``` fence and called no tool: "
+            "the model does not know the format (--format or --tool-format, --system, --shots)"
+        )
     return lines
 
 
@@ -131,7 +228,7 @@ def _effort(summary: Mapping[str, Any]) -> str:
 
 def progress_line(progress: Progress) -> str:
     """One line on where an evaluation stands."""
-    text = f"{progress.done}/{progress.total}"
+    text = f"{progress.task}: " * bool(progress.task) + f"{progress.done}/{progress.total}"
     if progress.mean is not None and progress.interval is not None:
         text += f"  avg {progress.mean:.3f} [{progress.interval.low:.3f}, {progress.interval.high:.3f}]"
     if progress.failed:

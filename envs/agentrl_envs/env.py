@@ -121,16 +121,17 @@ class Env:
     def grade(self, answer: str | None, gold: Any) -> Any:
         """Whether `answer` is right: a bool in a sync method, `await self.grade(...)` in an async one.
 
-        An answer that cannot be compared (`Verdict.undecided`) is wrong. Raises GraderFailure when the grader
-        itself broke: such an episode is not learned from.
+        `gold`: the gold answer, or a list of answers of which any will do. An answer that cannot be compared
+        (`Verdict.undecided`) is wrong. Raises GraderFailure when the grader itself broke: such an episode is
+        not learned from.
         """
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # a thread without a loop, which is where sync methods run
-            return self._decide(self.grader.grade_sync(answer, str(gold)))
-        return self._grade(answer, str(gold))
+            return self._decide(self.grader.grade_sync(answer, _golds(gold)))
+        return self._grade(answer, _golds(gold))
 
-    async def _grade(self, answer: str | None, gold: str) -> bool:
+    async def _grade(self, answer: str | None, gold: str | tuple[str, ...]) -> bool:
         return self._decide(await self.grader.grade(answer, gold))
 
     def _decide(self, verdict: Verdict) -> bool:
@@ -359,6 +360,10 @@ class Env:
             )
         verdict = None if self._verdict is None else self._verdict.value
         return Reward(value=min(max(total, low), high), parts=numbers, verdict=verdict)
+
+
+def _golds(gold: Any) -> str | tuple[str, ...]:
+    return tuple(str(one) for one in gold) if isinstance(gold, list | tuple) and gold else str(gold)
 
 
 def _takes_episode(reward: Callable[..., Any]) -> bool:

@@ -10,9 +10,10 @@ import asyncio
 import inspect
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from fractions import Fraction
 from functools import cache
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ class Grader:
     exactly).
     function: a grader of your own, `function(answer, gold) -> bool | Verdict`, sync or async, instead of
     both.
+    tolerance: relative difference up to which a number still counts as the gold number (0.01 is a percent);
+    for numbers in simple forms.
     limits: of one symbolic comparison. processes: how many do them at once.
     """
 
@@ -48,13 +51,17 @@ class Grader:
         mode: Literal["equivalence", "strict"] = "equivalence",
         *,
         function: Callable[[str | None, str], Any] | None = None,
+        tolerance: float = 0.0,
         limits: PoolLimits | None = None,
         processes: int | None = None,
     ) -> None:
         if mode not in ("equivalence", "strict"):
             raise ValueError(f'grader mode {mode!r}: want "equivalence" or "strict"')
+        if not 0.0 <= tolerance < 1.0:
+            raise ValueError(f"tolerance {tolerance:g}: want a relative difference from 0 to less than 1")
         self.mode = mode
         self.function = function
+        self.tolerance = Fraction(str(tolerance))
         self._limits = limits or PoolLimits()
         self._processes = processes
         self._pool: Pool | None = None
@@ -64,8 +71,13 @@ class Grader:
 
     # ---- verdicts ------------------------------------------------------------------------------------------
 
-    def grade_sync(self, answer: str | None, gold: str) -> Verdict:
-        """Verdict on the text of an answer; blocks while the symbolic path works. Not for an event loop."""
+    def grade_sync(self, answer: str | None, gold: str | Sequence[str]) -> Verdict:
+        """Verdict on the text of an answer; blocks while the symbolic path works. Not for an event loop.
+
+        gold: the gold answer, or several of which any will do.
+        """
+        if not isinstance(gold, str):
+            return _best(self.grade_sync(answer, one) for one in gold)
         if self.function is not None:
             outcome = self.function(answer, gold)
             return _as_verdict(asyncio.run(_awaited(outcome)) if inspect.isawaitable(outcome) else outcome)
@@ -74,11 +86,14 @@ class Grader:
             verdict = self._wait(self._submit(last_answer(answer) or "", gold))
         return verdict
 
-    async def grade(self, answer: str | None, gold: str) -> Verdict:
+    async def grade(self, answer: str | None, gold: str | Sequence[str]) -> Verdict:
         """Verdict on the text of an answer.
 
-        Never blocks the event loop (a sync `function` runs in a thread).
+        gold: the gold answer, or several of which any will do. Never blocks the event loop (a sync `function`
+        runs in a thread).
         """
+        if not isinstance(gold, str):
+            return _best([await self.grade(answer, one) for one in gold])
         if self.function is not None:
             if inspect.iscoroutinefunction(self.function):
                 return _as_verdict(await self.function(answer, gold))
@@ -94,6 +109,8 @@ class Grader:
         if self.mode == "strict":
             return strict_verdict(answer, gold)
         stated = last_answer(answer)
+        if stated is not None and self.tolerance and _close(stated, gold, self.tolerance):
+            return Verdict.RIGHT
         return Verdict.NO_ANSWER if stated is None else _exact(stated, gold)
 
     @staticmethod
@@ -150,9 +167,27 @@ class Grader:
                 pending.append((left, right))
         return pending or False
 
-    def check_gold(self, gold: str) -> Verdict:
-        """Verdict on a gold answer against itself written in another way; RIGHT for every usable one."""
-        return self.grade_sync("\\boxed{ " + gold + " }", gold)
+    async def check_gold(self, gold: str) -> Verdict:
+        """RIGHT for a gold answer that answers can be compared with; else why they cannot.
+
+        A number, a word or a list of these is one. The rest is compared with once itself, and with 1:
+        what is no mathematics, is empty, or takes too long is undecided against whatever a model writes.
+        """
+        if not gold.strip() or gold.count("{") - gold.count("\\{") != gold.count("}") - gold.count("\\}"):
+            return Verdict.CANNOT_PARSE
+        try:
+            form = form_of(join_thousands(cleaned(gold)))
+        except RecursionError:
+            return Verdict.TOO_LONG
+        known = isinstance(form, Value) and number_of(split_unit(form.text)[0]) is not None
+        if self.function is not None or known or isinstance(form, Word | Based):
+            return Verdict.RIGHT
+        probes = [f"\\boxed{{1 \\cdot ({gold})}}"] * isinstance(form, Value) + ["\\boxed{1}"]
+        for probe in probes:
+            verdict = await self.grade(probe, gold)
+            if verdict.undecided or verdict.failed:
+                return verdict
+        return Verdict.RIGHT
 
     @property
     def last_own_s(self) -> float:
@@ -214,6 +249,26 @@ def _as_verdict(outcome: Any) -> Verdict:
     if isinstance(outcome, bool | int | float) and outcome in (0, 1):
         return Verdict.RIGHT if outcome else Verdict.WRONG
     raise TypeError(f"a grader function must return a bool or a Verdict, not {outcome!r}")
+
+
+def _best(verdicts: Iterable[Verdict]) -> Verdict:
+    """Right if any is; else a failure if any is, since that one might have been right; else the first."""
+    found: list[Verdict] = []
+    for verdict in verdicts:
+        if verdict.right:
+            return verdict
+        found.append(verdict)
+    return next((verdict for verdict in found if verdict.failed), found[0] if found else Verdict.WRONG)
+
+
+def _close(stated: str, gold: str, tolerance: Fraction) -> bool:
+    """Whether both are numbers that differ by at most `tolerance` of the gold one, units apart."""
+    wanted, unit = split_unit(cleaned(gold))
+    given, own_unit = split_unit(cleaned(stated), unit)
+    number, expected = number_of(given), number_of(wanted)
+    if number is None or expected is None or (unit and own_unit and unit != own_unit):
+        return False
+    return abs(number - expected) <= tolerance * abs(expected)
 
 
 def _bare(answer: str | None) -> str | None:

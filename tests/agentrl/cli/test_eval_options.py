@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.cli.eval import add_parser, make_experiment
+from agentrl.cli.eval import add_parser, make_experiments
 from agentrl.evaluation.subjects import SubjectOptions
 
 
@@ -13,7 +13,7 @@ def subject_of(*arguments: str) -> SubjectOptions:
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     options = parser.parse_args(["eval", "--data", "rows.jsonl", *arguments])
-    return make_experiment(options).subject
+    return make_experiments(options)[0].subject
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,6 @@ def test_what_is_usual_is_no_part_of_an_endpoint_s_identity():
     # An evaluation of a version without these options must go on.
     assert endpoint.identity() == {
         "kind": "endpoint",
-        "url": "http://x/v1",
         "model": "m",
         "tool_format": "native",
     }

@@ -1,0 +1,331 @@
+"""What an experiment plays: its rows, the environment with prompt, examples and choices, and its grader.
+
+Rows whose gold answer cannot be compared are set aside here, by name, before anything is played. Knows
+nothing of policies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentrl.errors import ConfigError, DataError
+from agentrl.evaluation.benchmarks import BENCHMARKS
+from agentrl.evaluation.datasets import DataSet, checksum, load_data_set
+from agentrl.settings import DataSettings
+from agentrl_envs import Env, EnvError, Grader, Message, Verdict, load_env, prompt_id
+
+if TYPE_CHECKING:
+    from agentrl.evaluation.experiment import Experiment
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is played."""
+
+    env: type[Env]
+    data: DataSet
+    grader: Grader
+    labels: Mapping[str, Mapping[str, str]]
+    """Column -> problem -> value, for accuracy by column."""
+
+
+def prepare(experiment: Experiment) -> Task:
+    """The task of an experiment.
+
+    Raises:
+        ConfigError, DataError: it cannot be what was meant.
+    """
+    env = _environment(experiment)
+    grader = make_grader(experiment.grader, experiment.tolerance, choices=bool(experiment.choices))
+    data = _data(experiment, env)
+    if experiment.choices:
+        data = replace(data, rows=tuple(with_choices(row, experiment.choices) for row in data.rows))
+    if _compares(env) and experiment.grader == "equivalence":
+        data = asyncio.run(_without_bad_golds(data, grader))
+    labels = {column: column_labels(data.rows, column) for column in experiment.by}
+    return Task(_shaped(env, experiment, data), data, grader, labels)
+
+
+def _environment(experiment: Experiment) -> type[Env]:
+    try:
+        env = load_env(experiment.env)
+        env.check_settings(experiment.env_settings)
+    except EnvError as error:
+        raise ConfigError(f"--env {experiment.env}: {error}") from error
+    return env if experiment.tools else without_tools(env)
+
+
+def without_tools(env: type[Env]) -> type[Env]:
+    """The same environment with its tools hidden from the policy."""
+
+    def tool_specs(cls: type[Env]) -> tuple[()]:
+        return ()
+
+    return type(f"{env.__name__}WithoutTools", (env,), {"tool_specs": classmethod(tool_specs)})
+
+
+def make_grader(name: str, tolerance: float = 0.0, *, choices: bool = False) -> Grader:
+    """The grader of a name: `equivalence`, `strict`, or `file.py:function`, called with answer and gold.
+
+    Raises:
+        ConfigError: there is none, or a tolerance that is no relative difference.
+    """
+    kind = ChoiceGrader if choices else Grader
+    try:
+        if name in ("equivalence", "strict"):
+            return kind(name, tolerance=tolerance)  # pyright: ignore[reportArgumentType]
+        return kind(function=load_function(name, "--grader "), tolerance=tolerance)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_function(spec: str, what: str) -> Callable[..., Any]:
+    """The function of `file.py:function`.
+
+    Raises:
+        ConfigError: no such file or function.
+    """
+    path, _, name = spec.rpartition(":")
+    module_spec = importlib.util.spec_from_file_location("agentrl_function", path) if path else None
+    if module_spec is None or module_spec.loader is None or not Path(path).is_file():
+        raise ConfigError(f"{what}{spec}: want {what}file.py:function, with a file that exists")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{path} has no function {name!r}")
+    return function
+
+
+# ---- rows --------------------------------------------------------------------------------------------------
+
+
+def _data(experiment: Experiment, env: type[Env]) -> DataSet:
+    if experiment.limit < 0:
+        raise ConfigError(f"--limit must be at least 0 (all rows), got {experiment.limit}")
+    if experiment.data.startswith("generated:"):
+        from agentrl.prompts import load_data
+
+        rows = load_data(DataSettings(experiment.data, limit=experiment.limit), env, "--data")
+        return DataSet(experiment.data, "", tuple(rows), checksum(rows))
+    data = load_data_set(
+        experiment.data,
+        columns=experiment.columns,
+        limit=experiment.limit,
+        data_dir=experiment.data_dir or None,
+    )
+    try:
+        env.check_rows(data.rows, where=f"{data.path}, row")
+    except EnvError as error:
+        raise DataError(str(error)) from error
+    return data
+
+
+def _compares(env: type[Env]) -> bool:
+    """Whether the environment's reward asks the grader, so that a gold answer must be one it can compare."""
+    return "grade" in getattr(getattr(env.reward, "__code__", None), "co_names", ())
+
+
+async def _without_bad_golds(data: DataSet, grader: Grader) -> DataSet:
+    """The rows whose gold answers can be compared; the others are set aside and named.
+
+    Raises:
+        DataError: no row is left.
+    """
+    faults = await asyncio.gather(*(_gold_fault(row.get("answer"), grader) for row in data.rows))
+    kept = tuple(row for row, fault in zip(data.rows, faults, strict=True) if not fault)
+    aside = tuple(
+        {"problem": prompt_id(row), "answer": row.get("answer"), "why": fault}
+        for row, fault in zip(data.rows, faults, strict=True)
+        if fault
+    )
+    if not kept:
+        raise DataError(
+            f"{data.path}: no gold answer can be compared; the first is {aside[0]['answer']!r}: "
+            f"{aside[0]['why']}"
+        )
+    return replace(data, rows=kept, set_aside=aside)
+
+
+async def _gold_fault(gold: Any, grader: Grader) -> str:
+    """Why nothing can be compared with a gold answer; empty where something can."""
+    golds = gold if isinstance(gold, list | tuple) else [gold]
+    why = "it is empty"
+    for one in golds:
+        if one is None or isinstance(one, dict | bool):
+            why = f"want a text, a number or a list of them, got {one!r}"
+            continue
+        verdict = await grader.check_gold(str(one))
+        if verdict.right or verdict.failed:  # a grader that breaks says nothing of the row
+            return ""
+        why = {
+            Verdict.TIMED_OUT: "comparing anything with it goes past the grader's limits",
+            Verdict.TOO_LONG: "it is too long or too deeply nested to be compared",
+        }.get(verdict, "it is no mathematics that can be read")
+    return why
+
+
+def column_labels(rows: Sequence[Row], column: str) -> dict[str, str]:
+    """The value of a column for each problem.
+
+    Raises:
+        DataError: no row has it.
+    """
+    if not any(column in row for row in rows):
+        raise DataError(f"--by {column}: the rows have no such column, they have {', '.join(rows[0])}")
+    return {prompt_id(row): str(row.get(column, "")) for row in rows}
+
+
+# ---- multiple choice ---------------------------------------------------------------------------------------
+
+_LETTER = re.compile(
+    r"\s*(?:\\text\w*\s*\{)?\s*\(?\s*([A-Z])\s*\)?\s*\}?\s*(?:[.):,]|\\[ ;,]|\s-)\s*\S", re.ASCII
+)
+
+
+class ChoiceGrader(Grader):
+    """Takes `B. because of this` for `B` where letters name the answers."""
+
+    def grade_sync(self, answer: str | None, gold: str | Sequence[str]) -> Verdict:
+        """As `Grader.grade_sync`."""
+        return super().grade_sync(self._letter(answer, gold), gold)
+
+    async def grade(self, answer: str | None, gold: str | Sequence[str]) -> Verdict:
+        """As `Grader.grade`."""
+        return await super().grade(self._letter(answer, gold), gold)
+
+    @staticmethod
+    def _letter(answer: str | None, gold: str | Sequence[str]) -> str | None:
+        from agentrl_envs import last_answer
+
+        stated = last_answer(answer)
+        found = None if stated is None or stated == gold or stated in gold else _LETTER.match(stated)
+        return answer if found is None else f"\\boxed{{{found[1]}}}"
+
+
+def with_choices(row: Row, column: str) -> dict[str, Any]:
+    """A row of multiple choice as a problem that lists its choices, with the letter and its text as answers.
+
+    Args:
+        row: its `column` is a list of texts, or `{"text": [...], "label": [...]}`; its `answer` is a letter,
+            a label, the text of a choice, or an index from 0.
+        column: of the choices.
+
+    Raises:
+        DataError: they are no choices, or the answer is none of them.
+    """
+    key, found = prompt_id(row), row.get(column)
+    labels = found.get("label", found.get("labels")) if isinstance(found, Mapping) else None
+    texts = found.get("text", found.get("texts")) if isinstance(found, Mapping) else found
+    if not isinstance(texts, list | tuple) or not 2 <= len(texts) <= 26:
+        raise DataError(f"row {key!r}: want 2 to 26 choices as a list in {column!r}, got {found!r:.100}")
+    letters = [chr(ord("A") + index) for index in range(len(texts))]
+    names = [str(label) for label in labels] if labels else letters
+    answer = row.get("answer")
+    places = [i for i, (name, text) in enumerate(zip(names, texts, strict=True)) if answer in (name, text)]
+    text = str(answer).strip()
+    if not places and text in letters:
+        places = [letters.index(text)]
+    if not places and text.isdigit() and int(text) < len(texts):
+        places = [int(text)]
+    if len(places) != 1:
+        raise DataError(f"row {key!r}: the answer {answer!r} is not one of the choices {list(texts)!r:.200}")
+    place = places[0]
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
+    problem = (
+        f"{str(row.get('problem', '')).rstrip()}\n\n{listed}\n\nAnswer with the letter of the right choice."
+    )
+    return {**row, "id": key, "problem": problem, "answer": [letters[place], str(texts[place])]}
+
+
+# ---- prompts -----------------------------------------------------------------------------------------------
+
+
+def _shaped(env: type[Env], experiment: Experiment, data: DataSet) -> type[Env]:
+    """The environment with the experiment's prompt and examples."""
+    members: dict[str, Any] = {}
+    if experiment.prompt:
+        template = _template(experiment.prompt, data.rows[0])
+        members["prompt"] = lambda self, row: template(row)
+    if experiment.shots:
+        members["start"] = _start_with(_shots(experiment, data), env)
+    return type(env.__name__, (env,), members) if members else env
+
+
+def _template(text: str, row: Row) -> Callable[[Row], str]:
+    """The prompt of a row: `{column}` is its text there; other braces stand as they are."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--prompt {text}: {error}") from error
+    used = {name for name in _FIELD.findall(text) if name in row}
+    if "answer" in used:
+        raise ConfigError("--prompt: {answer} would tell the gold answer")
+    if not used:
+        raise ConfigError(
+            f"--prompt names no column of the rows, such as {{{next(iter(row))}}}: {text!r:.100}"
+        )
+
+    def fill(row: Row) -> str:
+        return _FIELD.sub(lambda m: str(row.get(m[1], "")) if m[1] in used else m[0], text)
+
+    return fill
+
+
+def _shots(experiment: Experiment, data: DataSet) -> list[Row]:
+    """The first rows of the examples' file that are not among the problems."""
+    source = experiment.shots_data
+    if not source and f"{experiment.data}_train" in BENCHMARKS:
+        source = f"{experiment.data}_train"
+    if not source:
+        raise ConfigError(f"--shots {experiment.shots} needs --shots-data: rows with worked answers")
+    examples = load_data_set(source, columns=experiment.columns, data_dir=experiment.data_dir or None).rows
+    problems = {str(row.get("problem")) for row in data.rows}
+    if experiment.choices:
+        examples = tuple(with_choices(row, experiment.choices) for row in examples)
+    found = [row for row in examples if str(row.get("problem")) not in problems][: experiment.shots]
+    if len(found) < experiment.shots:
+        raise DataError(
+            f"{source} has {len(found)} rows that are not evaluated, --shots wants {experiment.shots}"
+        )
+    return found
+
+
+def _start_with(shots: Sequence[Row], env: type[Env]) -> Callable[..., Any]:
+    """A `start` that puts worked examples before the first message of the user."""
+
+    async def start(self: Env, row: Row) -> list[Message]:
+        opening = await env.start(self, row)
+        place = next((i for i, message in enumerate(opening) if message["role"] != "system"), len(opening))
+        for shot in reversed(shots):
+            asked = self._messages(await self._hook("prompt", partial(self.prompt, shot)))
+            asked = [message for message in asked if message["role"] != "system"]
+            opening[place:place] = [*asked, {"role": "assistant", "content": _worked(shot)}]
+        return opening
+
+    return start
+
+
+def _worked(shot: Row) -> str:
+    """What a model that was right would have said."""
+    gold = shot.get("answer")
+    gold = gold[0] if isinstance(gold, list | tuple) else gold
+    solution = shot.get("solution")
+    boxed = f"\\boxed{{{gold}}}"
+    if not isinstance(solution, str):
+        return boxed
+    return solution if "\\boxed" in solution else f"{solution.rstrip()}\n{boxed}"
