@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agentrl.ranges import Count, Port, number
+from agentrl.ranges import number
 from agentrl.settings import Memory, ProgramTime
 
 EPILOG = """\
@@ -25,6 +25,8 @@ examples:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
     """Describe the command."""
+    from agentrl_sandbox.server import add_flags
+
     parser = subparsers.add_parser(
         "sandbox",
         help="isolated Python: doctor, run, serve, bench",
@@ -46,9 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     _add_backend(run_parser)
     run_parser.set_defaults(handler=run)
     serve_parser = commands.add_parser("serve", help="offer a sandbox over HTTP")
-    serve_parser.add_argument("--host", default="127.0.0.1")
-    serve_parser.add_argument("--port", type=number(Port), default=None)
-    serve_parser.add_argument("--max-sessions", type=number(Count), default=256)
+    add_flags(serve_parser)
     _add_backend(serve_parser)
     serve_parser.set_defaults(handler=serve)
     bench_parser = commands.add_parser("bench", help="measure latency and CPU time")
@@ -151,6 +151,7 @@ def run(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
+    from agentrl_sandbox.server import FLAGS
     from agentrl_sandbox.server import serve as serve_forever
 
     def announce(url: str, description: str) -> None:
@@ -159,9 +160,6 @@ def serve(options: argparse.Namespace) -> int:
         else:
             print(f"{description}\nlistening on {url}", flush=True)
 
-    server = {"host": options.host, "max_sessions": options.max_sessions}
-    if options.port is not None:
-        server["port"] = options.port
     asyncio.run(
         serve_forever(
             options.backend,
@@ -169,7 +167,7 @@ def serve(options: argparse.Namespace) -> int:
             allow_unsafe=options.allow_unsafe,
             settings=_settings(options),
             announce=announce,
-            **server,
+            **{name: getattr(options, name) for name in FLAGS},
         )
     )
     return 0

@@ -70,3 +70,8 @@ class Limits:
         if not 0.0 <= timeout <= high:
             raise SandboxConfigError(f"timeout = {timeout} is outside {low:g} .. {high:g} seconds")
         return max(low, float(timeout))
+
+
+def highest_limits() -> Limits:
+    """Every limit at the top of its range."""
+    return Limits(**{name: high for name, (_, high) in _RANGES.items()})  # type: ignore[arg-type]

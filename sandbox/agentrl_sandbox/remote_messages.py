@@ -66,6 +66,12 @@ def limits_above(limits: Limits, ceiling: Limits) -> list[str]:
     return found
 
 
+def limits_within(limits: Limits, ceiling: Limits) -> Limits:
+    """The limits, no field of them higher than the ceiling's."""
+    names = [f.name for f in dataclasses.fields(Limits)]
+    return Limits(**{name: min(getattr(limits, name), getattr(ceiling, name)) for name in names})
+
+
 def result_to_json(result: Result) -> dict[str, Any]:
     """Every field of a result."""
     files = [[file.name, file.size] for file in result.files]

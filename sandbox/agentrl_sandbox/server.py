@@ -6,11 +6,13 @@ Knows nothing of which backend it serves, and nothing of what the programs are f
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import dataclasses
 import ipaddress
 import logging
+import math
 import os
 import signal
 import sys
@@ -18,9 +20,9 @@ from typing import Any
 
 from .errors import SandboxClosed, SandboxConfigError, SandboxError, SessionClosed
 from .interface import Sandbox, Session
-from .limits import Limits
+from .limits import Limits, highest_limits
 from .opening import open_sandbox
-from .remote_messages import PROTOCOL, BadMessage, limits_above, result_to_json
+from .remote_messages import PROTOCOL, BadMessage, limits_above, limits_within, result_to_json
 from .result import Result, Status
 from .server_metrics import Metrics
 from .server_queue import QueueFull, RunQueue
@@ -28,6 +30,8 @@ from .server_replies import ReplyStore
 from .server_sessions import SessionTable, UnknownSession
 
 log = logging.getLogger(__name__)
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(lambda record: not _is_about_a_bad_request(record))
 
 DEFAULT_PORT = 8770
 TOKEN_VARIABLE = "AGENTRL_SANDBOX_TOKEN"
@@ -52,8 +56,12 @@ class ServerSettings:
     """Longest wait for a turn."""
     lease_s: float = 300.0
     """How long a session may stand unused, not even renewed by its client, before it is closed."""
+    client_limit_s: float = 60.0
+    """Longest wait for a client: to send a request, to take a reply, to say anything at all."""
     reply_keep_s: float = 120.0
     """How long replies are kept for a client that asks again."""
+    reply_mb: int = 64
+    """MiB of replies that are kept; a retry that comes too late for its reply is refused, never run again."""
     ceiling: Limits | None = None
     """The most a client may ask for."""
     drain_s: float = 30.0
@@ -62,11 +70,11 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise SandboxConfigError(f"port {self.port} is outside 0 .. 65535")
-        for name in ("wait_limit_s", "lease_s", "reply_keep_s"):
-            if getattr(self, name) <= 0:
-                raise SandboxConfigError(f"{name} must be positive")
+        for name in ("wait_limit_s", "lease_s", "client_limit_s", "reply_keep_s", "reply_mb"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SandboxConfigError(f"{name} must be positive and finite")
         for name in ("max_running", "max_waiting", "drain_s"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise SandboxConfigError(f"{name} must not be negative")
         if self.max_sessions < 1:
             raise SandboxConfigError("max_sessions must be at least 1")
@@ -75,6 +83,14 @@ class ServerSettings:
                 f"a server that listens on {self.host} can be reached from other machines and needs a token: "
                 f"set {TOKEN_VARIABLE} or pass token=...; or listen on 127.0.0.1"
             )
+
+
+def _is_about_a_bad_request(record: logging.LogRecord) -> bool:
+    """What anybody can send without a token is refused, and fills no log with tracebacks."""
+    from aiohttp.http_exceptions import HttpProcessingError
+    from aiohttp.web import RequestPayloadError
+
+    return bool(record.exc_info) and isinstance(record.exc_info[1], HttpProcessingError | RequestPayloadError)
 
 
 def _is_loopback(host: str) -> bool:
@@ -89,13 +105,19 @@ def _is_loopback(host: str) -> bool:
 class SandboxServer:
     """Serves `sandbox`, which it starts and closes. `await start()` gives the URL; `await stop()` drains."""
 
-    def __init__(self, sandbox: Sandbox, settings: ServerSettings | None = None) -> None:
+    def __init__(
+        self, sandbox: Sandbox, settings: ServerSettings | None = None, limits: Limits | None = None
+    ) -> None:
         self.settings = settings or ServerSettings()
+        self._limits = limits
+        """Of sessions that are opened without any; None: those of the sandbox."""
         s = self.settings
         self.sandbox = sandbox
         self.metrics = Metrics()
         self.sessions = SessionTable(lease_s=s.lease_s)
-        self.replies: ReplyStore[dict[str, Any]] = ReplyStore(keep_s=s.reply_keep_s, capacity=4096)
+        if s.ceiling is not None:
+            self._limits = limits_within(limits or Limits(), s.ceiling)
+        self.replies = ReplyStore(keep_s=s.reply_keep_s, capacity=s.reply_mb << 20)
         self.queue = RunQueue(
             running=s.max_running or 2 * (os.cpu_count() or 1),
             waiting=s.max_waiting,
@@ -118,7 +140,15 @@ class SandboxServer:
         await self.sandbox.start()
         source_bytes = s.ceiling.source_bytes if s.ceiling else 4 << 20
         routes = Routes(self, token=s.token, body_bytes=2 * source_bytes + 65_536)
-        self._runner = web.AppRunner(routes.application, access_log=None, shutdown_timeout=5.0)
+        self._runner = web.AppRunner(
+            routes.application,
+            access_log=None,
+            logger=_http_log,
+            auto_decompress=False,  # no client of ours packs a body; a small one may unpack to a large one
+            shutdown_timeout=5.0,
+            keepalive_timeout=s.client_limit_s,  # also for the first request of a connection
+            lingering_time=min(10.0, s.client_limit_s),
+        )
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, s.host, s.port).start()
@@ -178,7 +208,7 @@ class SandboxServer:
             )
         self._opening += 1
         try:
-            session = await self.sandbox.open(limits, stateless=stateless, seed=seed)
+            session = await self.sandbox.open(limits or self._limits, stateless=stateless, seed=seed)
         finally:
             self._opening -= 1
         self.metrics.sessions_opened += 1
@@ -190,8 +220,7 @@ class SandboxServer:
         """Runs code when its turn comes. Raises `UnknownSession` and `QueueFull`; then nothing was run."""
         async with (
             self.sessions.use(session_id) as leased,
-            leased.one_at_a_time,
-            self.queue.turn() as queue_s,
+            self.queue.turn(leased.one_at_a_time) as queue_s,
         ):
             try:
                 result = await leased.session.run(code, timeout, stdin=stdin)
@@ -231,6 +260,7 @@ class SandboxServer:
                 "programs_running": self.queue.running,
                 "programs_waiting": self.queue.waiting,
                 "replies_replayed": self.replies.replays,
+                "reply_bytes": self.replies.bytes,
                 "draining": float(self.draining),
             }
         )
@@ -263,10 +293,11 @@ async def serve(
     except TypeError as error:
         known = ", ".join(f.name for f in dataclasses.fields(ServerSettings))
         raise SandboxConfigError(f"{error}; known settings of the server: {known}") from error
-    sandbox = open_sandbox(
-        backend, limits=limits, min_level=min_level, allow_unsafe=allow_unsafe, **(settings or {})
-    )
-    running = SandboxServer(sandbox, server_settings)
+    settings = dict(settings or {})
+    if server_settings.max_running and backend in ("local", "docker"):
+        settings.setdefault("max_running", server_settings.max_running)  # one queue, the one of the server
+    sandbox = open_sandbox(backend, limits=limits, min_level=min_level, allow_unsafe=allow_unsafe, **settings)
+    running = SandboxServer(sandbox, server_settings, limits)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -282,18 +313,62 @@ async def serve(
             loop.remove_signal_handler(number)
 
 
+FLAGS = tuple(f.name for f in dataclasses.fields(ServerSettings) if f.name != "token")
+"""Settings that are flags; a token on a command line would be seen by every user of the machine."""
+_ABOUT = {
+    "port": "0 takes a free one",
+    "max_sessions": "live sessions; more are refused",
+    "max_running": "programs that run at once; 0 for two per core",
+    "max_waiting": "programs that wait for their turn; more are refused",
+    "wait_limit_s": "longest wait for a turn",
+    "lease_s": "how long a session may stand unused",
+    "client_limit_s": "longest wait for a client to send a request or to take a reply",
+    "reply_keep_s": "how long replies are kept for a client that asks again",
+    "reply_mb": "MiB of replies that are kept",
+    "ceiling": "the most that a client may ask for, e.g. time_s=60,memory_mb=2048",
+    "drain_s": "how long a shutdown waits for the sessions under way",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a server as flags; their values go to `serve`."""
+    for f in dataclasses.fields(ServerSettings):
+        if f.name in FLAGS:
+            kind = ceiling_of if f.name == "ceiling" else type(f.default)
+            flag = f"--{f.name.replace('_', '-')}"
+            parser.add_argument(flag, type=kind, default=f.default, help=_ABOUT.get(f.name))
+
+
+def ceiling_of(text: str) -> Limits:
+    """`time_s=60,memory_mb=2048` as limits; what is not named is bounded by `Limits` alone.
+
+    Raises:
+        argparse.ArgumentTypeError: with the fields there are.
+    """
+    known, given = [f.name for f in dataclasses.fields(Limits)], {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        if name.strip() not in known:
+            raise argparse.ArgumentTypeError(f"{name.strip()!r} is no limit; there are {', '.join(known)}")
+        try:
+            number = float(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r} is not of the form name=number") from None
+        given[name.strip()] = int(number) if number.is_integer() else number
+    try:
+        return dataclasses.replace(highest_limits(), **given)
+    except (SandboxConfigError, TypeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """`python -m agentrl_sandbox.server`: serve with every field of `ServerSettings` as a flag."""
-    import argparse
-
     parser = argparse.ArgumentParser(
         prog="python -m agentrl_sandbox.server", description="Serve a sandbox over HTTP."
     )
     parser.add_argument("--backend", default="local")
     parser.add_argument("--min-level", default=None)
-    for f in dataclasses.fields(ServerSettings):
-        if f.name not in ("token", "ceiling"):  # a token on the command line would be seen by every user
-            parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)
+    add_flags(parser)
     given = vars(parser.parse_args(arguments))
 
     def announce(url: str, description: str) -> None:

@@ -45,9 +45,14 @@ class RunQueue:
         return max(1, min(30, math.ceil(expected)))
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[float]:
-        """Waits for a turn and holds it; gives the seconds waited. Raises `QueueFull`, at once when full."""
-        if self._turns.locked() and self.waiting >= self.waiting_limit:
+    async def turn(self, session: asyncio.Lock | None = None) -> AsyncIterator[float]:
+        """Waits for a turn and holds it; gives the seconds waited. Raises `QueueFull`, at once when full.
+
+        `session`: a lock that must be free too. Who waits for it waits here: one session's calls fill the
+        queue as any others do, and take no turn from them meanwhile.
+        """
+        session = session or asyncio.Lock()
+        if (self._turns.locked() or session.locked()) and self.waiting >= self.waiting_limit:
             raise QueueFull(
                 f"the queue is full: {self.running} programs run and {self.waiting} wait",
                 self.retry_after_s(),
@@ -56,7 +61,12 @@ class RunQueue:
         self.waiting += 1
         try:
             async with asyncio.timeout(self.wait_limit_s):
-                await self._turns.acquire()
+                await session.acquire()
+                try:
+                    await self._turns.acquire()
+                except BaseException:
+                    session.release()
+                    raise
         except TimeoutError as error:
             raise QueueFull(f"no turn came within {self.wait_limit_s:g} s", self.retry_after_s()) from error
         finally:
@@ -68,4 +78,5 @@ class RunQueue:
         finally:
             self.running -= 1
             self._turns.release()
+            session.release()
             self._mean_run_s += 0.1 * (time.monotonic() - started - self._mean_run_s)

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from aiohttp import web
 from .errors import SandboxError
 from .remote_messages import BadMessage, field, limits_from_json
 from .server_queue import QueueFull
-from .server_replies import RequestConflict
+from .server_replies import ReplyForgotten, RequestConflict
 from .server_sessions import UnknownSession
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ def refusal_of(error: BaseException) -> web.Response:
             return refusal(404, "unknown_session", f"no session {error}: it was closed or its lease ran out")
         case RequestConflict():
             return refusal(409, "request_conflict", str(error))
+        case ReplyForgotten():
+            return refusal(410, "reply_forgotten", str(error))
+        case ClientTooSlow():
+            return refusal(408, "too_slow", str(error))
         case QueueFull():
             return refusal(429, "overloaded", str(error), error.retry_after_s)
         case Draining():
@@ -65,13 +70,24 @@ def refusal_of(error: BaseException) -> web.Response:
             return refusal(500, "internal", f"{type(error).__name__} (the server's log says more)")
 
 
-async def read_body(request: web.Request) -> Any:
-    """The JSON body. Raises `BadMessage` for anything that is not JSON."""
+class ClientTooSlow(Exception):
+    """A body did not arrive in time."""
+
+
+async def read_body(request: web.Request, limit_s: float) -> Any:
+    """The JSON body. Raises `BadMessage` for anything that is not JSON, `ClientTooSlow` after `limit_s`."""
     if request.content_type != "application/json":
         # Also keeps web pages of other origins out: a browser may not send this type without asking first.
         raise BadMessage(f"the content type must be application/json, not {request.content_type}")
     try:
-        return json.loads(await request.read())
+        async with asyncio.timeout(limit_s):
+            raw = await request.read()
+    except TimeoutError as error:
+        raise ClientTooSlow(f"the body did not arrive within {limit_s:g} s") from error
+    except web.RequestPayloadError as error:
+        raise BadMessage("the body is not what its headers say") from error
+    try:
+        return json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise BadMessage(f"the body is not JSON: {type(error).__name__}") from error
 
@@ -86,7 +102,8 @@ def request_id_of(body: Any) -> str:
 
 def digest_of(path: str, body: Any) -> bytes:
     """What was asked, in 32 bytes."""
-    return hashlib.sha256(f"{path}\n{json.dumps(body, sort_keys=True)}".encode()).digest()
+    text = f"{path}\n{json.dumps(body, sort_keys=True)}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 class Routes:
@@ -94,6 +111,7 @@ class Routes:
 
     def __init__(self, server: SandboxServer, *, token: str | None, body_bytes: int) -> None:
         self._server = server
+        self._client_limit_s = server.settings.client_limit_s
         self._token = token.encode() if token else None
         self.application = web.Application(
             middlewares=[self._answer_errors, self._check_token], client_max_size=body_bytes
@@ -113,6 +131,7 @@ class Routes:
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        _hang_up_on_who_does_not_read(request, self._client_limit_s)
         try:
             return await handler(request)
         except web.HTTPException as error:
@@ -131,7 +150,9 @@ class Routes:
     async def _check_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._token is not None and request.path not in OPEN_PATHS:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
+            # Bytes that are no UTF-8 arrive as lone surrogates.
+            presented = given.strip().encode("utf-8", "surrogateescape")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(presented, self._token):
                 return self._counted(refusal(401, "unauthorized", "a valid bearer token is required"))
         return await handler(request)
 
@@ -149,7 +170,7 @@ class Routes:
         return web.json_response(self._server.status())
 
     async def _open(self, request: web.Request) -> web.StreamResponse:
-        body = await read_body(request)
+        body = await read_body(request, self._client_limit_s)
         limits = limits_from_json(field(body, "limits", (dict, type(None)), None))
         stateless = field(body, "stateless", bool, False)
         seed = field(body, "seed", (int, type(None)), None)
@@ -160,7 +181,7 @@ class Routes:
         return await self._once(request, body, work)
 
     async def _run(self, request: web.Request) -> web.StreamResponse:
-        body = await read_body(request)
+        body = await read_body(request, self._client_limit_s)
         session_id = request.match_info["session_id"]
         code, stdin = field(body, "code", str), field(body, "stdin", str, "")
         timeout = field(body, "timeout", (int, float, type(None)), None)
@@ -175,7 +196,10 @@ class Routes:
         return await self._once(request, body, work)
 
     async def _once(self, request: web.Request, body: Any, work: Callable[[], Any]) -> web.StreamResponse:
-        task = self._server.replies.once(request_id_of(body), digest_of(request.path, body), work)
+        async def reply() -> bytes:
+            return json.dumps(await work()).encode()
+
+        task = self._server.replies.once(request_id_of(body), digest_of(request.path, body), reply)
         return await self._answer_when_done(request, task)
 
     async def _answer_when_done(self, request: web.Request, task: asyncio.Task[Any]) -> web.StreamResponse:
@@ -194,7 +218,7 @@ class Routes:
         return response
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        body = await read_body(request)
+        body = await read_body(request, self._client_limit_s)
         return web.json_response({"cancelled": self._server.replies.cancel(request_id_of(body))})
 
     async def _close(self, request: web.Request) -> web.Response:
@@ -203,7 +227,7 @@ class Routes:
         )
 
     async def _renew(self, request: web.Request) -> web.Response:
-        body = await read_body(request)
+        body = await read_body(request, self._client_limit_s)
         session_ids = field(body, "session_ids", list)
         if not all(isinstance(session_id, str) for session_id in session_ids):
             raise BadMessage("the field 'session_ids' must be a list of strings")
@@ -212,8 +236,17 @@ class Routes:
         )
 
 
+def _hang_up_on_who_does_not_read(request: web.Request, limit_s: float) -> None:
+    """The kernel ends a connection whose other end takes nothing of a reply for `limit_s`."""
+    sock = None if request.transport is None else request.transport.get_extra_info("socket")
+    if sock is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limit_s * 1000))
+
+
 def _response_of(task: asyncio.Task[Any], counted: Callable[[web.Response], web.Response]) -> web.Response:
     if task.cancelled():
         return counted(refusal_of(asyncio.CancelledError()))
     error = task.exception()
-    return web.json_response(task.result()) if error is None else counted(refusal_of(error))
+    if error is not None:
+        return counted(refusal_of(error))
+    return web.Response(body=task.result(), content_type="application/json")

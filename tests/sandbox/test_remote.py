@@ -685,3 +685,159 @@ async def test_a_server_below_the_level_asked_for_is_not_used() -> None:
         with pytest.raises(SandboxUnavailable, match="below the virtual asked for"):
             async with client_of(server.url, min_level="virtual"):
                 pass
+
+
+async def _raw(server: SandboxServer, *parts: bytes, wait_s: float = 20.0, pause_s: float = 0.0) -> bytes:
+    """What a server answers to bytes as they are, until it hangs up."""
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(pause_s)
+        async with asyncio.timeout(wait_s):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+def _post(path: bytes, body: bytes, *headers: bytes) -> bytes:
+    wanted = {b"Content-Type": b"application/json", b"Authorization": b"Bearer token"}
+    for header in headers:
+        name, _, value = header.partition(b": ")
+        wanted[name] = value
+    lines = [b"POST %s HTTP/1.1" % path, b"Host: x", b"Connection: close", b"Content-Length: %d" % len(body)]
+    lines += [b"%s: %s" % item for item in wanted.items()]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+BAD_REQUESTS = {
+    "a token that is no UTF-8": (_post(b"/v1/sessions", b"{}", b"Authorization: Bearer \xff\xfe"), 401),
+    "a scheme that is no UTF-8": (_post(b"/v1/sessions", b"{}", b"Authorization: \xff x"), 401),
+    "a token of other letters": (
+        _post(b"/v1/sessions", b"{}", "Authorization: Bearer t\N{LATIN SMALL LETTER O WITH STROKE}ken".encode()),
+        401,
+    ),
+    "no scheme": (_post(b"/v1/sessions", b"{}", b"Authorization: token"), 401),
+    "a content type that is none": (_post(b"/v1/sessions", b"{}", b"Content-Type: \xff/\xff"), 400),
+    "a charset that is none": (_post(b"/v1/leases", b"{}", b"Content-Type: application/json; charset=\xff"), 400),
+    "a body that is no UTF-8": (_post(b"/v1/sessions", b"\xff\xfe{}"), 400),
+    "a body that says it is packed": (_post(b"/v1/sessions", b"{}", b"Content-Encoding: gzip"), 400),
+    "half a surrogate as id": (_post(b"/v1/sessions/x/run", b'{"request_id": "\\ud800aaaaaaaa", "code": "1"}'), 404),
+    "half a surrogate in the path": (
+        _post(b"/v1/sessions/%ed%a0%80%ff/run", b'{"request_id": "aaaaaaaaaaaa", "code": "1"}'),
+        404,
+    ),
+    "a path with zeros": (_post(b"/v1/sessions/%00/run", b'{"request_id": "aaaaaaaaaaab", "code": "1"}'), 404),
+    "deep nesting": (_post(b"/v1/sessions", b"[" * 100_000), 400),
+    "a number of 5,000 digits": (_post(b"/v1/sessions", b'{"request_id": "aaaaaaaaaaac", "seed": 1%s}' % (b"0" * 5000)), 400),
+    "a limit that is no number": (
+        _post(b"/v1/sessions", b'{"request_id": "aaaaaaaaaaad", "limits": {"time_s": NaN}}'),
+        400,
+    ),
+    "an infinite time": (_post(b"/v1/sessions/x/run", b'{"request_id": "aaaaaaaaaaae", "code": "1", "timeout": Infinity}'), 400),
+    "a request line that is none": (b"\xff\xfe\r\n\r\n", 400),
+    "a header that is none": (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\xff\r\nConnection: close\r\n\r\n", 400),
+    "a length that is none": (b"POST /v1/leases HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", 400),
+    "a chunk that is none": (
+        _post(b"/v1/leases", b"xyz\r\n", b"Transfer-Encoding: chunked").replace(b"Content-Length: 5", b"X-Y: z"),
+        400,
+    ),
+    "a method that is none": (b"FETCH /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+    "a method that is not offered": (b"PUT /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD_REQUESTS)
+async def test_bad_requests_are_refused_and_none_is_an_error_of_the_server(what: str, caplog: Any) -> None:
+    # Fails (500 and a traceback in the log) where a token is encoded as if it were UTF-8.
+    request, status = BAD_REQUESTS[what]
+    async with serving(token="token") as server:
+        answer = await _raw(server, request)
+    assert answer[8:13] == b" %d " % status, answer[:300]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_the_right_token_is_let_in_whatever_its_letters() -> None:
+    async with serving(token="t\N{LATIN SMALL LETTER O WITH STROKE}ken") as server:
+        header = "Authorization: Bearer t\N{LATIN SMALL LETTER O WITH STROKE}ken".encode()
+        answer = await _raw(server, _post(b"/v1/leases", b'{"session_ids": []}', header))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),
+        (b"POST /v1/leases HTTP/1.1\r\n", b"Host: x\r\n", b"X-A: b\r\n", b"X-B: c\r\n"),
+        (_post(b"/v1/leases", b"x" * 1000)[:-900], b"x", b"x", b"x"),
+    ],
+    ids=["says nothing", "drips headers", "drips a body"],
+)
+async def test_slow_clients_are_closed(parts: tuple[bytes, ...]) -> None:
+    # Fails (no end within 20 s) without `keepalive_timeout` or the limit of `read_body`.
+    async with serving(token="token", client_limit_s=0.6) as server:
+        answer = await _raw(server, *parts, pause_s=0.1)
+    assert not answer or answer.startswith(b"HTTP/1.1 408 "), answer[:300]
+
+
+async def test_who_takes_no_reply_is_closed() -> None:
+    # Fails without TCP_USER_TIMEOUT: the reply stays in the server's memory for as long as the client likes.
+    limits = Limits(time_s=10.0, output_bytes=32 << 20)
+    async with serving(token="token", client_limit_s=1.0) as server:
+        server._limits = limits
+        session = (await server.open_session(limits, stateless=False, seed=None))["session_id"]
+        body = b'{"request_id": "aaaaaaaaaaaa", "code": "print(\'x\' * 30_000_000)"}'
+        host, port = server.url.removeprefix("http://").split(":")
+        deaf = socket.create_connection((host, int(port)))
+        try:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.sendall(_post(b"/v1/sessions/%s/run" % session.encode(), body))
+            async with asyncio.timeout(60):
+                while server.metrics.run_seconds._sum == 0.0:  # noqa: ASYNC110 - until the reply is under way
+                    await asyncio.sleep(0.05)
+                while server._runner.server.connections:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        finally:
+            deaf.close()
+
+
+async def test_a_ceiling_holds_also_for_who_asks_for_nothing() -> None:
+    ceiling = Limits(time_s=0.5, output_bytes=1024)
+    async with serving(ceiling=ceiling) as server, aiohttp.ClientSession(server.url) as http:
+        opened = await http.post("/v1/sessions", json={"request_id": "aaaaaaaa-1"})
+        path = f"/v1/sessions/{(await opened.json())['session_id']}/run"
+        ran = await http.post(path, json={"request_id": "aaaaaaaa-2", "code": "while True: pass"})
+        assert (await ran.json())["result"]["status"] == "timeout"
+        refused = await http.post(path, json={"request_id": "aaaaaaaa-3", "code": "1", "timeout": 5})
+        assert refused.status == 400
+
+
+async def test_many_calls_on_one_session_respect_the_length_of_the_queue() -> None:
+    async with serving(max_waiting=20, max_running=2) as server, aiohttp.ClientSession(server.url) as http:
+        opened = await http.post("/v1/sessions", json={"request_id": "aaaaaaaa-1"})
+        path = f"/v1/sessions/{(await opened.json())['session_id']}/run"
+
+        async def call(number: int) -> int:
+            body = {"request_id": f"aaaaaaaa-run-{number}", "code": "import time; time.sleep(0.05)"}
+            async with http.post(path, json=body) as response:
+                return response.status
+
+        statuses = await asyncio.gather(*(call(number) for number in range(100)))
+        assert set(statuses) == {200, 429}
+        assert 15 <= statuses.count(200) <= 60
+
+
+async def test_a_retry_whose_reply_had_to_go_is_refused_and_not_run_again() -> None:
+    async with serving(reply_mb=1) as server, aiohttp.ClientSession(server.url) as http:
+        opened = await http.post("/v1/sessions", json={"request_id": "aaaaaaaa-1"})
+        path = f"/v1/sessions/{(await opened.json())['session_id']}/run"
+        once = {"request_id": "aaaaaaaa-once", "code": "count = globals().get('count', 0) + 1"}
+        await http.post(path, json=once)
+        for number in range(30):
+            await http.post(path, json={"request_id": f"aaaaaaaa-{number}", "code": "print('x' * 60_000)"})
+        again = await http.post(path, json=once)
+        assert (again.status, (await again.json())["error"]["code"]) == (410, "reply_forgotten")
+        count = await http.post(path, json={"request_id": "aaaaaaaa-count", "code": "count"})
+        assert (await count.json())["result"]["value"] == "1"
+        assert server.replies.bytes <= 1 << 20

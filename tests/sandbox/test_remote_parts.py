@@ -1,5 +1,6 @@
 """Parts of the remote pool on their own: settings, messages, the queue, kept replies, metrics."""
 
+import argparse
 import asyncio
 import dataclasses
 import json
@@ -15,14 +16,15 @@ from agentrl_sandbox.remote_messages import (
     limits_above,
     limits_from_json,
     limits_to_json,
+    limits_within,
     result_from_json,
     result_to_json,
 )
 from agentrl_sandbox.result import File
-from agentrl_sandbox.server import ServerSettings
+from agentrl_sandbox.server import ServerSettings, ceiling_of
 from agentrl_sandbox.server_metrics import Histogram
 from agentrl_sandbox.server_queue import QueueFull, RunQueue
-from agentrl_sandbox.server_replies import ReplyStore, RequestConflict
+from agentrl_sandbox.server_replies import ReplyForgotten, ReplyStore, RequestConflict
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.org"])
@@ -53,6 +55,8 @@ def test_wrong_settings_of_the_client(settings: dict[str, Any], says: str) -> No
         ({"lease_s": 0}, "lease_s must be positive"),
         ({"max_sessions": 0}, "max_sessions must be at least 1"),
         ({"max_waiting": -1}, "max_waiting must not be negative"),
+        ({"client_limit_s": float("nan")}, "client_limit_s must be positive and finite"),
+        ({"reply_mb": 0}, "reply_mb must be positive"),
     ],
 )
 def test_wrong_settings_of_the_server(settings: dict[str, Any], says: str) -> None:
@@ -168,32 +172,48 @@ async def test_a_cancelled_wait_gives_its_place_up() -> None:
         assert queue.waiting == 0
 
 
-async def test_replies_are_kept_for_a_while_and_up_to_a_number() -> None:
-    store: ReplyStore[int] = ReplyStore(keep_s=60.0, capacity=2)
-    calls: list[int] = []
+async def test_replies_are_kept_for_a_while_and_up_to_their_bytes() -> None:
+    store = ReplyStore(keep_s=60.0, capacity=10)
+    calls: list[bytes] = []
 
-    def work(number: int) -> Any:
-        async def do() -> int:
-            calls.append(number)
-            return number
+    def work(reply: bytes) -> Any:
+        async def do() -> bytes:
+            calls.append(reply)
+            return reply
 
         return do
 
-    for number in (1, 2, 3):
-        assert await store.once(f"id-{number}", b"digest", work(number)) == number
-    await store.once("id-4", b"digest", work(4))
-    assert await store.once("id-4", b"digest", work(5)) == 4  # kept
-    assert await store.once("id-1", b"digest", work(6)) == 6  # the oldest was forgotten
-    assert calls == [1, 2, 3, 4, 6]
+    for number in (b"1111", b"2222", b"3333"):  # 12 bytes: the first has to go
+        assert await store.once(f"id-{number[:1].decode()}", b"digest", work(number)) == number
+    assert store.bytes == 8
+    assert await store.once("id-3", b"digest", work(b"again")) == b"3333"
+    with pytest.raises(ReplyForgotten, match="kept no longer"):  # and is not run a second time
+        store.once("id-1", b"digest", work(b"again"))
     with pytest.raises(RequestConflict):
-        store.once("id-4", b"another", work(7))
+        store.once("id-3", b"another", work(b"again"))
+    await store.once("id-4", b"digest", work(b"4" * 11))  # more than there is room for
+    assert store.bytes == 0
+    assert calls == [b"1111", b"2222", b"3333", b"4" * 11]
+
+
+async def test_replies_are_forgotten_with_their_time() -> None:
+    store = ReplyStore(keep_s=0.05, capacity=1000)
+
+    async def work() -> bytes:
+        return b"reply"
+
+    for number in range(50):
+        await store.once(f"id-{number}", b"digest", work)
+    await asyncio.sleep(0.1)
+    await store.once("another", b"digest", work)
+    assert (len(store), store.bytes) == (1, 5)
 
 
 async def test_a_refused_request_is_not_kept() -> None:
-    store: ReplyStore[int] = ReplyStore(keep_s=60.0, capacity=10)
-    answers = [QueueFull("full", 1), 5]
+    store = ReplyStore(keep_s=60.0, capacity=10)
+    answers: list[Exception | bytes] = [QueueFull("full", 1), b"5"]
 
-    async def work() -> int:
+    async def work() -> bytes:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -201,7 +221,58 @@ async def test_a_refused_request_is_not_kept() -> None:
 
     with pytest.raises(QueueFull):
         await store.once("request", b"digest", work)
-    assert await store.once("request", b"digest", work) == 5
+    assert await store.once("request", b"digest", work) == b"5"
+
+
+async def test_calls_that_wait_for_their_session_fill_the_queue_and_take_no_turn() -> None:
+    # Fails when the session's lock is taken before the queue is asked.
+    queue, session = RunQueue(running=4, waiting=3, wait_limit_s=10.0), asyncio.Lock()
+    done = 0
+
+    async def call() -> None:
+        nonlocal done
+        async with queue.turn(session):
+            assert queue.running == 1
+            await asyncio.sleep(0.001)
+            done += 1
+
+    outcomes = await asyncio.gather(*(call() for _ in range(600)), return_exceptions=True)
+    assert done == 4
+    assert sum(isinstance(outcome, QueueFull) for outcome in outcomes) == 596
+    async with queue.turn(asyncio.Lock()):  # another session is served
+        assert queue.waiting == 0
+
+
+async def test_a_limit_that_passes_while_a_session_is_waited_for_leaves_it_free() -> None:
+    queue, session = RunQueue(running=1, waiting=3, wait_limit_s=0.05), asyncio.Lock()
+    async with queue.turn(asyncio.Lock()):
+        with pytest.raises(QueueFull, match="no turn came within"):
+            async with queue.turn(session):
+                pass
+    assert not session.locked()
+    assert (queue.running, queue.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("time=3", "'time' is no limit; there are time_s, memory_mb"),
+        ("time_s", "not of the form name=number"),
+        ("time_s=fast", "not of the form name=number"),
+        ("memory_mb=1e12", "outside 32"),
+        ("time_s=nan", "outside"),
+        ("as_dict=1", "'as_dict' is no limit"),
+    ],
+)
+def test_wrong_ceilings(text: str, says: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=says):
+        ceiling_of(text)
+
+
+def test_a_ceiling_bounds_what_it_names() -> None:
+    ceiling = ceiling_of("time_s=2.5, memory_mb=2048,")
+    assert (ceiling.time_s, ceiling.memory_mb, ceiling.files) == (2.5, 2048, 10_000_000)
+    assert limits_within(Limits(), ceiling) == dataclasses.replace(Limits(), time_s=2.5)
 
 
 def test_a_histogram_is_cumulative() -> None:
