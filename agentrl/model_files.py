@@ -45,7 +45,7 @@ def find_model(path: str, name: str = "model.path", *, fetch: bool = True) -> Pa
         _check_folder(folder, what)
         return folder
     if folder.exists():
-        raise ConfigError(f"{what} is a file{_remedy(folder)}")
+        raise ConfigError(f"{what} is a file{what_it_is(folder)}")
     if not _HUB_ID.fullmatch(path) or path.count("/") > 1:
         raise ConfigError(f"{what}: there is no such folder (looked in {Path.cwd()})")
     cached = _cached(path)
@@ -87,10 +87,10 @@ def trained_format(path: str) -> Literal["code", "hermes"] | None:
 
 def _check_folder(folder: Path, what: str) -> None:
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{what} holds no config.json{_remedy(folder)}")
+        raise ConfigError(f"{what} holds no config.json{what_it_is(folder)}")
     files = [file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))]
     if not files:
-        raise ConfigError(f"{what} holds no weights (*.safetensors){_remedy(folder)}")
+        raise ConfigError(f"{what} holds no weights (*.safetensors){what_it_is(folder)}")
     for file in files:
         if file.suffix == ".safetensors":
             _check_safetensors(file, what)
@@ -105,7 +105,7 @@ def _check_folder(folder: Path, what: str) -> None:
         )
 
 
-def _remedy(path: Path) -> str:
+def what_it_is(path: Path) -> str:
     """What a path that is no folder of Hugging Face weights seems to be, and what to do."""
     if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
         return ": GGUF cannot be trained; give the model's Hugging Face folder (safetensors)"
@@ -118,7 +118,7 @@ def _remedy(path: Path) -> str:
     if not any(path.iterdir()):
         return ": the folder is empty"
     inside = next((file.parent for file in sorted(path.glob("*/config.json"))), None)
-    return f": did you mean {str(inside)!r}?" if inside is not None else "; it is no model folder"
+    return f": did you mean {str(inside)!r}?" if inside is not None else ""
 
 
 def _check_safetensors(file: Path, what: str) -> None:

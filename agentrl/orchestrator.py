@@ -169,6 +169,8 @@ class Orchestrator:
         await self.end(self.dispatcher)
         await self._flush()
         await self._checkpoint()
+        if self.version:
+            await write_weights(self)
         raise Interrupted(
             f"stopped at version {self.version}; continue with "
             f"`agentrl train --resume {self.parts.folder.path}`"

@@ -80,6 +80,7 @@ def out_of_range(section: Any, name: str = "") -> Iterator[str]:
         hint = hints[field.name]
         if is_dataclass(value):
             yield from out_of_range(value, f"{name}{'.' if name else ''}{field.name}")
+            continue
         several = isinstance(value, tuple)
         for part, kind in zip(value, typing.get_args(hint), strict=False) if several else [(value, hint)]:
             within = range_of(kind)

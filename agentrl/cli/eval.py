@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agentrl.evaluation.experiment import Experiment
     from agentrl.evaluation.run import Progress
     from agentrl.evaluation.scoring import JudgeOptions
-    from agentrl.settings import Settings
+    from agentrl.settings import EnvSettings, Settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -131,11 +131,14 @@ def _judge(options: argparse.Namespace) -> JudgeOptions | None:
     )
 
 
-def _sources(options: argparse.Namespace, settings: Settings | None) -> list[str]:
+def _sources(
+    options: argparse.Namespace, settings: Settings | None, env: EnvSettings | None
+) -> list[str]:
     """The data that are named, those with commas taken apart."""
     from agentrl.errors import ConfigError
 
-    given = options.data or ([settings.eval.data] if settings is not None and settings.eval.data else [])
+    held_out = (env.eval_data if env is not None else "") or (settings.eval.data if settings else "")
+    given = options.data or ([held_out] if held_out else [])
     parts = [[text] if Path(text).exists() else text.split(",") for text in given]
     found = [part.strip() for text in parts for part in text if part.strip()]
     if not found:
@@ -151,14 +154,13 @@ def make_experiments(options: argparse.Namespace) -> list[Experiment]:
     from agentrl.evaluation.suite import experiments_of
 
     settings = run_settings(options.subject)
-    sources = _sources(options, settings)
+    env = _run_env(options, settings)
+    sources = _sources(options, settings, env)
     samples, decoding, rollout = _sampling(options, settings)
-    env = settings.env[0] if settings is not None and settings.env else None
-    same_env = env is not None and options.env in (None, env.name)
     columns = parse_map(options.map)
     if not columns and not options.data and settings is not None:
-        columns = dict(settings.data.map)
-    env_settings = dict(env.settings) if env is not None and same_env else {}
+        columns = dict(env.data.map if env is not None and env.data.train else settings.data.map)
+    env_settings = dict(env.settings) if env is not None else {}
     if options.system is not None:
         env_settings["system_prompt"] = options.system
     base = Experiment(
@@ -190,6 +192,21 @@ def make_experiments(options: argparse.Namespace) -> list[Experiment]:
         command=sys.argv,
     )
     return experiments_of(base, sources, options.prompt)
+
+
+def _run_env(options: argparse.Namespace, settings: Settings | None) -> EnvSettings | None:
+    """The environment of a run that is meant; None where there is no run, or another one is asked for.
+
+    Raises:
+        ConfigError: the run has several, and none is named.
+    """
+    from agentrl.errors import ConfigError
+
+    envs = settings.env if settings is not None else ()
+    if options.env is None and len(envs) > 1:
+        names = ", ".join(env.name for env in envs)
+        raise ConfigError(f"{options.subject} has several environments ({names}); name one with --env")
+    return next((env for env in envs if options.env in (None, env.name)), None)
 
 
 def _given(options: argparse.Namespace, **names: str) -> dict[str, Any]:

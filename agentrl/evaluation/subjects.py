@@ -20,10 +20,11 @@ from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
 from agentrl.evaluation.task import load_function
 from agentrl.inference.fingerprint import fingerprint
 from agentrl.metrics import read_metrics
-from agentrl.model_files import load_tokenizer, trained_format
+from agentrl.model_files import find_model, load_tokenizer, trained_format, what_it_is
 from agentrl.renderer import choose_format
 from agentrl.rollout import Decoding
 from agentrl.run_folder import RunFolder
+from agentrl.run_weights import run_weights
 from agentrl.settings import EngineSettings, RolloutSettings, Settings
 from agentrl_envs import ToolSpec
 
@@ -110,20 +111,20 @@ def run_settings(subject: str) -> Settings | None:
 
 
 def weights_of(subject: str) -> str:
-    """The folder of weights a subject means: a run's newest, or those it started from.
+    """The folder of weights a subject means: the newest version of a run, also where a checkpoint has it.
 
     Raises:
-        ConfigError: the folder holds neither a run nor weights.
+        ConfigError: the folder holds neither a run nor weights, or a run without any.
     """
-    path = Path(subject)
-    if (path / "run.json").exists():
-        newest = RunFolder.open(path).newest_weights()
-        settings = run_settings(subject)
-        return str(newest) if newest is not None else (settings.model.path if settings else "")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ConfigError(f"{path} holds neither a run (run.json) nor Hugging Face weights (config.json)")
-    if not path.exists() and (path.is_absolute() or subject.count("/") > 1 or subject.startswith(".")):
-        raise ConfigError(f"no folder {path}")
+    if (Path(subject) / "run.json").exists():
+        return str(run_weights(Path(subject)))
+    if Path(subject).is_dir() and not (Path(subject) / "config.json").is_file():
+        raise ConfigError(
+            f"{subject} holds neither a run (run.json) nor Hugging Face weights (config.json)"
+            f"{what_it_is(Path(subject))}"
+        )
+    if not Path(subject).is_dir():
+        find_model(subject, "the model", fetch=False)
     return subject
 
 

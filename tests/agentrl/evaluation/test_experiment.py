@@ -164,7 +164,7 @@ def test_the_paper_s_preset(place):
         (["eval", "--data", "rows.jsonl"], "name what is evaluated"),
         (
             ["eval", "nowhere/at/all", "--data", "rows.jsonl", "--map", "problem=question,answer=final"],
-            "no folder",
+            "no such folder",
         ),
         (["eval", "scripted:script.py:answers"], "name the data"),
         (
