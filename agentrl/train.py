@@ -35,6 +35,7 @@ from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch, run_episode
 from agentrl.run_folder import RunFolder
 from agentrl.settings import Settings
+from agentrl.settings_log import check_changes, log_changes, log_start
 from agentrl.spo.advantage import make_estimator
 from agentrl.watchdog import Watchdog
 from agentrl_sandbox import Sandbox
@@ -69,7 +70,8 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
     folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
     try:
         write_config(folder, plan.settings)
-        return asyncio.run(_run(plan, folder, options, resuming=False))
+        log_start(folder, plan.tasks)
+        return asyncio.run(_run(plan, folder, options))
     except BaseException:
         folder.remove_unstarted()
         raise
@@ -79,11 +81,12 @@ def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None
     """Go on with an earlier run, in its folder, with its settings and the flags given now.
 
     Raises:
-        ConfigError: there is no run, or it is running.
+        ConfigError: there is no run, it is running, or the flags would change what its values mean.
     """
     folder = RunFolder.open(path)
     plan = plan_run(config.load_settings(folder.config, flags))
-    return asyncio.run(_run(plan, folder, options or Options(), resuming=True))
+    changed = check_changes(folder, plan.settings, plan.tasks)
+    return asyncio.run(_run(plan, folder, options or Options(), changed))
 
 
 def write_config(folder: RunFolder, settings: Settings) -> None:
@@ -91,21 +94,25 @@ def write_config(folder: RunFolder, settings: Settings) -> None:
     write_file(folder.config, config.to_toml(settings).encode(), "config")
 
 
-async def _run(plan: RunPlan, folder: RunFolder, options: Options, *, resuming: bool) -> dict[str, Any]:
+async def _run(
+    plan: RunPlan, folder: RunFolder, options: Options, changed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run to the end; `changed` are the settings that a resumption changed, None in a new run."""
     folder.lock()
-    if options.on_ready is not None and not resuming:
+    if options.on_ready is not None and changed is None:
         for note in plan.notes:
             options.on_ready(note)
     started, cpu_started = time.monotonic(), cpu_seconds()
     try:
         async with contextlib.AsyncExitStack() as stack:
             orchestrator = await _assemble(plan, folder, options, stack)
-            if resuming:
+            if changed is not None:
                 from agentrl.resume import resume as go_back
 
                 await go_back(orchestrator)
                 # Not before: another process may have the run, or refuse these settings.
                 write_config(folder, plan.settings)
+                log_changes(folder, changed)
             with rare_collections(), _signals(orchestrator, options.handle_signals):
                 try:
                     await orchestrator.run()

@@ -131,9 +131,7 @@ def _judge(options: argparse.Namespace) -> JudgeOptions | None:
     )
 
 
-def _sources(
-    options: argparse.Namespace, settings: Settings | None, env: EnvSettings | None
-) -> list[str]:
+def _sources(options: argparse.Namespace, settings: Settings | None, env: EnvSettings | None) -> list[str]:
     """The data that are named, those with commas taken apart."""
     from agentrl.errors import ConfigError
 
