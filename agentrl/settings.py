@@ -91,7 +91,7 @@ class SandboxSettings:
     backend: Literal["local", "docker", "remote", "broken"] = "local"
     """`broken` answers every program with an error: a control."""
     min_level: str = ""
-    """Lowest level of isolation accepted; empty accepts the strongest one found."""
+    """Lowest level of isolation accepted; empty is `namespaced`. `filtered` has to be asked for."""
     allow_unsafe: bool = False
     """Runs programs without isolation. Never for a model you do not trust completely."""
     time_s: ProgramTime = 10.0

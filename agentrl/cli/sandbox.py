@@ -61,7 +61,7 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=("local", "docker"), default="local")
     parser.add_argument("--libraries", default="", help="packages for programs, e.g. numpy,sympy")
     parser.add_argument(
-        "--min-level", default=None, help="refuse below: filtered, namespaced, contained, virtual"
+        "--min-level", default=None, help="refuse below: filtered, namespaced (default), contained, virtual"
     )
     parser.add_argument("--allow-unsafe", action="store_true", help="run without isolation if there is none")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -35,7 +35,8 @@ _MIB = 1 << 20
 _STDERR_KEPT = 4096
 
 _INSIDE = (
-    "frames", "processes", "room", "meter", "cells", "notebook", "upkeep", "interpreter", "supervisor",
+    "frames", "processes", "room", "meter", "generators", "cells", "notebook", "upkeep", "interpreter",
+    "supervisor",
 )  # fmt: skip
 _MODULES = {
     **{name: f"inside/{name}.py" for name in _INSIDE},

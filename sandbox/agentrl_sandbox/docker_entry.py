@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import seccomp
-    from .inside import frames, supervisor
+    from .inside import frames, generators, supervisor
 else:
     import frames
+    import generators
     import seccomp
     import supervisor
 
@@ -110,6 +111,7 @@ def become_supervisor(libraries, cores):
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
     os.cpu_count = lambda: cores
     missing = warm(libraries)
+    generators.find()
     version = ".".join(map(str, sys.version_info[:3]))
     frames.send_frame(host_out, {"kind": "warm", "missing": missing, "python": version})
     ContainerSupervisor(host_in, host_out, guard_supervisor, open_usage()).serve()

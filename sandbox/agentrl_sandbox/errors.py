@@ -3,6 +3,7 @@
 SandboxError
 +-- SandboxConfigError      a setting is wrong (also a ValueError)
 +-- SandboxUnavailable      this machine cannot give the isolation asked for; says what to do
+|   +-- LibraryBroken       libraries for programs could not be imported inside; no other level would help
 +-- SandboxClosed           used after close
 +-- SessionClosed           used after close
 +-- PoolExhausted           no session became free in time
@@ -22,6 +23,10 @@ class SandboxConfigError(SandboxError, ValueError):
 
 class SandboxUnavailable(SandboxError):
     """The machine cannot give what was asked for; the text says why and how to get there."""
+
+
+class LibraryBroken(SandboxUnavailable):
+    """Libraries for programs cannot be imported inside the sandbox; the text names them and says why."""
 
 
 class SandboxClosed(SandboxError):

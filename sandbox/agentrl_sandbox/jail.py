@@ -23,8 +23,9 @@ _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8,
 _DETACH = 2
 _SOURCES = (
     "zygote.py", "seccomp.py", "landlock.py",
-    "inside/frames.py", "inside/processes.py", "inside/room.py", "inside/meter.py", "inside/cells.py",
-    "inside/notebook.py", "inside/upkeep.py", "inside/interpreter.py", "inside/supervisor.py",
+    "inside/frames.py", "inside/processes.py", "inside/room.py", "inside/meter.py", "inside/generators.py",
+    "inside/cells.py", "inside/notebook.py", "inside/upkeep.py", "inside/interpreter.py",
+    "inside/supervisor.py",
 )  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -85,6 +86,24 @@ def bind(source, target):
     mount(source, target, None, _BIND | _REC)
 
 
+def show(source, target):
+    """Show the directory `source` at `target` by a file system of its own, else by a bind.
+
+    A bind tells every program where the directory lies on the host (mountinfo), and shares its locks and
+    watches with all who use it there; an overlay without an upper layer does neither.
+    """
+    os.makedirs(target, exist_ok=True)
+    back = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.chdir(source)
+        mount("overlay", target, "overlay", _RDONLY | _NOSUID | _NODEV, "lowerdir=.:/new/empty")
+    except OSError:
+        bind(source, target)
+    finally:
+        os.fchdir(back)
+        os.close(back)
+
+
 def build_root(config, sources):
     """Build the root below /tmp; returns the command that starts the interpreter in it."""
     mount("none", "/", None, _REC | _PRIVATE)
@@ -118,7 +137,7 @@ def build_root(config, sources):
     for name, text in sources.items():
         write_file(f"/new/driver/{os.path.basename(name)}", text)
     for index, path in enumerate(config["libraries"]):
-        bind("/old" + path, f"/new/libraries/{index}")
+        show("/old" + path, f"/new/libraries/{index}")
     python = place_python(config)
     hide_packages(config)
     make_read_only()
@@ -129,8 +148,14 @@ def place_python(config):
     """Where the interpreter is found inside; one outside of /usr is bound to /python."""
     if config["prefix"] == "/usr":
         return config["python"]
-    bind("/old" + config["prefix"] + "/lib", "/new/python/lib")
-    bind("/old" + config["python"], "/new/python/bin/python3")
+    inside = os.path.relpath(config["python"], config["prefix"])
+    if inside.startswith(".."):
+        bind("/old" + config["prefix"] + "/lib", "/new/python/lib")
+        bind("/old" + config["python"], "/new/python/bin/python3")
+        return "/python/bin/python3"
+    show("/old" + config["prefix"], "/home")
+    bind("/home/lib", "/new/python/lib")
+    bind("/home/" + inside, "/new/python/bin/python3")
     return "/python/bin/python3"
 
 
@@ -171,6 +196,7 @@ def _pivot_number():
 def move_in(user):
     """Make /new the root and drop the privileges that are left."""
     mount("proc", "/new/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+    mount("tmpfs", "/new/tmp", "tmpfs", _NOSUID | _NODEV, "mode=1777,size=64m,nr_inodes=4096")
     os.chdir("/new")
     check(_libc.syscall(_pivot_number(), b".", b"."), "pivot_root")
     check(_libc.umount2(b".", _DETACH), "leave the old root")
@@ -186,10 +212,15 @@ def clean_environment(config, inside):
     """What the interpreter is started with: nothing of the trainer's. Equal hashes in all sessions."""
     libraries = "/python/lib" if inside and config["prefix"] != "/usr" else config["prefix"] + "/lib"
     environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"}
+    environment["MPLBACKEND"] = "Agg"
     if config["prefix"] != "/usr":
         environment["LD_LIBRARY_PATH"] = libraries
     for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR"):
         environment[f"{name}_NUM_THREADS"] = "1"
+    # Libraries write caches when they are imported. What they keep of them in memory, every session has.
+    cache = "/tmp" if inside else config["cache"]
+    for name in ("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        environment[name] = cache
     return environment
 
 

@@ -34,7 +34,8 @@ class LocalSandbox(Sandbox):
 
     Args:
         limits: defaults for `open`.
-        min_level: refuse to start below it.
+        min_level: refuse to start below it; default: namespaced, or lower where `max_level` or `allow_unsafe`
+            say so.
         allow_unsafe: run without isolation where nothing better can be had.
         python: an interpreter (3.11 or newer) for the programs; default: the one that runs this process.
         libraries: packages that programs may import, installed once into a directory of the sandbox's own.
@@ -69,8 +70,9 @@ class LocalSandbox(Sandbox):
         uid: int = 65534,
     ):
         self._limits = limits or Limits()
-        self._min_level = Level.parse(min_level)
         self._max_level = Level.parse(Level.CONTAINED if max_level is None else max_level) or Level.UNSAFE
+        lowest = Level.UNSAFE if allow_unsafe else min(Level.NAMESPACED, self._max_level)
+        self._min_level = Level.parse(lowest if min_level is None else min_level) or Level.UNSAFE
         self._allow_unsafe = allow_unsafe
         self._python, self._libraries, self._library_path = python, tuple(libraries), library_path
         self._wanted_zygotes = zygotes or os.cpu_count() or 1

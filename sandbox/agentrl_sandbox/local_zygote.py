@@ -12,11 +12,13 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import SandboxUnavailable
+from .errors import LibraryBroken, SandboxUnavailable
+from .removal import remove_tree
 
 _HERE = Path(__file__).resolve().parent
 
@@ -34,8 +36,8 @@ class ZygoteSettings:
     own_network: bool = True
     uid: int = 65534
 
-    def as_packet(self) -> bytes:
-        """What the jail and the zygote read from the control socket."""
+    def as_packet(self, cache: str) -> bytes:
+        """What the jail and the zygote read from the control socket; `cache`: where libraries may write."""
         inside = [f"/libraries/{index}" for index in range(len(self.library_paths))]
         config: dict[str, Any] = {
             "python": self.python,
@@ -48,6 +50,7 @@ class ZygoteSettings:
             "protect": self.protect,
             "own_network": self.own_network,
             "uid": self.uid,
+            "cache": cache,
         }
         return json.dumps(config).encode()
 
@@ -59,6 +62,9 @@ class Zygote:
         self.settings, self._process, self._control = settings, process, control
         self.ready: dict[str, Any] = {}
         self.forks = self.live = 0
+        self._cache = "" if settings.namespaces else tempfile.mkdtemp(prefix="agentrl-cache-")
+        if self._cache:
+            os.chmod(self._cache, 0o755)  # sessions read what the libraries wrote
         self._broken = False
 
     @classmethod
@@ -101,14 +107,18 @@ class Zygote:
         return self
 
     def _warm_up(self, timeout_s: float) -> None:
-        packet = self.settings.as_packet()
+        packet = self.settings.as_packet(self._cache)
         self._control.settimeout(timeout_s)
         try:
             self._control.send(packet)  # the jail takes one, the zygote the other
             self._control.send(packet)
             answer = self._control.recv(65536)
         except TimeoutError:
-            raise SandboxUnavailable(f"the zygote was not ready within {timeout_s:g} s") from None
+            raise LibraryBroken(
+                f"the interpreter was not ready within {timeout_s:g} s; it imports "
+                f"{', '.join(self.settings.warm) or 'nothing but the standard library'}: the machine is too "
+                "busy, or these take too long"
+            ) from None
         except OSError as error:
             raise SandboxUnavailable(
                 f"the zygote died at its start: {error}; {self._last_words()}"
@@ -120,7 +130,7 @@ class Zygote:
             raise SandboxUnavailable(self.ready["error"])
         if self.ready.get("failed"):
             listed = "; ".join(f"{name}: {why}" for name, why in self.ready["failed"].items())
-            raise SandboxUnavailable(f"libraries could not be imported inside the sandbox: {listed}")
+            raise LibraryBroken(f"libraries could not be imported inside the sandbox: {listed}")
         self._control.setblocking(False)
 
     def _last_words(self) -> str:
@@ -172,6 +182,8 @@ class Zygote:
                 self._process.wait(5)
         if self._process.stderr is not None:
             self._process.stderr.close()
+        if self._cache:
+            remove_tree(self._cache)
 
 
 # Moves the control socket to descriptor 3, closes what else was inherited, becomes the jail.

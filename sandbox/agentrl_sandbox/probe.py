@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from .canaries import escapes, readable_by
 from .cgroups import Groups
-from .errors import SandboxError, SandboxUnavailable
+from .errors import LibraryBroken, SandboxError, SandboxUnavailable
 from .level import Level
 from .libraries import import_names, install
 from .local_zygote import Zygote, ZygoteSettings
@@ -25,7 +25,8 @@ CANARY_LIMIT_S = 5.0
 _HOW = (
     "How to get there: run as root, or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, on "
     "Ubuntu 24.04 also kernel.apparmor_restrict_unprivileged_userns=0; in a container --security-opt "
-    "seccomp=unconfined or --privileged), or use backend='docker'."
+    "seccomp=unconfined or --privileged), or use backend='docker'. min_level='filtered' accepts less: see "
+    "docs/sandbox.md for what that does not hold."
 )
 
 
@@ -37,7 +38,7 @@ class Wish:
     libraries: tuple[str, ...] = ()
     library_path: str | None = None
     max_level: Level = Level.CONTAINED
-    min_level: Level | None = None
+    min_level: Level = Level.NAMESPACED
     allow_unsafe: bool = False
     control_groups: bool = True
     own_network: bool = True
@@ -71,7 +72,7 @@ def find_level(wish: Wish) -> Found:
         SandboxUnavailable: nothing, or nothing as strong as `min_level`; the text says what to do.
     """
     reasons: list[str] = []
-    if wish.min_level is not None and wish.min_level > wish.max_level:
+    if wish.min_level > wish.max_level:
         raise SandboxUnavailable(
             f"level {wish.min_level.name.lower()} is more than the local backend gives "
             f"({wish.max_level.name.lower()}); use backend='docker' with runtime='runsc' for 'virtual'"
@@ -79,15 +80,14 @@ def find_level(wish: Wish) -> Found:
     for level in (Level.NAMESPACED, Level.FILTERED, Level.UNSAFE):
         if level > wish.max_level or (level is Level.UNSAFE and not wish.allow_unsafe):
             continue
-        for python in pythons(wish.python):
-            found = _try_level(level, python, wish, reasons)
-            if found is None:
-                continue
-            if wish.min_level is not None and found.level < wish.min_level:
-                _close(found)
-                raise SandboxUnavailable(_too_weak(found.level, wish.min_level, reasons + found.reasons))
-            found.reasons = reasons + found.reasons
-            return found
+        found = _try_pythons(level, wish, reasons)
+        if found is None:
+            continue
+        if found.level < wish.min_level:
+            _close(found)
+            raise SandboxUnavailable(_too_weak(found.level, wish.min_level, reasons + found.reasons))
+        found.reasons = reasons + found.reasons
+        return found
     raise SandboxUnavailable(
         f"this machine offers no isolation: {'; '.join(reasons)}. {_HOW} "
         "allow_unsafe=True runs programs without isolation; only do so with programs you trust"
@@ -102,12 +102,30 @@ def _too_weak(level: Level, wanted: Level, reasons: list[str]) -> str:
     )
 
 
+def _try_pythons(level: Level, wish: Wish, reasons: list[str]) -> Found | None:
+    """The level with the first interpreter that has it. Raises LibraryBroken: a library lowers no level."""
+    broken: LibraryBroken | None = None
+    for python in pythons(wish.python):
+        try:
+            found = _try_level(level, python, wish, reasons)
+        except LibraryBroken as error:
+            broken = broken or error
+            continue
+        if found is not None:
+            return found
+    if broken is not None:
+        raise broken
+    return None
+
+
 def _try_level(level: Level, python: Python, wish: Wish, reasons: list[str]) -> Found | None:
     name = level.name.lower()
     settings = _settings(level, python, wish)
     try:
         _check_readable(level, settings, wish)
         zygote = Zygote.start(settings, START_LIMIT_S)
+    except LibraryBroken:
+        raise
     except SandboxUnavailable as error:
         if f"{name}: {error}" not in reasons:
             reasons.append(f"{name}: {error}")
@@ -122,10 +140,14 @@ def _try_level(level: Level, python: Python, wish: Wish, reasons: list[str]) -> 
             found.level = Level.CONTAINED
         else:
             found.reasons.append(f"contained: {why}")
-    try:
-        got_out = asyncio.run(_run_canaries(found))
-    except SandboxError as error:
-        got_out = [str(error)]
+    got_out = ["nothing was tried"]
+    for _ in range(2):  # a busy machine may keep them from running once
+        try:
+            got_out = asyncio.run(_run_canaries(found))
+        except SandboxError as error:
+            got_out = [str(error)]
+        if not got_out:
+            break
     if got_out and level is not Level.UNSAFE:
         reasons.append(f"{name}: {'; '.join(got_out)}")
         _close(found)

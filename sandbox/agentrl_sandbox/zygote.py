@@ -9,6 +9,7 @@ programs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -21,6 +22,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside"))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import frames
+import generators
 import interpreter
 import landlock
 import seccomp
@@ -33,6 +35,8 @@ _HUGE = 2 << 20
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
     0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 )  # fmt: skip
+_NEWCGROUP = 0x02000000
+_QUOTAS = {"max_inotify_instances": 4, "max_user_namespaces": 0}
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _NOATIME = 1, 2, 4, 8, 1024
 _python = ctypes.PyDLL(None, use_errno=True)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,25 +57,48 @@ def warm(modules, exercise):
             __import__(name)
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
-    if "sympy" in sys.modules and exercise:
-        import sympy
-
-        x = sympy.Symbol("x")
-        sympy.integrate(sympy.sin(x) ** 2 * x, x)
-        sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2)
-        sympy.solve(x**2 - 2 * x - 3, x)
-        sympy.factor(x**4 - 1)
-        sympy.sympify("x**2/3 + 1")
-        for number in (sympy.Rational(1, 3), sympy.N(sympy.pi, 20), sympy.factorint(360)):
-            str(number)
-    if "numpy" in sys.modules and exercise:
-        import numpy
-
-        numpy.linalg.solve(numpy.eye(3), numpy.ones(3))
-        repr(numpy.arange(4).reshape(2, 2).mean())
-        numpy.random.seed(0)  # a part of numpy that is only imported when used
+    for name, use in (("sympy", use_sympy), ("numpy", use_numpy), ("matplotlib", use_matplotlib)):
+        if name in sys.modules and exercise:
+            try:
+                use()
+            except Exception as error:
+                failed[name] = f"{type(error).__name__} when used: {error}"
     compile("1 + 1", "<warm>", "exec")
     return failed
+
+
+def use_sympy():
+    """The parts that programs begin with, which fill its caches."""
+    import sympy
+
+    x = sympy.Symbol("x")
+    sympy.integrate(sympy.sin(x) ** 2 * x, x)
+    sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2)
+    sympy.solve(x**2 - 2 * x - 3, x)
+    sympy.factor(x**4 - 1)
+    sympy.sympify("x**2/3 + 1")
+    for number in (sympy.Rational(1, 3), sympy.N(sympy.pi, 20), sympy.factorint(360)):
+        str(number)
+
+
+def use_numpy():
+    """The same."""
+    import numpy
+
+    numpy.linalg.solve(numpy.eye(3), numpy.ones(3))
+    repr(numpy.arange(4).reshape(2, 2).mean())
+    numpy.random.seed(0)  # a part of numpy that is only imported when used
+
+
+def use_matplotlib():
+    """Its first picture takes a second, wants a directory to write in, and complains about fonts."""
+    import io
+
+    import matplotlib.pyplot
+
+    matplotlib.pyplot.plot([0, 1])
+    matplotlib.pyplot.savefig(io.BytesIO())
+    matplotlib.pyplot.close("all")
 
 
 def fork_into(flags):
@@ -101,6 +128,10 @@ def enter_room(limits, uid, gid):
     for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+    for name, most in _QUOTAS.items():
+        with contextlib.suppress(OSError), open(f"/proc/sys/user/{name}", "w") as file:
+            file.write(str(most))  # what all sessions have from one user is shared out
+    _libc.unshare(_NEWCGROUP)  # the names of control groups are the host's
     size = f"size={int(limits['file_mb'])}m,nr_inodes={int(limits['files'])},mode=0700".encode()
     mount(b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV | _NOATIME, size)
     os.mkdir("/tmp/work")
@@ -213,7 +244,7 @@ class Zygote:
             return
         _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with its supervisor
         room = os.path.dirname(start["directory"])
-        landlock.restrict(readable_on_host(self.libraries), [room], files=devices)
+        landlock.restrict(readable_on_host([*self.libraries, self.config["cache"]]), [room], files=devices)
         around = seccomp.Surroundings(
             on_host=True,
             own=os.getpid(),
@@ -289,6 +320,7 @@ def main():
     sys.dont_write_bytecode = True
     sys.path += config["library_paths"]
     failed = warm(config["warm"], config["exercise"])
+    generators.find()
     gc.collect()
     gc.disable()
     gc.freeze()

@@ -405,7 +405,7 @@ async def test_random_numbers_differ_and_follow_a_seed(sandbox):
             return (await session.run("import random\nrandom.random(), hash('word')")).value
 
     free = [await draw(None) for _ in range(3)]
-    # Fails when `seed_generators` is not called after the fork.
+    # Fails when `generators.seed` is not called after the fork.
     assert len(set(free)) == 3
     assert await draw(7) == await draw(7)
 

@@ -23,12 +23,13 @@ from sys import exc_info
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__:
-    from . import cells
+    from . import cells, generators
     from .frames import LINE_LOST, read_exactly, write_all
     from .notebook import Notebook
     from .upkeep import Unusable, Upkeep, name_of, outline
 else:
     import cells
+    import generators
     from frames import LINE_LOST, read_exactly, write_all
     from notebook import Notebook
     from upkeep import Unusable, Upkeep, name_of, outline
@@ -38,8 +39,8 @@ _FUTURE = 0
 for _name in __import__("__future__").all_feature_names:
     _FUTURE |= getattr(__import__("__future__"), _name).compiler_flag
 _OURS = (
-    "supervisor", "interpreter", "frames", "processes", "room", "meter", "cells", "notebook", "upkeep",
-    "entry", "jail", "zygote", "seccomp", "landlock",
+    "supervisor", "interpreter", "frames", "processes", "room", "meter", "generators", "cells", "notebook",
+    "upkeep", "entry", "jail", "zygote", "seccomp", "landlock",
 )  # fmt: skip
 _BLOCK, _UNBLOCK = 0, 1
 _eval = eval  # a program may replace the name
@@ -83,7 +84,7 @@ class Interpreter:
         self._use_streams()
         sys.path[:] = [path for path in sys.path if path] + list(self.start.get("paths", ()))
         sys.argv = [""]
-        seed_generators(self.start.get("seed"))
+        generators.seed(self.start.get("seed"))
         self.main = types.ModuleType("__main__")
         self.main.__dict__["__builtins__"] = __import__("builtins")
         sys.modules["__main__"] = self.main
@@ -408,16 +409,6 @@ def close_others(keep):
         if start < end:  # an empty range would be taken for "up to the last one" and close them all
             os.closerange(start, end)
         start = end + 1
-
-
-def seed_generators(seed):
-    """Every session its own random numbers, or those of `seed`; forks would else repeat each other's."""
-    import random
-
-    random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(None if seed is None else seed % (1 << 32))
 
 
 def limit_resources(limits, start):
