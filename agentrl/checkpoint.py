@@ -74,9 +74,17 @@ def commit(temporary: Path, final: Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
+def set_damaged_aside(folder: Path) -> str:
+    """Give a checkpoint that cannot be read a name under which nobody takes it for one; returns the name."""
+    name = f"damaged_{folder.name}"
+    shutil.rmtree(folder.with_name(name), ignore_errors=True)
+    folder.rename(folder.with_name(name))
+    return name
+
+
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [path for path in folder.glob("step_*") if (path / "state.json").exists()]
+    """Checkpoints, oldest first."""
+    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
@@ -87,7 +95,7 @@ def read_state(folder: Path) -> RunState:
         CheckpointError: something is missing or of another format.
     """
     try:
-        plain = json.loads((folder / "state.json").read_text())
+        plain = json.loads((folder / "state.json").read_bytes())
         if plain["format"] != FORMAT:
             raise CheckpointError(f"{folder} is a checkpoint of format {plain['format']}, expected {FORMAT}")
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
@@ -104,12 +112,10 @@ def read_state(folder: Path) -> RunState:
             previous=_read_episodes(folder / "previous.jsonl.gz"),
             extra=plain["extra"],
         )
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{folder} cannot be read ({error}); delete it to resume from the one before"
-        ) from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # zlib, zipfile, pickle, struct: damaged bytes raise almost anything
+        raise CheckpointError(f"{folder} is damaged ({type(error).__name__}: {error})") from error
 
 
 def _split(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:

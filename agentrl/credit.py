@@ -118,10 +118,17 @@ class Credit:
 
 
 def shuffled(batch: Sequence[Episode], seed: int) -> list[Episode]:
-    """The batch with its rewards dealt out anew: a control that has nothing to learn."""
+    """The batch with its scores dealt out anew: a control that has nothing to learn.
+
+    An episode gets another one's score, mapped to its own reward range: environments of a mixture may differ.
+    """
     order = np.random.default_rng(seed).permutation(len(batch))
-    rewards = [batch[place].reward for place in order]
     return [
-        replace_reward(episode, reward) if reward is not None else episode
-        for episode, reward in zip(batch, rewards, strict=True)
+        replace_reward(episode, _reward_of(episode, batch[place].score))
+        for episode, place in zip(batch, order, strict=True)
     ]
+
+
+def _reward_of(episode: Episode, score: float) -> float:
+    low, high = episode.reward_range
+    return min(max(low + score * (high - low), low), high)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import DiskError
+from agentrl.errors import DataError, DiskError
 
 KILL_POINT = "AGENTRL_KILL_POINT"
 """Environment variable `NAME:N`: the process kills itself at the N-th passage of kill point NAME (tests)."""
@@ -38,7 +38,7 @@ class LineFile:
     """A file of JSON lines, only ever appended to.
 
     Args:
-        path: created when absent; a torn last line of a killed writer is cut off.
+        path: created when absent; last lines that a kill or a power cut has torn are cut off.
         name: of its kill points, `<name>.before` and `<name>.after`.
     """
 
@@ -89,13 +89,11 @@ class LineFile:
 
 def _cut_torn_line(descriptor: int) -> int:
     size = os.fstat(descriptor).st_size
-    end = size
+    end = _line_start(descriptor, size)  # after the last line break
     while end > 0:
-        start = max(0, end - 65536)
-        chunk = os.pread(descriptor, end - start, start)
-        newline = chunk.rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
+        # A power cut may leave a line of zeros, or half of one and a whole one behind it.
+        start = _line_start(descriptor, end - 1)
+        if _record(os.pread(descriptor, end - start, start)) is not None:
             break
         end = start
     if end != size:
@@ -103,17 +101,49 @@ def _cut_torn_line(descriptor: int) -> int:
     return end
 
 
-def read_lines(path: Path, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
-    """Records of a file of JSON lines from byte `start` to `end`; a torn last line is left out."""
+def _line_start(descriptor: int, end: int) -> int:
+    """Where the line begins that ends at `end`."""
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, None where it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_lines(
+    path: Path, start: int = 0, end: int | None = None, *, skip_damaged: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Records of a file of JSON lines from byte `start` to `end`; a torn last line is left out.
+
+    Raises:
+        DataError: a line before the last is damaged, unless those are skipped.
+    """
     if not path.exists():
         return
+    position = start
     with path.open("rb") as file:
         file.seek(start)
-        for line in file:
-            start += len(line)
-            if not line.endswith(b"\n") or (end is not None and start > end):
+        for number, line in enumerate(file, 1):
+            position += len(line)
+            if not line.endswith(b"\n") or (end is not None and position > end):
                 return
-            yield json.loads(line)
+            record = _record(line)
+            if record is not None:
+                yield record
+            elif not skip_damaged:
+                where = f"line {number}" + (f" after byte {start}" if start else "")
+                raise DataError(f"{path}, {where}, is damaged: {line[:60]!r}")
 
 
 def write_file(path: Path, data: bytes | Iterable[bytes], name: str) -> None:

@@ -15,6 +15,7 @@ from agentrl.settings import DataSettings, Settings
 if TYPE_CHECKING:
     from agentrl.inference.policy import Policy
     from agentrl.orchestrator import Evaluate
+    from agentrl.outage import Outages
     from agentrl.renderer import Renderer
     from agentrl_sandbox import Sandbox
 
@@ -62,7 +63,9 @@ def make_evaluation(
 
     options = settings.eval
 
-    async def evaluate(version: int, number: int, ended: Callable[[], None]) -> dict[str, Any]:
+    async def evaluate(
+        version: int, number: int, ended: Callable[[], None], outages: Outages
+    ) -> dict[str, Any]:
         results: dict[str, EvalResult] = {}
         for index, part in enumerate(held_out):
             results[part.task.name] = await evaluate_policy(
@@ -78,6 +81,7 @@ def make_evaluation(
                 name=f"v{version}-{number}" if len(held_out) == 1 else f"v{version}-{number}-{index}",
                 environment=part.task.name,
                 on_record=lambda record: ended(),
+                outages=outages,
             )
         if len(results) == 1:
             return next(iter(results.values())).as_row()

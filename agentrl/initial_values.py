@@ -7,8 +7,9 @@ module knows nothing of what values are used for.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from agentrl.durable import read_lines
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.ledger import Ledger, State
+from agentrl.outage import Outages
 from agentrl.processor_time import cpu_seconds
 from agentrl.prompts import PromptPool
 from agentrl.recorder import EpisodeRecorder
@@ -93,6 +95,7 @@ class InitialStream:
         recorder: writes the episodes.
         seed: the run's.
         rollouts: n0.
+        outages: which environments are paused, because everything of them fails.
     """
 
     def __init__(
@@ -103,8 +106,11 @@ class InitialStream:
         recorder: EpisodeRecorder,
         seed: int,
         rollouts: int,
+        outages: Outages | None = None,
     ) -> None:
         self._pool, self._ledger, self._recorder, self._seed = pool, ledger, recorder, seed
+        self._outages = outages or Outages(())
+        self._tries: Counter[str] = Counter()
         self.scores: list[list[float]] = [[] for _ in range(len(pool))]
         self.sampled_tokens = 0
         """Those of earlier attempts included."""
@@ -121,7 +127,7 @@ class InitialStream:
 
     def _plan(self, number: int, prompt: int) -> None:
         """Take the score of an earlier attempt, or play the rollout (again)."""
-        for attempt in range(TRIES):
+        for attempt in itertools.count():  # those of earlier attempts of the run do not count
             key = f"{INITIAL}{number}.{attempt}"
             entry = self._ledger.entries.get(key)
             if entry is not None and entry.prompt_id != self._pool.prompt_ids[prompt]:
@@ -138,13 +144,16 @@ class InitialStream:
             if entry is None or entry.state is State.PENDING:
                 self._todo.append((key, prompt))
                 return
-        self._left -= 1
 
     def next(self) -> Dispatch | None:
         """The next rollout."""
-        if not self._todo:
+        pairs = (todo for todo in self._todo if self._outages.admits(self._environment(todo[1])))
+        todo = next(pairs, None)
+        if todo is None:
             return None
-        key, prompt = self._todo.popleft()
+        self._todo.remove(todo)
+        key, prompt = todo
+        self._outages.started(self._environment(prompt), key)
         prompt_id = self._pool.prompt_ids[prompt]
         self._ledger.dispatched(key, prompt_id, 0)
         number = key.removeprefix(INITIAL).partition(".")[0]
@@ -153,9 +162,12 @@ class InitialStream:
             dispatch_index=int(number),
             prompt_id=prompt_id,
             start_version=0,
-            environment=self._pool.task(prompt).name,
+            environment=self._environment(prompt),
             seed=episode_seed(self._seed, key, 0),
         )
+
+    def _environment(self, prompt: int) -> str:
+        return self._pool.task(prompt).name
 
     def finished(self, episode: Episode) -> None:
         """Keep its score once it is on disk."""
@@ -163,6 +175,7 @@ class InitialStream:
 
     def _written(self, episode: Episode) -> None:
         self.ended += 1
+        self._outages.succeeded(episode)
         self._ledger.evaluated(episode.episode_id, episode.score, episode.num_sampled)
         self.sampled_tokens += episode.num_sampled
         self.scores[self._pool.index[episode.prompt_id]].append(episode.score)
@@ -173,9 +186,12 @@ class InitialStream:
         assert episode.failure is not None
         self.ended += 1
         self.last_failure = f"{episode.failure.boundary}: {episode.failure.error}: {episode.failure.message}"
-        self._ledger.failed(episode.episode_id, f"{episode.failure.boundary}: {episode.failure.error}")
+        counts = self._outages.failed(episode)
+        reason = f"{episode.failure.boundary}: {episode.failure.error}"
+        self._ledger.failed(episode.episode_id, reason, excused=not counts)
         number, _, attempt = episode.episode_id.removeprefix(INITIAL).partition(".")
-        if int(attempt) + 1 < TRIES:
+        self._tries[number] += counts
+        if self._tries[number] < TRIES:
             key = f"{INITIAL}{number}.{int(attempt) + 1}"
             self._todo.append((key, self._pool.index[episode.prompt_id]))
         else:
@@ -224,6 +240,7 @@ async def set_initial_values(orchestrator: Orchestrator) -> None:
             recorder=parts.recorder,
             seed=settings.run.seed,
             rollouts=rollouts,
+            outages=orchestrator.outages,
         )
         started, cpu = time.monotonic(), cpu_seconds()
         try:
@@ -242,6 +259,7 @@ async def _play(orchestrator: Orchestrator, stream: InitialStream) -> None:
     )
     running = asyncio.ensure_future(dispatcher.run())
     done = asyncio.ensure_future(stream.done.wait())
+    orchestrator.outages.wake = dispatcher.wake
     try:
         await orchestrator.parts.watchdog.wait(
             asyncio.wait((running, done), return_when=asyncio.FIRST_COMPLETED),

@@ -3,7 +3,8 @@
 States and transitions::
 
     pending --> finished --> learned@(attempt, version)
-       |           '-------> discarded(reason)
+       |           |-------> discarded(reason)
+       |           '-------> pending              (lost: its record is not on disk after a power cut)
        |--> evaluated(score)                    (initial rollouts)
        |--> failed(boundary)
        '--> abandoned(reason)
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.durable import LineFile, read_lines
-from agentrl.errors import LedgerError
+from agentrl.errors import DataError, LedgerError
 
 
 class State(StrEnum):
@@ -52,6 +53,10 @@ _ALLOWED: Mapping[State, frozenset[State]] = {
 }
 
 
+_OF_THE_RUN = ("attempt", "forgiven")
+"""Events that are of no one episode."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """The state of one episode."""
@@ -72,6 +77,8 @@ class Entry:
     """Of an evaluated episode."""
     tokens: int = 0
     """Sampled in an evaluated episode."""
+    excused: bool = False
+    """Failed for a reason that says nothing about its prompt: everything failed then."""
 
 
 class Ledger:
@@ -91,8 +98,22 @@ class Ledger:
         self._recorded: dict[int, list[str]] = {}
         self._held: list[dict[str, Any]] | None = None
         self._file = LineFile(path, "ledger")
-        for record in _flat(read_lines(path)):
-            self._apply(record)
+        self._read(path)
+
+    def _read(self, path: Path) -> None:
+        number = 0
+        try:
+            for line in read_lines(path):
+                number += 1
+                for record in _flat((line,)):
+                    self._apply(record)
+        except (DataError, LedgerError, KeyError, TypeError, AttributeError, ValueError) as error:
+            where = str(error) if isinstance(error, DataError) else f"{path}, line {number}: {error!r}"
+            good = number if isinstance(error, DataError) else number - 1
+            raise LedgerError(
+                f"{where}; keep its first {good} lines (`sed -i '{good + 1},$d' {path}`) to go on from the "
+                "newest checkpoint that is not younger than they are"
+            ) from error
 
     @property
     def position(self) -> int:
@@ -118,9 +139,17 @@ class Ledger:
         """Its reward is known and it is on disk."""
         self._write({"e": "finished", "k": key})
 
-    def failed(self, key: str, reason: str) -> None:
-        """Machinery broke; it has no reward."""
-        self._write({"e": "failed", "k": key, "r": reason})
+    def failed(self, key: str, reason: str, *, excused: bool = False) -> None:
+        """Machinery broke; it has no reward. Excused, its prompt is not to blame."""
+        self._write({"e": "failed", "k": key, "r": reason} | ({"o": True} if excused else {}))
+
+    def forgiven(self) -> None:
+        """The failures of all prompts were forgiven; those set aside are drawn again."""
+        self._write({"e": "forgiven"})
+
+    def lost(self, keys: Iterable[str]) -> None:
+        """Finished episodes of an earlier attempt that are not on disk: pending again."""
+        self._write_all(tuple({"e": "lost", "k": key} for key in keys))
 
     def evaluated(self, key: str, score: float, tokens: int = 0) -> None:
         """It was measured, with this score and so many sampled tokens, and is never learned from."""
@@ -235,13 +264,16 @@ class Ledger:
 
     def _check(self, record: dict[str, Any]) -> None:
         event = record["e"]
-        if event == "attempt":
+        if event in _OF_THE_RUN:
             return
         for key in record["ks"] if event == "learned" else (record["k"],):
             entry = self.entries.get(key)
             if event == "pending":
                 if entry is not None and not (entry.state is State.PENDING and entry.attempt < self.attempt):
                     raise LedgerError(f"episode {key} is {entry.state} and cannot be dispatched again")
+            elif event == "lost":
+                if entry is None or entry.state is not State.FINISHED:
+                    raise LedgerError(f"episode {key} is not finished and cannot be lost")
             elif entry is None:
                 raise LedgerError(f"episode {key} was never dispatched and cannot become {event}")
             elif State(event) not in _ALLOWED.get(entry.state, frozenset()):
@@ -250,6 +282,8 @@ class Ledger:
     def _apply(self, record: dict[str, Any]) -> None:
         self._check(record)
         event = record["e"]
+        if event == "forgiven":
+            return
         if event == "attempt":
             self.attempt = record["n"]
             for entry in list(self.entries.values()):
@@ -266,6 +300,10 @@ class Ledger:
                     group=record.get("g"),
                 )
             )
+        elif event == "lost":
+            entry = self.entries[record["k"]]
+            # Of the attempt before, so that it can be dispatched in this one.
+            self._put(replace(entry, state=State.PENDING, attempt=self.attempt - 1))
         elif event == "learned":
             self._record_batch(record["v"], record["ks"])
             for place, key in enumerate(record["ks"]):
@@ -282,8 +320,9 @@ class Ledger:
         else:
             entry = self.entries[record["k"]]
             reason, score = record.get("r", ""), record.get("s")
-            tokens = record.get("t", 0)
-            self._put(replace(entry, state=State(event), reason=reason, score=score, tokens=tokens))
+            tokens, excused = record.get("t", 0), record.get("o", False)
+            state = State(event)
+            self._put(replace(entry, state=state, reason=reason, score=score, tokens=tokens, excused=excused))
 
     def _record_batch(self, version: int, keys: list[str]) -> None:
         if self._recorded.get(version) != keys:

@@ -59,9 +59,12 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a run; of what was done again after a resume (steps, evaluations, initial values), the last."""
+    """Rows of a run; of what was done again after a resume (steps, evaluations, initial values), the last.
+
+    Damaged rows are left out.
+    """
     rows: dict[tuple[Any, ...], Row] = {}
-    for number, row in enumerate(read_lines(path)):
+    for number, row in enumerate(read_lines(path, skip_damaged=True)):
         again = row["kind"] in ("step", "eval", "initial")
         key = (row["kind"], row.get("step"), row.get("name")) if again else (row["kind"], number)
         rows.pop(key, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from agentrl.initial_values import set_initial_values
 from agentrl.learner_thread import AsyncLearner
 from agentrl.ledger import Ledger
 from agentrl.metrics import MetricsWriter, Totals
+from agentrl.outage import Outages
 from agentrl.prompts import PromptPool
 from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch
@@ -41,8 +42,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 Play = Callable[[Dispatch], Awaitable[Episode]]
-Evaluate = Callable[[int, int, Callable[[], None]], Awaitable[dict[str, Any]]]
-"""From (version, index of the evaluation, what to call after each of its episodes) to a row of metrics."""
+Evaluate = Callable[[int, int, Callable[[], None], Outages], Awaitable[dict[str, Any]]]
+"""From (version, index of the evaluation, what to call after each episode, what is paused) to a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,14 @@ class Orchestrator:
         self.attempt = 1
         self.credit = Credit(settings, parts.pool, parts.estimator)
         self.totals = Totals()
+        self.outages = Outages(
+            [task.name for task in parts.pool.tasks],
+            limit_s=settings.run.outage_limit_s,
+            tell=self._tell_outage,
+            give_up=self._fail,
+            exhausted=parts.pool.exhausted_in,
+            run=parts.folder.path,
+        )
         self.buffer = EpisodeBuffer(
             batch=stream.batch,
             staleness=0 if settings.run.deterministic else stream.staleness,
@@ -96,6 +105,7 @@ class Orchestrator:
             fold=self.credit.fold_one,
             quarantine_after=settings.sampler.quarantine_after,
             in_order=settings.run.deterministic,
+            outages=self.outages,
         )
         self.dispatcher = Dispatcher(self.stream, parts.play, stream.in_flight or settings.engine.slots)
         self.stream.wake = self.dispatcher.wake
@@ -110,6 +120,8 @@ class Orchestrator:
         self.initialised = False
         self.history: History | None = None  # what a resumed run still has to redo
         self.begun = False  # initial values and the first evaluation are done
+        self.forgive = not settings.run.deterministic
+        """Whether prompts that an earlier attempt set aside are drawn again."""
         self.earlier_s = self.earlier_cpu_s = 0.0  # of earlier attempts
         self.evaluations = 0
         parts.recorder.on_error(self._fail)
@@ -156,6 +168,7 @@ class Orchestrator:
                 await asyncio.wait((work, self._failed), return_when=asyncio.FIRST_COMPLETED)
                 (work if work.done() else self._failed).result()
         finally:
+            self.outages.close()
             for task in (work, stop):
                 task.cancel()
             await asyncio.gather(work, stop, return_exceptions=True)
@@ -187,6 +200,7 @@ class Orchestrator:
             self.begun = True
             await self._checkpoint()
         self.log.begin()
+        self.outages.wake = self.dispatcher.wake
         dispatching = asyncio.ensure_future(self.dispatcher.run())
         try:
             while self.version < self.settings.run.steps and not self._stop.is_set():
@@ -221,7 +235,7 @@ class Orchestrator:
             ended += 1
 
         row = await self.parts.watchdog.wait(
-            self.parts.evaluate(self.version, self.evaluations, one_more),
+            self.parts.evaluate(self.version, self.evaluations, one_more, self.outages),
             f"another episode of the evaluation of version {self.version} to end",
             self.settings.run.wait_limit_s,
             progress=lambda: ended,
@@ -247,8 +261,8 @@ class Orchestrator:
         if self.replay:
             drifts = await self.limited(self.replay.after_step(batch), "the learner to score again")
         folds = self.credit.fold(batch, drifts)
-        self.redo()
         self.log.step(batch, given, learned, folds, learn_s=learn_s, publish_s=publish_s)
+        self.redo()  # what came after the batch, so its row does not count it
         self._steer(learned)
         self.buffer.advance(self.version)
         self.dispatcher.wake()
@@ -263,6 +277,19 @@ class Orchestrator:
         self.stream.redoing = not self.history.over
         if self.history.over:
             self.history = None
+            if self.forgive or self.parts.pool.exhausted:
+                self._forgive()
+
+    def _forgive(self) -> None:
+        set_aside = {name: len(ids) for name, ids in self.parts.pool.set_aside.items()}
+        self.parts.pool.forgive()
+        if set_aside:
+            self.parts.ledger.forgiven()
+            self.parts.metrics.write("forgiven", step=self.version, environments=set_aside)
+
+    def _tell_outage(self, row: Mapping[str, Any]) -> None:
+        metrics = self.parts.metrics
+        (metrics.tell if row["state"] == "waiting" else metrics.write)("outage", step=self.version, **row)
 
     async def _take(self, dispatching: asyncio.Future[None]) -> Sequence[Episode]:
         waiting = time.monotonic()
@@ -301,11 +328,12 @@ class Orchestrator:
 
     def _starvation(self) -> str:
         pool = self.parts.pool
-        names = ", ".join(pool.quarantined[:3])
+        set_aside = [prompt_id for ids in pool.set_aside.values() for prompt_id in ids]
         return (
-            f"a batch can never fill: {len(pool.quarantined)} of {len(pool)} prompts were set aside after "
-            f"{self.settings.sampler.quarantine_after} failures in a row ({names}, ...); "
-            f"the last failure: {self.stream.last_failure}"
+            f"a batch can never fill: {len(set_aside)} of {len(pool)} prompts were set aside after "
+            f"{self.settings.sampler.quarantine_after} failures in a row ({', '.join(set_aside[:3])}, ...); "
+            f"the last failure: {self.stream.last_failure}; mend that and go on with "
+            f"`agentrl train --resume {self.parts.folder.path} --forgive`, which draws them again"
         )
 
     def _record_step(self, batch: Sequence[Episode], masked: dict[str, str], learned: dict[str, Any]) -> None:

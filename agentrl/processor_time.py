@@ -22,16 +22,16 @@ def cpu_seconds() -> float:
     return total
 
 
-def _descendants(root: int) -> list[list[str]]:
-    children: dict[int, list[tuple[int, list[str]]]] = {}
+def _descendants(root: int) -> list[list[bytes]]:
+    children: dict[int, list[tuple[int, list[bytes]]]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            text = Path("/proc", name, "stat").read_text()
-        except OSError:
+            # Bytes, split after the last `)`: a process names itself, and its name may be anything.
+            fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
+            children.setdefault(int(fields[1]), []).append((int(name), fields))
+        except (OSError, IndexError):
             continue  # ended meanwhile
-        fields = text.rpartition(")")[2].split()
-        children.setdefault(int(fields[1]), []).append((int(name), fields))
-    found: list[list[str]] = []
+    found: list[list[bytes]] = []
     todo = [root]
     while todo:
         for pid, fields in children.get(todo.pop(), ()):

@@ -172,13 +172,15 @@ class PromptPool:
         """The environment of a prompt."""
         return self.tasks[self._task_of[prompt]]
 
-    def draw(self) -> int | None:
-        """The next prompt, marked pending; None when none can be drawn now."""
+    def draw(self, admits: Callable[[str], bool] = lambda environment: True) -> int | None:
+        """The next prompt of an admitted environment, marked pending; None when none can be drawn now."""
         order = sorted(
             range(len(self.tasks)),
             key=lambda number: (self._drawn[number] / self.tasks[number].weight, number),
         )
         for number in order:
+            if not admits(self.tasks[number].name):
+                continue
             prompt = self.samplers[number].draw()
             if prompt is not None:
                 self._drawn[number] += 1
@@ -203,6 +205,10 @@ class PromptPool:
         """An episode of the prompt failed."""
         self.samplers[self._task_of[prompt]].failed(prompt)
 
+    def forgive(self) -> int:
+        """Forget all failures; returns how many prompts had been set aside and are drawn again."""
+        return sum(sampler.forgive() for sampler in self.samplers)
+
     def refresh_all(self) -> None:
         """All values changed."""
         for sampler in self.samplers:
@@ -210,13 +216,22 @@ class PromptPool:
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing will ever be drawn again: every prompt is quarantined."""
+        """Whether every prompt is set aside."""
         return all(sampler.exhausted for sampler in self.samplers)
 
+    def exhausted_in(self, environment: str) -> bool:
+        """Whether every prompt of an environment is set aside."""
+        pairs = zip(self.tasks, self.samplers, strict=True)
+        return all(sampler.exhausted for task, sampler in pairs if task.name == environment)
+
     @property
-    def quarantined(self) -> list[str]:
-        """Ids of the prompts set aside."""
-        return [self.prompt_ids[prompt] for sampler in self.samplers for prompt in sampler.quarantined]
+    def set_aside(self) -> dict[str, list[str]]:
+        """Ids of the prompts set aside, by environment; environments without any are left out."""
+        found: dict[str, list[str]] = {}
+        for task, sampler in zip(self.tasks, self.samplers, strict=True):
+            if sampler.quarantined:
+                found.setdefault(task.name, []).extend(self.prompt_ids[p] for p in sampler.quarantined)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Tracker, samplers and shares."""

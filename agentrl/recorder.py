@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import queue
 import threading
 import zlib
@@ -21,6 +22,7 @@ from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, StallError
 
 Callback = Callable[[], None]
+logger = logging.getLogger(__name__)
 
 CLOSE_LIMIT_S = 60.0
 """Longest wait for the disk when the recorder is closed."""
@@ -162,23 +164,31 @@ def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
 
 
 def _count_lines(path: Path) -> int:
-    with gzip.open(path, "rb") as file:
-        return sum(1 for _ in file)
+    return sum(1 for _ in _lines(path))
 
 
 def read_episodes(folder: Path, wanted: Collection[str] | None = None) -> Iterator[Episode]:
-    """Recorded episodes, oldest file first.
+    """Recorded episodes, oldest file first; what a kill, a power cut or the disk has damaged is left out.
 
     Args:
         folder: `episodes/` of a run.
         wanted: episode ids to read; None reads all.
     """
     for path in sorted(folder.glob("[0-9]*.jsonl*"), key=lambda path: path.name.split(".")[0]):
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    continue  # torn by a kill
+        for line in _lines(path):
+            try:
                 data = json.loads(line)
                 if wanted is None or data["episode_id"] in wanted:
                     yield Episode.from_json(data)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                logger.warning("%s: an episode is damaged and left out: %s", path, error)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The complete lines of a file, as far as it can be read."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))
+    except (OSError, EOFError, zlib.error) as error:
+        logger.warning("%s is damaged, and its rest is left out: %s", path, error)

@@ -7,12 +7,14 @@ started again under their own index. It knows nothing of how a run goes on from 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
-from agentrl.checkpoint import RunState, checkpoint_folders, read_state
+from agentrl.checkpoint import RunState, checkpoint_folders, read_state, set_damaged_aside
 from agentrl.episode import Episode
-from agentrl.errors import CheckpointError
+from agentrl.errors import AgentRLError, CheckpointError, StallError
 from agentrl.history import History, discarded_since
 from agentrl.ledger import State
 from agentrl.orchestrator import Orchestrator
@@ -20,33 +22,29 @@ from agentrl.recorder import read_episodes
 from agentrl.snapshot import run_state
 from agentrl.streams import TRAINING
 
+logger = logging.getLogger(__name__)
+
 
 async def resume(orchestrator: Orchestrator) -> None:
-    """Load the newest checkpoint of the run's folder and begin a new attempt.
+    """Load the newest checkpoint of the run's folder that can be read, and begin a new attempt.
 
     Raises:
-        CheckpointError: the checkpoint, or an episode that the ledger calls finished, cannot be read.
+        CheckpointError: no checkpoint can be read; says what is wrong with each.
     """
     parts = orchestrator.parts
-    found = checkpoint_folders(parts.folder.checkpoints)
-    if found:
-        state = read_state(found[-1])
-        await orchestrator.limited(
-            parts.learner.load(found[-1] / "learner"), f"the learner to load {found[-1]}"
-        )
-    else:
-        # Killed before its first checkpoint: it goes on from the beginning of the first attempt.
-        state = replace(run_state(orchestrator), ledger_position=0)
-    orchestrator.attempt = parts.ledger.begin_attempt(state.version)
-    batches = parts.ledger.recorded_batches(state.version)
+    state = await _newest_state(orchestrator)
     _restore(orchestrator, state)
+    orchestrator.attempt = parts.ledger.begin_attempt(state.version)
     episodes = _read(orchestrator, state)
+    batches = parts.ledger.recorded_batches(state.version)
     orchestrator.history = History(
         orchestrator.settings,
         parts.ledger,
         parts.pool,
         orchestrator.credit,
+        orchestrator.outages,
         episodes,
+        orchestrator.log.count_again,
         position=state.ledger_position,
         version=state.version,
         last=state.version + len(batches),
@@ -55,6 +53,44 @@ async def resume(orchestrator: Orchestrator) -> None:
     _refill(orchestrator, episodes, batches)
     orchestrator.redo()
     await orchestrator.load_weights()
+
+
+async def _newest_state(orchestrator: Orchestrator) -> RunState:
+    """Load the newest checkpoint that is whole; those that are damaged get another name."""
+    found = checkpoint_folders(orchestrator.parts.folder.checkpoints)
+    damaged: dict[Path, str] = {}
+    for folder in reversed(found):
+        try:
+            state = await _load(orchestrator, folder)
+        except StallError:
+            raise
+        except Exception as error:  # whatever reading damaged bytes raises
+            damaged[folder] = str(error) if isinstance(error, AgentRLError) else f"{folder}: {error!r}"
+            continue
+        for other, why in damaged.items():
+            name = set_damaged_aside(other)
+            logger.warning("%s; going on from %s, and it is called %s now", why, folder, name)
+        return state
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint can be loaded: {'; '.join(damaged.values())}; bring one back from a copy, or "
+            "begin a new run"
+        )
+    # Killed before its first checkpoint: it goes on from the beginning of the first attempt.
+    return replace(run_state(orchestrator), ledger_position=0)
+
+
+async def _load(orchestrator: Orchestrator, folder: Path) -> RunState:
+    state, ledger = read_state(folder), orchestrator.parts.ledger
+    if state.ledger_position > ledger.position:
+        raise CheckpointError(
+            f"{folder} was written when the ledger had {state.ledger_position} bytes, and it has "
+            f"{ledger.position} now: its end is lost"
+        )
+    await orchestrator.limited(
+        orchestrator.parts.learner.load(folder / "learner"), f"the learner to load {folder}"
+    )
+    return state
 
 
 def _restore(orchestrator: Orchestrator, state: RunState) -> None:
@@ -69,6 +105,7 @@ def _restore(orchestrator: Orchestrator, state: RunState) -> None:
     orchestrator.earlier_s = state.extra.get("elapsed_s", 0.0)
     orchestrator.earlier_cpu_s = state.extra.get("cpu_s", 0.0)
     orchestrator.stream.sampled_tokens = state.extra.get("tokens_generated", 0)
+    orchestrator.outages.load_state_dict(state.extra.get("outages", {}))
     if orchestrator.replay:
         orchestrator.replay.restore(state.previous)
 
@@ -93,22 +130,24 @@ def _restore_staleness(orchestrator: Orchestrator, state: RunState) -> None:
 
 
 def _read(orchestrator: Orchestrator, state: RunState) -> dict[str, Episode]:
-    """The episodes whose rewards are needed once more, by id."""
+    """The episodes whose rewards are needed once more, by id.
+
+    A power cut may keep the ledger's newest lines and lose the episodes' own: those are played again.
+    """
     ledger, folder = orchestrator.parts.ledger, orchestrator.parts.folder
     wanted = {entry.key for entry in ledger.in_state(State.FINISHED, TRAINING)}
     wanted |= discarded_since(ledger, state.ledger_position)
     # Of an episode that was played again after a kill, the last recording counts.
     episodes = {episode.episode_id: episode for episode in read_episodes(folder.episodes, wanted)}
-    counted = {episode.episode_id for episode in state.episodes}
-    orchestrator.stream.sampled_tokens += sum(
-        episode.num_sampled for key, episode in episodes.items() if key not in counted
-    )
     episodes.update((episode.episode_id, episode) for episode in state.episodes)
-    missing = sorted(wanted - set(episodes))
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} finished episodes ({', '.join(missing[:3])}, ...) are not in {folder.episodes}; "
-            "they were deleted since, and the run cannot be continued exactly"
+    lost = [entry.key for entry in ledger.in_state(State.FINISHED, TRAINING) if entry.key not in episodes]
+    if lost:
+        ledger.lost(lost)
+        logger.warning(
+            "%d finished episodes (%s, ...) are not in %s; they are played again",
+            len(lost),
+            ", ".join(lost[:3]),
+            folder.episodes,
         )
     return episodes
 

@@ -10,6 +10,7 @@ It knows nothing of what the files say.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -46,6 +47,12 @@ class RunFolder:
                     "or choose another --run.name"
                 )
             path.mkdir(exist_ok=True)
+            # Of two that begin at once, one gets it.
+            folder = cls(path)
+            folder.lock()
+            if (path / "run.json").exists():
+                folder.unlock()
+                return cls.create(directory, name)  # raises
         else:
             number = 1
             while True:
@@ -55,7 +62,7 @@ class RunFolder:
                     break
                 except FileExistsError:
                     number += 1
-        folder = cls(path)
+            folder = cls(path)
         identity = {"run_id": uuid.uuid4().hex[:12], "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         write_file(path / "run.json", json.dumps(identity).encode(), "run")
         return folder
@@ -69,7 +76,15 @@ class RunFolder:
         """
         if not (path / "run.json").exists():
             raise ConfigError(f"{path} holds no run (it has no run.json)")
-        return cls(path)
+        folder = cls(path)
+        try:
+            folder.identity["run_id"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f'{path / "run.json"} is damaged ({error}); write {{"run_id": "{uuid.uuid4().hex[:12]}"}} '
+                "into it to go on (a tracking service will show a new run)"
+            ) from error
+        return folder
 
     def remove_unstarted(self) -> None:
         """Delete the folder if its run never began: nothing was dispatched, and nothing was logged."""
@@ -83,20 +98,40 @@ class RunFolder:
         Raises:
             ConfigError: another process runs in this folder.
         """
-        file = (self.path / ".lock").open("w")
+        if self._lock is not None:
+            return
+        file = (self.path / ".lock").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
-            raise ConfigError(f"another process runs in {self.path}") from error
+            raise ConfigError(
+                f"another process runs in {self.path}{self._holder()}; wait for it, stop it, or take another "
+                "folder"
+            ) from error
+        file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         self._lock = file
-        for path in (self.path, self.episodes):
-            # What a killed process was writing; nobody reads it.
-            for torn in path.glob(".*.tmp"):
-                if torn.is_file():
-                    torn.unlink()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing; nobody reads it."""
+        for old in [*self.checkpoints.glob(".*.old"), *self.weights.glob(".*.old")]:
+            final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            if not final.exists():  # killed between two renames: the old one is the newest whole one
+                old.rename(final)
+        for path in (self.path, self.episodes, self.checkpoints, self.weights):
+            for torn in [*path.glob(".*.tmp"), *path.glob(".*.old")]:
+                if torn.is_dir():
+                    shutil.rmtree(torn, ignore_errors=True)
+                else:
+                    torn.unlink(missing_ok=True)
+
+    def _holder(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            return f" (process {int((self.path / '.lock').read_text())})"
+        return ""
 
     def unlock(self) -> None:
         """Let others in; idempotent."""

@@ -36,6 +36,8 @@ class RunSettings:
     exactly."""
     wait_limit_s: Seconds = 1800.0
     """Longest wait for an engine, a learner step or a batch before the run stops and says who stalls."""
+    outage_limit_s: Seconds = 600.0
+    """How long every episode may fail, with pauses between the tries, before the run stops and says why."""
     episodes_kept: Number = 20000
     """Newest recorded episodes kept on disk; 0 keeps none."""
 

@@ -7,11 +7,14 @@ disk. It knows nothing of when they are due.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from agentrl.checkpoint import RunState, commit, write_state
-from agentrl.errors import AgentRLError, StallError
+from agentrl.durable import replace_folder
+from agentrl.errors import AgentRLError, DiskError, LearnerError, StallError
 from agentrl.processor_time import cpu_seconds
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ def run_state(orchestrator: Orchestrator) -> RunState:
             "elapsed_s": orchestrator.elapsed(),
             "cpu_s": orchestrator.earlier_cpu_s + cpu_seconds(),
             "tokens_generated": orchestrator.stream.sampled_tokens,
+            "outages": orchestrator.outages.state_dict(),
         },
     )
 
@@ -57,35 +61,49 @@ async def write_checkpoint(orchestrator: Orchestrator) -> None:
     state = run_state(orchestrator)
     parts.ledger.sync()
     final = parts.folder.checkpoints / f"step_{orchestrator.version:06d}"
-    temporary = _empty(final)
     keep = orchestrator.settings.checkpoint.keep
-    try:
+    with _written_whole(final, f"the checkpoint of version {orchestrator.version}") as temporary:
         await limited(parts.learner.save(temporary / "learner"), "the learner to save")
         await limited(asyncio.to_thread(write_state, temporary, state), f"the disk to write {temporary}")
         await limited(asyncio.to_thread(commit, temporary, final, keep), f"the disk to take {final}")
+    try:
+        await limited(
+            asyncio.to_thread(parts.recorder.rotate), f"the disk to compress {parts.folder.episodes}"
+        )
     except StallError:
-        raise  # an OSError by its ancestry, and not the disk's refusal
+        raise
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise AgentRLError(
-            f"cannot write the checkpoint of version {orchestrator.version} to {final}: {error}; "
-            "the checkpoint before it is intact: free some space and resume"
-        ) from error
-    await limited(asyncio.to_thread(parts.recorder.rotate), f"the disk to compress {parts.folder.episodes}")
+        raise DiskError(parts.folder.episodes, error) from error
 
 
 async def write_weights(orchestrator: Orchestrator) -> None:
-    """Write Hugging Face weights of the present version."""
-    parts = orchestrator.parts
+    """Write Hugging Face weights of the present version.
+
+    Raises:
+        AgentRLError: the disk does not take them.
+    """
+    parts, limited = orchestrator.parts, orchestrator.limited
     final = parts.folder.weights / f"step_{orchestrator.version}"
-    temporary = _empty(final)
-    await orchestrator.limited(parts.learner.save_weights(temporary), "the learner to write its weights")
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    with _written_whole(final, f"the weights of version {orchestrator.version}") as temporary:
+        await limited(parts.learner.save_weights(temporary), "the learner to write its weights")
+        await limited(
+            asyncio.to_thread(replace_folder, temporary, final, "weights"), f"the disk to take {final}"
+        )
 
 
-def _empty(final: Path) -> Path:
+@contextlib.contextmanager
+def _written_whole(final: Path, what: str) -> Iterator[Path]:
+    """A folder to write in that is given its final name in the block; of one that failed nothing stays."""
     temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, StallError | LearnerError | DiskError) or not isinstance(error, Exception):
+            raise  # not the disk's refusal
+        raise AgentRLError(
+            f"cannot write {what} to {final}: {error}; what was written before is intact: free some space "
+            "and go on with `agentrl train --resume`"
+        ) from error

@@ -38,6 +38,11 @@ class StepLog:
         """Training begins: rates count from here, without initial rollouts and evaluations."""
         self._began, self._tokens = time.monotonic(), self._run.stream.sampled_tokens
 
+    def count_again(self, episode: Episode) -> None:
+        """An episode of an earlier attempt: its tokens count for the run, not for this attempt's rate."""
+        self._run.stream.sampled_tokens += episode.num_sampled
+        self._tokens += episode.num_sampled
+
     def observe(self, episode: Episode) -> None:
         """An episode ended, whatever becomes of it: one side of the bias audit."""
         pool = self._run.parts.pool
@@ -69,6 +74,9 @@ class StepLog:
             "cpu_s": run.earlier_cpu_s + cpu_seconds(),
             "episodes": run.totals.values["episodes_learned"],
             "failures": run.stream.failures,
+            "failed": run.outages.failures,  # by environment, in this attempt
+            "set_aside": {name: len(ids) for name, ids in run.parts.pool.set_aside.items()},
+            "paused": run.outages.paused,
             "in_flight": run.dispatcher.in_flight,
             "buffered": run.buffer.size,
             "tokens_generated": run.stream.sampled_tokens,

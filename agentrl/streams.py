@@ -10,7 +10,6 @@ episodes is decided when all in flight have ended and no more can be started, in
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from agentrl.buffer import EpisodeBuffer
 from agentrl.episode import Episode
 from agentrl.ledger import Ledger, State
+from agentrl.outage import Outages
 from agentrl.prompts import PromptPool
 from agentrl.recorder import EpisodeRecorder
 from agentrl.rollout import Dispatch, episode_seed
@@ -46,6 +46,7 @@ class TrainingStream:
         fold: folds an episode that leaves without being learned from.
         quarantine_after: failures in one group after which it is given up.
         in_order: what becomes of episodes does not depend on which of them ends first.
+        outages: which environments are paused, because everything of them fails.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class TrainingStream:
         fold: Callable[[Episode], object],
         quarantine_after: int = 3,
         in_order: bool = False,
+        outages: Outages | None = None,
     ) -> None:
         self._pool, self._buffer, self._ledger, self._recorder = pool, buffer, ledger, recorder
         self._seed, self._group_size, self._total = seed, group_size, total
         self._fold = fold
         self._quarantine_after = quarantine_after
         self._in_order = in_order
+        self._outages = outages or Outages(())
         self._ended: list[Episode] = []
         self.redoing = False
         """Whether draws of an earlier attempt are being redone. Nothing starts meanwhile: an episode of that
@@ -75,12 +78,12 @@ class TrainingStream:
         self.next_group = 0
         self.again: deque[tuple[str, int, int | None]] = deque()
         """(key, prompt, group) of episodes to start again: pending in an earlier attempt."""
-        self._members: list[tuple[int, int]] = []  # a heap of (group, prompt) still to be started
+        self._members: list[tuple[int, int]] = []  # (group, prompt) still to be started
         self._group_failures: Counter[int] = Counter()
         self.failures = 0
         self.last_failure = ""
         self.starving = False
-        """Whether the last attempt to draw a prompt found none."""
+        """Whether the last attempt to draw a prompt found none, and no pause is the reason."""
         self._dead_groups: set[int] = set()
         self.writing = 0
         self.sampled_tokens = 0
@@ -103,20 +106,30 @@ class TrainingStream:
             return None
         if self.redoing:
             return None
-        if self.again:
-            key, prompt, group = self.again.popleft()
-            return self._dispatch(key, prompt, group)
-        if not self._members:
-            prompt = self._pool.draw()
-            self.starving = prompt is None
+        for again in self.again:
+            if self._admits(again[1]):
+                self.again.remove(again)
+                return self._dispatch(*again)
+        member = self._next_member()
+        if member is None:
+            prompt = self._pool.draw(self._outages.admits)
+            self.starving = prompt is None and not self._outages.paused
             if prompt is None:
                 return None
             if self._group_size == 1:
                 return self._new(prompt, None)
-            self._members = [(self.next_group, prompt)] * self._group_size
+            member = (self.next_group, prompt)
+            self._members += [member] * self._group_size
             self.next_group += 1
-        group, prompt = heapq.heappop(self._members)
-        return self._new(prompt, group)
+        self._members.remove(member)
+        return self._new(member[1], member[0])
+
+    def _admits(self, prompt: int) -> bool:
+        return self._outages.admits(self._pool.task(prompt).name)
+
+    def _next_member(self) -> tuple[int, int] | None:
+        """Of the oldest group that is not complete and not paused."""
+        return min((member for member in self._members if self._admits(member[1])), default=None)
 
     def _new(self, prompt: int, group: int | None) -> Dispatch:
         key = f"{TRAINING}{self.next_index}"
@@ -128,6 +141,7 @@ class TrainingStream:
         index = int(key.removeprefix(TRAINING))
         self._ledger.dispatched(key, self._pool.prompt_ids[prompt], version, group)
         self._buffer.started(key, version)
+        self._outages.started(self._pool.task(prompt).name, key)
         return Dispatch(
             episode_id=key,
             dispatch_index=index,
@@ -144,7 +158,7 @@ class TrainingStream:
         prompts: dict[int, int] = {}
         for entry in self._ledger.entries.values():
             if entry.group is not None:
-                states.setdefault(entry.group, Counter())[entry.state] += 1
+                states.setdefault(entry.group, Counter())[entry.state] += not entry.excused
                 prompts[entry.group] = self._pool.index[entry.prompt_id]
         self.next_group = 1 + max(states, default=-1)
         for group, count in states.items():
@@ -154,7 +168,6 @@ class TrainingStream:
             elif not (count[State.LEARNED] or count[State.DISCARDED] or count[State.ABANDONED]):
                 missing = self._group_size - count[State.PENDING] - count[State.FINISHED]
                 self._members += [(group, prompts[group])] * missing
-        heapq.heapify(self._members)
 
     def finished(self, episode: Episode) -> None:
         """Write it; it counts once it is on disk."""
@@ -195,6 +208,7 @@ class TrainingStream:
 
     def _accept(self, episode: Episode) -> None:
         self.sampled_tokens += episode.num_sampled
+        self._outages.succeeded(episode)
         self._ledger.finished(episode.episode_id)
         self.observe(episode)
         if episode.group in self._dead_groups:
@@ -214,25 +228,27 @@ class TrainingStream:
         self.wake()
 
     def _give_back(self, episode: Episode, reason: str) -> None:
-        self._ledger.failed(episode.episode_id, reason)
+        counts = self._outages.failed(episode)
+        self._ledger.failed(episode.episode_id, reason, excused=not counts)
         self._buffer.dropped(episode.episode_id)
         prompt = self._pool.index[episode.prompt_id]
-        if episode.group is None:
+        if episode.group is not None:
+            self._member_failed(prompt, episode.group, counts=counts)
+        elif counts:
             self._pool.failed(prompt)
         else:
-            self._member_failed(prompt, episode.group)
+            self._pool.returned(prompt)
 
-    def _member_failed(self, prompt: int, group: int) -> None:
-        self._group_failures[group] += 1
+    def _member_failed(self, prompt: int, group: int, *, counts: bool) -> None:
+        self._group_failures[group] += counts
         if self._group_failures[group] < self._quarantine_after:
-            heapq.heappush(self._members, (group, prompt))
+            self._members.append((group, prompt))
             return
         # The group can never be complete: what it has goes, and the prompt rests.
         self._members = [member for member in self._members if member[0] != group]
-        heapq.heapify(self._members)
         self._dead_groups.add(group)
         self.lose(self._buffer.drop_group(group))
-        if self._group_failures[group] == self._quarantine_after:
+        if counts and self._group_failures[group] == self._quarantine_after:
             self._pool.failed(prompt)
 
     def is_dead(self, group: int | None) -> bool:

@@ -53,6 +53,8 @@ class Options:
     """A control: rewards are dealt out anew among the episodes of each batch."""
     handle_signals: bool = True
     """Ctrl-C ends the run cleanly (needs the main thread)."""
+    forgive: bool = False
+    """Resumed: prompts that were set aside are drawn again, also in a deterministic run."""
     on_ready: Callable[[str], None] | None = None
     """Told a line at a time: what the run will cost, then what its programs run in."""
 
@@ -109,6 +111,7 @@ async def _run(
             if changed is not None:
                 from agentrl.resume import resume as go_back
 
+                orchestrator.forgive |= options.forgive
                 await go_back(orchestrator)
                 # Not before: another process may have the run, or refuse these settings.
                 write_config(folder, plan.settings)
@@ -120,11 +123,22 @@ async def _run(
                     wall_s = orchestrator.earlier_s + time.monotonic() - started
                     cpu_s = orchestrator.earlier_cpu_s + cpu_seconds() - cpu_started
                     summary = summarise(orchestrator, wall_s, cpu_s)
-                    write_file(folder.summary, json.dumps(summary, indent=2).encode(), "summary")
+                    _write_last(
+                        folder.summary,
+                        lambda: write_file(folder.summary, json.dumps(summary, indent=2).encode(), "summary"),
+                    )
         return summary
     finally:
         folder.unlock()
-        write_report(folder)
+        _write_last(folder.report, lambda: write_report(folder))
+
+
+def _write_last(path: Path, write: Callable[[], object]) -> None:
+    """Write what can be made again: a full disk must not hide why the run ended."""
+    try:
+        write()
+    except OSError as error:
+        logger.warning("cannot write %s: %s", path, error)
 
 
 async def _assemble(

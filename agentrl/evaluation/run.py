@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import itertools
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -35,12 +36,15 @@ from agentrl_envs import Env, Grader, last_answer, prompt_id
 if TYPE_CHECKING:
     from agentrl.inference.openai import EndpointPolicy
     from agentrl.inference.policy import Policy
+    from agentrl.outage import Outages
     from agentrl.renderer import Renderer
 
 PAUSES_S = (1.0, 4.0)
 """Before an episode that failed is played again: whatever broke gets a moment to mend."""
 ATTEMPTS = len(PAUSES_S) + 1
 """Times an episode is played before its infrastructure failure is kept."""
+OUTAGE_TRIES = 6
+"""Times an episode is played again because it failed while everything did."""
 FAILURES_IN_A_ROW = 20
 """Kept failures without a success between them after which the evaluation stops."""
 
@@ -378,6 +382,27 @@ def equivalence_of(grader: Grader, kind: str) -> Equivalence:
     return Equivalence(lambda text: grader.canonical(text) or text, equivalent, kind)
 
 
+def outlasting(play: Play, outages: Outages) -> Play:
+    """The same player, which waits while everything fails and then plays again what failed meanwhile."""
+    tries: Counter[int] = Counter()
+
+    async def play_on(row: Mapping[str, Any], dispatch: Dispatch) -> Played:
+        while True:
+            number = tries[dispatch.dispatch_index]
+            again = f"{dispatch.episode_id}/outage-{number}" if number else dispatch.episode_id
+            await outages.admission(dispatch.environment, again)
+            played = await play(row, replace(dispatch, episode_id=again))
+            if played.episode.failure is None:
+                outages.succeeded(played.episode)
+                return played
+            outages.failed(played.episode)
+            if dispatch.environment not in outages.paused or number >= OUTAGE_TRIES:
+                return played
+            tries[dispatch.dispatch_index] += 1
+
+    return play_on
+
+
 async def evaluate_policy(
     policy: Policy,
     renderer: Renderer,
@@ -392,6 +417,7 @@ async def evaluate_policy(
     name: str = "eval",
     environment: str = "",
     on_record: Callable[[Record], None] | None = None,
+    outages: Outages | None = None,
 ) -> EvalResult:
     """Evaluate an engine that is already running, for example inside training.
 
@@ -407,6 +433,7 @@ async def evaluate_policy(
         name: prefix of the episodes' names; must differ from those in flight.
         environment: recorded with the episodes.
         on_record: told each record as it finishes.
+        outages: pauses while every episode fails; by default nothing does.
 
     Raises:
         AgentRLError: the infrastructure failed again and again.
@@ -415,6 +442,8 @@ async def evaluate_policy(
     decoding = decoding or Decoding(temperature=rollout.temperature)
     plan = Plan(rows, samples, seed, name, environment, keep_text=False)
     play = token_player(policy, renderer, make_env, rollout, decoding)
+    if outages is not None:
+        play = outlasting(play, outages)
     records = await evaluate(
         plan, play, concurrency=concurrency, on_record=on_record, version=lambda: policy.version
     )

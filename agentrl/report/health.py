@@ -54,9 +54,21 @@ def _flat(steps: Sequence[Row]) -> str | None:
     return None
 
 
+def _set_aside(steps: Sequence[Row]) -> str | None:
+    counts = steps[-1].get("set_aside") if steps else None
+    if not counts:
+        return None
+    each = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    return (
+        f"prompts set aside after failures in a row: {each} (each is tried again now and then; "
+        "`agentrl train --resume RUN --forgive` brings all of them back)"
+    )
+
+
 RULES: tuple[Callable[[Sequence[Row]], str | None], ...] = (
     _entropy,
     _flat,
+    _set_aside,
     _above("truncated_share", 0.2, "{:.0%} of the episodes were cut off by a token limit"),
     _above("tool_error_share", 0.5, "{:.0%} of the tool calls failed"),
     _above("excess_share", 0.3, "{:.0%} of the episodes were staler than allowed"),

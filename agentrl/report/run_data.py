@@ -18,6 +18,7 @@ from typing import Any
 
 from agentrl.cost import Cost, spent
 from agentrl.metrics import Row, read_metrics
+from agentrl.outage import describe_outage
 from agentrl.report.health import find_warnings
 from agentrl.streams import TRAINING
 
@@ -109,11 +110,17 @@ def read_run(path: Path) -> dict[str, Any]:
         "staleness": staleness,
         "ledger": summary.get("ledger") or {},
         "discarded": summary.get("discarded") or {},
-        "warnings": find_warnings(steps),
+        "warnings": find_warnings(steps) + outage_sentences(rows),
         "episodes": read_examples(path / "episodes"),
         "config": _text(path / "config.toml"),
         "summary": summary,
     }
+
+
+def outage_sentences(rows: Sequence[Row]) -> list[str]:
+    """What is paused at the end of the rows, one sentence for each environment."""
+    newest = {row.get("environment"): row for row in rows if row.get("kind") == "outage"}
+    return [describe_outage(row) for row in newest.values() if row.get("state") == "paused"]
 
 
 def is_running(path: Path) -> bool:

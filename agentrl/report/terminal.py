@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from agentrl.metrics import Row
+from agentrl.outage import describe_outage
 from agentrl.report.run_data import duration, interval_text
 
 if TYPE_CHECKING:
@@ -48,8 +49,17 @@ def step_line(row: Row) -> str:
         f"stale {ages}",
         f"{_value(row, 'generate_tokens_per_s', ',.0f')} tok/s",
         duration(row.get("time_s") or 0.0),
+        *_troubles(row),
     )
     return "  ".join(parts)
+
+
+def _troubles(row: Row) -> Iterator[str]:
+    """What is paused and how many prompts are set aside, by environment."""
+    for name, boundary in (row.get("paused") or {}).items():
+        yield f"{name} paused ({boundary})"
+    for name, count in (row.get("set_aside") or {}).items():
+        yield f"{name}: {count} set aside"
 
 
 def evaluation_line(row: Row) -> str:
@@ -120,6 +130,11 @@ def describe(row: Row) -> str | None:
         case "phase":
             total = row.get("total")
             return f"{row['name']}{f' ({total:,} episodes)' if total else ''} ..."
+        case "outage":
+            return describe_outage(row)
+        case "forgiven":
+            each = ", ".join(f"{count} of {name}" for name, count in row["environments"].items())
+            return f"prompts that were set aside are drawn again: {each}"
     return None
 
 
@@ -153,7 +168,9 @@ class LiveProgress:
         elif kind == "initial":
             self._initial = row
             self._notes.append(describe(row) or "")
-        elif kind == "phase":
+        elif kind == "forgiven":
+            self._notes.append(describe(row) or "")
+        elif kind in ("phase", "outage"):
             self._phase = describe(row) or ""
 
     def __rich__(self) -> RenderableType:
@@ -197,6 +214,8 @@ class LiveProgress:
         yield "version", Text("   ".join(volume))
         yield "staleness", Text(f"{ages}   in flight {row.get('in_flight', 0)}")
         yield "policy", Text("   ".join(policy))
+        if troubles := list(_troubles(row)):
+            yield "failures", Text("   ".join(troubles), style="red")
 
 
 @contextmanager

@@ -30,6 +30,9 @@ FORMAT = 1
 BACK_OFF_DRAWS = 16
 """Draws for which a prompt rests after its first failure; doubled by each further one in a row."""
 
+TRIAL_DRAWS = 64
+"""Fewest draws after which a prompt that was set aside is tried again; doubled by each further failure."""
+
 
 def sampling_weights(
     values: FloatArray, counts: FloatArray, *, epsilon: float, gamma: float = 0.0
@@ -109,20 +112,20 @@ class PromptSampler:
 
     @property
     def quarantined(self) -> tuple[int, ...]:
-        """Prompts set aside after too many failures in a row."""
+        """Prompts set aside after too many failures in a row; now and then one is tried again."""
         limit = self._settings.quarantine_after
         return tuple(int(self._prompts[i]) for i in np.flatnonzero(self._failures >= limit))
 
     @property
     def exhausted(self) -> bool:
-        """Whether every prompt is quarantined, so that nothing will ever be drawn again."""
+        """Whether every prompt is set aside."""
         return self._num_quarantined == len(self)
 
     def probabilities(self) -> FloatArray:
         """[P] probability of each prompt at the next draw; all 0 where `draw` would return None."""
         weights = self._seen_tree.weights + self._fresh_weight() * self._fresh_tree.weights
-        if weights.sum() <= 0.0 and self._resting:
-            weights[self._resting[0][1]] = 1.0
+        if weights.sum() <= 0.0 and (soonest := self._soonest_rested()) is not None:
+            weights[soonest] = 1.0
         elif weights.sum() <= 0.0:
             weights = self._copy_weights()
         total = float(weights.sum())
@@ -135,7 +138,7 @@ class PromptSampler:
         `copies_per_prompt`, further copies of pending prompts.
 
         Returns:
-            The prompt; None when every one is pending at its copies or quarantined.
+            The prompt; None when every one is pending at its copies or set aside.
         """
         self._wake_due()
         index = self._draw_idle()
@@ -184,17 +187,37 @@ class PromptSampler:
         self._place(self._end(prompt))
 
     def failed(self, prompt: int) -> None:
-        """An episode of the prompt failed: it rests, or is quarantined after too many in a row."""
+        """An episode of the prompt failed: it rests, or is set aside for long after too many in a row."""
         index = self._end(prompt)
         self._failures[index] += 1
-        failures = int(self._failures[index])
-        if failures == self._settings.quarantine_after:
+        beyond = int(self._failures[index]) - self._settings.quarantine_after
+        if beyond == 0:
             self._num_quarantined += 1
-        if failures < self._settings.quarantine_after and not self._is_resting[index]:
-            self._is_resting[index] = True
-            due = self._draws + BACK_OFF_DRAWS * 2 ** (failures - 1)
-            heapq.heappush(self._resting, (due, index))
+        if beyond >= 0:
+            self._stop_resting(index)
+            self._rest(index, max(TRIAL_DRAWS, len(self)) * 2 ** min(beyond, 10))
+        elif not self._is_resting[index]:
+            self._rest(index, BACK_OFF_DRAWS * 2 ** (int(self._failures[index]) - 1))
         self._place(index)
+
+    def forgive(self) -> int:
+        """Forget all failures; returns how many prompts had been set aside."""
+        count, self._num_quarantined = self._num_quarantined, 0
+        self._failures[:] = 0
+        self._is_resting[:] = False
+        self._resting = []
+        self._rebuild()
+        return count
+
+    def _rest(self, index: int, draws: int) -> None:
+        self._is_resting[index] = True
+        heapq.heappush(self._resting, (self._draws + draws, index))
+
+    def _stop_resting(self, index: int) -> None:
+        if self._is_resting[index]:
+            self._is_resting[index] = False
+            self._resting = [item for item in self._resting if item[1] != index]
+            heapq.heapify(self._resting)
 
     def _index(self, prompt: int) -> int:
         if prompt not in self._prompts:
@@ -213,22 +236,27 @@ class PromptSampler:
         if self._failures[index] >= self._settings.quarantine_after:
             self._num_quarantined -= 1
         self._failures[index] = 0
-        if self._is_resting[index]:
-            self._is_resting[index] = False
-            self._resting = [item for item in self._resting if item[1] != index]
-            heapq.heapify(self._resting)
+        self._stop_resting(index)
 
     def _wake_due(self) -> None:
-        self._wake(self._draws)
-        if self._seen_tree.total + self._fresh_tree.total <= 0.0 and self._resting:
-            # Resting while nothing else can be played would idle a slot, or the whole run.
-            self._wake(self._resting[0][0])
-
-    def _wake(self, draws: int) -> None:
-        while self._resting and self._resting[0][0] <= draws:
+        while self._resting and self._resting[0][0] <= self._draws:
             _, index = heapq.heappop(self._resting)
             self._is_resting[index] = False
             self._place(index)
+        if self._seen_tree.total + self._fresh_tree.total <= 0.0:
+            # Resting while nothing else can be played would idle a slot, or the whole run.
+            soonest = self._soonest_rested()
+            if soonest is not None:
+                self._stop_resting(soonest)
+                self._place(soonest)
+
+    def _soonest_rested(self) -> int | None:
+        """The prompt whose rest ends first, of those that have no copy in flight and are not set aside."""
+        limit = self._settings.quarantine_after
+        idle = (
+            item for item in self._resting if not self._copies[item[1]] and self._failures[item[1]] < limit
+        )
+        return min(idle, default=(0, None))[1]
 
     def _weight_of(self, prompt: int) -> float:
         if self._settings.kind == "uniform":
@@ -261,11 +289,7 @@ class PromptSampler:
         )
 
     def _idle(self, index: int) -> bool:
-        return (
-            not self._copies[index]
-            and not self._is_resting[index]
-            and bool(self._failures[index] < self._settings.quarantine_after)
-        )
+        return not self._copies[index] and not self._is_resting[index]
 
     def _place(self, index: int) -> None:
         idle, fresh = self._idle(index), bool(self._fresh[index])
@@ -273,7 +297,7 @@ class PromptSampler:
         self._fresh_tree.set(index, 1.0 if idle and fresh else 0.0)
 
     def _rebuild(self) -> None:
-        idle = (self._copies == 0) & ~self._is_resting & (self._failures < self._settings.quarantine_after)
+        idle = (self._copies == 0) & ~self._is_resting
         self._seen_tree.rebuild(np.where(idle & ~self._fresh, self._weights, 0.0))
         self._fresh_tree.rebuild(np.where(idle & self._fresh, 1.0, 0.0))
 

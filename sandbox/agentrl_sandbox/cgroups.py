@@ -202,7 +202,7 @@ def _parents() -> tuple[dict[str, Path], bool]:
     """`{controller: directory of this process's group}`, and whether it is version 2."""
     mounts: dict[str, Path] = {}
     unified: Path | None = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
         fields, _, tail = line.partition(" - ")
         kind, _, options = tail.split(" ", 2)
         where = Path(fields.split()[4])
@@ -212,7 +212,7 @@ def _parents() -> tuple[dict[str, Path], bool]:
             for name in ("memory", "pids", "cpuacct"):
                 if name in options.split()[-1].split(","):
                     mounts[name] = where
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    lines = os.fsdecode(Path("/proc/self/cgroup").read_bytes()).split("\n")[:-1]
     own = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
     if "memory" in mounts or "pids" in mounts:
         found = {}

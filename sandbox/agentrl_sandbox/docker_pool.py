@@ -39,7 +39,7 @@ def boot_id() -> str:
 def process_started(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot, None when there is none: tells a reused id apart."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
     except (OSError, IndexError):
         return None
 

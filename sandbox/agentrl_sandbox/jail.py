@@ -178,7 +178,7 @@ def make_read_only():
     attributes = (ctypes.c_uint64 * 4)(_RDONLY | _NOSUID, 0, 0, 0)
     if _libc.syscall(442, -100, b"/new", 0x8000, ctypes.byref(attributes), 32) == 0:
         return
-    with open("/old/proc/self/mountinfo") as file:
+    with open("/old/proc/self/mountinfo", errors="surrogateescape") as file:
         lines = [line.split() for line in file]
     names = {"nosuid": _NOSUID, "nodev": _NODEV, "noexec": _NOEXEC, "noatime": 1024, "relatime": 1 << 21}
     for fields in lines:

@@ -19,6 +19,7 @@ from agentrl.evaluation.run import evaluate_policy
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.metrics import read_metrics
 from agentrl.orchestrator import Evaluate
+from agentrl.outage import Outages
 from agentrl.renderer import make_renderer
 from agentrl.resume import resume
 from agentrl.run_folder import RunFolder
@@ -39,7 +40,9 @@ def evaluator(parts: ModuleType, policy: ScriptedPolicy) -> Evaluate:
     """Evaluation inside the run, on the same policy, as `agentrl.train` does it."""
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
 
-    async def evaluate(version: int, number: int, ended: Callable[[], None]) -> dict[str, Any]:
+    async def evaluate(
+        version: int, number: int, ended: Callable[[], None], outages: Outages
+    ) -> dict[str, Any]:
         result = await evaluate_policy(
             policy,
             renderer,
