@@ -88,6 +88,7 @@ class RunFolder:
 
     def remove_unstarted(self) -> None:
         """Delete the folder if its run never began: nothing was dispatched, and nothing was logged."""
+        self.unlock()
         written = [self.ledger, self.metrics, *self.logs.glob("*")]
         if not any(path.exists() and path.stat().st_size for path in written):
             shutil.rmtree(self.path, ignore_errors=True)

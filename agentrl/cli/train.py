@@ -36,6 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     parser.add_argument("--seed", help="short for --run.seed")
     parser.add_argument("--engine", help="short for --engine.kind")
     parser.add_argument("--dry-run", action="store_true", help="check settings and data, print the former")
+    parser.add_argument(
+        "--forgive", action="store_true", help="with --resume: draw prompts again that were set aside"
+    )
     parser.add_argument("--quiet", action="store_true", help="no live progress")
     parser.set_defaults(handler=run, takes_settings=True)
 
@@ -66,13 +69,16 @@ def run(options: argparse.Namespace) -> int:
     flags = [*short_flags(options), *options.settings]
     if options.resume is None and options.file is None:
         raise ConfigError("name a settings file or an environment, or give --resume RUN (see --help)")
+    if options.forgive and options.resume is None:
+        raise ConfigError("--forgive is for --resume RUN: a new run has set no prompt aside")
     if options.resume is not None:
         finished = finished_steps(options.resume, flags)
         if finished:
             print(f"{options.resume} is finished ({finished} steps); --steps MORE goes on from there")
             return 0
         with progress(quiet=options.quiet) as live:
-            summary = resume(options.resume, flags, Options(listeners=(live.row,), on_ready=live.line))
+            told = Options(listeners=(live.row,), on_ready=live.line, forgive=options.forgive)
+            summary = resume(options.resume, flags, told)
     else:
         path = None
         if options.file.endswith(".toml"):
