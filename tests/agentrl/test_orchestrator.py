@@ -105,7 +105,9 @@ async def test_an_environment_that_always_raises_ends_the_run_with_its_error(
     new_loop: Callable[..., Any],
 ) -> None:
     run = new_loop("--run.outage_limit_s=1", env=Broken)
-    with pytest.raises(AgentRLError, match="nothing has worked yet.*no idea; mend that and go on with .*run`"):
+    with pytest.raises(
+        AgentRLError, match="nothing has worked yet.*no idea; mend that and go on with .*run`"
+    ):
         await run.orchestrator.run()
     assert set(run.orchestrator.parts.ledger.summary()) == {State.FAILED.value}
     await run.close()
@@ -189,7 +191,9 @@ async def test_a_prompt_without_which_no_batch_can_fill_is_named(new_loop: Calla
     rows = [{"id": word, "word": word} for word in ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op")]
     run = new_loop("--run.outage_limit_s=1", env=Slow, rows=rows)
     # Set aside where others succeeded between its failures, else tried until the limit.
-    named = r"1 of 8 prompts were set aside.*\(ab, .*no idea about ab|\(all of prompt ab\), .*no idea about ab"
+    named = (
+        r"1 of 8 prompts were set aside.*\(ab, .*no idea about ab|\(all of prompt ab\), .*no idea about ab"
+    )
     with pytest.raises(AgentRLError, match=named):
         await run.orchestrator.run()
     await run.close()
