@@ -34,7 +34,8 @@ case " ${PARTS:-tests learner run} " in *" learner "*)
   step --size "${SMALL:-0.6b}" --tokens 1024 --batch 64 --lengths heavy --micro-batch-tokens 16384
   step --size "${MIDDLE:-1.7b}" $long --compile --repeats 2
   step --size "${LARGE:-4b}" $long --batch 2 --compile --checkpointing --repeats 2
-  step --size "${LARGE:-4b}" $long --batch 2 --compile --checkpointing --rank 16 --repeats 2
+  step --size "${LARGE:-4b}" $long --batch 2 --checkpointing --rank 16 --repeats 2
+  LIMIT_S=180 step --size "${LARGE:-4b}" $long --batch 2 --compile --checkpointing --rank 16 --repeats 2
 esac
 case " ${PARTS:-tests learner run} " in *" run "*)
   note "a run of SPO: the demo's model and task"

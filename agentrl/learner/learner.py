@@ -143,6 +143,8 @@ class Learner:
         packed = self._pack(scorer, settings.path, one_kernel=one_kernel)
         if adapter is not None and adapter.rank > 0:
             add_adapter(scorer.model, adapter, seed=self._seed)
+            # The first layer is then like the others, and compiled once with them.
+            cast("Any", scorer.model).enable_input_require_grads()
         if self._settings.compile:
             scorer.compile_parts()
         if self._device.type == "cuda":

@@ -8,7 +8,6 @@ after the other.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any, cast
 
@@ -24,33 +23,33 @@ LARGEST_HEAD = 256
 """Of the variable-length kernel."""
 
 
-@functools.cache
-def varlen_kernel() -> Any:
-    """torch's variable-length attention, causal; None where this torch has none."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    names = inspect.signature(varlen_attn).parameters
-    # torch 2.10 says `is_causal`; from 2.11 on a window that looks back only says the same.
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
-    grouped = "enable_gqa" in names
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None
+_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: Any) -> Tensor:
-        options = dict(causal)
-        if grouped:
-            options["enable_gqa"] = key.shape[1] != query.shape[1]
-        else:
-            shared = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-        return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, **options)
 
-    return attend
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float | None
+) -> Tensor:
+    """torch's variable-length kernel, causal, on [T, H, D]; its parameters changed since torch 2.10."""
+    options: dict[str, Any] = (
+        {"window_size": (-1, 0)} if "window_size" in _PARAMETERS else {"is_causal": True}
+    )
+    shared = query.shape[1] // key.shape[1]
+    if "enable_gqa" in _PARAMETERS:
+        options["enable_gqa"] = shared > 1
+    elif shared > 1:
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    return cast("Any", varlen_attn)(
+        query, key, value, starts, starts, longest, longest, scale=scale, **options
+    )
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether sequences in one row go through one kernel there."""
-    return device.type == "cuda" and dtype in HALF and varlen_kernel() is not None
+    return device.type == "cuda" and dtype in HALF and varlen_attn is not None
 
 
 def packed_attention(
@@ -83,7 +82,7 @@ def packed_attention(
     """
     if cu_seq_lens_q is not None and not lengths:
         q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
-        return varlen_kernel()(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
+        return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
     parts = lengths or (query.shape[2],)
     grouped = key.shape[1] != query.shape[1]
     results = [
@@ -157,7 +156,12 @@ def boundaries(lengths: tuple[int, ...], device: torch.device, *, one_kernel: bo
         lengths: [R] tokens of each sequence.
         device: where the model is.
         one_kernel: one kernel attends within all of them; else it is done one by one.
+
+    Returns:
+        Arguments of the model; none for a single sequence.
     """
+    if len(lengths) == 1:
+        return {}  # an ordinary row: the kernel for one sequence is the fastest
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device, non_blocking=True)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     return {
