@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare."""
     from agentrl.evaluation.comparison import compare
     from agentrl.evaluation.estimators import ks_up_to
-    from agentrl.evaluation.results import by_problem, read_records, read_summary
+    from agentrl.evaluation.results import by_problem, read_records, read_rows, read_summary
     from agentrl.evaluation.tables import comparison_table
 
     a, b = read_records(options.a), read_records(options.b)
@@ -38,9 +38,12 @@ def run(options: argparse.Namespace) -> int:
     )
     comparison = compare(a, b, ks=ks_up_to(least))
     summaries = read_summary(options.a), read_summary(options.b)
+    problems = {row["id"]: str(row.get("problem", "")) for row in read_rows(options.a) if options.a.is_dir()}
     if options.json:
         training = {name: summary.get("training", {}) for name, summary in zip("ab", summaries, strict=True)}
         print(json.dumps({**comparison.to_json(), "training": training}, indent=2))
     else:
-        print(comparison_table(comparison, (str(options.a), str(options.b)), options.shown, summaries))
+        print(
+            comparison_table(comparison, (str(options.a), str(options.b)), options.shown, summaries, problems)
+        )
     return 0

@@ -32,6 +32,25 @@ class HubSource:
 
 
 @dataclass(frozen=True, slots=True)
+class GitHubSource:
+    """Where a public repository on GitHub has a benchmark."""
+
+    repository: str
+    revision: str
+    file: str
+    columns: dict[str, str] = field(default_factory=dict)
+    answer: Literal["plain", "hash_marks", "boxed", "first"] = "plain"
+
+    suffix: str = ""
+    """End of every problem that is an instruction, not the problem's."""
+
+    @property
+    def url(self) -> str:
+        """Of the file at its commit."""
+        return f"https://raw.githubusercontent.com/{self.repository}/{self.revision}/{self.file}"
+
+
+@dataclass(frozen=True, slots=True)
 class Benchmark:
     """One data set with a name."""
 
@@ -43,6 +62,8 @@ class Benchmark:
     train: bool = False
     """For learning, not for reporting."""
     hub: HubSource | None = None
+    github: GitHubSource | None = None
+    """For those that the hub has at no revision that could be confirmed."""
 
     @property
     def checksum(self) -> str:
@@ -57,6 +78,9 @@ _CHECKSUMS = {
     "aime24": "865282f93077980f90e717cfcc67f281cc79f41a5401b72becbba99daf6c6eb0",
     "aime25": "b57aa45c1f9c1caa637a0c43397e0b0ded0cdea20faf20feb988fb184f6e62e2",
     "amc23": "1e3e11ffd3f0c6d6c6b94e1f04f18aa71f687d39dcedf6cc8b662a636640eaee",
+    "hmmt_feb_2025": "de48344b0e91afa26f0344aa2734666726ef5716bc277ad14f210fa3af972969",
+    "brumo_2025": "b45627a0ec876ec7f723d84140d78fdcd37bcf87e81015d23f01a6bc97df332d",
+    "cmimc_2025": "91c77d8edbb4f982ab8c1146c364e6e8ff452b2bbc40b6808cfe6458f64bff24",
     "countdown": "51206bf0aa03f6f9845305b6187236fd3cb97312acc993c0192ac52641cc502d",
     "countdown_train": "9ff6f28046866a2c67dde1757b586b7f0ac015408770389f745c1bafcfff5c83",
     "dapo_math_17k": "47f138f1bd27e23fdcadf9e15fcb324b377885a6a1a9a20e77ffef3454ee36d3",
@@ -67,6 +91,8 @@ _CHECKSUMS = {
 
 _PROBLEM = {"problem": "problem", "answer": "answer"}
 _QUESTION = {"problem": "question", "answer": "answer"}
+
+_JUSTRL = ("thunlp/JustRL", "cf444e9920b599c865ee6742c88dc162dcabcec2")
 
 _ALL = (
     Benchmark(
@@ -125,9 +151,40 @@ _ALL = (
         "integer",
         hub=HubSource("math-ai/aime25", "563bb8404243c5f09de6ec262f2db674fe5bce9b", "test.jsonl", _PROBLEM),
     ),
-    Benchmark("hmmt_feb_2025", "hmmt_feb_2025.jsonl", 30, "expression"),
-    Benchmark("brumo_2025", "brumo_2025.jsonl", 30, "expression"),
-    Benchmark("beyond_aime", "beyond_aime.jsonl", 100, "integer"),
+    Benchmark(
+        "hmmt_feb_2025",
+        "hmmt_feb_2025.jsonl",
+        30,
+        "expression",
+        github=GitHubSource(*_JUSTRL, "data/HMMT25/test.parquet", _PROBLEM),
+    ),
+    Benchmark(
+        "brumo_2025",
+        "brumo_2025.jsonl",
+        30,
+        "expression",
+        github=GitHubSource(*_JUSTRL, "data/BRUMO25/test.parquet", _PROBLEM),
+    ),
+    Benchmark(
+        "cmimc_2025",
+        "cmimc_2025.jsonl",
+        40,
+        "expression",
+        github=GitHubSource(*_JUSTRL, "data/CMIMC25/test.parquet", _PROBLEM),
+    ),
+    Benchmark(
+        "beyond_aime",
+        "beyond_aime.jsonl",
+        100,
+        "integer",
+        github=GitHubSource(
+            "eecrazy/SAO",
+            "05175c8e5132211c74f9edb0dad51f9f112ca66f",
+            "data/bench/beyondaime.jsonl",
+            {"problem": "prompt", "answer": "label"},
+            suffix="Please reason step by step, and put your final answer within \\boxed{}.",
+        ),
+    ),
     Benchmark(
         "amc23",
         "amc23.jsonl",

@@ -22,6 +22,7 @@ from agentrl.evaluation.intervals import (
     same_problems_difference,
 )
 from agentrl.evaluation.results import Record, by_problem
+from agentrl.evaluation.summary import UNDECIDED
 
 EXACT_STATES = 4_000_000
 """Largest table of the exact sign-flip test; beyond it signs are drawn."""
@@ -49,6 +50,36 @@ class ProblemChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Excluded:
+    """What of one evaluation does not take part, and what counts as wrong without a comparison."""
+
+    answers: int
+    """All episodes, failed ones included."""
+    failed: int
+    refused: int
+    """Of the failed ones, those that the endpoint declined."""
+    problems: int
+    """Without any answer."""
+    undecided: int
+    """Answers that cannot be compared: wrong."""
+    resampled: int
+    """Answers whose own seed failed, so that they are paired with another."""
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Excluded:
+        """Count."""
+        rows = by_problem(records).values()
+        return cls(
+            answers=len(records),
+            failed=sum(r.failed for r in records),
+            refused=sum(r.refused for r in records),
+            problems=sum(all(r.failed for r in row) for row in rows),
+            undecided=sum(r.verdict in UNDECIDED for r in records),
+            resampled=sum(r.resampled for r in records),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """B less A."""
 
@@ -69,6 +100,11 @@ class Comparison:
     """pass@k of B less that of A, with its interval over new problems."""
     changes: tuple[ProblemChange, ...]
     """All problems, the largest change first."""
+    excluded: dict[str, Excluded]
+    """Of `a` and of `b`."""
+    scores: tuple[float, float, float, Interval] | None = None
+    """Mean score of A and B, their difference and its interval over new problems; None without partial
+    credit."""
 
     def to_json(self) -> dict[str, Any]:
         """For a file."""
@@ -121,6 +157,27 @@ def compare(a: Sequence[Record], b: Sequence[Record], ks: Sequence[int] = ()) ->
         equal=sum(value == 0 for value in fractions),
         pass_differences=_passes(right_a, drawn_a, right_b, drawn_b, ks),
         changes=_changes(common, right_a, drawn_a, right_b, drawn_b),
+        excluded={"a": Excluded.of(a), "b": Excluded.of(b)},
+        scores=_scores(rows_a, rows_b, common),
+    )
+
+
+def _scores(
+    rows_a: dict[str, list[Record]], rows_b: dict[str, list[Record]], common: list[str]
+) -> tuple[float, float, float, Interval] | None:
+    """Means and difference of the scores, where there is partial credit."""
+    a, b = (
+        np.array([np.mean([(r.score or 0.0, r.right) for r in rows[problem]], axis=0) for problem in common])
+        for rows in (rows_a, rows_b)
+    )
+    if np.allclose(a[:, 0], a[:, 1]) and np.allclose(b[:, 0], b[:, 1]):
+        return None
+    differences = b[:, 0] - a[:, 0]
+    return (
+        float(a[:, 0].mean()),
+        float(b[:, 0].mean()),
+        float(differences.mean()),
+        paired_interval(differences),
     )
 
 

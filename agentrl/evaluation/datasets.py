@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import re
+import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agentrl.durable import write_file
 from agentrl.errors import DataError
-from agentrl.evaluation.benchmarks import BENCHMARKS, Benchmark, HubSource
+from agentrl.evaluation.benchmarks import BENCHMARKS, Benchmark, GitHubSource, HubSource
 from agentrl_envs import EnvError, last_answer, load_rows
 from agentrl_envs.dataset import prompt_id
 
@@ -90,8 +92,9 @@ def load_data_set(
     total = checksum(rows)
     revision = ""
     if benchmark is not None:
-        if benchmark.hub is not None and benchmark.hub.revision in path.name:
-            revision = benchmark.hub.revision
+        source = benchmark.hub or benchmark.github
+        if source is not None and source.revision in path.name:
+            revision = source.revision
         check_rows(benchmark, rows, path, from_hub=bool(revision))
     kept = rows[:limit] if limit else rows
     return DataSet(source, str(path), tuple(kept), total, revision, dict(columns or {}))
@@ -118,12 +121,14 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
         f"no file {benchmark.file} for the data set {name!r} (looked in {looked}; "
         f"say where with --data-dir or {FOLDER_VARIABLE})"
     )
-    if benchmark.hub is None:
+    source = benchmark.hub or benchmark.github
+    if source is None:
         raise DataError(f"{missing}; it has no pinned revision on the hub, so it needs a local file")
     try:
-        return _from_hub(benchmark, benchmark.hub)
+        return _fetched(benchmark, source)
     except DataError as error:
-        raise DataError(f"{missing}; and the hub: {error}") from error
+        where = "the hub" if benchmark.hub else f"GitHub, without which it needs a local file: {source.url}"
+        raise DataError(f"{missing}; and {where}: {error}") from error
 
 
 def checksum(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -204,16 +209,20 @@ def _unknown(name: str) -> str:
 # ---- the hub -----------------------------------------------------------------------------------------------
 
 
-def _from_hub(benchmark: Benchmark, hub: HubSource) -> Path:
+def _fetched(benchmark: Benchmark, source: HubSource | GitHubSource) -> Path:
     """Fetch at the pinned revision and write as rows with `id`, `problem` and `answer`."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agentrl" / "data"
-    target = root / f"{benchmark.name}-{hub.revision}.jsonl"
+    target = root / f"{benchmark.name}-{source.revision}.jsonl"
     if target.is_file():
         return target
-    raw = load_rows(_fetch(hub))
-    rows = [_row(benchmark.name, number, item, hub) for number, item in enumerate(raw)]
-    check_rows(benchmark, rows, target, from_hub=True)
     root.mkdir(parents=True, exist_ok=True)
+    fetch = _from_hub(source) if isinstance(source, HubSource) else _from_github(source, root)
+    try:
+        raw = load_rows(fetch)
+    except EnvError as error:
+        raise DataError(str(error)) from error
+    rows = [_row(benchmark.name, number, item, source) for number, item in enumerate(raw)]
+    check_rows(benchmark, rows, target, from_hub=isinstance(source, HubSource))
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
@@ -222,7 +231,18 @@ def _from_hub(benchmark: Benchmark, hub: HubSource) -> Path:
     return target
 
 
-def _fetch(hub: HubSource) -> Path:
+def _from_github(source: GitHubSource, root: Path) -> Path:
+    """Fetch a file at its commit, which fixes the content."""
+    target = root / f"{source.revision}-{Path(source.file).name}"
+    try:
+        with urllib.request.urlopen(source.url, timeout=60) as answer:
+            write_file(target, answer.read(), "data")
+    except OSError as error:
+        raise DataError(f"it could not be fetched: {error}") from error
+    return target
+
+
+def _from_hub(hub: HubSource) -> Path:
     try:
         from huggingface_hub import HfApi, hf_hub_download  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -241,12 +261,12 @@ def _fetch(hub: HubSource) -> Path:
         ) from error
 
 
-def _row(name: str, number: int, item: Mapping[str, Any], hub: HubSource) -> dict[str, str]:
-    values = {new: item.get(old) for new, old in hub.columns.items()}
+def _row(name: str, number: int, item: Mapping[str, Any], source: HubSource | GitHubSource) -> dict[str, str]:
+    values = {new: item.get(old) for new, old in source.columns.items()}
     return {
         "id": f"{name}-{number}",
-        "problem": str(values["problem"] or "").strip(),
-        "answer": bare_answer(values["answer"], hub.answer),
+        "problem": str(values["problem"] or "").strip().removesuffix(getattr(source, "suffix", "")).strip(),
+        "answer": bare_answer(values["answer"], source.answer),
     }
 
 

@@ -1,6 +1,6 @@
 """Writes stored results in the forms that other tools read: Inspect's log, lm-eval's results and samples.
 
-Inspect: `inspect view --log-dir FOLDER` shows `inspect.json`, its messages, tool calls, scores and errors.
+Inspect: `inspect view --log-dir FOLDER/inspect` shows messages, tool calls, scores and errors.
 lm-eval: `results_*.json` and `samples_*.jsonl`, as `lm_eval --log_samples` writes them. Knows nothing of how
 the results came about.
 """
@@ -8,6 +8,7 @@ the results came about.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,6 +43,10 @@ def _task(stored: Stored) -> str:
 def _model(stored: Stored) -> str:
     policy = stored.plan["policy"]
     return str(policy.get("model") or policy.get("weights") or policy.get("script") or policy["kind"])
+
+
+def _file_name(task: str) -> str:
+    return re.sub(r"[^\w.-]", "-", task)
 
 
 def _problem(row: Mapping[str, Any]) -> str:
@@ -96,7 +101,9 @@ def _inspect(stored: Stored, now: str) -> dict[str, str]:
             _inspect_sample(record, stored.rows[record.problem], _model(stored)) for record in stored.records
         ],
     }
-    return {"inspect.json": json.dumps(log, ensure_ascii=False)}
+    # The viewer lists files whose names begin with a time.
+    name = f"{created.replace(':', '-')}_{_file_name(_task(stored))}_agentrl.json"
+    return {f"inspect/{name}": json.dumps(log, ensure_ascii=False)}
 
 
 def _inspect_sample(record: Record, row: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -210,7 +217,7 @@ def _lm_eval(stored: Stored, now: str) -> dict[str, str]:
     ]
     return {
         f"results_{now}.json": json.dumps(results, indent=2, ensure_ascii=False),
-        f"samples_{task.replace('/', '-')}_{now}.jsonl": "".join(line + "\n" for line in lines),
+        f"samples_{_file_name(task)}_{now}.jsonl": "".join(line + "\n" for line in lines),
     }
 
 

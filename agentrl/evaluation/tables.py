@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from agentrl.cost import Cost
-from agentrl.evaluation.comparison import Comparison
+from agentrl.evaluation.comparison import Comparison, Excluded
 from agentrl.evaluation.estimators import ks_up_to
 from agentrl.evaluation.intervals import Interval
 from agentrl.evaluation.run import Progress
@@ -242,11 +242,17 @@ def comparison_table(
     names: tuple[str, str],
     shown: int = 10,
     summaries: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
+    problems: Mapping[str, str] | None = None,
 ) -> str:
-    """What a comparison found; `summaries` of the two evaluations say what each training cost."""
-    lines = [
-        *(f"A: {text}" for text in (names[0], *training_lines(summaries[0]))),
-        *(f"B: {text}" for text in (names[1], *training_lines(summaries[1]))),
+    """What a comparison found.
+
+    `summaries` of the two evaluations say what each training cost; `problems` what stands behind the keys.
+    """
+    lines: list[str] = []
+    for letter, name, summary in zip("AB", names, summaries, strict=True):
+        lines += [f"{letter}: {text}" for text in (name, *training_lines(summary))]
+        lines += [f"{letter} {text}" for text in _excluded(comparison.excluded[letter.lower()], summary)]
+    lines += [
         f"{comparison.problems} problems in both"
         + (f", {len(comparison.only_a)} only in A" if comparison.only_a else "")
         + (f", {len(comparison.only_b)} only in B" if comparison.only_b else ""),
@@ -263,6 +269,9 @@ def comparison_table(
             _signed(comparison.same_problems),
         ),
     ]
+    if comparison.scores is not None:
+        a, b, difference, interval = comparison.scores
+        rows.append(("mean score", f"{a:.3f}", f"{b:.3f}", f"{difference:+.3f}", _signed(interval), ""))
     rows += [
         (f"pass@{k}", "", "", f"{value:+.3f}", _signed(interval), "")
         for k, (value, interval) in comparison.pass_differences.items()
@@ -283,11 +292,32 @@ def comparison_table(
                     f"{c.right_a}/{c.drawn_a}",
                     f"{c.right_b}/{c.drawn_b}",
                     f"p = {c.p_value:.3g}",
+                    " ".join((problems or {}).get(c.problem, "").split())[:60],
                 )
                 for c in changed
             ]
         )
     return "\n".join(lines)
+
+
+def _excluded(excluded: Excluded, summary: Mapping[str, Any]) -> list[str]:
+    """What of one side does not take part."""
+    parts: list[str] = []
+    if excluded.failed:
+        refused, failed = excluded.refused, excluded.failed - excluded.refused
+        kinds = [f"{refused} refused by the endpoint"] * bool(refused) + [f"{failed} failed"] * bool(failed)
+        parts.append(f"{excluded.failed} of {excluded.answers} answers ({', '.join(kinds)})")
+    if excluded.problems:
+        parts.append(f"{excluded.problems} problems without any")
+    aside = len(summary.get("data_set", {}).get("set_aside", ()))
+    if aside:
+        parts.append(f"{aside} rows set aside for their gold answer")
+    lines = [f"left out: {', '.join(parts) or 'nothing'}"]
+    if excluded.undecided:
+        lines.append(f"counted as wrong: {excluded.undecided} that cannot be compared")
+    if excluded.resampled:
+        lines.append(f"has {excluded.resampled} answers with another seed, because their own failed twice")
+    return lines
 
 
 def _signed(interval: Interval) -> str:

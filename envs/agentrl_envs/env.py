@@ -209,10 +209,10 @@ class Env:
         missing = [name for name in cls.required_fields if row.get(name) is None]
         if not missing:
             return
-        near = {name: difflib.get_close_matches(name, list(row), n=1) for name in missing}
-        hint = next(
-            (f'; rename with map={{"{n}": "{m[0]}"}} (--map {n}={m[0]})' for n, m in near.items() if m), ""
-        )
+        near = {name: _column_like(name, row) for name in missing}
+        pairs = ", ".join(f'"{name}": "{column}"' for name, column in near.items())
+        flag = ",".join(f"{name}={column}" for name, column in near.items())
+        hint = f"; say which columns they are with map={{{pairs}}} (--map {flag})"
         raise RowError(
             f"{where}: {cls.__name__} needs the field{'s' if len(missing) > 1 else ''} "
             f"{', '.join(map(repr, missing))}; the row has {', '.join(map(repr, row)) or 'no fields'}{hint}"
@@ -360,6 +360,19 @@ class Env:
             )
         verdict = None if self._verdict is None else self._verdict.value
         return Reward(value=min(max(total, low), high), parts=numbers, verdict=verdict)
+
+
+_USUAL = {
+    "problem": ("question", "prompt", "input", "query", "instruction", "problem_text"),
+    "answer": ("final", "final_answer", "target", "gold", "label", "solution", "output", "expected_answer"),
+}
+"""Other names that data sets give to fields."""
+
+
+def _column_like(name: str, row: Mapping[str, Any]) -> str:
+    """The column of a row that may be meant by a missing field; COLUMN where none looks like it."""
+    usual = [column for column in _USUAL.get(name, ()) if column in row]
+    return next(iter(usual or difflib.get_close_matches(name, list(row), n=1)), "COLUMN")
 
 
 def _golds(gold: Any) -> str | tuple[str, ...]:
