@@ -17,7 +17,8 @@ _TAGS = "code|interpreter|tool_call|tool_response|tool_result|output|result"
 _BLOCKS = re.compile(
     rf"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|<({_TAGS})>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
 )
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{A-Za-z0-9\\+-])")
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]")
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\\[A-Za-z]+|[A-Za-z]+|[+-]?\d+|[\\+-])")
 _CONNECTIVE = re.compile(
     r"(?:\s|\$|[,;.:&~]|\\[,;!: ]|\\q?quad|\\\\|\\[()\[\]]"
     r"|\\text(?:rm)?\{\s*(?:and|or)?\s*[,;]?\s*\}|\band\b|\bor\b)*"
@@ -51,51 +52,27 @@ def _without_tags_spoken_of(text: str) -> str:
 def boxed_answers(text: str) -> list[tuple[int, int, str]]:
     r"""Every complete box as (start, end, content), in order; a box inside a box is part of the outer one.
 
-    `\boxed 3` (no braces) is a box around one token, as in TeX. An unclosed box is no box.
+    `\boxed 3` (no braces) is a box around one token, as in TeX. An unclosed box is no box. Linear in the text.
     """
-    found: list[tuple[int, int, str]] = []
-    position = 0
-    closing: dict[int, int] | None = None
-    while (match := _BOX.search(text, position)) is not None:
-        start = match.end()
-        if text[start] == "{":
-            end = text.find("}", start)
-            content = text[start + 1 : end]
-            if (
-                end > 0 and "{" not in content and "\\" not in content
-            ):  # the usual case, without a map of braces
-                found.append((match.start(), end + 1, content))
-                position = end + 1
-                continue
-            closing = _closing_braces(text) if closing is None else closing
-            end = closing.get(start)
-            if end is None:
-                position = start + 1
-                continue
-            found.append((match.start(), end + 1, text[start + 1 : end]))
-            position = end + 1
-        else:
-            token = re.compile(r"\\?[A-Za-z]+|[+-]?\d+|[^\s]").match(text, start)
-            end = token.end() if token else start + 1
-            found.append((match.start(), end, text[start:end]))
-            position = end
-    return found
-
-
-def _closing_braces(text: str) -> dict[int, int]:
-    """Closing brace of each opening one; escaped braces (`\\{`) do not count.
-
-    Linear in the length of the text.
-    """
-    pairs: dict[int, int] = {}
-    opened: list[int] = []
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+    found: list[tuple[int, int, int, int]] = []  # box, then its content
+    opened: list[int] = []  # where each brace not closed yet opens: its box, or -1
+    last = text.rfind("}")  # no box with braces ends after it
+    for match in _BOX_OR_BRACE.finditer(text, 0, last + 1):
         mark = match.group()
-        if mark == "{":
-            opened.append(match.start())
-        elif mark == "}" and opened:
-            pairs[opened.pop()] = match.start()
-    return pairs
+        if mark == "}":
+            start = opened.pop() if opened else -1
+            if start >= 0:
+                while found and found[-1][0] > start:  # boxes inside this one
+                    found.pop()
+                found.append((start, match.end(), text.index("{", start) + 1, match.start()))
+        elif mark[-1] == "{" and mark != "\\{":
+            opened.append(match.start() if len(mark) > 1 else -1)
+    found += [(*match.span(), *match.span(1)) for match in _BARE_BOX.finditer(text)]
+    outer: list[tuple[int, int, str]] = []
+    for start, end, first, stop in sorted(found):
+        if not outer or start >= outer[-1][1]:
+            outer.append((start, end, text[first:stop]))
+    return outer
 
 
 def last_answer(text: str | None) -> str | None:
@@ -108,10 +85,10 @@ def last_answer(text: str | None) -> str | None:
         return boxes[0][2].strip() or None if boxes else None
     run = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        between = spoken[box[1] : run[0][0]]
+        between = spoken[box[1] : run[-1][0]]
         if len(between) > 80 or not _CONNECTIVE.fullmatch(between):
             break
-        run.insert(0, box)
-    contents = list(dict.fromkeys(box[2].strip() for box in run))
+        run.append(box)
+    contents = list(dict.fromkeys(box[2].strip() for box in reversed(run)))
     stated = [content for content in contents if content]
     return ", ".join(stated) if stated else None
