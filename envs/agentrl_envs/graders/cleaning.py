@@ -16,31 +16,66 @@ __all__ = ["cleaned", "compact", "join_thousands"]
 _UNICODE = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ",
     "⋅": r"\cdot ", "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ",
-    "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ",
-    "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "θ": r"\theta ", "α": r"\alpha ",
-    "β": r"\beta ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
-    "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "²": "^{2}", "³": "^{3}", "⁴": "^{4}", "“": '"',
-    "”": '"', "’": "'", "√": r"\sqrt ", "€": "", "£": "", "…": r"\ldots ",
+    "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ",
+    "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "θ": r"\theta ", "α": r"\alpha ", "ℝ": r"\mathbb{R}",
+    "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ", "ω": r"\omega ", "Ω": r"\Omega ",
+    "“": '"', "”": '"', "’": "'", "′": "'", "√": r"\sqrt ", "€": "", "£": "", "…": r"\ldots ", "✓": "",
+    "✔": "", "℃": r"^\circ C", "℉": r"^\circ F", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+    "⌉": r"\rceil ", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "∖": r"\setminus ",
 }  # fmt: skip
 _SIZES = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|mathopen|mathclose|bf|rm|boldsymbol)"
-    r"(?![A-Za-z])\.?"
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|mathopen|mathclose|bf|rm|boldsymbol"
+    r"|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bm|underline|mathop|mathbin"
+    r"|fbox|boxed|therefore|checkmark|blacksquare|square)(?![A-Za-z])\.?"
+    r"|\\(?:text)?color(?:box)?\s*(?:\[[^][]*\])?\{[^{}]*\}"
 )
+# Words that introduce an answer and say nothing of it.
+_INTRODUCTION = re.compile(
+    r"(?:=|\\(?:Rightarrow|implies|Longrightarrow)(?![A-Za-z])|\\text\s*\{\s*(?:(?:so|thus|hence|therefore|the|final|"
+    r"correct|required|set|exactly|precisely|simply|answer|solution|result|value|is|are|equals|to|be)\b[\s:,]*)+\}|:)\s*",
+    re.IGNORECASE,
+)
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}&?")
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
 _SEPARATED = re.compile(r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,|\\!)\s*(?=\d{3}(?!\d))")
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z{}()\[\],;!%])")
 _ROW_GAPS = re.compile(r"(?<=\\\\)\[[\d.]+ ?(?:pt|em|ex|mm|cm)\]")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|hspace\{[^{}]*\}|enspace(?![A-Za-z]))|~|\s+")
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _TEXTS = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf)|mathrm|mbox|operatorname)\s*(?=\{)")
-_FONTS = re.compile(r"\\(?:math(?:bf|it|sf|cal|bb)|text(?=\s*\{[^{}]*\{))\s*(?=\{)")  # around mathematics
-_THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_FONTS = re.compile(r"\\(?:math(?:bf|it|sf|cal)|text(?=\s*\{[^{}]*\{))\s*(?=\{)")  # around mathematics
+_THOUSANDS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_UPRIGHT = re.compile(r"\\text\s*\{\s*(?:(e)\s*\}(?=\s*\^)|(i)\s*\}|(d)\s*\}(?=\s*[a-z]))")
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(
+    r"(?<=\d)\s*(?:\\text\s*\{\s*)?(?:\b)(thousand|million|billion|trillion)(?![A-Za-z])\s*\}?"
+)
+_BY = re.compile(r"(?<=[\d}])\s*\\text\s*\{\s*by\s*\}\s*(?=[\d\\])")
+_FULL_HOUR = re.compile(r":00(?=\s*(?:\\text\s*\{)?\s*[ap]\.?\s*m)", re.IGNORECASE)
+_POSITIVE = re.compile(r"(?<![\w)}\]!'])\s*\+\s*(?=\\infty|oo(?![A-Za-z]))")
 
-_PYTHON = re.compile(r"sqrt|pi|oo|theta|\*\*|\^\s*\(")
-_NAMES = re.compile(r"\\text\s*\{[^{}]*\}|(?<![\\A-Za-z])(?:sqrt(?=\s*[\d(])|(?:pi|oo|theta)(?![A-Za-z]))")
-_LATEX = {"sqrt": r"\sqrt", "pi": r"\pi ", "oo": r"\infty ", "theta": r"\theta "}
+_CALLS = r"a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|cot|sec|csc|ln|log|exp|gcd|lcm|max|min|det"
+_PYTHON = re.compile(rf"sqrt|pi|oo|theta|\*\*|\^\s*\(|\b[a-zA-Z]{{2,}}\(|(?<![A-Za-z\\])C\(|\\text")
+_NAMES = re.compile(
+    rf"\\text\s*\{{\s*(?P<upright>{_CALLS})\s*\}}|\\text\s*\{{[^{{}}]*\}}|\bE(?=\s*\*\*)|(?<![\\A-Za-z])(?:(?:np|math|sp|sympy)\.)?"
+    rf"(?P<name>sqrt(?=\s*[\d(])|(?:pi|oo|theta)(?![A-Za-z])|(?:{_CALLS})(?=\s*\())"
+)
+_LATEX = {"sqrt": r"\sqrt", "pi": r"\pi ", "oo": r"\infty ", "theta": r"\theta ", "E": "e"}
+_LATEX |= {f"a{name}": f"\\arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")}
+_PAIRS = re.compile(
+    r"(?<![\\A-Za-z])(Rational|C|binomial|comb|binom|factorial|Abs|abs)\s*\(([^(),]*)(?:,([^(),]*))?\)"
+)
+_CHOOSE = re.compile(  # C_5^2 and C_{2n}^{n}
+    r"(?<![\\A-Za-z])C_\s*(\d|\{[^{}]*\})\s*\^\s*(\w|\{[^{}]*\})"
+)
+_MATRIX = re.compile(r"(?<![\\A-Za-z])Matrix\s*\(\s*\[\s*(\[.*\])\s*\]\s*\)\Z")
 _ROOT_OF_DIGITS = re.compile(r"\\sqrt\s*(\d+(?:\.\d+)?)")
 _POWER = re.compile(r"\*\*\s*(-?\d+)?")
 _BRACKET = re.compile(r"(\\sqrt|\^)?\s*\(|\)")
+
+
+_FORMS = {"<fraction>": "{}", "<super>": "\x01{}\x02", "<sub>": "\x03{}\x04", "<font>": "{}"}
 
 
 def _plain(character: str) -> str:
@@ -49,15 +84,48 @@ def _plain(character: str) -> str:
     digit = unicodedata.decimal(character, None)
     if digit is not None:  # digits of any script
         return str(digit)
+    if (parts := unicodedata.decomposition(character).split()) and parts[0] in _FORMS:
+        letters = "".join(
+            _plain(chr(int(part, 16))) if int(part, 16) > 127 else chr(int(part, 16)) for part in parts[1:]
+        )
+        top, slash, bottom = letters.partition("/")
+        return f"\\frac{{{top}}}{{{bottom}}}" if slash else _FORMS[parts[0]].format(letters)
     if unicodedata.category(character) in ("Cf", "Cc", "Cs"):  # direction marks, NUL, lone surrogates
         return ""
     wide = "\uff01" <= character <= "\uff5e"
     return chr(ord(character) - 0xFEE0) if wide else " " if character.isspace() else character
 
 
+def _binomial(match: re.Match[str]) -> str:
+    upper, lower = match[1].strip("{}"), match[2].strip("{}")
+    if upper.isdigit() and (not lower.isdigit() or int(lower) > int(upper)):
+        return match.group()  # a power of a constant
+    return f"\\binom{{{upper}}}{{{lower}}}"
+
+
+def _latex(match: re.Match[str]) -> str:
+    name = match["name"] or match["upright"] or match.group()
+    return _LATEX.get(name, f"\\{name}" if match["name"] or match["upright"] else name)
+
+
+def _call(match: re.Match[str]) -> str:
+    name, first, second = match.groups()
+    if name == "factorial" and second is None:
+        return f"({first})!"
+    if name in ("Abs", "abs") and second is None:
+        return f"|{first}|"
+    if second is None or name in ("factorial", "Abs", "abs"):
+        return match.group()
+    return f"\\{'frac' if name == 'Rational' else 'binom'}{{{first}}}{{{second}}}"
+
+
 def _from_python(text: str) -> str:
     r"""Names, powers and roots of Python as LaTeX; `\sqrt13` is the root of 13, whatever TeX makes of it."""
-    text = _NAMES.sub(lambda match: _LATEX.get(match.group(), match.group()), text)
+    text = _PAIRS.sub(_call, text)
+    if match := _MATRIX.search(text):
+        rows = re.sub(r"\]\s*,\s*\[", r" \\\\ ", match[1]).strip("[] ").replace(",", " & ")
+        text = f"{text[: match.start()]}\\begin{{pmatrix}}{rows}\\end{{pmatrix}}"
+    text = _NAMES.sub(_latex, text)
     text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text)
     text = _POWER.sub(lambda match: f"^{{{match[1]}}}" if match[1] else "^", text)
     opened: list[bool] = []  # brackets not closed yet; True around the argument of a root or power
@@ -77,23 +145,56 @@ def cleaned(text: str) -> str:
     """`text` in one spelling; "" for what is nothing but marks."""
     if not text.isascii():
         text = "".join(c if c.isascii() else _plain(c) for c in text)
+        for opening, closing, mark in (("\x01", "\x02", "^"), ("\x03", "\x04", "_")):
+            text = text.replace(closing + opening, "").replace(opening, mark + "{").replace(closing, "}")
+    text = _CONTROLS.sub("", text).strip()
+    if len(text) > 4 and text[:2] == text[-2:] == "**":  # bold, in Markdown
+        text = text[2:-2]
+    if "\\\\" in text and ("\\begin" not in text or "\\\\begin" in text):  # backslashes doubled by JSON
+        text = text.replace("\\\\", "\\") if "\\begin" in text else _DOUBLED.sub(r"\\", text)
     text = _DELIMITERS.sub(" ", text) if "$" in text or "\\" in text else text
     text = text.replace("\\$", "")
     if "\\" in text or "{" in text:
-        text = _ROW_GAPS.sub("", _SIZES.sub("", text))
-        text = _SEPARATED.sub("", text)
-        text = (
-            text.replace("\\!", "").replace("\\%", "%").replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
-        )
-        text = _FONTS.sub("", _TEXTS.sub(r"\\text", _FRACTIONS.sub(r"\\frac", text)))
-        text = (
-            text.replace("\\lt", "<").replace("\\gt", ">")
-            if re.search(r"\\[lg]t(?![A-Za-z])", text)
-            else text
-        )
+        text = _latex_marks(text)
     text = _from_python(text) if _PYTHON.search(text) else text
-    text = _SPACES.sub(" ", text).strip()
-    return text.rstrip(" .,;:").strip() if text[-1:] in ".,;:" else text
+    text = _CHOOSE.sub(_binomial, text) if "C_" in text else text
+    text = _SPACES.sub(" ", _POSITIVE.sub("", text)).strip()
+    text = _FULL_HOUR.sub("", text) if ":00" in text else text
+    text = (
+        _BY.sub(r" \\times ", _SCALE.sub(lambda match: f"\\times 10^{{{_SCALES[match[1]]}}}", text))
+        if "i" in text or "y" in text
+        else text
+    )
+    text = text.rstrip(" .,;:\\").strip() if text[-1:] in ".,;:\\" else text
+    while (match := _INTRODUCTION.match(text)) and match.end() < len(text):
+        text = text[match.end() :]
+    return text
+
+
+def _latex_marks(text: str) -> str:
+    """Sizes, fonts and other commands that change the looks of a formula only."""
+    text = _ROW_GAPS.sub("", _ENVIRONMENT.sub("", _SIZES.sub("", text)))
+    text = (
+        _SEPARATED.sub("", text)
+        .replace("\\!", "")
+        .replace("\\%", "%")
+        .replace("{:}", ":")
+        .replace("\\colon", ":")
+    )
+    text = (
+        text.replace("\\lbrace", "\\{")
+        .replace("\\rbrace", "\\}")
+        .replace("\\not=", "\\ne ")
+        .replace("\\backslash", "\\setminus ")
+    )
+    text = _FONTS.sub("", _TEXTS.sub(r"\\text", _FRACTIONS.sub(r"\\frac", text)))
+    if "\\text" in text:
+        text = _UPRIGHT.sub(
+            lambda match: match.group() if match.group() == text else match[1] or match[2] or match[3], text
+        )
+    if "\\choose" in text:
+        text = re.sub(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}", text)
+    return text.replace("\\lt", "<").replace("\\gt", ">") if re.search(r"\\[lg]t(?![A-Za-z])", text) else text
 
 
 def join_thousands(text: str) -> str:

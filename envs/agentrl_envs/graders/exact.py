@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-__all__ = ["LONGEST_NUMBER", "decimals_of", "is_integer", "number_of", "same_number"]
+__all__ = ["LONGEST_NUMBER", "decimals_of", "enough_digits", "is_integer", "number_of", "same_number"]
 
 LONGEST_NUMBER = 4000  # characters: Python refuses to read integers of more than 4300 digits
 _MOST_TENS = 2000  # greatest exponent of ten that is written out
@@ -28,7 +28,7 @@ _FRAC = re.compile(rf"([+-]?)\s*(\d*)\s*\\frac\s*{_PART}\s*{_PART}\Z", re.ASCII)
 _MIXED = re.compile(r"([+-]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)\Z", re.ASCII)
 _REPEATING = re.compile(r"([+-]?)\s*(\d*)\.(\d*)\s*\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))\Z", re.ASCII)
 _SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+(?:\.\d+)?\Z", re.ASCII)
-_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?\Z", re.ASCII)
+_COMMAS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?\Z", re.ASCII)
 
 
 def is_integer(text: str) -> bool:
@@ -98,15 +98,22 @@ def decimals_of(text: str) -> int | None:
     return len(text.partition(".")[2]) if "." in text and _SIGNED.match(text.strip()) else None
 
 
-def same_number(answer: str, given: Fraction, expected: Fraction) -> bool:
+def enough_digits(text: str) -> bool:
+    """Whether a decimal has six digits after the point, and six that are no leading zeros."""
+    digits = decimals_of(text)
+    return digits is not None and digits >= 6 and len(re.sub(r"\D", "", text).lstrip("0")) >= 6
+
+
+def same_number(answer: str, given: Fraction, expected: Fraction, tolerance: float = 0.0) -> bool:
     """Whether `given`, written as `answer`, equals `expected`.
 
-    Exactly, except that a decimal with six or more digits after the point stands for a number that needs
-    more digits than it has when it differs by less than one unit of its own last digit.
+    Exactly, or within `tolerance` of its size, except that a decimal with six or more digits after the point
+    stands for a number that needs more digits than it has when it differs by less than one unit of its own
+    last digit.
     """
-    if given == expected:
+    if given == expected or (tolerance and abs(given - expected) <= abs(expected) * Fraction(tolerance)):
         return True
     digits = decimals_of(answer)
-    if digits is None or digits < 6 or (expected * 10**digits).denominator == 1:
+    if digits is None or not enough_digits(answer) or (expected * 10**digits).denominator == 1:
         return False
     return abs(given - expected) < Fraction(1, 10**digits)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from .cleaning import compact
+from .exact import number_of
 
 __all__ = [
     "Based",
@@ -20,6 +21,7 @@ __all__ = [
     "Items",
     "Matrix",
     "Ordered",
+    "Ratio",
     "Relation",
     "Value",
     "Word",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 _TOKEN = re.compile(
-    r"\\text\s*\{[^{}]*\}|\\begin\s*\{[^{}]*\}|\\end\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|<=|>=|!=|\s+(?:or|and)\s+|.",
+    r"\\text\s*\{[^{}]*\}|\\begin\s*\{[^{}]*\}|\\end\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|<=|>=|!=|\s+(?:or|and)\s+|(?<=[)\]])(?:or|and)(?=[(\[])|.",
     re.DOTALL,
 )
 _OPENING = {"{", "(", "[", "\\{", "\\langle", "\\begin"}
@@ -38,7 +40,8 @@ _ORDER = {
     "\\ge": ">=", "\\geq": ">=",
     "\\geqslant": ">=", ">=": ">=",
 }  # fmt: skip
-_OTHER_RELATIONS = {"\\ne", "\\neq", "!=", "\\approx", "\\equiv", "\\sim"}
+_NOT_EQUAL = {"\\ne", "\\neq", "!="}
+_OTHER_RELATIONS = {*_NOT_EQUAL, "\\approx", "\\equiv", "\\sim"}
 _OTHER_RELATIONS |= {"\\to", "\\mapsto", "\\simeq", "\\implies"}
 _BASED = re.compile(r"([+-]?[0-9A-Za-z.]+)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d{1,2}))\Z", re.ASCII)
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?(.*)\\end\s*\{\1\}\Z", re.DOTALL)
@@ -100,12 +103,20 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A matrix, by rows."""
+    """A matrix, by rows, and as it is written."""
 
     rows: tuple[tuple[Form, ...], ...]
+    text: str = field(default="", compare=False)
 
 
-Form = Value | Word | Based | Items | Ordered | Equation | Relation | Matrix
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Numbers joined by colons: a ratio, or a time of day."""
+
+    parts: tuple[str, ...]
+
+
+Form = Value | Word | Based | Items | Ordered | Equation | Relation | Matrix | Ratio
 
 
 @lru_cache(maxsize=4096)
@@ -116,22 +127,98 @@ def form_of(text: str) -> Form:
     if len(parts) > 1:
         return Items(_flat(parts))
     text = _without_braces(parts[0]) if parts else ""
-    unions = _split(text, lambda token: token in ("\\cup", "\\bigcup"))
+    if text.startswith("\\bigcup"):
+        return Relation(compact(text))
+    if match := _CASES.match(text):
+        return Items(
+            _flat([row for row in _split(match[1].strip(), lambda token: token == "\\\\") if row.strip("& ")])
+        )
+    unions = _split(text, lambda token: token == "\\cup")
     if len(unions) > 1:
         return Items(_flat(unions))
-    return _relation(text) or _plus_minus(text) or _bracketed(text) or _single(text)
+    if text.startswith("+"):
+        text = text[1:].strip()
+    return _set_of(text) or _plus_minus(text) or _relation(text) or _bracketed(text) or _single(text)
+
+
+_CASES = re.compile(r"\\begin\s*\{cases\}(.*)\\end\s*\{cases\}\Z", re.DOTALL)
+_BUILDER = re.compile(
+    r"\\?\{\s*(\\?[A-Za-z]+(?:_\w)?)\s*(?:\\in\s*\\mathbb\s*\{?\s*([A-Z])\s*\}?|\\in\s*([A-Z]))?\s*(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|:|\|)"
+)
+_REALS = re.compile(
+    r"\\mathbb\s*\{?\s*R\s*\}?\Z|R\Z(?<=\\R)|(?:the set of )?(?:all |any |every )?(?:the )?reals?(?: numbers?| values?)?(?: of)?(?: [a-z])?\Z"
+)
+_NOTHING = re.compile(
+    r"no (?:real |integer |such )?(?:solutions?|values?|roots?)(?: exists?)?\Z|(?:the )?empty set\Z|null set\Z"
+)
+_MINUS = re.compile(
+    r"\\setminus(?![A-Za-z])|\\text\s*\{\s*except(?: for)?\s*\}|(?<=\s)except(?: for)?(?=\s)|\\(?=\s*\\\{)"
+)
+
+
+def _everything_but(
+    points: list[str], low: str = "-\\infty", high: str = "\\infty", ends: str = "()"
+) -> Form:
+    """An interval without some points, as the union of what is left."""
+    numbers = {point: number_of(point) for point in points}
+    if all(number is not None for number in numbers.values()):
+        points = sorted(points, key=lambda point: numbers[point] or 0)
+    edges = [low, *points, high]
+    left = [ends[0], *"(" * len(points)]
+    right = [*")" * len(points), ends[1]]
+    parts = zip(left, right, edges, edges[1:], strict=False)
+    intervals = tuple(Ordered(a, b, (form_of(one), form_of(other))) for a, b, one, other in parts)
+    return Items(intervals) if points else intervals[0]
+
+
+def _set_of(text: str) -> Form | None:
+    r"""The set that a builder, an exclusion or a name of the reals or of the empty set stands for."""
+    inside = _split(text, lambda token: token == "\\in") if "\\in" in text else []
+    if len(inside) == 2 and inside[1]:
+        return form_of(inside[1])
+    if (match := _BUILDER.match(text)) and text.endswith("}"):
+        if (match[2] or match[3] or "R") != "R":
+            return Relation(compact(text))
+        return form_of(text[match.end() : -1].removesuffix("\\").strip())
+    if text.startswith("\\{") and _closes_at_end(text) and _tokens_end(text) == "\\}":
+        inside = text[2:-2].strip()
+        forms = tuple(dict.fromkeys(_flat([inside]))) if inside else ()  # a set has each of its items once
+        return Items(forms)
+    words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()
+    lower = " ".join(words.lower().split()) if "\\mathbb" not in words else words
+    if _REALS.match(lower):
+        return _everything_but([])
+    if _NOTHING.match(lower):
+        return Items(())
+    parts = _MINUS.split(text if "\\{" in text else words, maxsplit=1)
+    if len(parts) == 2 and (whole := parts[0].strip()):
+        base = form_of(whole)
+        points = [
+            p.strip() for p in _split(parts[1].strip().removeprefix("\\{").removesuffix("\\}"), _is_list_mark)
+        ]
+        points = [re.sub(r"^[a-zA-Z]\s*=\s*", "", point) for point in points]
+        if isinstance(base, Ordered) and len(base.items) == 2 and all(points):
+            ends = [item.text for item in base.items if isinstance(item, Value)]
+            return _everything_but(points, *ends, base.opening + base.closing) if len(ends) == 2 else None
+    return None
+
+
+def _tokens_end(text: str) -> str:
+    return [token for token, _, _, _ in _tokens(text)][-1]
 
 
 def _flat(parts: list[str]) -> tuple[Form, ...]:
     forms = [form_of(part) for part in parts]
-    return tuple(f for form in forms for f in (form.items if isinstance(form, Items) else (form,)))
+    return tuple(
+        f for form in forms for f in (form.items if isinstance(form, Items) and form.items else (form,))
+    )
 
 
 def _is_list_mark(token: str) -> bool:
     if token in (",", ";"):
         return True
     words = token.removeprefix("\\text").strip(" {}").strip(" ,;")
-    return (token[:1] in (" ", "\\") and words in ("or", "and")) or token == "\\text{}"
+    return (token[:1] in (" ", "\\", "o", "a") and words in ("or", "and")) or token == "\\text{}"
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int, int, int]]:
@@ -171,21 +258,31 @@ def _closes_at_end(text: str) -> bool:
 
 def _relation(text: str) -> Form | None:
     marks = [
-        (t, b, e)
+        ("\\ne" if t in _NOT_EQUAL else t, b, e)
         for t, b, e, d in _tokens(text)
         if d == 0 and (t == "=" or t in _ORDER or t in _OTHER_RELATIONS)
     ]
     if not marks:
-        inside = _split(text, lambda token: token == "\\in")
-        return form_of(inside[1]) if len(inside) == 2 and inside[1] else None
+        return None
     edges = [0, *(e for _, _, e in marks)]
     sides = [text[a:b].strip() for a, b in zip(edges, [*(b for _, b, _ in marks), len(text)], strict=True)]
     kinds = [t for t, _, _ in marks]
-    if all(kind == "=" for kind in kinds):
+    if all(kind == "\\ne" for kind in kinds) and all(sides) and len(sides) == 2:
+        names = [is_name(side) for side in sides]
+        if names == [True, True]:
+            return Relation("\\ne".join(sorted(map(compact, sides))))
+        if any(names):
+            points = _split(sides[names.index(False)].strip(), _is_list_mark)
+            return _everything_but(points)
+    if all(kind in ("=", "\\equiv") for kind in kinds):
         return Equation(tuple(sides)) if all(sides) else Relation(compact(text))
     if any(kind not in _ORDER for kind in kinds) or not all(sides):
         return Relation(compact(text))
     return _interval(sides, [_ORDER[kind] for kind in kinds]) or Relation(compact(text))
+
+
+_ABSOLUTE = re.compile(r"\|\s*([a-zA-Z])\s*([-+][^|a-zA-Z]*)?\|\Z")
+_FLIPPED = str.maketrans("+-", "-+")
 
 
 def _interval(sides: list[str], kinds: list[str]) -> Ordered | None:
@@ -195,6 +292,13 @@ def _interval(sides: list[str], kinds: list[str]) -> Ordered | None:
     if any(kind[0] == ">" for kind in kinds):
         return None
     opening, closing = "(", ")"
+    if len(sides) == 2 and (match := _ABSOLUTE.match(sides[0])) and (match[2] or "").count("|") == 0:
+        low, high = (
+            (f"{match[2].translate(_FLIPPED)}{sign}({sides[1]})" for sign in "-+")
+            if match[2]
+            else (f"-({sides[1]})", sides[1])
+        )
+        return _interval([low, match[1], high], kinds * 2)
     if len(sides) == 3 and is_name(sides[1]):
         opening, closing = "[" if kinds[0] == "<=" else "(", "]" if kinds[1] == "<=" else ")"
         low, high = sides[0], sides[2]
@@ -208,7 +312,7 @@ def _interval(sides: list[str], kinds: list[str]) -> Ordered | None:
 
 
 _NAME = re.compile(
-    r"(?:\\[A-Za-z]+\s*)?[A-Za-z]{0,3}(?:_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))?\Z"
+    r"(?:\\[A-Za-z]+\s*)?[A-Za-z]{0,3}(?:_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*(?:\\[a-z]+\s*\{?\s*)?[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\}?\s*\))?\Z"
 )
 
 
@@ -220,29 +324,31 @@ def is_name(text: str) -> bool:
 
 
 def _plus_minus(text: str) -> Form | None:
-    """`a \\pm b` as the two values it stands for."""
-    if not any(depth == 0 and token in ("\\pm", "\\mp") for token, _, _, depth in _tokens(text)):
+    """`a \\pm b`, wherever the sign stands, as the two values it stands for."""
+    if not _SIGNS.search(text):
         return None
     values = []
     for plus, minus in (("+", "-"), ("-", "+")):
         value = re.sub(r"\\pm(?![A-Za-z])", plus, re.sub(r"\\mp(?![A-Za-z])", minus, text)).strip()
-        values.append(value.removeprefix("+").strip())
+        values.append(re.sub(r"(^|[=({,])\s*\+", r"\1", value).strip())
     return Items(tuple(form_of(value) for value in values))
+
+
+_SIGNS = re.compile(r"\\[pm][pm](?![A-Za-z])")
 
 
 def _bracketed(text: str) -> Form | None:
     if text in ("\\emptyset", "\\varnothing", "\\{\\}", "\\{ \\}"):
         return Items(())
-    if match := _MATRIX.match(text):
+    if (match := _MATRIX.match(text)) and "\\begin" not in match[2]:
         rows = [row for row in _split(match[2].strip(), lambda token: token == "\\\\") if row]
-        return Matrix(tuple(tuple(form_of(cell) for cell in _split(row, lambda t: t == "&")) for row in rows))
+        cells = tuple(tuple(form_of(cell) for cell in _split(row, lambda t: t == "&")) for row in rows)
+        return Matrix(cells, text)
     tokens = list(_tokens(text))
-    if len(tokens) < 2 or tokens[0][0] not in ("(", "[", "\\{", "\\langle") or not _closes_at_end(text):
+    if len(tokens) < 2 or tokens[0][0] not in ("(", "[", "\\langle") or not _closes_at_end(text):
         return None
     opening, closing = tokens[0][0], tokens[-1][0]
     inside = text[tokens[0][2] : tokens[-1][1]].strip()
-    if opening == "\\{":
-        return Items(_flat([inside])) if inside else Items(())
     parts = _split(inside, lambda token: token in (",", ";"))
     if len(parts) == 1:
         return form_of(inside) if opening + closing == "()" or _MATRIX.match(inside) else None
@@ -251,7 +357,26 @@ def _bracketed(text: str) -> Form | None:
     return Ordered(opening, closing, tuple(form_of(part) for part in parts))
 
 
+_BASES = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+}
+_BASES |= {"ten": "10", "twelve": "12", "sixteen": "16"}
+_WRITTEN_BASE = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*\{?\s*\\?(?:text\s*\{)?\s*([a-z]+|\d+)\s*\}*\Z")
+_COLONS = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+\Z")
+
+
 def _single(text: str) -> Form:
+    if _COLONS.match(text):
+        return Ratio(tuple(part.strip() for part in text.split(":")))
+    if (match := _WRITTEN_BASE.match(text)) and (match[2] in _BASES or text[0] == "("):
+        text = f"{match[1]}_{{{_BASES.get(match[2], match[2])}}}"
     if (
         (match := _BASED.match(text))
         and any(c.isdigit() for c in match[1])

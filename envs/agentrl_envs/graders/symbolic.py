@@ -1,19 +1,21 @@
-"""Equality of single values by math-verify and sympy. Runs only in processes that can be killed: it can hang.
+r"""Equality of single values by sympy, read by math-verify's parser. Runs only in processes that can be killed:
+it can hang.
 
-math-verify's own time limits (alarms, on wall time) are off; the process that asked holds the limit. Numbers
-are compared to 50 digits, expressions by math-verify and, where it says no, at points.
+The process that asked holds the limit on time. Numbers are compared to 40 digits, expressions at points; where
+points cannot tell, math-verify decides.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from .comparison import CannotParse, Undecided, exact_leaf
-from .exact import decimals_of, number_of
+from .exact import decimals_of, enough_digits, number_of
+from .symbols import readable, with_primes
 from .units import TRIGONOMETRY
 
 __all__ = ["symbolic_leaf", "warm_up"]
@@ -23,10 +25,14 @@ _EQUAL = 40  # leading digits in which two numbers must agree
 # Not round, so that an accident of one point does not make two expressions equal; negative ones tell x from
 # |x|.
 _POINTS = ("0.7310585786", "1.9378129145", "-0.6180339887", "3.3598856662", "-2.2360679775")
+_WHOLE = ("1", "2", "3", "4", "5", "8", "13", "37", "100", "12", "7")  # for steps, which hide between points
+_INDICES = frozenset("ijklmnpqMNK")  # letters that stand for whole numbers inside a step function
 
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 # The parser reads 2(3) and (2)(3) as mixed numbers.
-_PRODUCT = re.compile(r"((?<![_^\d])\d+|\))\s*(?=\()")
+_PRODUCT = re.compile(r"((?<![_^\d}])(?<!\\variable\{)\d+|\))\s*(?=\()")
+_CONSTANT = re.compile(r"[CcKk](Z5fZ\w+)?\Z")  # of integration, with its subscript
+_PRIMED = re.compile(r"'|\\prime|\\d?dot(?![A-Za-z])")
 
 
 def warm_up() -> None:
@@ -36,6 +42,7 @@ def warm_up() -> None:
         ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt 2}"),
         ("x^2-1", "(x-1)(x+1)"),
         ("\\sin 3", "2\\pi^3"),
+        ("e^{x_1}+\\sqrt{y}", "1"),
     ):
         symbolic_leaf(answer, gold)
     _parsed.cache_clear()
@@ -44,53 +51,69 @@ def warm_up() -> None:
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> Any:
     """sympy expression of a LaTeX value, or None."""
-    from math_verify import LatexExtractionConfig, parse
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
     if TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
-    text = _PRODUCT.sub(r"\1 \\cdot ", text)
-    normal = LatexExtractionConfig().normalization_config
-    # Its units would take the s off 3x + 2s; ours were taken off before.
-    config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=replace(normal, units=False))
     try:
-        found = parse(
-            "\\boxed{" + text + "}",
-            [config],
-            fallback_mode="no_fallback",
-            extraction_mode="first_match",
-            parsing_timeout=None,  # pyright: ignore[reportArgumentType]
+        text = _PRODUCT.sub(r"\1 \\cdot ", readable(text, _canonical))
+        value = latex2sympy(
+            text,
+            is_real=True,
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),
         )
-    except MemoryError:
+        return _conventional(value)
+    except (MemoryError, RecursionError):
         raise
     except Exception:  # whatever a parser of LaTeX dislikes means that this is none
         return None
-    return _complex(found[0]) if found and not isinstance(found[0], str) else None
 
 
-def _complex(value: Any) -> Any:
-    """`value` with i as the imaginary unit, when nothing else in it is unknown."""
-    from sympy import Expr, I
-
-    unknown = value.free_symbols if isinstance(value, Expr) else ()
-    return value.subs(dict.fromkeys(unknown, I)) if {str(symbol) for symbol in unknown} == {"i"} else value
+def _canonical(text: str) -> str:
+    """One spelling of what a function is applied to."""
+    value = _parsed(text)
+    return text.replace(" ", "") if value is None else str(value.doit() if hasattr(value, "doit") else value)
 
 
-def symbolic_leaf(answer: str, gold: str) -> bool:
+def _conventional(value: Any) -> Any:
+    """`value` with i as the imaginary unit, and with the real odd roots of negative numbers."""
+    from sympy import Expr, I, MatrixBase
+
+    if not isinstance(value, Expr | MatrixBase):
+        return value
+    imaginary = [symbol for symbol in value.free_symbols if str(symbol) == "i"]
+    if imaginary:
+        value = value.subs(dict.fromkeys(imaginary, I))
+    return value.replace(_odd_root, lambda power: -((-power.base) ** power.exp))
+
+
+def _odd_root(value: Any) -> bool:
+    if not (
+        value.is_Pow and value.exp.is_Rational and value.exp.p == 1 and value.exp.q % 2 and value.exp.q > 1
+    ):
+        return False
+    return bool(value.base.is_number and value.base.is_negative)
+
+
+def symbolic_leaf(answer: str, gold: str, tolerance: float = 0.0) -> bool:
     """Equality of two values. Raises CannotParse when the answer is no mathematics."""
     try:
-        return exact_leaf(answer, gold)
+        return exact_leaf(answer, gold, tolerance)
     except Undecided:
         pass
+    if bool(_PRIMED.search(answer)) != bool(_PRIMED.search(gold)):
+        answer, gold = with_primes(answer), with_primes(gold)
     if "=" in answer and "=" in gold:
-        return _same_equation(answer, gold)
+        return _same_equation(answer, gold, tolerance)
     given, expected = _parsed(answer), _parsed(gold)
     if given is None:
         raise CannotParse
     if expected is None:
         return False
     if _is_number(given) and _is_number(expected):
-        return _same_constant(answer, given, gold, expected)
-    return _verified(expected, given) or _agree_at_points(given, expected)
+        return _same_constant(answer, given, gold, expected, tolerance)
+    return _same_expression(given, expected)
 
 
 def _verified(expected: Any, given: Any) -> bool:
@@ -102,73 +125,151 @@ def _verified(expected: Any, given: Any) -> bool:
 def _is_number(value: Any) -> bool:
     from sympy import Expr
 
-    return isinstance(value, Expr) and not value.free_symbols
+    return isinstance(value, Expr) and not value.free_symbols and not value.is_Matrix
 
 
-def _same_constant(answer: str, given: Any, gold: str, expected: Any) -> bool:
-    from sympy import Float, N, Rational
+def _same_constant(answer: str, given: Any, gold: str, expected: Any, tolerance: float = 0.0) -> bool:
+    from sympy import N, Rational
 
-    exact_difference = (given - expected).doit()
-    if exact_difference.is_Rational and not (given.has(Float) or expected.has(Float)):
-        return bool(exact_difference == 0)
-    exact = [number_of(answer), number_of(gold)]  # sympy's floats have 15 digits; what was written has all
-    values = []
-    for value, number in zip((given, expected), exact, strict=True):
-        values.append(
-            N(value if number is None else Rational(number.numerator, number.denominator), _DIGITS + 10)
-        )
+    difference = (given - expected).doit()
+    if difference.is_Rational and (difference == 0 or not tolerance):
+        return bool(difference == 0)
+    values = [N(value, _DIGITS + 10) for value in (given, expected)]
     if not all(v.is_number and v.is_finite is not False for v in values):
-        return False
+        return bool(given.doit() == expected.doit() and given.is_infinite and not given.is_complex)
     difference = abs(values[0] - values[1])
-    digits = decimals_of(answer)
-    if exact[0] is not None and exact[1] is None and digits is not None and digits >= 6:
+    number, digits = number_of(answer), decimals_of(answer)
+    if number is not None and digits is not None and enough_digits(answer) and number_of(gold) is None:
         return bool(difference < Rational(1, 10**digits))
     size = max(abs(values[0]), abs(values[1]))
-    return (
-        bool(difference <= size * Rational(1, 10**_EQUAL))
-        if size > Rational(1, 10**_DIGITS)
-        else bool(size == 0)
+    if size <= Rational(1, 10**_DIGITS):
+        return bool(size == 0)
+    return bool(difference <= size * max(Rational(1, 10**_EQUAL), Rational(tolerance)))
+
+
+def _same_expression(given: Any, expected: Any) -> bool:
+    from sympy import Expr, MatrixBase, MatrixExpr, nan, zoo
+
+    if any(isinstance(value, MatrixBase | MatrixExpr) for value in (given, expected)):
+        return _same_matrix(given, expected)
+    if not (isinstance(given, Expr) and isinstance(expected, Expr)):
+        return _verified(expected, given)
+    if given.has(nan, zoo) or expected.has(nan, zoo):
+        return False
+    if given == expected:
+        return True
+    if given.free_symbols != expected.free_symbols and _renamed(given, expected):
+        return True
+    agree = _agree_at_points(given, expected)
+    if agree is False and _same_up_to_constant(given, expected):
+        return True
+    return _verified(expected, given) if agree is None else agree
+
+
+def _same_matrix(given: Any, expected: Any) -> bool:
+    from sympy import MatrixBase
+
+    given, expected = given.doit(), expected.doit()
+    if not (
+        isinstance(given, MatrixBase) and isinstance(expected, MatrixBase) and given.shape == expected.shape
+    ):
+        return False
+    return all(_same_expression(a, g) for a, g in zip(given, expected, strict=True))
+
+
+def _values(given: Any, expected: Any) -> Any:
+    """Pairs of values at points where both are defined; real ones only, unless an imaginary unit is written."""
+    from sympy import Derivative, I, Integral, Limit, Product, Rational, Sum, ceiling, floor
+
+    if given.has(Integral, Sum, Product, Limit, Derivative) or expected.has(
+        Integral, Sum, Product, Limit, Derivative
+    ):
+        given, expected = given.doit(), expected.doit()
+    symbols = sorted(given.free_symbols | expected.free_symbols, key=str)
+    points = _POINTS
+    if given.has(floor, ceiling) or expected.has(floor, ceiling):
+        points = _WHOLE if all(str(s) in _INDICES for s in symbols) else _WHOLE + _POINTS
+    complex_too = given.has(I) or expected.has(I)
+    for i in range(len(points)):
+        point = {s: Rational(points[(i + j) % len(points)]) for j, s in enumerate(symbols)}
+        pair = given.evalf(_DIGITS, subs=point), expected.evalf(_DIGITS, subs=point)
+        if not all(value.is_number and not value.free_symbols for value in pair):
+            return
+        if all(value.is_finite and (complex_too or value.is_real) for value in pair):
+            yield pair
+
+
+def _close(left: Any, right: Any) -> bool:
+    from sympy import Rational
+
+    return bool(abs(left - right) <= Rational(1, 10**30) * max(abs(left), abs(right), Rational(1, 10**10)))
+
+
+def _agree_at_points(given: Any, expected: Any) -> bool | None:
+    """Whether two expressions have the same values at points; None when there are too few to tell."""
+    compared = 0
+    for left, right in _values(given, expected):
+        if not _close(left, right):
+            return False
+        compared += 1
+    return True if compared >= 2 else None
+
+
+def _renamed(given: Any, expected: Any) -> bool:
+    """Whether constants of integration, named differently, are all that tells two solutions apart."""
+    ours = sorted(given.free_symbols - expected.free_symbols, key=str)
+    theirs = sorted(expected.free_symbols - given.free_symbols, key=str)
+    if not 0 < len(ours) == len(theirs) <= 3:
+        return False
+    if not all(_linear(given, s) for s in ours) or not all(_linear(expected, s) for s in theirs):
+        return False
+    marks = [all(_CONSTANT.match(str(s)) for s in side) for side in (ours, theirs)]
+    if len(ours) == 1 and not (all(marks) and (given.diff(ours[0]) == 1 or expected.diff(theirs[0]) == 1)):
+        return False
+    if not any(marks) or not any(str(s)[0] in "CK" or len(str(s)) > 1 for s in ours + theirs):
+        return False
+    return any(
+        _same_expression(given.subs(dict(zip(ours, names, strict=True)), simultaneous=True), expected)
+        for names in itertools.permutations(theirs)
     )
 
 
-def _agree_at_points(given: Any, expected: Any) -> bool:
-    """Whether two expressions have the same real values at points where both are real.
+def _linear(value: Any, symbol: Any) -> bool:
+    return not value.diff(symbol).has(symbol)
 
-    For what math-verify misses.
-    """
-    from sympy import Expr, Rational
 
-    if not (isinstance(given, Expr) and isinstance(expected, Expr)):
-        return False
-    symbols = sorted(expected.free_symbols, key=str)
-    if not symbols or given.free_symbols != expected.free_symbols:
-        return False
-    compared = 0
-    point: dict[Any, Any]
-    for i in range(len(_POINTS)):
-        point = {s: Rational(_POINTS[(i + j) % len(_POINTS)]) for j, s in enumerate(symbols)}
-        left, right = given.evalf(_DIGITS, subs=point), expected.evalf(_DIGITS, subs=point)
-        if not (left.is_number and right.is_number):
-            return False
-        if not (left.is_real and right.is_real):
+def _same_up_to_constant(given: Any, expected: Any) -> bool:
+    """Whether two antiderivatives, both written with + C, differ by a number."""
+    for symbol in given.free_symbols & expected.free_symbols:
+        if str(symbol) not in ("C", "K") or given.free_symbols == {symbol}:
             continue
-        compared += 1
-        if abs(left - right) > Rational(1, 10**30) * max(abs(left), abs(right), Rational(1, 10**10)):
-            return False
-    return compared >= 2
+        if given.diff(symbol) == 1 and expected.diff(symbol) == 1:
+            pairs = list(_values(given, expected))
+            return len(pairs) >= 3 and all(_close(a - b, pairs[0][0] - pairs[0][1]) for a, b in pairs)
+    return False
 
 
-def _same_equation(answer: str, gold: str) -> bool:
-    """Whether two equations have the same solutions because one is a constant multiple of the other."""
-    from sympy import simplify
+def _same_equation(answer: str, gold: str, tolerance: float) -> bool:
+    """Whether two equations have the same sides, or are constant multiples of each other."""
+    from sympy import Expr
 
-    sides = [_parsed(side) for text in (answer, gold) for side in text.split("=", 1)]
-    if sides[0] is None or sides[1] is None:
+    texts = [text.split("=") for text in (answer, gold)]
+    sides = [[_parsed(side) for side in text] for text in texts]
+    if None in sides[0]:
         raise CannotParse
-    if sides[2] is None or sides[3] is None:
+    if None in sides[1] or len(sides[0]) != len(sides[1]):
         return False
-    given, expected = sides[0] - sides[1], sides[2] - sides[3]
-    if simplify(expected) == 0 or simplify(given) == 0:
-        return False  # 0 = 0 is no equation
-    ratio = simplify(given / expected)
-    return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+
+    def pairwise(order: int) -> bool:
+        pairs = zip(texts[0], texts[1][::order], strict=True)
+        return all(a.strip() == g.strip() or symbolic_leaf(a, g, tolerance) for a, g in pairs)
+
+    if pairwise(1) or pairwise(-1):
+        return True
+    if len(sides[0]) != 2 or not all(isinstance(side, Expr) for side in sum(sides, [])):
+        return False
+    given, expected = sides[0][0] - sides[0][1], sides[1][0] - sides[1][1]
+    if not expected.free_symbols or given.free_symbols != expected.free_symbols:
+        return False
+    ratios = [left / right for left, right in _values(given, expected) if right != 0]
+    return len(ratios) >= 2 and ratios[0] != 0 and all(_close(ratio, ratios[0]) for ratio in ratios)

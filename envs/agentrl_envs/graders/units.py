@@ -31,11 +31,30 @@ _SPELLINGS = {
     "mi": "mile", "sec": "second", "s": "second", "min": "minute", "hr": "hour", "h": "hour",
     "g": "gram", "gm": "gram", "kilogram": "kg", "milligram": "mg", "usd": "dollar",
     "buck": "dollar", "¢": "cent", "deg": "degree", "rad": "radian", "litre": "liter", "l": "liter",
-    "milliliter": "ml", "oz": "ounce", "lb": "pound", "percent": "%", "percentage": "%",
+    "milliliter": "ml", "oz": "ounce", "lb": "pound", "percent": "%", "pct": "%", "percentage": "%",
     "mph": "mile/hour", "miles an hour": "mile/hour", "kmh": "km/hour", "kph": "km/hour",
     "degrees celsius": "celsius", "degrees c": "celsius", "degrees fahrenheit": "fahrenheit",
     "degrees f": "fahrenheit",
 }  # fmt: skip
+_SYMBOLS = {
+    *_MEASURES,
+    "n",
+    "j",
+    "w",
+    "v",
+    "a",
+    "k",
+    "pa",
+    "hz",
+    "ohm",
+    "mol",
+    "c",
+    "t",
+    "ev",
+    "kj",
+    "kw",
+    "rad",
+}
 _TEMPERATURES = {None: "degree", "C": "celsius", "F": "fahrenheit"}
 _NO_UNITS = {  # parts of the value, and words of a hedge
     "or", "and", "not",
@@ -46,9 +65,10 @@ _DEGREES = re.compile(
     r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF]))?\s*\Z|\s*\\degree\s*\Z"
 )
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")  # whose argument the degrees are
-_POWER = r"\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*"
-_TEXT = re.compile(rf"\s*\\text\s*\{{([^{{}}^\d]*){_POWER}\}}{_POWER}\Z")
-_WORDS = re.compile(rf"(?<=[\d.}})])\s*([A-Za-z](?:[A-Za-z. ]|/(?=[A-Za-z]))*?){_POWER}\Z")
+_POWER = r"\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?\s*"
+_PIECE = rf"(?:\\text\s*\{{[^{{}}^\d]*{_POWER}\}}|\\Omega(?![A-Za-z])|\\mu(?=\s*\\text))"
+_TEXT = re.compile(rf"\s*({_PIECE}(?:\s*(?:\\cdot|/)?\s*{_PIECE}|\s*\^\s*\{{?\s*-?\d\s*\}}?)*)\Z")
+_WORDS = re.compile(rf"(?:(?<=[\d.}})])|(?<=\\pi ))\s*([A-Za-z](?:[A-Za-z. ]|/(?=[A-Za-z]))*?){_POWER}\Z")
 _PLURAL = re.compile(r"(?:(?<=[sxz])|(?<=[cs]h))es\Z|(?<!s)s\Z")
 
 
@@ -62,12 +82,16 @@ def split_unit(text: str, other: str | None = None) -> tuple[str, str | None]:
     if (match := _DEGREES.search(text)) and not TRIGONOMETRY.search(text):
         return text[: match.start()].rstrip(), _TEMPERATURES[match[1] or match[2]]
     match = _TEXT.search(text) or _WORDS.search(text)
-    if match is None or match.start() == 0 or _NO_UNITS & set(match[1].lower().split()):
+    if match is None or match.start() == 0:
+        return text, None
+    words = re.sub(r"\\text|[{}]", " ", match[1].replace("\\Omega", "ohm").replace("\\cdot", " "))
+    words = re.sub(r"\\mu\s*", "micro", words)
+    if _NO_UNITS & set(words.lower().split()):
         return text, None
     if match.re is _TEXT:
-        return text[: match.start()].rstrip(), _spelt(match[1], match[2] or match[3]) or None
-    unit = _spelt(match[1], match[2])
-    if unit == other or _stands_alone(match[1].strip(), unit):
+        return text[: match.start()].rstrip(), _spelt(words, None) or None
+    unit = _spelt(words, match[2])
+    if unit == other or (text[match.start() - 1] != " " and _stands_alone(words.strip(), unit)):
         return text[: match.start()].rstrip(), unit
     return text, None
 
@@ -81,12 +105,29 @@ def _stands_alone(words: str, unit: str) -> bool:
 
 
 def _spelt(words: str, power: str | None) -> str:
+    """One spelling of a unit: `m/s^2` of "m s^-2", "metres per second^2" and "m / s ^2"."""
     name = " ".join(words.lower().replace(".", "").split())
     for prefix, exponent in (("square ", "2"), ("sq ", "2"), ("cubic ", "3"), ("cu ", "3")):
         if name.startswith(prefix):
             name, power = name.removeprefix(prefix), exponent
-    parts = re.split(r" ?/ ?| per ", _SPELLINGS.get(name, name))
-    return "/".join(_one_spelling(part) for part in parts) + (f"^{power}" if power else "")
+    name = _SPELLINGS.get(name, name)
+    powers: dict[str, int] = {}
+    for i, side in enumerate(re.split(r" ?/ ?| per ", name)):
+        one = _one_spelling(side)
+        factors = [(one, "1")] if one in _MEASURES or "^" not in side + name and " " not in side else []
+        factors = factors or re.findall(r"([a-z%¢]+) ?(?:\^ ?(-?\d))?", side)
+        if len(factors) > 1 and not all(_one_spelling(factor) in _SYMBOLS for factor, _ in factors):
+            factors = [(one, "1")]
+        for factor, exponent in factors:
+            factor = _one_spelling(factor)
+            powers[factor] = powers.get(factor, 0) + int(exponent or 1) * (-1 if i else 1)
+    if power and len(powers) == 1:
+        powers = {factor: exponent * int(power) for factor, exponent in powers.items()}
+    sides = [
+        " ".join(u if abs(n) == 1 else f"{u}^{abs(n)}" for u, n in sorted(powers.items()) if n * sign > 0)
+        for sign in (1, -1)
+    ]
+    return sides[0] + ("/" + sides[1] if sides[1] else "")
 
 
 def _one_spelling(name: str) -> str:
