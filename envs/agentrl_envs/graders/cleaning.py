@@ -55,8 +55,11 @@ _BY = re.compile(r"(?<=[\d}])\s*\\text\s*\{\s*by\s*\}\s*(?=[\d\\])")
 _FULL_HOUR = re.compile(r":00(?=\s*(?:\\text\s*\{)?\s*[ap]\.?\s*m)", re.IGNORECASE)
 _POSITIVE = re.compile(r"(?<![\w)}\]!'])\s*\+\s*(?=\\infty|oo(?![A-Za-z]))")
 
-_CALLS = r"a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|cot|sec|csc|ln|log|exp|gcd|lcm|max|min|det"
-_PYTHON = re.compile(rf"sqrt|pi|oo|theta|\*\*|\^\s*\(|\b[a-zA-Z]{{2,}}\(|(?<![A-Za-z\\])C\(|\\text")
+_CALLS = (
+    r"a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|cot|sec|csc|ln|log|exp|gcd|lcm"
+)
+_CALLS += "|max|min|det"
+_PYTHON = re.compile(r"sqrt|pi|oo|theta|\*\*|\^\s*\(|\b[a-zA-Z]{2,}\(|(?<![A-Za-z\\])C\(|\\text")
 _NAMES = re.compile(
     rf"\\text\s*\{{\s*(?P<upright>{_CALLS})\s*\}}|\\text\s*\{{[^{{}}]*\}}|\bE(?=\s*\*\*)|(?<![\\A-Za-z])(?:(?:np|math|sp|sympy)\.)?"
     rf"(?P<name>sqrt(?=\s*[\d(])|(?:pi|oo|theta)(?![A-Za-z])|(?:{_CALLS})(?=\s*\())"

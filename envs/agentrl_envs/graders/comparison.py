@@ -8,25 +8,14 @@ processes or limits.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import partial
+from operator import eq
 
 from .cleaning import cleaned, compact, join_thousands
 from .exact import decimals_of, number_of, same_number
-from .structure import (
-    Based,
-    Equation,
-    Form,
-    Items,
-    Matrix,
-    Ordered,
-    Ratio,
-    Relation,
-    Value,
-    Word,
-    form_of,
-    is_name,
-)
+from .structure import Based, Equation, Form, Items, Matrix, Ordered, Relation, Value, Word, form_of, is_name
 from .symbols import symbol_name
 from .units import conversion, split_unit
 
@@ -67,17 +56,25 @@ def equal(answer: str, gold: str, leaf: Leaf) -> bool:
         raise CannotParse
     if "\\approx" in answer or "\\approx" in gold:
         return _same_approximation(answer, gold, leaf)
+    forms = ((form_of(one), form_of(other)) for one in _readings(answer) for other in _readings(gold))
+    return _decided(any, (lambda a=a, g=g: _same(a, g, leaf) for a, g in forms))
+
+
+def _decided(judge: Callable[[Iterable[bool]], bool], tests: Iterable[Callable[[], bool]]) -> bool:
+    """`judge` (any or all) of the tests that a leaf can decide, if that is enough; else raises Undecided."""
+    results: list[bool] = []
     undecided: Undecided | None = None
-    for one in _readings(answer):
-        for other in _readings(gold):
-            try:
-                if _same(form_of(one), form_of(other), leaf):
-                    return True
-            except Undecided as error:
-                undecided = error
+    for test in tests:
+        try:
+            results.append(test())
+        except Undecided as error:
+            undecided = error
+            continue
+        if results[-1] is (judge is any):
+            return results[-1]
     if undecided is not None:
         raise undecided
-    return False
+    return judge(results)
 
 
 def _readings(text: str) -> list[str]:
@@ -87,7 +84,8 @@ def _readings(text: str) -> list[str]:
 
 
 _CHOICE = re.compile(
-    r"(?:\\text\s*\{\s*(?:\(([A-Z])\)|([A-Z])[:.)])\s*\}|\(([A-Z])\)\s*(?=[^,;\s]))\s*(?![,;]|\\text|and|or)(\S.*)\Z",
+    r"(?:\\text\s*\{\s*(?:\(([A-Z])\)|([A-Z])[:.)])\s*\}|\(([A-Z])\)\s*(?=[^,;\s]))\s*(?![,;]|\\text|and|or)"
+    r"(\S.*)\Z",
     re.DOTALL,
 )
 _LETTER = re.compile(r"(?:\\text\s*\{\s*)?\(?[A-Z]\)?\s*\}?\Z")
@@ -100,87 +98,75 @@ def _same_kind(answer: str, gold: str) -> tuple[str, str]:
     r"""`\textbf{(C)}\ 12` states a letter and a value: what the other side has too is compared."""
     if _LETTER.match(gold) and (option := _OPTION.match(answer)):
         return option[1].upper(), gold
-    given, expected = _choice(answer), _choice(gold)
+    given, expected = (
+        (match[1] or match[2] or match[3], match[4]) if (match := _CHOICE.match(text)) else None
+        for text in (answer, gold)
+    )
     if given and expected:
         return (given[1], expected[1]) if given[0] == expected[0] else (given[0], expected[0])
     if given:
-        return given[0] if _LETTER.match(gold) else given[1], gold
+        answer = given[0] if _LETTER.match(gold) else given[1]
     if expected:
-        return answer, expected[0] if _LETTER.match(answer) else expected[1]
+        gold = expected[0] if _LETTER.match(answer) else expected[1]
     return answer, gold
 
 
-def _choice(text: str) -> tuple[str, str] | None:
-    match = _CHOICE.match(text)
-    return (match[1] or match[2] or match[3], match[4]) if match else None
-
-
-# What a side may add that the other leaves out: where it holds, modulo what, roughly how much.
+# What a side may add that the other leaves out: where it holds, modulo what.
 _QUALIFIER = re.compile(
-    r"\s*[,;]?\s*(?:\\forall(?![A-Za-z]).*|\(\s*[^()=]*\\in(?![A-Za-z])[^()]*\)|\\text\s*\{\s*[,;(]?\s*(?:for|where|when|with|as long as|such that|"
-    r"provided|i\.e\.|that is)(?![A-Za-z]).*)\Z",
+    r"\s*[,;]?\s*(?:\\forall(?![A-Za-z]).*|\(\s*[^()=]*\\in(?![A-Za-z])[^()]*\)|\\text\s*\{\s*[,;(]?\s*"
+    r"(?:for|where|when|with|as long as|such that|provided|i\.e\.|that is)(?![A-Za-z]).*)\Z",
     re.DOTALL,
 )
 _MODULUS = re.compile(
-    r"\s*\(?\s*(?:\\p?b?mod(?![A-Za-z])|\\text\s*\{\s*\(?\s*mod(?:ulo)?\s*\}|\\text\s*\{\s*\(?\s*mod(?:ulo)?\s*(?=\d))\s*\{?\s*(\d+)\s*[)}]*\s*\Z"
+    r"\s*\(?\s*(?:\\p?b?mod(?![A-Za-z])|\\text\s*\{\s*\(?\s*mod(?:ulo)?\s*(?:\}|(?=\d)))"
+    r"\s*\{?\s*(\d+)\s*[)}]*\s*\Z"
 )
 _ROUGHLY = re.compile(r"(?<=\S)\s*\\(?:approx|simeq)(?![A-Za-z])\s*(?=\S)")
 
 
 def _without_qualifiers(answer: str, gold: str) -> tuple[str, str]:
-    """Both sides without what only one of them adds to its value."""
-    for mark in (_QUALIFIER, _MODULUS):
-        if "\\" not in answer + gold:
-            break
+    """Both sides without what only one of them adds to its value, or both add alike."""
+    for mark in (_QUALIFIER, _MODULUS) if "\\" in answer or "\\" in gold else ():
         given, expected = mark.search(answer), mark.search(gold)
-        if given and not expected and given.start() > 0:
+        alike = given and expected and mark is _MODULUS and given[1] == expected[1]
+        if given and given.start() and (not expected or alike):
             answer = answer[: given.start()]
-        elif expected and not given and expected.start() > 0:
+        if expected and expected.start() and (not given or alike):
             gold = gold[: expected.start()]
-        elif given and expected and mark is _MODULUS and given[1] == expected[1]:
-            answer, gold = answer[: given.start()], gold[: expected.start()]
     return answer, gold
 
 
 def _same_approximation(answer: str, gold: str, leaf: Leaf) -> bool:
-    r"""`\sqrt2 \approx 1.41` is the square root, if the digits are its; both sides count where both state them."""
+    r"""`\sqrt2 \approx 1.41` is the root if the digits are its; both sides count where both state them."""
     given, expected = _ROUGHLY.split(answer), _ROUGHLY.split(gold)
     if len(given) == len(expected):
         return all(equal(a, g, leaf) for a, g in zip(given, expected, strict=True))
     if len(given) == 1:
-        return any(equal(answer, value, leaf) for value in expected if not is_name(value)) or equal(
-            answer, f"{expected[0]}={expected[-1]}", leaf
-        )
+        values = [value for value in expected if not is_name(value)] + [f"{expected[0]}={expected[-1]}"]
+        return _decided(any, (lambda value=value: equal(answer, value, leaf) for value in values))
     if is_name(given[0]) or not equal(given[0], gold, leaf):
         return False
-    number, digits = number_of(given[-1]), decimals_of(given[-1])
-    if not number:
+    if not (number := number_of(given[-1])):
         return equal(given[-1], gold, leaf)
-    return leaf(
-        given[-1], given[0].split("=")[-1], tolerance=float(Fraction(1, 10 ** (digits or 0)) / abs(number))
-    )
+    unit = Fraction(1, 10 ** (decimals_of(given[-1]) or 0))
+    return leaf(given[-1], given[0].split("=")[-1], tolerance=float(unit / abs(number)))
 
 
 def _same(a: Form, g: Form, leaf: Leaf) -> bool:
     if a == g:
         return True
     values, wanted = _named_values(a), _named_values(g)
-    if values is not None and wanted is None:
-        a = values if isinstance(values, Items) or isinstance(g, Ordered) else Ordered("", "", values.items)
-    elif wanted is not None and values is None:
-        g = wanted if isinstance(wanted, Items) or isinstance(a, Ordered) else Ordered("", "", wanted.items)
-    if isinstance(a, Ordered) and isinstance(g, Items) and not a.opening:
-        return len(a.items) == len(g.items) and _all_same(a.items, g.items, leaf)
-    if isinstance(g, Ordered) and isinstance(a, Items) and not g.opening:
-        return len(a.items) == len(g.items) and _all_same(a.items, g.items, leaf)
+    if (values is None) != (wanted is None):
+        a, g = values or a, wanted or g
+        if isinstance(a, Ordered) != isinstance(g, Ordered) and isinstance(values or wanted, Ordered):
+            a, g = (Ordered("(", ")", f.items) if isinstance(f, Items) else f for f in (a, g))
     if isinstance(a, Equation) or isinstance(g, Equation):
         return _same_equation(a, g, leaf)
-    if isinstance(a, Ratio) or isinstance(g, Ratio):
-        return _same_ratio(a, g, leaf)
     if isinstance(a, Items) or isinstance(g, Items):
-        return _same_items(
-            a.items if isinstance(a, Items) else (a,), g.items if isinstance(g, Items) else (g,), leaf
-        )
+        answers, golds = (form.items if isinstance(form, Items) else (form,) for form in (a, g))
+        return _same_items(answers, golds, leaf)
+    if _is_ratio(a) or _is_ratio(g):
+        return _same_ratio(a, g, leaf)
     if isinstance(a, Ordered) and isinstance(g, Ordered):
         if (a.opening, a.closing) != (g.opening, g.closing) or len(a.items) != len(g.items):
             return False
@@ -200,41 +186,27 @@ def _same(a: Form, g: Form, leaf: Leaf) -> bool:
     return False
 
 
-def _all_same(answers: tuple[Form, ...], golds: tuple[Form, ...], leaf: Leaf) -> bool:
+def _all_same(answers: Iterable[Form], golds: Iterable[Form], leaf: Leaf) -> bool:
     """All pairs equal. A pair that is surely different decides, even if another pair is undecided."""
-    undecided: Undecided | None = None
-    for a, g in zip(answers, golds, strict=True):
-        try:
-            if not _same(a, g, leaf):
-                return False
-        except Undecided as error:
-            undecided = error
-    if undecided is not None:
-        raise undecided
-    return True
+    pairs = zip(answers, golds, strict=True)
+    return _decided(all, (lambda a=a, g=g: _same(a, g, leaf) for a, g in pairs))
 
 
 def _named_values(form: Form) -> Items | Ordered | None:
-    r"""Values of `x = 1, x = 2` as a list, of `x = 3, y = 4` as a point in the order of the names; else None."""
-    if not isinstance(form, Items) or not any(isinstance(item, Equation) for item in form.items):
+    r"""Values of `x = 1, x = 2` as a list, of `x = 3, y = 4` as a point in the order of the names."""
+    items = form.items if isinstance(form, Items) else ()
+    named = [i for i in items if isinstance(i, Equation) and len(i.sides) == 2 and is_name(i.sides[0])]
+    if not named or any(isinstance(item, Equation | Relation) for item in items if item not in named):
         return None
-    named = [
-        item
-        for item in form.items
-        if isinstance(item, Equation) and len(item.sides) == 2 and is_name(item.sides[0])
-    ]
     heads = [_head(item.sides[0]) for item in named]
-    values = tuple(form_of(item.sides[-1]) if isinstance(item, Equation) else item for item in form.items)
+    values = [form_of(item.sides[-1]) if isinstance(item, Equation) else item for item in items]
     if len({head.partition("_")[0] for head in heads}) == 1:
-        others = [item for item in form.items if item not in named]
-        return None if any(isinstance(item, Equation | Relation) for item in others) else Items(values)
-    if len(named) < len(form.items) or len(set(heads)) < len(heads):
+        return Items(tuple(values))
+    if len(set(heads)) < len(items):
         return None
     if "".join(sorted(heads)) in "abcdefghijklmnopqrstuvwxyz":  # x and y, p and q
-        values = tuple(
-            value for _, value in sorted(zip(heads, values, strict=True), key=lambda pair: pair[0])
-        )
-    return Ordered("(", ")", values)
+        values = [value for _, value in sorted(zip(heads, values, strict=True), key=lambda pair: pair[0])]
+    return Ordered("(", ")", tuple(values))
 
 
 def _head(side: str) -> str:
@@ -243,61 +215,49 @@ def _head(side: str) -> str:
     return symbol_name(name) + ("_" + symbol_name(subscript) if subscript else "")
 
 
+def _is_ratio(form: Form) -> bool:
+    return isinstance(form, Ordered) and form.opening == ":"
+
+
 def _same_ratio(a: Form, g: Form, leaf: Leaf) -> bool:
-    """Ratios are equal when their numbers are in proportion; what may be times of day, when they are the same."""
-    if not all(isinstance(form, Ratio) for form in (a, g)):
-        one, other = (a, g) if isinstance(a, Ratio) else (g, a)
-        whole = isinstance(one, Ratio) and len(one.parts) == 2 and isinstance(other, Value)
-        return whole and not _clock(one) and leaf(other.text, f"\\frac{{{one.parts[0]}}}{{{one.parts[1]}}}")
-    x, y = (
-        [number_of(part) or Fraction(0) for part in form.parts] for form in (a, g) if isinstance(form, Ratio)
-    )
-    if x == y or _clock(a) or _clock(g) or len(x) != len(y) or not all(x + y):
-        return x == y
-    return len({one / other for one, other in zip(x, y, strict=True)}) == 1
-
-
-def _clock(form: Form) -> bool:
-    return isinstance(form, Ratio) and re.fullmatch(r"[0-5]\d", form.parts[1]) is not None
+    """Ratios are equal when they are in proportion; what may be times of day, when they are the same."""
+    ratios = [form for form in (a, g) if isinstance(form, Ordered) and _is_ratio(form)]
+    parts = [[part.text for part in ratio.items if isinstance(part, Value)] for ratio in ratios]
+    if any(re.fullmatch(r"[0-5]\d", part[1]) for part in parts) or len({len(part) for part in parts}) > 1:
+        return len(parts) == 2 and list(map(number_of, parts[0])) == list(map(number_of, parts[1]))
+    if len(parts) == 1:
+        other = g if _is_ratio(a) else a
+        whole = isinstance(other, Value) and len(parts[0]) == 2
+        return whole and leaf(getattr(other, "text", ""), "\\frac{{{}}}{{{}}}".format(*parts[0]))
+    x, y = ([number_of(part) or Fraction(0) for part in side] for side in parts)
+    return x == y or (all(x + y) and len({one / other for one, other in zip(x, y, strict=True)}) == 1)
 
 
 def _same_items(answers: tuple[Form, ...], golds: tuple[Form, ...], leaf: Leaf) -> bool:
     """Each item of either side has its own equal on the other; order says nothing, repetition does.
 
-    One value may be stated twice.
+    One value, and points, may be stated twice.
     """
-    if len(golds) == 1 or (isinstance(golds[0] if golds else None, Ordered) and len(set(golds)) == len(golds)):
-        answers = tuple(dict.fromkeys(answers))
-    numbers = _numbers(answers), _numbers(golds)
-    if numbers[0] is not None and numbers[1] is not None and (len(answers) > 1 or len(golds) > 1):
-        return numbers[0] == numbers[1] or (len(golds) == 1 and set(numbers[0]) == set(numbers[1]))
-    if not answers or not golds or (len(answers) != len(golds) and len(golds) > 1):
+    if not answers or not golds:
         return not answers and not golds
-
-    def matches(answer: Form, gold: Form) -> bool:
-        try:
-            return _same(answer, gold, leaf)
-        except CannotParse:
-            if len(answers) == 1 or len(golds) == 1:
-                raise
-            return False
-
+    if len(golds) == 1 or (isinstance(golds[0], Ordered) and len(set(golds)) == len(golds)):
+        answers = tuple(dict.fromkeys(answers))
+    numbers = [
+        [number_of(i.text) if isinstance(i, Value) else None for i in side] for side in (answers, golds)
+    ]
+    if None not in numbers[0] + numbers[1] and len(answers) + len(golds) > 2:
+        given, expected = (sorted(n for n in side if n is not None) for side in numbers)
+        return given == expected or (len(golds) == 1 and set(given) == set(expected))
     if len(golds) == 1:
-        return all(matches(answer, golds[0]) for answer in answers)
+        return all(_same(answer, golds[0], leaf) for answer in answers)
     left = list(golds)
-    for answer in answers:
-        found = next((gold for gold in left if answer == gold), None) or next(
-            (gold for gold in left if matches(answer, gold)), None
-        )
+    for answer in answers if len(answers) == len(golds) else ():
+        left.sort(key=partial(eq, answer))  # what is written alike comes last
+        found = next((i for i in reversed(range(len(left))) if _all_sides([(answer, left[i])], leaf)), None)
         if found is None:
             return False
-        left.remove(found)
-    return True
-
-
-def _numbers(items: tuple[Form, ...]) -> list[Fraction] | None:
-    numbers = [number_of(item.text) if isinstance(item, Value) else None for item in items]
-    return None if any(number is None for number in numbers) else sorted(n for n in numbers if n is not None)
+        del left[found]
+    return not left
 
 
 def _plain(side: str) -> str:
@@ -311,8 +271,7 @@ def _same_equation(a: Form, g: Form, leaf: Leaf) -> bool:
         # gold `y = 2x + 3`, answer `2x + 3`; gold `0.56 = 56%`, answer `56%`; gold `\log_6 36 = 2`, answer 2
         last = form_of(g.sides[-1])
         return _states_a_value(g, last) and _same(a, last, leaf)
-    assert isinstance(a, Equation)
-    return _chain(a, g, leaf)
+    return isinstance(a, Equation) and _chain(a, g, leaf)
 
 
 def _states_a_value(g: Equation, value: Form) -> bool:
@@ -324,30 +283,29 @@ def _states_a_value(g: Equation, value: Form) -> bool:
 
 
 def _unknowns(side: str) -> set[str]:
-    return set(
-        re.findall(r"[A-Za-z]", re.sub(r"\\(?:begin|end)\s*\{[^{}]*\}(?:\{[^{}]*\})?|\\[A-Za-z]+", "", side))
-    ) - {"e", "i"}
+    side = re.sub(r"\\(?:begin|end)\s*\{[^{}]*\}(?:\{[^{}]*\})?|\\[A-Za-z]+", "", side)
+    return set(re.findall(r"[A-Za-z]", side)) - {"e", "i"}
 
 
 def _same_equations(a: Equation, g: Equation, leaf: Leaf) -> bool:
-    first, wanted = a.sides[0], g.sides[0]
+    first, wanted, last = a.sides[0], g.sides[0], form_of(g.sides[-1])
+    named = is_name(first) or is_name(wanted)
     if len(a.sides) == len(g.sides):
-        pairs = list(zip(a.sides, g.sides, strict=True))
-        same_heads = _plain(first) == _plain(wanted)
-        if all(_plain(x) == _plain(y) for x, y in pairs):
+        pairs = [(x, y) for x, y in zip(a.sides, g.sides, strict=True) if _plain(x) != _plain(y)]
+        forms = [(form_of(x), form_of(y)) for x, y in pairs]
+        if not pairs or ((pairs[0] != (first, wanted) or not named) and _all_sides(forms, leaf)):
             return True
-        if (same_heads or not (is_name(first) or is_name(wanted))) and _all_sides(pairs, leaf):
-            return True
-    if _head(first) == _head(wanted) and (is_name(first) or is_name(wanted)):
-        return _chain(a, form_of(g.sides[-1]), leaf)
-    if not _unknowns(wanted) and _unknowns(first) and (is_name(first) or _names_the_question(first, g)):
-        return _chain(Equation(("x", *a.sides[1:])), form_of(g.sides[-1]), leaf)
+    if named and _head(first) == _head(wanted):
+        return _chain(a, last, leaf)
+    if not _unknowns(wanted) and _unknowns(first) and _names_the_question(first, g):
+        return _chain(Equation(("x", *a.sides[1:])), last, leaf)
     return len(a.sides) == len(g.sides) == 2 and leaf("=".join(a.sides), "=".join(g.sides))
 
 
-def _all_sides(pairs: list[tuple[str, str]], leaf: Leaf) -> bool:
+def _all_sides(pairs: list[tuple[Form, Form]], leaf: Leaf) -> bool:
+    """All pairs equal; one that cannot be read is not."""
     try:
-        return all(_plain(x) == _plain(y) or _same(form_of(x), form_of(y), leaf) for x, y in pairs)
+        return all(_same(x, y, leaf) for x, y in pairs)
     except CannotParse:
         return False
 
@@ -375,10 +333,8 @@ _OPERATIONS = re.compile(r"[-+*/]|\\(?:[cdt]?frac|[lc]dot|times|div|ln|lg|log|ex
 
 def _names_the_question(side: str, g: Form) -> bool:
     """Whether `side` is what was asked for (`m + n`, `f(3)`), not an equation to be solved (`2x`, `x^2`)."""
-    if is_name(side):
-        return True
-    if "\\begin" in side:
-        return False
+    if is_name(side) or "\\begin" in side:
+        return is_name(side)
     if side[:1] + side[-1:] == "()" and all(is_name(part.strip()) for part in side[1:-1].split(",")):
         return True
     side = re.sub(r"(?<=[A-Z])\s*\^\s*\{?\s*-1\s*\}?", "", side)  # of an inverse matrix
@@ -399,13 +355,7 @@ def _letters(form: Form) -> set[str]:
         return set().union(*(_letters(item) for item in form.items))
     if isinstance(form, Matrix):
         return set().union(*(_letters(cell) for row in form.rows for cell in row))
-    text = (
-        form.text
-        if isinstance(form, Value | Word | Relation)
-        else form.digits
-        if isinstance(form, Based)
-        else ""
-    )
+    text = getattr(form, "text", "")
     text = re.sub(r"\\[a-z]+", "", text)  # commands are no letters
     return set(re.findall(r"[A-Za-z]", text)) | set(re.findall(r"[A-Za-z]", text.upper()))
 
@@ -445,9 +395,8 @@ def _value_in_base(number: Based) -> Fraction | None:
         return None
 
 
-_RANGE = re.compile(
-    r"\d+(?:\s*-{1,3}\s*\d+)+\Z|\d+\s*/\s*\d+\s*/\s*\d+\Z"
-)  # also a score or a date: nothing to compute
+# Also a score or a date: there is nothing to compute.
+_RANGE = re.compile(r"\d+(?:\s*-{1,3}\s*\d+)+\Z|\d+\s*/\s*\d+\s*/\s*\d+\Z")
 
 
 def _same_value(answer: str, gold: str, leaf: Leaf) -> bool:
@@ -462,32 +411,21 @@ def _same_value(answer: str, gold: str, leaf: Leaf) -> bool:
     if unit == wanted or not (unit and wanted):
         return _unit_left_out(given, unit, expected, wanted, leaf)
     factor = conversion(unit, wanted)
-    if factor is None:
-        return False
-    return _scaled(given, factor, expected, leaf)
+    return factor is not None and _scaled(given, factor, expected, leaf)
 
 
 def _unit_left_out(given: str, unit: str | None, expected: str, wanted: str | None, leaf: Leaf) -> bool:
     """Values where at most one side states a unit: as they stand, or as the number the unit makes of them."""
-    undecided: Undecided | None = None
-    try:
-        if compact(given) == compact(expected) or leaf(given, expected):
-            return True
-    except Undecided as error:
-        undecided = error
-    for one, other, mark in ((unit, wanted, unit), (wanted, unit, wanted)):
-        if one == "%" and other is None:
-            if mark is unit and _scaled(given, Fraction(1, 100), expected, leaf):
-                return True
-            if mark is wanted and wanted == "%" and _scaled(given, Fraction(100), expected, leaf):
-                return True
-    if unit == "degree" and wanted is None and "\\pi" in expected:
-        return leaf(f"({given}) \\cdot \\frac{{\\pi}}{{180}}", expected)
-    if wanted == "degree" and unit is None and "\\pi" in given:
-        return leaf(given, f"({expected}) \\cdot \\frac{{\\pi}}{{180}}")
-    if undecided is not None:
-        raise undecided
-    return False
+    tests = [lambda: compact(given) == compact(expected) or leaf(given, expected)]
+    if unit == "%" and wanted is None:
+        tests.append(lambda: _scaled(given, Fraction(1, 100), expected, leaf))
+    if wanted == "%" and unit is None:
+        tests.append(lambda: _scaled(given, Fraction(100), expected, leaf))
+    if (unit, wanted) == ("degree", None) and "\\pi" in expected:
+        tests.append(lambda: leaf(f"({given}) \\cdot \\frac{{\\pi}}{{180}}", expected))
+    if (unit, wanted) == (None, "degree") and "\\pi" in given:
+        tests.append(lambda: leaf(given, f"({expected}) \\cdot \\frac{{\\pi}}{{180}}"))
+    return _decided(any, tests)
 
 
 def _scaled(given: str, factor: Fraction, expected: str, leaf: Leaf) -> bool:

@@ -52,7 +52,8 @@ def _without_tags_spoken_of(text: str) -> str:
 def boxed_answers(text: str) -> list[tuple[int, int, str]]:
     r"""Every complete box as (start, end, content), in order; a box inside a box is part of the outer one.
 
-    `\boxed 3` (no braces) is a box around one token, as in TeX. An unclosed box is no box. Linear in the text.
+    `\boxed 3` (no braces) is a box around one token, as in TeX. An unclosed box is no box.
+    Linear in the text.
     """
     found: list[tuple[int, int, int, int]] = []  # box, then its content
     opened: list[int] = []  # where each brace not closed yet opens: its box, or -1

@@ -15,22 +15,13 @@ from .cleaning import compact
 from .exact import number_of
 
 __all__ = [
-    "Based",
-    "Equation",
-    "Form",
-    "Items",
-    "Matrix",
-    "Ordered",
-    "Ratio",
-    "Relation",
-    "Value",
-    "Word",
-    "form_of",
+    "Based", "Equation", "Form", "Items", "Matrix", "Ordered", "Relation", "Value", "Word", "form_of",
     "is_name",
-]
+]  # fmt: skip
 
 _TOKEN = re.compile(
-    r"\\text\s*\{[^{}]*\}|\\begin\s*\{[^{}]*\}|\\end\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|<=|>=|!=|\s+(?:or|and)\s+|(?<=[)\]])(?:or|and)(?=[(\[])|.",
+    r"\\text\s*\{[^{}]*\}|\\begin\s*\{[^{}]*\}|\\end\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|<=|>=|!="
+    r"|\s+(?:or|and)\s+|(?<=[)\]])(?:or|and)(?=[(\[])|.",
     re.DOTALL,
 )
 _OPENING = {"{", "(", "[", "\\{", "\\langle", "\\begin"}
@@ -80,7 +71,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """A tuple, a point or an interval: the brackets and the order count."""
+    """A tuple, a point or an interval: the brackets and the order count. A ratio's bracket is its colon."""
 
     opening: str
     closing: str
@@ -109,14 +100,7 @@ class Matrix:
     text: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """Numbers joined by colons: a ratio, or a time of day."""
-
-    parts: tuple[str, ...]
-
-
-Form = Value | Word | Based | Items | Ordered | Equation | Relation | Matrix | Ratio
+Form = Value | Word | Based | Items | Ordered | Equation | Relation | Matrix
 
 
 @lru_cache(maxsize=4096)
@@ -130,9 +114,8 @@ def form_of(text: str) -> Form:
     if text.startswith("\\bigcup"):
         return Relation(compact(text))
     if match := _CASES.match(text):
-        return Items(
-            _flat([row for row in _split(match[1].strip(), lambda token: token == "\\\\") if row.strip("& ")])
-        )
+        rows = _split(match[1].strip(), lambda token: token == "\\\\")
+        return Items(_flat([row for row in rows if row.strip("& ")]))
     unions = _split(text, lambda token: token == "\\cup")
     if len(unions) > 1:
         return Items(_flat(unions))
@@ -143,31 +126,29 @@ def form_of(text: str) -> Form:
 
 _CASES = re.compile(r"\\begin\s*\{cases\}(.*)\\end\s*\{cases\}\Z", re.DOTALL)
 _BUILDER = re.compile(
-    r"\\?\{\s*(\\?[A-Za-z]+(?:_\w)?)\s*(?:\\in\s*\\mathbb\s*\{?\s*([A-Z])\s*\}?|\\in\s*([A-Z]))?\s*(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|:|\|)"
+    r"\\?\{\s*\\?[A-Za-z]+(?:_\w)?\s*(?:\\in\s*(?:\\mathbb\s*)?\{?\s*([A-Z])\s*\}?)?\s*"
+    r"(?:\\(?:mid|vert)(?![A-Za-z])|:|\|)"
 )
 _REALS = re.compile(
-    r"\\mathbb\s*\{?\s*R\s*\}?\Z|R\Z(?<=\\R)|(?:the set of )?(?:all |any |every )?(?:the )?reals?(?: numbers?| values?)?(?: of)?(?: [a-z])?\Z"
+    r"\\mathbb\s*\{?\s*R\s*\}?\Z|(?:the set of )?(?:all |any |every )?(?:the )?"
+    r"reals?(?: numbers?| values?)?(?: of)?(?: [a-z])?\Z"
 )
 _NOTHING = re.compile(
-    r"no (?:real |integer |such )?(?:solutions?|values?|roots?)(?: exists?)?\Z|(?:the )?empty set\Z|null set\Z"
+    r"no (?:real |integer |such )?(?:solutions?|values?|roots?)(?: exists?)?\Z|(?:the )?(?:empty|null) set\Z"
 )
-_MINUS = re.compile(
-    r"\\setminus(?![A-Za-z])|\\text\s*\{\s*except(?: for)?\s*\}|(?<=\s)except(?: for)?(?=\s)|\\(?=\s*\\\{)"
-)
+_MINUS = re.compile(r"\\setminus(?![A-Za-z])|\\text\s*\{\s*except(?: for)?\s*\}|(?<=\s)except(?: for)?(?=\s)")
 
 
 def _everything_but(
     points: list[str], low: str = "-\\infty", high: str = "\\infty", ends: str = "()"
 ) -> Form:
     """An interval without some points, as the union of what is left."""
-    numbers = {point: number_of(point) for point in points}
-    if all(number is not None for number in numbers.values()):
+    if None not in (numbers := {point: number_of(point) for point in points}).values():
         points = sorted(points, key=lambda point: numbers[point] or 0)
     edges = [low, *points, high]
-    left = [ends[0], *"(" * len(points)]
-    right = [*")" * len(points), ends[1]]
-    parts = zip(left, right, edges, edges[1:], strict=False)
-    intervals = tuple(Ordered(a, b, (form_of(one), form_of(other))) for a, b, one, other in parts)
+    marks = zip([ends[0], *"(" * len(points)], [*")" * len(points), ends[1]], strict=True)
+    pairs = zip(marks, edges[:-1], edges[1:], strict=True)
+    intervals = tuple(Ordered(*ends, (form_of(one), form_of(other))) for ends, one, other in pairs)
     return Items(intervals) if points else intervals[0]
 
 
@@ -177,41 +158,29 @@ def _set_of(text: str) -> Form | None:
     if len(inside) == 2 and inside[1]:
         return form_of(inside[1])
     if (match := _BUILDER.match(text)) and text.endswith("}"):
-        if (match[2] or match[3] or "R") != "R":
+        if (match[1] or "R") != "R":
             return Relation(compact(text))
         return form_of(text[match.end() : -1].removesuffix("\\").strip())
-    if text.startswith("\\{") and _closes_at_end(text) and _tokens_end(text) == "\\}":
-        inside = text[2:-2].strip()
-        forms = tuple(dict.fromkeys(_flat([inside]))) if inside else ()  # a set has each of its items once
-        return Items(forms)
+    if text.startswith("\\{") and text.endswith("\\}") and _closes_at_end(text):
+        return Items(tuple(dict.fromkeys(_flat([text[2:-2].strip()]))))  # a set has each of its items once
     words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()
     lower = " ".join(words.lower().split()) if "\\mathbb" not in words else words
     if _REALS.match(lower):
         return _everything_but([])
     if _NOTHING.match(lower):
         return Items(())
-    parts = _MINUS.split(text if "\\{" in text else words, maxsplit=1)
-    if len(parts) == 2 and (whole := parts[0].strip()):
-        base = form_of(whole)
-        points = [
-            p.strip() for p in _split(parts[1].strip().removeprefix("\\{").removesuffix("\\}"), _is_list_mark)
-        ]
-        points = [re.sub(r"^[a-zA-Z]\s*=\s*", "", point) for point in points]
-        if isinstance(base, Ordered) and len(base.items) == 2 and all(points):
-            ends = [item.text for item in base.items if isinstance(item, Value)]
-            return _everything_but(points, *ends, base.opening + base.closing) if len(ends) == 2 else None
-    return None
-
-
-def _tokens_end(text: str) -> str:
-    return [token for token, _, _, _ in _tokens(text)][-1]
+    whole, *rest = _MINUS.split(text if "\\{" in text else words, maxsplit=1)
+    if not rest or not isinstance(base := form_of(whole.strip()), Ordered) or len(base.items) != 2:
+        return None
+    points = _split(rest[0].strip().removeprefix("\\{").removesuffix("\\}"), _is_list_mark)
+    points = [re.sub(r"^[a-zA-Z]\s*=\s*", "", point) for point in points if point]
+    low, high = (getattr(item, "text", "") for item in base.items)
+    return _everything_but(points, low, high, base.opening + base.closing)
 
 
 def _flat(parts: list[str]) -> tuple[Form, ...]:
     forms = [form_of(part) for part in parts]
-    return tuple(
-        f for form in forms for f in (form.items if isinstance(form, Items) and form.items else (form,))
-    )
+    return tuple(f for form in forms for f in (form.items if isinstance(form, Items) else (form,)))
 
 
 def _is_list_mark(token: str) -> bool:
@@ -374,7 +343,7 @@ _COLONS = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+\Z")
 
 def _single(text: str) -> Form:
     if _COLONS.match(text):
-        return Ratio(tuple(part.strip() for part in text.split(":")))
+        return Ordered(":", ":", tuple(Value(part.strip()) for part in text.split(":")))
     if (match := _WRITTEN_BASE.match(text)) and (match[2] in _BASES or text[0] == "("):
         text = f"{match[1]}_{{{_BASES.get(match[2], match[2])}}}"
     if (

@@ -1,8 +1,7 @@
-r"""Equality of single values by sympy, read by math-verify's parser. Runs only in processes that can be killed:
-it can hang.
+r"""Equality of single values by sympy, read by math-verify's parser.
 
-The process that asked holds the limit on time. Numbers are compared to 40 digits, expressions at points; where
-points cannot tell, math-verify decides.
+Runs only in processes that can be killed: it can hang, and the process that asked holds the limit. Numbers
+are compared to 40 digits, expressions at points; where points cannot tell, math-verify decides.
 """
 
 from __future__ import annotations
@@ -174,11 +173,11 @@ def _same_matrix(given: Any, expected: Any) -> bool:
         isinstance(given, MatrixBase) and isinstance(expected, MatrixBase) and given.shape == expected.shape
     ):
         return False
-    return all(_same_expression(a, g) for a, g in zip(given, expected, strict=True))
+    return all(_same_expression(a, g) for a, g in zip(given.flat(), expected.flat(), strict=True))
 
 
 def _values(given: Any, expected: Any) -> Any:
-    """Pairs of values at points where both are defined; real ones only, unless an imaginary unit is written."""
+    """Pairs of values where both are defined; real ones only, unless an imaginary unit is written."""
     from sympy import Derivative, I, Integral, Limit, Product, Rational, Sum, ceiling, floor
 
     if given.has(Integral, Sum, Product, Limit, Derivative) or expected.has(
@@ -266,7 +265,7 @@ def _same_equation(answer: str, gold: str, tolerance: float) -> bool:
 
     if pairwise(1) or pairwise(-1):
         return True
-    if len(sides[0]) != 2 or not all(isinstance(side, Expr) for side in sum(sides, [])):
+    if len(sides[0]) != 2 or not all(isinstance(side, Expr) for side in (*sides[0], *sides[1])):
         return False
     given, expected = sides[0][0] - sides[0][1], sides[1][0] - sides[1][1]
     if not expected.free_symbols or given.free_symbols != expected.free_symbols:

@@ -1,9 +1,9 @@
 r"""LaTeX of one value, spelt so that the parser keeps what tells two symbols apart.
 
-Left alone, latex2sympy reads `I_0` as the imaginary unit and `\gamma(x)` as the Gamma function, drops primes and
-transposes, evaluates `\gcd(m,n)` and `\frac{dy}{dx}` to numbers, and knows neither `E_1` nor `\dot x`. Here each
-such symbol, derivative or applied function becomes a variable with a name of its own. Decimals become exact
-fractions. Linear in the text, up to its nesting.
+Left alone, latex2sympy reads `I_0` as the imaginary unit and `\gamma(x)` as the Gamma function, drops primes
+and transposes, evaluates `\gcd(m,n)` and `\frac{dy}{dx}` to numbers, and knows neither `E_1` nor `\dot x`.
+Here each such symbol, derivative or applied function becomes a variable with a name of its own, and decimals
+become fractions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MISREAD = "IETd"  # imaginary unit, an error, transpose, differential
 
 
 def symbol_name(text: str) -> str:
-    r"""The name of a symbol without its marks-up: `m_{\max }` and `m_{\text{max}}` are one, `E_1` is not `e_1`."""
+    r"""The name of a symbol without its mark-up: `m_{\max }` and `m_{\text{max}}` are one."""
     return re.sub(r"\\text|[{}\s\\_]", "", text)
 
 
@@ -100,7 +100,6 @@ def readable(text: str, canonical: Callable[[str], str]) -> str:
 def _symbol(text: str, match: re.Match[str], canonical: Callable[[str], str], keep: bool) -> tuple[str, int]:
     """(what to write for a symbol, where to go on), with its arguments when it is a function's name."""
     name, letter = _name(match), match["letter"]
-    plain = letter is not None and not match["marks"]
     found = _applied(text, match.end()) if name[:1] not in ("e", "i") or len(name) > 1 else None
     simple = found is not None and re.fullmatch(r"\s*\\?[A-Za-z]+\s*", found[0]) and found[0].strip() != name
     if (
@@ -109,7 +108,8 @@ def _symbol(text: str, match: re.Match[str], canonical: Callable[[str], str], ke
         and name != "Gamma"
     ):
         return _variable(name + _arguments(found[0], canonical)), found[1]
-    if (plain and (letter not in _MISREAD or (keep and letter == "d"))) or name == "Gamma":
+    plain = letter and not match["marks"] and (letter not in _MISREAD or (keep and letter == "d"))
+    if plain or name == "Gamma":
         return match.group(), match.end()
     return _variable(name), match.end()
 

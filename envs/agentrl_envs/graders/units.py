@@ -114,7 +114,7 @@ def _spelt(words: str, power: str | None) -> str:
     powers: dict[str, int] = {}
     for i, side in enumerate(re.split(r" ?/ ?| per ", name)):
         one = _one_spelling(side)
-        factors = [(one, "1")] if one in _MEASURES or "^" not in side + name and " " not in side else []
+        factors = [(one, "1")] if one in _MEASURES or ("^" not in side + name and " " not in side) else []
         factors = factors or re.findall(r"([a-z%¢]+) ?(?:\^ ?(-?\d))?", side)
         if len(factors) > 1 and not all(_one_spelling(factor) in _SYMBOLS for factor, _ in factors):
             factors = [(one, "1")]
