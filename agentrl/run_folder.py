@@ -94,7 +94,7 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def lock(self) -> None:
-        """Keep other processes out until `unlock` or the end of this process.
+        """Keep other processes out until `unlock` or the end of this process; idempotent.
 
         Raises:
             ConfigError: another process runs in this folder.

@@ -86,9 +86,13 @@ def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None
         ConfigError: there is no run, it is running, or the flags would change what its values mean.
     """
     folder = RunFolder.open(path)
-    plan = plan_run(config.load_settings(folder.config, flags))
-    changed = check_changes(folder, plan.settings, plan.tasks)
-    return asyncio.run(_run(plan, folder, options or Options(), changed))
+    folder.lock()  # first: the settings of a run that goes on are nobody's to judge
+    try:
+        plan = plan_run(config.load_settings(folder.config, flags))
+        changed = check_changes(folder, plan.settings, plan.tasks)
+        return asyncio.run(_run(plan, folder, options or Options(), changed))
+    finally:
+        folder.unlock()
 
 
 def write_config(folder: RunFolder, settings: Settings) -> None:

@@ -7,6 +7,7 @@ Knows nothing that `Env` does not.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ def function_env(
         if key in body or hasattr(Env, key):
             raise EnvError(f"tools: the name {key!r} is taken; rename the function")
         body[key] = staticmethod(function if mark_of(function) else tool(function))
+    # A class belongs to the module that asked for it, so that `my_env.py` is seen to define it.
+    body["__module__"] = sys._getframe(1).f_globals.get("__name__", __name__)
     return type(name, (Env,), body)
 
 

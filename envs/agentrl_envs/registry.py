@@ -1,15 +1,18 @@
 """Finding environments: by registered name, by file, by dotted path.
 
 `load_env("math_with_python")`, `load_env("my_env.py")`, `load_env("my_env.py:Chess")`,
-`load_env("pkg.module:Chess")`. Knows nothing of what environments do.
+`load_env("pkg.module:Chess")`. A name that `@register` gives is looked for in the files of the working folder
+too. Knows nothing of what environments do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,12 +66,30 @@ def get_env(name: str) -> type[Env]:
         return _ENVIRONMENTS[name]
     if name in _SHIPPED:
         return _from_module(_SHIPPED[name])
+    here = _files_that_register(name)
+    if len(here) == 1:
+        _load_file(here[0])
+        if name in _ENVIRONMENTS:
+            return _ENVIRONMENTS[name]
+    if len(here) > 1:
+        raise EnvNotFound(f"several files here register {name!r}: {', '.join(map(str, here))}; name the file")
     near = difflib.get_close_matches(name, registered(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise EnvNotFound(
         f"no environment {name!r}; {hint}known: {', '.join(registered())}; "
         'or give a file ("my_env.py", "my_env.py:Class") or a dotted path ("package.module:Class")'
     )
+
+
+def _files_that_register(name: str) -> list[Path]:
+    """Python files of the working folder in which `register("name")` is written."""
+    written = re.compile(rf"""\bregister\(\s*["']{re.escape(name)}["']""")
+    found = []
+    for path in sorted(Path().glob("*.py")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if written.search(path.read_text(encoding="utf-8")):
+                found.append(path)
+    return found
 
 
 def load_env(spec: str | Path | type[Env]) -> type[Env]:
