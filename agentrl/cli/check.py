@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from agentrl.ranges import Count, number
+from agentrl.ranges import Count, Range, number
 
 __all__ = ["add_parser"]
 
@@ -34,6 +34,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--limit", type=number(Count), default=8, help="rows to try (default: 8)")
     parser.add_argument(
         "--answer-field", default="answer", help="field of the ground truth (default: answer)"
+    )
+    parser.add_argument(
+        "--truth-reward",
+        type=number(Annotated[float, Range()]),
+        metavar="R",
+        help="reward of a right answer alone, where the rest is for something else, such as calling a tool "
+        "(default: the greatest of reward_range)",
     )
     parser.add_argument("--sandbox", default="local", help="sandbox backend: local, docker, remote, or none")
     parser.add_argument("--sandbox-url", action="append", default=[], help="servers of a remote pool")
@@ -71,16 +78,18 @@ def run(options: argparse.Namespace) -> int:
 async def _check(env_class: Any, rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> Any:
     from agentrl_envs.check import check_env
 
-    settings = _pairs(options.set)
+    told: dict[str, Any] = {
+        "settings": _pairs(options.set),
+        "answer_field": options.answer_field,
+        "truth_reward": options.truth_reward,
+    }
     if options.sandbox == "none":
-        return await check_env(env_class, rows, settings=settings, answer_field=options.answer_field)
+        return await check_env(env_class, rows, **told)
     from agentrl_sandbox import open_sandbox
 
     sandbox = open_sandbox(options.sandbox, **({"urls": options.sandbox_url} if options.sandbox_url else {}))
     try:
-        return await check_env(
-            env_class, rows, sandbox=sandbox, settings=settings, answer_field=options.answer_field
-        )
+        return await check_env(env_class, rows, sandbox=sandbox, **told)
     finally:
         await sandbox.close()
 

@@ -35,6 +35,8 @@ class Finding:
     detail: str = ""
 
 
+_ROUNDING = 1e-9
+"""Of a sum of parts, such as 0.7 + 0.2 + 0.1."""
 EMPTY = (None, "", "   ", "\\boxed{}", "\\boxed{ }")
 MALFORMED = (
     "\\boxed{",
@@ -62,12 +64,16 @@ async def check_env(
     sandbox: Sandbox | None = None,
     settings: Mapping[str, Any] | None = None,
     answer_field: str = "answer",
+    truth_reward: float | None = None,
 ) -> list[Finding]:
     """Every check on `rows`; findings in the order in which they were made.
 
-    Never raises for what the class does.
+    `truth_reward`: the reward of a right answer alone, where the rest of `reward_range` is for something
+    else, such as calling a tool; None takes the whole. Never raises for what the class does.
     """
     checker = _Checker(env_class, rows, sandbox, dict(settings or {}), answer_field)
+    if truth_reward is not None:
+        checker.highest = truth_reward
     findings: list[Finding] = []
     for name, check in checker.checks.items():
         try:
@@ -96,6 +102,7 @@ class _Checker:
         answer_field: str,
     ) -> None:
         self.env_class, self.rows, self.settings, self.answer_field = env_class, rows, settings, answer_field
+        self.highest = env_class.reward_range[1]
         self.recording = None if sandbox is None else _Recording(sandbox)
         self.form: str | None = None  # how the ground truth was stated when it was accepted
         self.checks = {
@@ -149,7 +156,7 @@ class _Checker:
         golds = self.golds()
         if not golds:
             return None, f"rows have no field {self.answer_field!r}; name it with --answer-field"
-        highest, fault = self.env_class.reward_range[1], ""
+        highest, fault = self.highest - _ROUNDING, ""
         for form in _STATED:
             rewards = [await self.reward(row, form.format(gold)) for row, gold in golds]
             if all(reward >= highest for reward in rewards):
@@ -157,7 +164,9 @@ class _Checker:
                 return True, f'stated as "{form.format("...")}"'
             if form == _STATED[0]:
                 i = next(i for i, reward in enumerate(rewards) if reward < highest)
-                fault = f"row {i + 1}, answer {golds[i][1]!r}: reward {rewards[i]:g}, want {highest:g}"
+                fault = f"row {i + 1}, answer {golds[i][1]!r}: reward {rewards[i]:g}, want {self.highest:g}"
+                if rewards[i] > self.env_class.reward_range[0] and len(set(rewards)) == 1:
+                    fault += f"; where an answer alone earns no more than that, --truth-reward {rewards[i]:g}"
         return False, fault
 
     def golds(self) -> list[tuple[Row, str]]:
@@ -184,7 +193,7 @@ class _Checker:
             return None, "the ground truth was not accepted"
         if self.form != _STATED[0]:
             return None, "the answer is not graded by its box; write canaries of your own"
-        highest = self.env_class.reward_range[1]
+        highest = self.highest - _ROUNDING
         row, gold = self.golds()[0]
         paid = [
             name for name, text in _CHEATS.items() if await self.reward(row, text.format(gold)) >= highest
