@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agentrl.dispatcher import Dispatcher
-from agentrl.durable import read_lines
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.ledger import Ledger, State
@@ -53,13 +53,15 @@ def read_initial_file(pool: PromptPool, path: Path) -> int:
     Raises:
         AgentRLError: the file cannot be used, or knows no prompt of the pool.
     """
-    if not path.exists():
+    if not path.is_file():
         raise AgentRLError(f"tracker.initial_file = {str(path)!r} does not exist")
     known = 0
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(_lines(path), 1):
         prompt = pool.index.get(str(line.get("prompt_id")))
-        if not isinstance(line.get("rewards"), list) or "prompt_id" not in line:
-            raise AgentRLError(f"{path}, line {number}: want prompt_id and a list of rewards, got {line}")
+        if not _is_initial(line):
+            raise AgentRLError(
+                f"{path}, line {number}: want prompt_id and a list of rewards from 0 to 1, got {line}"
+            )
         if prompt is not None and line["rewards"]:
             pool.tracker.initialise(prompt, [float(reward) for reward in line["rewards"]])
             known += 1
@@ -67,6 +69,23 @@ def read_initial_file(pool: PromptPool, path: Path) -> int:
         raise AgentRLError(f"{path} has no reward of any of the {len(pool)} prompts of this run")
     pool.refresh_all()
     return known
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            yield json.loads(text)
+        except ValueError as error:
+            raise AgentRLError(f"{path}, line {number} is not JSON: {error}") from error
+
+
+def _is_initial(line: Any) -> bool:
+    return (
+        isinstance(line, dict)
+        and "prompt_id" in line
+        and isinstance(line.get("rewards"), list)
+        and all(isinstance(reward, int | float) and 0 <= reward <= 1 for reward in line["rewards"])
+    )
 
 
 def initialise(pool: PromptPool, scores: Sequence[Sequence[float]]) -> None:
@@ -258,6 +277,7 @@ async def _play(orchestrator: Orchestrator, stream: InitialStream) -> None:
         stream, orchestrator.parts.play, settings.stream.in_flight or settings.engine.slots
     )
     running = asyncio.ensure_future(dispatcher.run())
+    telling = asyncio.ensure_future(_tell(orchestrator, stream))
     done = asyncio.ensure_future(stream.done.wait())
     orchestrator.outages.wake = dispatcher.wake
     try:
@@ -270,9 +290,18 @@ async def _play(orchestrator: Orchestrator, stream: InitialStream) -> None:
         if running.done():
             running.result()
     finally:
-        running.cancel()
-        done.cancel()
+        for task in (running, done, telling):
+            task.cancel()
         await orchestrator.end(dispatcher)
+
+
+async def _tell(orchestrator: Orchestrator, stream: InitialStream) -> None:
+    """Tell listeners once a second how far the rollouts are."""
+    total = len(stream.scores) * orchestrator.settings.tracker.initial_rollouts
+    while True:
+        done = sum(map(len, stream.scores))
+        orchestrator.parts.metrics.tell("progress", name="initial rollouts", done=done, total=total)
+        await asyncio.sleep(1.0)
 
 
 def _log(orchestrator: Orchestrator, stream: InitialStream) -> None:

@@ -233,6 +233,7 @@ class Orchestrator:
         def one_more() -> None:
             nonlocal ended
             ended += 1
+            self.parts.metrics.tell("progress", name="evaluation", done=ended, total=0)
 
         row = await self.parts.watchdog.wait(
             self.parts.evaluate(self.version, self.evaluations, one_more, self.outages),
@@ -314,6 +315,12 @@ class Orchestrator:
                     dispatching.result()
                     raise AgentRLError("the dispatcher ended before the run did")
                 # Twice, so that a prompt that just came back has been drawn if it can be.
+                self.parts.metrics.tell(
+                    "progress",
+                    name=f"episodes for step {self.version + 1} of {self.settings.run.steps}",
+                    done=self.buffer.size,
+                    total=self.buffer.batch,
+                )
                 looks = looks + 1 if not take.done() and self._starved() else 0
                 if looks == 2:
                     raise AgentRLError(self._starvation())

@@ -32,6 +32,15 @@ COMMANDS = {
 }
 
 
+EXTRAS = {
+    "train": ("torch", "transformers", "safetensors", "accelerate", "peft"),
+    "vllm": ("vllm",),
+    "docker": ("docker",),
+    "data": ("datasets", "pyarrow", "huggingface_hub"),
+}
+"""Packages that are missing where an extra was not installed."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -67,9 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        if not _is_ours(error):
+        text = str(error) if _is_ours(error) else _of_the_machine(error)
+        if text is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         if isinstance(error, StallError):
             # Whoever stalls may sit in a thread that never returns; the interpreter would wait for it.
             sys.stderr.flush()
@@ -82,6 +92,18 @@ def _is_ours(error: Exception) -> bool:
     return isinstance(error, AgentRLError) or any(
         kind.__name__ in ("EnvError", "SandboxError") for kind in type(error).__mro__
     )
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """What to say of an error of a file or of the installation; None for bugs, whose stack is wanted."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
+        remedy = f"pip install 'agentrl[{extra}]'" if extra else f"pip install {package}"
+        return None if package.startswith("agentrl") else f"this needs the package {package}: {remedy}"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -87,6 +87,31 @@ class QuietProgress:
         """Take a line about the run."""
 
 
+class Pace:
+    """How far something of known size is, and when it will be done at the pace so far."""
+
+    def __init__(self) -> None:
+        self._row: Row = {}
+        self._began, self._first = 0.0, 0
+
+    def take(self, row: Row, now: float) -> None:
+        """Take a row of progress."""
+        if row["name"] != self._row.get("name"):
+            self._began, self._first = now, row["done"]
+        self._row = row
+
+    def line(self, now: float) -> str:
+        """`initial rollouts: 120 of 2,000, about 12 min to go`."""
+        done, total = self._row["done"], self._row["total"]
+        if not total:
+            return f"{self._row['name']}: {done:,} episodes"
+        text = f"{self._row['name']}: {done:,} of {total:,}"
+        if done > self._first and done < total:
+            left_s = (now - self._began) / (done - self._first) * (total - done)
+            text += f", about {duration(left_s)} to go"
+        return text
+
+
 class PlainProgress:
     """Plain lines for logs."""
 
@@ -94,6 +119,7 @@ class PlainProgress:
         self._stream = stream or sys.stderr
         self._every_s = every_s
         self._last = float("-inf")
+        self._pace = Pace()
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -101,12 +127,18 @@ class PlainProgress:
         self._stream.flush()
 
     def row(self, row: Row) -> None:
-        """Print what a row says, unless a step was printed just before."""
+        """Print what a row says, unless a step or progress was printed just before."""
+        now = time.monotonic()
         text = describe(row)
+        if row["kind"] == "progress":
+            self._pace.take(row, now)
+            if now - self._last >= self._every_s:
+                self._last = now
+                self.line(self._pace.line(now))
+            return
         if text is None:
             return
         if row["kind"] == "step":
-            now = time.monotonic()
             if row["version"] % 10 not in (0, 1) and now - self._last < self._every_s:
                 return
             self._last = now
@@ -150,6 +182,7 @@ class LiveProgress:
         self._step: Row | None = None
         self._initial: Row = {}
         self._started = time.monotonic()
+        self._pace = Pace()
 
     def line(self, text: str) -> None:
         """Keep a line about the run above the curve."""
@@ -172,6 +205,9 @@ class LiveProgress:
             self._notes.append(describe(row) or "")
         elif kind in ("phase", "outage"):
             self._phase = describe(row) or ""
+        elif kind == "progress":
+            self._pace.take(row, time.monotonic())
+            self._phase = self._pace.line(time.monotonic())
 
     def __rich__(self) -> RenderableType:
         from rich.table import Table
