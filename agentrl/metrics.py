@@ -16,6 +16,7 @@ import numpy as np
 
 from agentrl.durable import LineFile, read_lines
 from agentrl.episode import Episode
+from agentrl_envs.graders import UNDECIDED
 
 Row = dict[str, Any]
 Listener = Callable[[Row], None]
@@ -99,6 +100,7 @@ def _describe(episodes: Sequence[Episode]) -> dict[str, float]:
         "tool_error_share": sum(not call.ok for call in calls) / len(calls) if calls else 0.0,
         "sampled_tokens_mean": sum(episode.num_sampled for episode in episodes) / count,
         "truncated_share": sum(episode.stop_reason.truncated for episode in episodes) / count,
+        "undecided_share": sum(episode.verdict in UNDECIDED for episode in episodes) / count,
         "seconds_mean": sum(episode.seconds for episode in episodes) / count,
         "tool_seconds_mean": sum(episode.tool_seconds for episode in episodes) / count,
     }

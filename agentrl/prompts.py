@@ -8,6 +8,7 @@ weight: the one that is furthest behind its share is asked first. It knows nothi
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,12 @@ from agentrl.errors import CheckpointError, ConfigError
 from agentrl.settings import DataSettings, EnvSettings, SamplerSettings
 from agentrl.spo.prompt_sampler import PromptSampler
 from agentrl.spo.value_tracker import ValueTracker
-from agentrl_envs import Env, EnvError, load_env, load_rows
+from agentrl_envs import Env, EnvError, load_env, load_rows, usable_rows
 from agentrl_envs.dataset import prompt_id as row_prompt_id
+from agentrl_envs.graders import default_grader
 from agentrl_sandbox import Sandbox
+
+logger = logging.getLogger(__name__)
 
 _GENERATED = re.compile(r"generated:(train|test):(\d+)(?::(\d+))?")
 
@@ -63,9 +67,13 @@ def load_data(data: DataSettings, env: type[Env], where: str) -> tuple[Mapping[s
         env.check_rows(rows, where=f"{where}: {data.train}: row")
     except EnvError as error:
         raise ConfigError(f"{where}: {error}") from error
-    if data.limit:
-        rows = rows[: data.limit]
-    return tuple(rows)
+    kept, aside = usable_rows(env, rows[: data.limit] if data.limit else rows, default_grader())
+    if not kept:
+        raise ConfigError(f"{where}: no gold answer can be compared; {aside[0].answer!r}: {aside[0].why}")
+    if aside:
+        named = "; ".join(f"{one.problem} ({one.answer!r:.60}: {one.why})" for one in aside[:5])
+        logger.warning("%s: %d rows set aside for their gold answers: %s", where, len(aside), named)
+    return tuple(kept)
 
 
 def known_data(name: str) -> str:

@@ -22,7 +22,7 @@ from agentrl.evaluation.intervals import (
     same_problems_difference,
 )
 from agentrl.evaluation.results import Record, by_problem
-from agentrl.evaluation.summary import UNDECIDED
+from agentrl_envs.graders import UNDECIDED
 
 EXACT_STATES = 4_000_000
 """Largest table of the exact sign-flip test; beyond it signs are drawn."""

@@ -115,6 +115,7 @@ class EvalResult:
             "episodes": len(self.records),
             "problems": self.table["problems"],
             "failed": counts["failed"],
+            "undecided_share": sum(counts["undecided"].values()) / answered,
             "truncated_share": counts["truncated"] / answered,
             "tool_calls_mean": tools.get("calls_per_episode"),
             "tool_error_share": tools.get("error_share"),

@@ -36,10 +36,8 @@ from agentrl.evaluation.intervals import (
 from agentrl.evaluation.results import Record, by_problem
 from agentrl.evaluation.scoring import judge_table
 from agentrl.evaluation.voting import Ballot, classes, maj_at_k, maj_bootstrap, majority_variance
-from agentrl_envs import Verdict
+from agentrl_envs.graders import UNDECIDED
 
-UNDECIDED = tuple(verdict.value for verdict in Verdict if verdict.undecided)
-"""Verdicts on answers that kept the grader from comparing them; they are wrong."""
 Labels = Mapping[str, Mapping[str, str]]
 """Column -> problem -> its value there."""
 
@@ -156,7 +154,7 @@ def _counts(records: Sequence[Record]) -> dict[str, Any]:
         "right": sum(record.right for record in kept),
         "no_vote": sum(record.stated is None for record in kept),
         "truncated": sum(record.truncated for record in kept),
-        "undecided": {verdict: verdicts[verdict] for verdict in UNDECIDED if verdicts[verdict]},
+        "undecided": {verdict: verdicts[verdict] for verdict in sorted(UNDECIDED) if verdicts[verdict]},
         "fenced": sum(record.fenced for record in kept),
         "stop_reasons": dict(sorted(Counter(record.stop_reason for record in kept).items())),
         "verdicts": dict(sorted(verdicts.items())),

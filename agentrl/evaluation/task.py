@@ -6,12 +6,11 @@ nothing of policies.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from agentrl.errors import ConfigError, DataError
 from agentrl.evaluation.benchmarks import BENCHMARKS
 from agentrl.evaluation.datasets import DataSet, checksum, load_data_set
 from agentrl.settings import DataSettings
-from agentrl_envs import Env, EnvError, Grader, Message, Verdict, load_env, prompt_id
+from agentrl_envs import Env, EnvError, Grader, Message, Verdict, load_env, prompt_id, usable_rows
 
 if TYPE_CHECKING:
     from agentrl.evaluation.experiment import Experiment
@@ -53,8 +52,7 @@ def prepare(experiment: Experiment) -> Task:
     data = _data(experiment, env)
     if experiment.choices:
         data = replace(data, rows=tuple(with_choices(row, experiment.choices) for row in data.rows))
-    if _compares(env) and experiment.grader == "equivalence":
-        data = asyncio.run(_without_bad_golds(data, grader))
+    data = _without_bad_golds(data, env, grader)
     labels = {column: column_labels(data.rows, column) for column in experiment.by}
     return Task(_shaped(env, experiment, data), data, grader, labels)
 
@@ -134,48 +132,18 @@ def _data(experiment: Experiment, env: type[Env]) -> DataSet:
     return data
 
 
-def _compares(env: type[Env]) -> bool:
-    """Whether the environment's reward asks the grader, so that a gold answer must be one it can compare."""
-    return "grade" in getattr(getattr(env.reward, "__code__", None), "co_names", ())
-
-
-async def _without_bad_golds(data: DataSet, grader: Grader) -> DataSet:
+def _without_bad_golds(data: DataSet, env: type[Env], grader: Grader) -> DataSet:
     """The rows whose gold answers can be compared; the others are set aside and named.
 
     Raises:
         DataError: no row is left.
     """
-    faults = await asyncio.gather(*(_gold_fault(row.get("answer"), grader) for row in data.rows))
-    kept = tuple(row for row, fault in zip(data.rows, faults, strict=True) if not fault)
-    aside = tuple(
-        {"problem": prompt_id(row), "answer": row.get("answer"), "why": fault}
-        for row, fault in zip(data.rows, faults, strict=True)
-        if fault
-    )
+    kept, aside = usable_rows(env, data.rows, grader)
     if not kept:
         raise DataError(
-            f"{data.path}: no gold answer can be compared; the first is {aside[0]['answer']!r}: "
-            f"{aside[0]['why']}"
+            f"{data.path}: no gold answer can be compared; the first is {aside[0].answer!r}: {aside[0].why}"
         )
-    return replace(data, rows=kept, set_aside=aside)
-
-
-async def _gold_fault(gold: Any, grader: Grader) -> str:
-    """Why nothing can be compared with a gold answer; empty where something can."""
-    golds = gold if isinstance(gold, list | tuple) else [gold]
-    why = "it is empty"
-    for one in golds:
-        if one is None or isinstance(one, dict | bool):
-            why = f"want a text, a number or a list of them, got {one!r}"
-            continue
-        verdict = await grader.check_gold(str(one))
-        if verdict.right or verdict.failed:  # a grader that breaks says nothing of the row
-            return ""
-        why = {
-            Verdict.TIMED_OUT: "comparing anything with it goes past the grader's limits",
-            Verdict.TOO_LONG: "it is too long or too deeply nested to be compared",
-        }.get(verdict, "it is no mathematics that can be read")
-    return why
+    return replace(data, rows=tuple(kept), set_aside=tuple(asdict(one) for one in aside))
 
 
 def column_labels(rows: Sequence[Row], column: str) -> dict[str, str]:

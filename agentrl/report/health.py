@@ -70,6 +70,7 @@ RULES: tuple[Callable[[Sequence[Row]], str | None], ...] = (
     _flat,
     _set_aside,
     _above("truncated_share", 0.2, "{:.0%} of the episodes were cut off by a token limit"),
+    _above("undecided_share", 0.05, "{:.0%} of the answers could not be compared, and were graded as wrong"),
     _above("tool_error_share", 0.5, "{:.0%} of the tool calls failed"),
     _above("excess_share", 0.3, "{:.0%} of the episodes were staler than allowed"),
     _above("behaviour_gap", 0.2, "engine and learner differ by {:.2f} nats a token"),

@@ -57,6 +57,7 @@ COLUMNS = (
     "turns_mean",
     "sampled_tokens_mean",
     "truncated_share",
+    "undecided_share",
     "generate_tokens_per_s",
     "learn_tokens_per_s",
     "tokens_learned",

@@ -18,6 +18,7 @@ from .errors import (
     ToolFailure,
 )
 from .function_env import function_env
+from .golds import usable_rows
 from .graders import Grader, Verdict, last_answer
 from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, Transcript, text_of
 from .registry import get_env, load_env, register, registered
@@ -65,6 +66,7 @@ __all__ = [
     "registered",
     "text_of",
     "tool",
+    "usable_rows",
 ]
 
 _SHIPPED = {

@@ -2,6 +2,6 @@
 
 from .extraction import boxed_answers, last_answer, model_text
 from .grader import Grader, default_grader
-from .verdict import Verdict
+from .verdict import UNDECIDED, Verdict
 
-__all__ = ["Grader", "Verdict", "boxed_answers", "default_grader", "last_answer", "model_text"]
+__all__ = ["UNDECIDED", "Grader", "Verdict", "boxed_answers", "default_grader", "last_answer", "model_text"]

@@ -40,3 +40,7 @@ class Verdict(StrEnum):
     def failed(self) -> bool:
         """True when grader or machine broke: an infrastructure failure, never a reward."""
         return self is Verdict.GRADER_FAILED
+
+
+UNDECIDED = frozenset(verdict.value for verdict in Verdict if verdict.undecided)
+"""Names of the verdicts on answers that kept the grader from comparing them."""
