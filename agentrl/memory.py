@@ -168,15 +168,15 @@ def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: En
     gpu = machine.gpus[0]
     if embedded:
         return (_gpu_plan(gpu, (runtime, *learning, *sampling)), *memory)
+    used = gpu_layout(settings, [gpu.index for gpu in machine.gpus])
+    if used.transfer == "file" and len(used.learner) == 1:
+        memory = (*memory, _shared_memory(shape, model, machine))
     if engine.layout == "shared":
         return (
             _gpu_plan(gpu, (runtime, *learning), 1 - engine.memory_share, "the learner's share"),
             _gpu_plan(gpu, (runtime, *sampling), engine.memory_share, "vLLM's share"),
             *memory,
         )
-    used = gpu_layout(settings, [gpu.index for gpu in machine.gpus])
-    if used.transfer == "file" and len(used.learner) == 1:
-        memory = (*memory, _shared_memory(shape, model, machine))
     by_index = {gpu.index: gpu for gpu in machine.gpus}
     plans = [_gpu_plan(by_index[index], (runtime, *learning), role="learner") for index in used.learner]
     for devices in used.engines:

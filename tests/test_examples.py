@@ -56,7 +56,47 @@ QWEN2_0P5B = (
 # weight in float32; keys in bfloat16 23,040 bytes a token.
 SMOLLM2_LEARNER = 16 * 134_515_008 + 2048 * 4 * 30 * 14_592 + 4 * (3 * 2**25 + 49_152 * 576)
 
+# Adapters of rank 16: 16 numbers for every row and column of seven matrices. Qwen3-1.7B, 28 layers: q and o 2048+2048,
+# k and v 2048+1024, three of 2048+6144; 18 bytes each, and no gradient of the head. Qwen3-8B, 36 layers: q and o 4096+4096,
+# k and v 4096+1024, three of 4096+12288. Weights of the model: 2 bytes.
+LORA_1P7B = 16 * 28 * (2 * 4096 + 2 * 3072 + 3 * 8192)
+LORA_8B = 16 * 36 * (2 * 8192 + 2 * 5120 + 3 * 16_384)
+
 EXPECTED = {
+    "lora_24gb": Expected(
+        (24,),
+        32,
+        (
+            (
+                "GPU 0",
+                2 * 1_720_574_976
+                + 18 * LORA_1P7B
+                + 8192 * 2 * (28 * 2048 + 56_320)
+                + 12 * 2**27
+                + 1_500_000_000,
+            ),
+            ("GPU 0", 2 * 1_720_574_976 + 32 * 4096 * 114_688 + 1_500_000_000),
+            ("memory", 2 * 1_720_574_976),
+            ("/dev/shm", 2 * 2 * 1_720_574_976),
+        ),
+    ),
+    "lora_48gb": Expected(
+        (48,),
+        96,
+        (
+            (
+                "GPU 0",
+                2 * 8_190_735_360
+                + 18 * LORA_8B
+                + 6144 * 2 * (36 * 4096 + 107_520)
+                + 12 * 2**27
+                + 1_500_000_000,
+            ),
+            ("GPU 0", 2 * 8_190_735_360 + 32 * 4096 * 147_456 + 1_500_000_000),
+            ("memory", 2 * 8_190_735_360),
+            ("/dev/shm", 2 * 2 * 8_190_735_360),
+        ),
+    ),
     "qwen3_8b_dapo": Expected(
         (80,) * 8,
         160,

@@ -139,6 +139,9 @@ def gpu_layout(settings: Settings, gpus: Sequence[int]) -> GpuLayout:
     """
     engine, ranks = settings.engine, max(1, settings.learner.ranks)
     size = engine.tensor_parallel
+    # NCCL and IPC need vLLM in the learner's own process, and send a model's own weights: servers of another
+    # environment, several ranks and merged adapters go through a file.
+    live = not engine.python and ranks == 1 and settings.learner.adapter.rank == 0
     if not gpus:
         return GpuLayout((), ((),) * engine.replicas, "file")
     if engine.layout == "shared":
@@ -147,7 +150,7 @@ def gpu_layout(settings: Settings, gpus: Sequence[int]) -> GpuLayout:
                 'engine.layout = "shared" puts one learner rank and one vLLM server on one GPU; set '
                 'engine.replicas, engine.tensor_parallel and learner.ranks to 1, or layout = "separate"'
             )
-        return GpuLayout((gpus[0],), ((gpus[0],),), "file" if engine.python else "ipc")
+        return GpuLayout((gpus[0],), ((gpus[0],),), "ipc" if live else "file")
     needed = ranks + engine.replicas * size
     if needed > len(gpus):
         raise ConfigError(
@@ -157,9 +160,7 @@ def gpu_layout(settings: Settings, gpus: Sequence[int]) -> GpuLayout:
         )
     rest = gpus[ranks:]
     engines = tuple(tuple(rest[i * size : (i + 1) * size]) for i in range(engine.replicas))
-    # NCCL needs vLLM in the learner's own process; servers of another environment get a file.
-    transfer = "nccl" if not engine.python and ranks == 1 else "file"
-    return GpuLayout(tuple(gpus[:ranks]), engines, transfer)
+    return GpuLayout(tuple(gpus[:ranks]), engines, "nccl" if live else "file")
 
 
 def server_gpus(engine: EngineSettings, gpus: Sequence[int]) -> tuple[tuple[int, ...], ...]:
