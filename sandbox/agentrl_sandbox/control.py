@@ -20,9 +20,11 @@ BACK_STOP = 3.0
 """Times its limit that a run may take in wall time while the control process need not wait for a core."""
 MOST_WAITING = 0.98
 """A share of waiting above this is not believed: it would wait for ever."""
+_START_LIMIT_S = 20.0  # for a control process that does not come up
 
 # Long enough for the scheduler to set it aside for others: it is asked of no program to be faster than this.
-_WORK_S, _PAUSE_S = 0.02, 0.2
+_WORK_S, _PAUSE_S = 0.03, 0.2
+_ENOUGH_S, _LONG_S = 0.05, 1.0  # CPU seconds, or seconds of wanting them, from which it is believed
 _SOURCE = """
 import os, struct, sys, time
 work, pause = float(sys.argv[1]), float(sys.argv[2])
@@ -64,12 +66,17 @@ class Control:
             if self._users == 0:
                 self._stop()
 
-    def waiting(self) -> float:
-        """Share of the time that the process stood in the run queue while it wanted to run: 0 to 0.98."""
+    def waiting(self) -> float | None:
+        """Share of the time that the process stood in the run queue while it wanted to run: 0 to 0.98.
+
+        None as long as it has not run enough to tell.
+        """
         with self._lock:
             self._read()
-            if self._wanted <= 0.0:
-                return 0.0
+            if self._process is None:
+                return 0.0  # no witness: nobody is believed
+            if self._ran < _ENOUGH_S and self._wanted < _LONG_S:
+                return None
             return min(MOST_WAITING, max(0.0, 1.0 - self._ran / self._wanted))
 
     def _start(self) -> None:
@@ -80,7 +87,7 @@ class Control:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/"
             )
         except OSError:
-            return  # no witness: nobody is believed
+            return
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
 
@@ -114,8 +121,12 @@ async def arrives(answer: asyncio.Future[Any], began: float, patience_s: float) 
     That is until `patience_s` of wall time have passed since `began` (of `time.monotonic`), less the share of
     it that a control process stands in the run queue; the share that is found now is taken for all of it.
     """
+    unknown_until = time.monotonic() + _START_LIMIT_S
     with CONTROL as control:
-        while (left := began + patience_s / (1.0 - control.waiting()) - time.monotonic()) > 0.0:
-            if (await asyncio.wait({answer}, timeout=min(0.2, left)))[0]:
+        while True:
+            share = control.waiting()
+            end = unknown_until if share is None else began + patience_s / (1.0 - share)
+            if (left := end - time.monotonic()) <= 0.0:
+                return answer.done()
+            if (await asyncio.wait({answer}, timeout=min(0.1, left)))[0]:
                 return True
-    return answer.done()

@@ -6,7 +6,6 @@ the jail cannot take the machine along.
 """
 
 import asyncio
-import contextlib
 import os
 import resource
 import shutil
@@ -16,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from agentrl_sandbox import Level, SandboxUnavailable, open_sandbox
-from agentrl_sandbox.cgroups import Groups
 from agentrl_sandbox.hostile import CASES
-from agentrl_sandbox.hostile.harness import Footprint, Refused, endure
+from agentrl_sandbox.hostile.harness import Footprint, Refused, endure, own_group
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(120)]
 
@@ -32,38 +30,15 @@ def outer_limits():
     if os.environ.get(_INSIDE):
         yield
         return
-    groups, _ = Groups.find()
-    if groups is None:
-        # Without control groups: no process more than 4 GiB, and a bound on this user's processes.
-        resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    with own_group(2560 << 20, 600) as group:
+        if group is None:
+            # Without control groups: no process more than 4 GiB.
+            resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+            yield
+            return
+        os.environ[_INSIDE] = "1"
         yield
-        return
-    group = groups.take(2560 << 20, 600)
-    before = _own_groups(group.directories)
-    for entrance in group.open_entrances():
-        os.write(entrance, b"0")
-        os.close(entrance)
-    os.environ[_INSIDE] = "1"
-    yield
-    del os.environ[_INSIDE]
-    for path in before:
-        with contextlib.suppress(OSError):
-            Path(path).write_text("0")
-    groups.close()
-
-
-def _own_groups(directories):
-    """`cgroup.procs` of the groups that this process is in now."""
-    found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, names, path = line.split(":", 2)
-        mounts = {mount for directory in directories for mount in directory.parents}
-        found += [
-            f"{mount}{path}/cgroup.procs".replace("//", "/")
-            for mount in mounts
-            if mount.name in names.split(",") or (not names and (mount / "cgroup.controllers").exists())
-        ]
-    return found
+        del os.environ[_INSIDE]
 
 
 @pytest.fixture(scope="module", params=LEVELS, ids=lambda level: level.name.lower())

@@ -5,14 +5,19 @@ which refuses to run them without isolation. Knows `Status` and nothing of any b
 """
 
 from .case import Case, Surroundings
+from .clock import CASES as _CLOCK
+from .disk import CASES as _DISK
 from .kernel import CASES as _KERNEL
+from .memory import CASES as _MEMORY
+from .neighbours import CASES as _NEIGHBOURS
 from .notebook import CASES as _NOTEBOOK
 from .outside import CASES as _OUTSIDE
 from .protocol import CASES as _PROTOCOL
 from .resources import CASES as _RESOURCES
 
-CASES: tuple[Case, ...] = tuple(
-    sorted((*_RESOURCES, *_OUTSIDE, *_PROTOCOL, *_NOTEBOOK, *_KERNEL), key=lambda case: case.number)
-)
+_ALL = (
+    *_RESOURCES, *_OUTSIDE, *_PROTOCOL, *_NOTEBOOK, *_KERNEL, *_CLOCK, *_MEMORY, *_DISK, *_NEIGHBOURS,
+)  # fmt: skip
+CASES: tuple[Case, ...] = tuple(sorted(_ALL, key=lambda case: case.number))
 
 __all__ = ["CASES", "Case", "Surroundings"]

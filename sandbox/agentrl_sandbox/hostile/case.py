@@ -31,7 +31,8 @@ class Case:
     """A hostile program.
 
     `steps` run one after another in one session; the outcome of the last must be one of `allowed`. `check`
-    says what is wrong with the last result, or None. `alive`: whether the session must have survived.
+    says what is wrong with the last result, or None. `alive`: whether the session must have survived. Between
+    two steps `pause_s` pass. No program may use more than 1.5 times its limit of CPU time.
     """
 
     number: float
@@ -41,6 +42,7 @@ class Case:
     check: Callable[[Result], str | None] | None = None
     alive: bool | None = None
     time_s: float = 0.8
+    pause_s: float = 0.0
     stdin: str = ""
     needs: str | None = None
     destructive: bool = True
@@ -58,6 +60,8 @@ class Case:
             return f"it got out: {said[:500]}"
         if surroundings.secret in result.text:
             return "the planted secret is in the output"
+        if result.cpu_s > 1.5 * self.time_s + 0.5:
+            return f"{result.cpu_s:.2f} CPU seconds under a limit of {self.time_s:g} s"
         if result.status not in self.allowed:
             return f"status {result.status}, not one of {sorted(self.allowed)}: {result.text[:500]}"
         if self.alive is not None and result.session_alive is not self.alive:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 from ..canaries import Traps
+from ..cgroups import Group, Groups
 from ..interface import Sandbox, Session
 from ..level import Level
 from ..limits import Limits
@@ -27,6 +29,41 @@ LIMITS = Limits(
     grace_s=0.4,
     output_bytes=65_536,
 )
+
+
+@contextmanager
+def own_group(memory_bytes: int, processes: int) -> Iterator[Group | None]:
+    """This process in a control group of its own, and back again; None where there can be none."""
+    groups, _ = Groups.find()
+    if groups is None:
+        yield None
+        return
+    group = groups.take(memory_bytes, processes)
+    before = _entrances(group.directories)
+    for entrance in group.open_entrances():
+        os.write(entrance, b"0")
+        os.close(entrance)
+    try:
+        yield group
+    finally:
+        for path in before:
+            with suppress(OSError):
+                Path(path).write_text("0")
+        groups.close()
+
+
+def _entrances(directories: list[Path]) -> list[str]:
+    """`cgroup.procs` of the groups that this process is in now."""
+    found = []
+    mounts = {mount for directory in directories for mount in directory.parents}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        found += [
+            f"{mount}{path}/cgroup.procs".replace("//", "/")
+            for mount in mounts
+            if mount.name in names.split(",") or (not names and (mount / "cgroup.controllers").exists())
+        ]
+    return found
 
 
 class Refused(RuntimeError):
@@ -70,6 +107,8 @@ async def endure_once(sandbox: Sandbox, case: Case) -> str | None:
         async with surroundings() as things:
             result = None
             for step in case.steps:
+                if result is not None and case.pause_s:
+                    await asyncio.sleep(case.pause_s)
                 result = await session.run(things.fill(step), case.time_s, stdin=case.stdin)
             assert result is not None
             complaint = case.complaint(result, things)

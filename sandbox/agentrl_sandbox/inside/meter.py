@@ -45,7 +45,8 @@ class TreeMeter:
     it to whoever waited for it, and once as it was seen at the looks before, because a program can have the
     kernel forget its children (SIGCHLD ignored). A process that lived between two looks only cannot be seen;
     but one that is seen once stands for those like it: a look that meets it counts the whole time since the
-    look before, which is right on average. `seconds` has to be called every few hundredths of a second.
+    look before, less its share of waiting for a core, which is right on average. `seconds` has to be called
+    every few hundredths of a second.
     """
 
     exact = False
@@ -68,10 +69,16 @@ class TreeMeter:
             own += usage.cpu
             reaped += usage.reaped
             known = self.seen.pop(key, None)
-            weight = known[1] if known else gap * share if usage.running else 0.0
+            weight = known[1] if known else gap * min(share, _got(usage)) if usage.running else 0.0
             seen[key] = (usage.cpu, weight)
         self.vanished += sum(max(cpu, weight) for cpu, weight in self.seen.values())
         self.reaped = max(self.reaped, reaped)
         self.seen = seen
         self.total = max(self.total, own + max(self.reaped, self.vanished))
         return self.total
+
+
+def _got(usage):
+    """Share of the time since its birth that a process had a core; 1 as long as nothing is known of it."""
+    wanted = usage.cpu + usage.waited
+    return usage.cpu / wanted if wanted > 0.0 else 1.0

@@ -40,10 +40,10 @@ def read_all(path):
 class Usage:
     """What one process has used so far, by /proc."""
 
-    __slots__ = ("cpu", "reaped", "running", "threads")
+    __slots__ = ("cpu", "reaped", "running", "threads", "waited")
 
-    def __init__(self, cpu, reaped, running, threads):
-        self.cpu, self.reaped, self.running, self.threads = cpu, reaped, running, threads
+    def __init__(self, cpu, waited, reaped, running, threads):
+        self.cpu, self.waited, self.reaped, self.running, self.threads = cpu, waited, reaped, running, threads
 
 
 class Processes:
@@ -129,10 +129,12 @@ class Processes:
                 continue
             threads = int(stat[17])
             cpu = (int(stat[11]) + int(stat[12])) / _TICKS  # in hundredths, but with the threads that ended
+            waited = 0.0
             if self.schedstat:
-                cpu = max(cpu, sum(ran for ran, _ in self._tasks(pid, threads)))
+                tasks = self._tasks(pid, threads)
+                cpu, waited = max(cpu, sum(ran for ran, _ in tasks)), sum(wait for _, wait in tasks)
             reaped = (int(stat[13]) + int(stat[14])) / _TICKS
-            found[pid, stat[19]] = Usage(cpu, reaped, stat[0] == "R", threads)
+            found[pid, stat[19]] = Usage(cpu, waited, reaped, stat[0] == "R", threads)
         return found
 
     def waits(self):

@@ -215,6 +215,7 @@ class Supervisor:
         self.resting = False
         self.inbox, self.reply = frames.Inbox(host_in), memoryview(bytearray(frames.BUFFER))
         self.scratch = memoryview(b"")
+        self.counted = 0.0  # when memory and files were looked at last
 
     def serve(self, start=None):
         """Serve until the host hangs up or the interpreter is dead. `start`: its frame, if read already."""
@@ -483,13 +484,13 @@ class Supervisor:
     def _watch(self):
         """Look at the clock and, where nobody else does, at memory and files."""
         run = self.run
-        if run.elapsed() > _SHORT_S and (cause := self._overdrawn()):
-            return self._lose(cause)
         if run.interrupted is not None:
             if run.over_again(self.limits["grace_s"]):
-                self._lose(run.cause)
+                return self._lose(run.cause)
         elif run.over():
             self._interrupt("time")
+        if run.elapsed() > _SHORT_S and (cause := self._overdrawn()):
+            self._lose(cause)
 
     def _watch_rest(self):
         """Between two runs: the same for what was left behind, threads among it, as long as there is any."""
@@ -501,6 +502,10 @@ class Supervisor:
 
     def _overdrawn(self):
         """What the program has too much of, among the things that the kernel does not limit."""
+        now = time.monotonic()
+        if now - self.counted < _PULSE_S:
+            return None
+        self.counted = now
         if self.start.get("watch_memory"):
             # Buffers of sockets are in nobody's memory; programs have few, and no more than this in each.
             limit = (self.limits["memory_mb"] << 20) - _SOCKET_BYTES * self.processes.sockets()

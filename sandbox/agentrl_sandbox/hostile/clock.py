@@ -1,0 +1,179 @@
+# ruff: noqa: E501
+"""Programs that want more time than they have: work done by others, by the dead, or while nobody looks."""
+
+from ..result import Status
+from .case import case
+
+_HEAD = """
+import os, signal, sys, threading, time
+def spin(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end: pass
+"""
+_OVER = (Status.TIMEOUT, Status.KILLED, Status.OUT_OF_MEMORY)
+
+
+def _loop(body: str, *, prologue: str = "") -> str:
+    """Forks for ever: the child does `body`, the parent what follows it."""
+    return f"{_HEAD}{prologue}\nwhile True:\n    try:\n        pid = os.fork()\n    except OSError:\n        time.sleep(0.001); continue\n    if pid == 0:\n        {body}\n        os._exit(0)\n"
+
+
+CASES = (
+    case(
+        101,
+        "a thread of a child works and the main thread is polite",
+        _HEAD
+        + "if os.fork() == 0:\n    threading.Thread(target=spin, args=(1000,)).start()\n    time.sleep(1000)\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nos.nice(19)\nspin(1000)",
+        *_OVER,
+    ),
+    case(
+        102,
+        "a grandchild hands its work over",
+        _HEAD
+        + "r, w = os.pipe()\nif os.fork() == 0:\n    if os.fork() == 0:\n        spin(6); os.write(w, b'done'); os._exit(0)\n    os._exit(0)\n"
+        "os.wait()\nprint('ESCAPED', os.read(r, 10))",
+        *_OVER,
+    ),
+    case(
+        103,
+        "a chain of children each of which begets the next",
+        _HEAD
+        + "while True:\n    spin(0.01)\n    try:\n        if os.fork(): os._exit(0) if os.getpid() != @ME@ else time.sleep(1000)\n    except OSError: pass".replace(
+            "@ME@", "first"
+        ).replace("while True:", "first = os.getpid()\nwhile True:"),
+        *_OVER,
+    ),
+    case(
+        104,
+        "children that nobody waits for",
+        _loop("spin(0.005)", prologue="signal.signal(signal.SIGCHLD, signal.SIG_IGN)"),
+        *_OVER,
+    ),
+    case(
+        105,
+        "children that are waited for at once",
+        _loop("spin(0.01)") + "    os.waitpid(pid, 0)",
+        *_OVER,
+    ),
+    case(
+        106,
+        "a pool that is always young",
+        _loop("spin(0.01)", prologue="signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nlive = []")
+        + "    live.append(pid)\n    if len(live) > 6:\n        try: os.waitpid(live.pop(0), 0)\n        except OSError: pass",
+        *_OVER,
+    ),
+    case(
+        107,
+        "daemons work and the program sleeps",
+        _HEAD
+        + "for _ in range(4):\n    if os.fork() == 0:\n        if os.fork() == 0: spin(1000)\n        os._exit(0)\n    os.wait()\ntime.sleep(1000)",
+        *_OVER,
+    ),
+    case(
+        108,
+        "eight threads on all cores",
+        _HEAD
+        + "import hashlib\nwork = lambda: [hashlib.pbkdf2_hmac('sha256', b'x', b'y', 200_000) for _ in range(1000)]\n"
+        "threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]\n[t.start() for t in threads]\n[t.join() for t in threads]",
+        *_OVER,
+    ),
+    case(
+        109,
+        "shells in the background",
+        _HEAD + "for _ in range(3): os.system('while :; do :; done &')\ntime.sleep(1000)",
+        *_OVER,
+    ),
+    case(
+        110,
+        "ten polite spinners",
+        _HEAD
+        + "for _ in range(10):\n    if os.fork() == 0:\n        os.nice(19); spin(1000)\ntime.sleep(1000)",
+        *_OVER,
+    ),
+    case(
+        111,
+        "threads that die young",
+        _HEAD + "while True:\n    t = threading.Thread(target=spin, args=(0.01,)); t.start(); t.join()",
+        *_OVER,
+    ),
+    case(
+        112,
+        "children that are killed when they have worked",
+        _loop("spin(1000)") + "    time.sleep(0.02)\n    os.kill(pid, 9)\n    os.waitpid(pid, 0)",
+        *_OVER,
+    ),
+    case(
+        113,
+        "programs started for ever",
+        _HEAD
+        + "while True:\n    os.waitpid(os.posix_spawn('/bin/sh', ['sh', '-c', 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done'], {}), 0)",
+        *_OVER,
+    ),
+    case(
+        114,
+        "deaf, with children that are too",
+        _HEAD
+        + "signal.signal(signal.SIGINT, signal.SIG_IGN)\nfor _ in range(5):\n    if os.fork() == 0: spin(1000)\nspin(1000)",
+        *_OVER,
+        alive=False,
+    ),
+    case(
+        115,
+        "stopped, while a child works",
+        _HEAD + "if os.fork() == 0: spin(1000)\nos.kill(os.getpid(), signal.SIGSTOP)",
+        *_OVER,
+    ),
+    case(
+        116,
+        "gone, while a child works",
+        _HEAD + "if os.fork() == 0: spin(1000)\nos._exit(3)",
+        Status.EXITED,
+        alive=False,
+    ),
+    case(
+        117,
+        "work between two runs",
+        (_HEAD + "threading.Thread(target=spin, args=(1000,), daemon=True).start()", "print('next')"),
+        *_OVER,
+        pause_s=2.5,
+        alive=False,
+    ),
+    case(
+        118,
+        "children at work between two runs",
+        (_HEAD + "for _ in range(2):\n    if os.fork() == 0: spin(1000)", "print('next')"),
+        *_OVER,
+        pause_s=2.5,
+        alive=False,
+    ),
+    case(
+        119,
+        "a timer that rings between two runs",
+        (
+            _HEAD
+            + "signal.signal(signal.SIGALRM, lambda *_: spin(1000))\nsignal.setitimer(signal.ITIMER_REAL, 0.2)",
+            "print('next')",
+        ),
+        *_OVER,
+        Status.OK,
+        pause_s=1.5,
+    ),
+    case(120, "one call that cannot be interrupted", "sum(range(10**11))", *_OVER),
+    case(
+        121,
+        "children that are counted by nobody because their parent has gone",
+        _HEAD
+        + "while True:\n    if os.fork() == 0:\n        signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n        for _ in range(3):\n"
+        "            try:\n                if os.fork() == 0: spin(0.01); os._exit(0)\n            except OSError: pass\n        spin(0.01); os._exit(0)\n    os.wait()",
+        *_OVER,
+    ),
+    case(
+        122,
+        "a good program whose helpers work a little",
+        "from concurrent.futures import ThreadPoolExecutor\nimport subprocess\n"
+        "with ThreadPoolExecutor(3) as pool:\n    print(sum(pool.map(lambda n: int(subprocess.run(['/bin/sh', '-c', f'echo $(({n} * 2))'], capture_output=True).stdout), range(6))))",
+        Status.OK,
+        time_s=3,
+    ),
+)
