@@ -127,6 +127,9 @@ def build_root(config, sources):
             bind(f"/old/etc/{name}", f"/new/etc/{name}")
     write_file("/new/etc/passwd", "program:x:1000:1000::/tmp/work:/bin/sh\n")
     write_file("/new/etc/group", "program:x:1000:\n")
+    os.mkdir("/new/etc/fonts")
+    fonts = "<dir>/usr/share/fonts</dir><cachedir>/tmp/fonts</cachedir>"
+    write_file("/new/etc/fonts/fonts.conf", f"<fontconfig>{fonts}</fontconfig>\n")
     write_file("/new/etc/hosts", "127.0.0.1 localhost\n")
     write_file("/new/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n")
     for name in ("null", "zero", "full", "random", "urandom"):

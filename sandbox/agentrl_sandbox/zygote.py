@@ -269,6 +269,8 @@ def readable_on_host(libraries):
         "/lib64",
         "/usr/lib64",
         "/etc/ld.so.cache",
+        "/etc/fonts",
+        "/usr/share/fonts",
         sys.executable,
         *libraries,
     ]

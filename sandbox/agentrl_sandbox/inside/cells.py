@@ -13,6 +13,7 @@ import re
 _FENCE = re.compile(r"[ \t]*(?:```+|~~~+)[ \t]*[\w+.{}-]*[ \t]*")
 _PROMPT = re.compile(r"[ \t]*(?:>>>|\.\.\.(?!:)|In ?\[\d*\]:|\.{3,}:)(?:[ ]|$)")
 _FIRST_PROMPT = re.compile(r"[ \t]*(?:>>>|In ?\[\d*\]:)(?:[ ]|$)")
+_FIRST_OF_IPYTHON = re.compile(r"\s*In ?\[\d*\]: ")
 _OUTPUT_PROMPT = re.compile(r"[ \t]*Out ?\[\d*\]:")
 _INSTALL = re.compile(
     r"[ \t]*[!%]?[ \t]*(?:python3? -m )?(?:pip3?|conda|mamba|apt|apt-get|uv pip)[ \t]+install\b"
@@ -60,11 +61,13 @@ def read(code, parse):
     the output. Raises the SyntaxError of the last reading, with a note on what to write instead where that is
     known.
     """
+    text, notes = code, []
+    if _FIRST_OF_IPYTHON.match(code):  # it may well compile: as a type of a variable `In[1]`
+        text = "\n".join(_without_prompts(split_lines(code), None, notes))
     try:
-        return parse(code), code, []
+        return parse(text), text, notes
     except SyntaxError as error:
         failure = error
-    text, notes = code, []
     for strip in (
         _without_fences,
         _without_prompts,

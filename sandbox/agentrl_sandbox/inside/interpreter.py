@@ -232,20 +232,27 @@ class Interpreter:
         final = compile(last, name, "eval", flags | self.flags, dont_inherit=True) if last else None
         self.upkeep.begin_program()
         try:
-            self._evaluate(body)
-            return self._evaluate(final) if final is not None else None
+            return self._evaluate([body] if final is None else [body, final])
         finally:
             self.lost = self.upkeep.end_program()
 
-    def _evaluate(self, code):
-        if not code.co_flags & 0x80:  # CO_COROUTINE: a top-level await
-            return _eval(code, self.main.__dict__)
+    def _evaluate(self, parts):
+        """Value of the last part; all of them run in the event loop when one has a top-level await."""
+        if not [code for code in parts if code.co_flags & 0x80]:  # CO_COROUTINE
+            return [_eval(code, self.main.__dict__) for code in parts][-1]
         import asyncio
+
+        async def run():
+            for code in parts:
+                value = _eval(code, self.main.__dict__)
+                if code.co_flags & 0x80:
+                    value = await value
+            return value
 
         if self.loop is None or self.loop.is_closed():
             self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)  # kept: tasks live on from cell to cell
-        task = self.loop.create_task(_eval(code, self.main.__dict__))
+        task = self.loop.create_task(run())
         try:
             return self.loop.run_until_complete(task)
         finally:
@@ -283,6 +290,8 @@ class Interpreter:
         try:
             try:
                 self.running = True
+                with contextlib.suppress(Exception):
+                    self.notebook.save_open_figures()  # else they would be the next program's
                 self._flush()
                 if issubclass(type(failure), SystemExit):
                     return {"kind": "exit", "value": None, "exit_code": self._exit_code(failure)}
