@@ -2,7 +2,7 @@
 
 Knows the frames (`inside/frames.py`) and how a container's end is explained; knows nothing of how containers
 are made or locked down. The supervisor in the container holds the clock, interrupts and kills; this side adds
-a back-stop ten times larger than the limit.
+a back-stop of three times the limit, stretched by what a control process waits for a core.
 """
 
 from __future__ import annotations

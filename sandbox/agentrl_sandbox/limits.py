@@ -25,7 +25,7 @@ class Limits:
     """What one session may use. Every number is a hard limit, checked on construction."""
 
     time_s: float = 10.0
-    """Seconds per call, less the time the program stood in the run queue; ten times it in plain wall time."""
+    """Seconds per call: CPU time of all that the program runs, or wall time less its waits for a core."""
     memory_mb: int = 512
     """MiB of memory of all the session's processes together (private files count)."""
     processes: int = 32

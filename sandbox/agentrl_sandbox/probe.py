@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .canaries import escapes, readable_by
 from .cgroups import Groups
@@ -123,7 +123,7 @@ def _try_level(level: Level, python: Python, wish: Wish, reasons: list[str]) -> 
     settings = _settings(level, python, wish)
     try:
         _check_readable(level, settings, wish)
-        zygote = Zygote.start(settings, START_LIMIT_S)
+        zygote = _start(settings)
     except LibraryBroken:
         raise
     except SandboxUnavailable as error:
@@ -153,6 +153,21 @@ def _try_level(level: Level, python: Python, wish: Wish, reasons: list[str]) -> 
         _close(found)
         return None
     return found
+
+
+def _start(settings: ZygoteSettings) -> Zygote:
+    """A zygote; LibraryBroken also where a library took the interpreter along, which only comparing shows."""
+    try:
+        return Zygote.start(settings, START_LIMIT_S)
+    except LibraryBroken:
+        raise
+    except SandboxUnavailable as error:
+        if settings.warm:
+            Zygote.start(replace(settings, warm=()), START_LIMIT_S).close()
+            raise LibraryBroken(
+                f"the interpreter died while it imported {', '.join(settings.warm)}: {error}"
+            ) from error
+        raise
 
 
 async def _run_canaries(found: Found) -> list[str]:

@@ -56,13 +56,13 @@ def warm(modules, exercise):
     for name in (*_COMMON, *modules):
         try:
             __import__(name)
-        except Exception as error:
+        except BaseException as error:
             failed[name] = f"{type(error).__name__}: {error}"
     for name, use in (("sympy", use_sympy), ("numpy", use_numpy), ("matplotlib", use_matplotlib)):
         if name in sys.modules and exercise:
             try:
                 use()
-            except Exception as error:
+            except BaseException as error:
                 failed[name] = f"{type(error).__name__} when used: {error}"
     compile("1 + 1", "<warm>", "exec")
     return failed
