@@ -92,9 +92,9 @@ def load_data_set(
     total = checksum(rows)
     revision = ""
     if benchmark is not None:
-        source = benchmark.hub or benchmark.github
-        if source is not None and source.revision in path.name:
-            revision = source.revision
+        origin = benchmark.hub or benchmark.github
+        if origin is not None and origin.revision in path.name:
+            revision = origin.revision
         check_rows(benchmark, rows, path, from_hub=bool(revision))
     kept = rows[:limit] if limit else rows
     return DataSet(source, str(path), tuple(kept), total, revision, dict(columns or {}))
@@ -127,7 +127,9 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
     try:
         return _fetched(benchmark, source)
     except DataError as error:
-        where = "the hub" if benchmark.hub else f"GitHub, without which it needs a local file: {source.url}"
+        where = "the hub"
+        if isinstance(source, GitHubSource):
+            where = f"GitHub, without which it needs a local file: {source.url}"
         raise DataError(f"{missing}; and {where}: {error}") from error
 
 

@@ -1,0 +1,61 @@
+"""Every block of docs/evaluation.md: the Python runs, the file of tasks is read, the commands have their options."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from agentrl.cli import compare, eval
+from agentrl.cli.eval_options import add_options
+from agentrl.evaluation.experiment import Experiment
+from agentrl.evaluation.subjects import SubjectOptions
+from agentrl.evaluation.suite import experiments_of
+
+PAGE = (Path(__file__).parents[3] / "docs/evaluation.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.startswith("agentrl ")
+]
+
+
+def blocks(kind: str) -> list[str]:
+    return [text for name, text in BLOCKS if name == kind]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_has_these_options(line: str):
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    eval.add_parser(subparsers)
+    compare.add_parser(subparsers)
+    assert parser.parse_args(shlex.split(line)[1:]).handler
+
+
+def test_options_in_the_text_are_options():
+    known = argparse.ArgumentParser()
+    add_options(known)
+    flags = {flag for action in known._actions for flag in action.option_strings}
+    named = set(re.findall(r"`(--[a-z-]+)", PAGE)) - {"--log_samples", "--log-dir"}
+    assert named <= flags
+
+
+def test_the_file_of_tasks_is_read(tmp_path: Path):
+    [text] = blocks("toml")
+    (tmp_path / "tasks.toml").write_text(text)
+    base = Experiment(SubjectOptions("x"), data="", out=tmp_path)
+    physics, brief = experiments_of(base, [str(tmp_path / "tasks.toml")])
+    assert (physics.columns, physics.tolerance, physics.by) == ({"problem": "question"}, 0.01, ("chapter",))
+    assert brief.prompt.endswith("\\boxed{}, without an explanation.")
+
+
+@pytest.mark.timeout(200)
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    [text] = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "docs/evaluation.md", "exec"), {"__name__": "__main__"})
+    assert "new_problems" in capsys.readouterr().out
+    assert (tmp_path / "evals/mine/summary.json").is_file()
