@@ -6,6 +6,7 @@ which refuses to run them without isolation. Knows `Status` and nothing of any b
 
 from .case import Case, Surroundings
 from .clock import CASES as _CLOCK
+from .damage import CASES as _DAMAGE
 from .disk import CASES as _DISK
 from .kernel import CASES as _KERNEL
 from .memory import CASES as _MEMORY
@@ -16,7 +17,8 @@ from .protocol import CASES as _PROTOCOL
 from .resources import CASES as _RESOURCES
 
 _ALL = (
-    *_RESOURCES, *_OUTSIDE, *_PROTOCOL, *_NOTEBOOK, *_KERNEL, *_CLOCK, *_MEMORY, *_DISK, *_NEIGHBOURS,
+    *_RESOURCES, *_OUTSIDE, *_PROTOCOL, *_NOTEBOOK, *_DAMAGE,
+    *_KERNEL, *_CLOCK, *_MEMORY, *_DISK, *_NEIGHBOURS,
 )  # fmt: skip
 CASES: tuple[Case, ...] = tuple(sorted(_ALL, key=lambda case: case.number))
 

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import re
 
-_FENCE = re.compile(r"[ \t]*(?:```+|~~~+)[ \t]*[\w+.{}-]*[ \t]*")
+# All but the prompts are for lines without white space around them, so that no two parts of one can match the
+# same spaces: the time is linear.
+_FENCE = re.compile(r"(?:`{3,}|~{3,})[ \t]*[\w+.{}-]*")
 _PROMPT = re.compile(r"[ \t]*(?:>>>|\.\.\.(?!:)|In ?\[\d*\]:|\.{3,}:)(?:[ ]|$)")
 _FIRST_PROMPT = re.compile(r"[ \t]*(?:>>>|In ?\[\d*\]:)(?:[ ]|$)")
 _FIRST_OF_IPYTHON = re.compile(r"\s*In ?\[\d*\]: ")
 _OUTPUT_PROMPT = re.compile(r"[ \t]*Out ?\[\d*\]:")
-_INSTALL = re.compile(
-    r"[ \t]*[!%]?[ \t]*(?:python3? -m )?(?:pip3?|conda|mamba|apt|apt-get|uv pip)[ \t]+install\b"
-)
-_SET_UP = re.compile(r"[ \t]*%(?:matplotlib|config|load_ext|reload_ext|autoreload|pdb)\b")
-_COMMAND = re.compile(r"[ \t]*(?:[\w, ]+=[ \t]*)?(%%?)[ \t]*([A-Za-z]\w*)")
-_SHELL = re.compile(r"[ \t]*(?:[\w, ]+=[ \t]*)?(?:!{1,2}|\$[ \t])[ \t]*(\S.*)")
-_QUESTION = re.compile(
-    r"[ \t]*\?{1,2}[ \t]*([A-Za-z_][\w.]*)[ \t]*|[ \t]*([A-Za-z_][\w.]*)(?:\(\))?[ \t]*\?{1,2}[ \t]*"
-)
+_INSTALL = re.compile(r"[!%]?[ \t]*(?:python3? -m )?(?:pip3?|conda|mamba|apt|apt-get|uv pip)[ \t]+install\b")
+_SET_UP = re.compile(r"%(?:matplotlib|config|load_ext|reload_ext|autoreload|pdb)\b")
+_COMMAND = re.compile(r"(?:[A-Za-z_][\w, ]*=[ \t]*)?(%%?)[ \t]*([A-Za-z]\w*)")
+_SHELL = re.compile(r"(?:[A-Za-z_][\w, ]*=[ \t]*)?(?:!{1,2}|\$[ \t])[ \t]*(\S.*)")
+_QUESTION = re.compile(r"\?{1,2}[ \t]*([A-Za-z_][\w.]*)|([A-Za-z_][\w.]*)(?:\(\))?[ \t]*\?{1,2}")
 
-_MOST_LINES_IGNORED = 50
+_MOST_LINES_IGNORED = 20
 _INSTEAD = {
     "time": "put time.perf_counter() before and after the code",
     "timeit": "call timeit.timeit(lambda: ..., number=100)",
@@ -68,15 +66,12 @@ def read(code, parse):
         return parse(text), text, notes
     except SyntaxError as error:
         failure = error
-    for strip in (
-        _without_fences,
-        _without_prompts,
-        _without_indentation,
-        *[_without_set_up] * _MOST_LINES_IGNORED,
-    ):
-        lines = split_lines(text)
-        changed = strip(lines, failure, notes)
+    readings = [_without_fences, _without_prompts, _without_indentation]
+    for strip in readings + [_without_set_up] * _MOST_LINES_IGNORED:
+        changed = strip(split_lines(text), failure, notes)
         if changed is None:
+            if strip is _without_set_up:
+                break
             continue
         text = "\n".join(changed)
         try:
@@ -103,7 +98,7 @@ def ends_quietly(expression, text):
 def _without_fences(lines, _failure, _notes):
     """Without ``` or ~~~ around the whole; either of the two may be missing."""
     written = [at for at, line in enumerate(lines) if line.strip()]
-    edges = [at for at in {*written[:1], *written[-1:]} if _FENCE.fullmatch(lines[at])]
+    edges = [at for at in {*written[:1], *written[-1:]} if _FENCE.fullmatch(lines[at].strip())]
     return _blank(lines, edges) if edges else None
 
 
@@ -131,15 +126,15 @@ def _without_indentation(lines, _failure, _notes):
 def _without_set_up(lines, failure, notes):
     """Without one line that prepares a notebook, or installs what cannot be installed."""
     for at in _suspects(lines, failure):
-        line = lines[at]
+        line = lines[at].strip()
         if _SET_UP.match(line):
-            notes.append(f"Ignored: {line.strip()[:80]}")
+            notes.append(f"Ignored: {line[:80]}")
         elif _INSTALL.match(line):
-            notes.append(f"Ignored: {line.strip()[:80]} ({_NO_INSTALL})")
+            notes.append(f"Ignored: {line[:80]} ({_NO_INSTALL})")
         else:
             continue
         changed = list(lines)
-        changed[at] = line[: len(line) - len(line.lstrip(" \t"))] + "pass"
+        changed[at] = lines[at][: len(lines[at]) - len(lines[at].lstrip(" \t"))] + "pass"
         return changed
     return None
 
@@ -150,7 +145,7 @@ _NO_INSTALL = "there is no network; packages that are here can be imported at on
 def _hint(lines, failure):
     """One line about what to write in place of a notebook's or shell's command; None for other errors."""
     for at in _suspects(lines, failure):
-        line = lines[at]
+        line = lines[at].strip()
         shell, command, question = _SHELL.match(line), _COMMAND.match(line), _QUESTION.fullmatch(line)
         if _INSTALL.match(line):
             return f"Nothing can be installed: {_NO_INSTALL}."
@@ -166,7 +161,7 @@ def _hint(lines, failure):
             return f"{what}: {instead}." if instead else f"{what}."
         if question:
             return f"Questions are no Python: call help({question[1] or question[2]})."
-    if any(_FENCE.fullmatch(line) for line in lines):
+    if any(_FENCE.fullmatch(line.strip()) for line in lines):
         return "The code has Markdown fences in it: send only what is between them."
     return None
 

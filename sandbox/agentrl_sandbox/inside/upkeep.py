@@ -44,6 +44,7 @@ class Upkeep:
         self.replaced = {}
         self.modules, self.all_modules = sys.modules, dict(sys.modules)
         self.core = {name: sys.modules[name] for name in _CORE if name in sys.modules}
+        self.importers = dict(sys.path_importer_cache)
         self.path, self.finders, self.hooks = list(sys.path), list(sys.meta_path), list(sys.path_hooks)
         self.limits = {kind: resource.getrlimit(kind) for kind in (*_MEMORY_LIMITS, resource.RLIMIT_NOFILE)}
         self.recursion = sys.getrecursionlimit()
@@ -103,6 +104,8 @@ class Upkeep:
 
     def _mend_imports(self):
         mended = []
+        for path, finder in self.importers.items():  # what they know may not be found out again
+            sys.path_importer_cache.setdefault(path, finder)
         if sys.modules is not self.modules or any(self.modules.get(n) is not m for n, m in self.core.items()):
             sys.modules = self.modules
             for name, module in self.all_modules.items():
