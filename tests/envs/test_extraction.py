@@ -1,5 +1,7 @@
 r"""Which box counts: the last one the model itself stated."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,11 +93,39 @@ def test_balanced_content_comes_back_whole(content: str):
     assert boxed_answers(f"x \\boxed{{{content}}} y") == [(2, 2 + 7 + len(content) + 1, content)]
 
 
-def test_long_texts_take_linear_time():
-    # 5,000 unclosed boxes and a megabyte of text: a quadratic search would take minutes, not be flaky.
+MEGABYTES = {
+    "unclosed boxes": r"\boxed{" * 150_000,
+    "unclosed boxes and a brace": r"\boxed{" * 150_000 + "}",
+    "boxes in boxes": r"\boxed{" * 125_000 + "}" * 125_000,
+    "boxes": r"\boxed{1} " * 100_000,
+    "boxes without braces": r"\boxed 3 " * 110_000,
+    "boxes of nothing": r"\boxed " * 140_000,
+    "fboxes": r"\fbox" * 200_000 + "{}",
+    "spaces in a box": r"\boxed" + " " * 1_000_000,
+    "backslashes": r"\boxed{" + "\\" * 1_000_000,
+    "code fences": "```" * 330_000 + r" \boxed{4}",
+    "tags": "<code>" * 160_000 + r" \boxed{4}",
+    "tags that are spoken of": "`<code>` " * 110_000 + r" \boxed{4}",
+    "backticks and spaces": "`" + " " * 1_000_000 + r"<code>\boxed{4}",
+    "thoughts": "<think>" * 150_000 + r" \boxed{4}",
+}
+
+
+@pytest.mark.parametrize("text", MEGABYTES.values(), ids=MEGABYTES)
+def test_a_megabyte_takes_linear_time(text: str):
+    # Tens of milliseconds each; a search that starts again at every box takes minutes.
+    began = time.process_time()
+    last_answer(text)
+    Grader().exact(text, "4")
+    Grader().canonical(text)
+    assert time.process_time() - began < 5.0
+
+
+def test_long_texts_are_read_to_their_end():
     assert last_answer("\\boxed{" * 5000) is None
     assert last_answer("words " * 170_000 + r"\boxed{4}") == "4"
     assert last_answer(r"\boxed{1} and " * 2000 + r"\boxed{4}") == "1, 4"
     assert last_answer("```" * 20_000 + r" \boxed{4}") == "4"
     assert last_answer("<code>" * 20_000) is None
     assert last_answer("`<code>` " * 20_000 + r" \boxed{4}") == "4"
+    assert last_answer(r"\boxed{ \boxed{3} \boxed 4") == "3, 4"

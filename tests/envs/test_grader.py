@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl_envs import Env, Grader, GraderFailure, Transcript, Verdict
+from agentrl_envs.graders import Conventions
 from agentrl_envs.graders.cleaning import cleaned, compact
 from agentrl_envs.graders.exact import number_of
 from agentrl_envs.graders.strict import strict_verdict
@@ -19,7 +20,7 @@ DEAD = "the exact path must decide this without starting a process"
 class NoProcesses(Grader):
     """A grader whose symbolic path must not be reached."""
 
-    def _submit(self, stated: str, gold: str):
+    def _submit(self, stated: str, gold: str, tolerance: float = 0.0):
         raise AssertionError(DEAD)
 
 
@@ -126,6 +127,70 @@ async def test_a_broken_grader_gives_no_reward():
         await env.score({}, r"\boxed{1}", Transcript())
     assert failure.value.infrastructure
     await env.aclose()
+
+
+SETTINGS = [
+    (Conventions(decimal_comma=True), "3,14", "3.14", True),
+    (Conventions(decimal_comma=True), "1.234,5", "1234{,}5", True),
+    (Conventions(decimal_comma=True), "1,5; 2", "2; 3/2", True),
+    (Conventions(decimal_comma=True), "1,234", "1234", False),
+    (Conventions(), "3,14", "3.14", False),
+    (Conventions(log_base="e"), r"\log 2", r"\ln 2", True),
+    (Conventions(log_base="2"), r"\log 8", "3", True),
+    (Conventions(log_base="e"), r"\log_{10} 100", "2", True),
+    (Conventions(), r"\log 1000", "3", True),
+    (Conventions(), r"\log 2", r"\ln 2", False),
+    (Conventions(percent_signs="required"), r"50\%", "50", False),
+    (Conventions(percent_signs="required"), r"50\%", "0.5", True),
+    (Conventions(percent_signs="required"), "0.5", r"50\%", True),
+    (Conventions(), r"50\%", "50", True),
+    (Conventions(units="required"), r"5\text{ cm}", "5", False),
+    (Conventions(units="required"), "5", r"5\text{ cm}", False),
+    (Conventions(units="required"), "5 cm", r"5\text{ cm}", True),
+    (Conventions(units="required"), r"50\text{ mm}", r"5\text{ cm}", True),
+    (Conventions(), r"5\text{ cm}", "5", True),
+]
+
+
+@pytest.mark.parametrize(("conventions", "answer", "gold", "right"), SETTINGS)
+def test_conventions_of_a_data_set(conventions: Conventions, answer: str, gold: str, right: bool):
+    grader = Grader(conventions=conventions, processes=1)
+    try:
+        assert grader.grade_sync(f"\\boxed{{{answer}}}", gold).right is right
+        assert grader.equivalent_sync(answer, gold) is right  # votes follow the same equivalence
+    finally:
+        grader.close()
+
+
+def test_conventions_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match='log_base .* want "10"'):
+        Conventions(log_base="3")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match='units .* want "optional"'):
+        Conventions(units="none")  # pyright: ignore[reportArgumentType]
+
+
+def test_tolerance_holds_for_every_number():
+    grader = Grader(tolerance=0.01, processes=1)
+    try:
+        pairs = [
+            ("3.14", r"\pi"),
+            ("99.5", "100"),
+            ("(1.001,2)", "(1,2)"),
+            (r"\sqrt{101}", "10"),
+            ("7.05", "7"),
+        ]
+        assert [grader.grade_sync(f"\\boxed{{{a}}}", g).right for a, g in pairs] == [True] * 5
+        assert grader.grade_sync(r"\boxed{98}", "100") is Verdict.WRONG
+        assert grader.grade_sync(r"\boxed{3.1}", r"\pi") is Verdict.WRONG
+    finally:
+        grader.close()
+
+
+@pytest.mark.parametrize("answer", ["8\x00", "\x008", "8\x0b", "\u200e8", "−8\x00"])
+def test_control_characters_say_nothing(answer: str):
+    assert (
+        NoProcesses().grade_sync(f"\\boxed{{{answer}}}", "8" if "−" not in answer else "-8") is Verdict.RIGHT
+    )
 
 
 CLASSES = [

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 import time
 
@@ -93,6 +94,44 @@ def test_a_child_that_dies_is_replaced():
         assert not first & _children(pool)
     finally:
         pool.close()
+
+
+def test_children_that_are_killed_again_and_again_cost_no_verdict():
+    pool = Pool(PoolLimits(time_s=60.0), processes=1)
+    try:
+        pool.submit("x+1", "1+x").result(120)
+        heavy = "+".join(f"{k}x^{{{k}}}" for k in range(2, 42))
+        pending = pool.submit(heavy, heavy + "+0")
+        for _ in range(3):
+            before = _wait_for_child(pool, set())
+            os.kill(next(iter(before)), 9)
+            _wait_for_child(pool, before)
+        assert not pending.result(120).failed
+    finally:
+        pool.close()
+
+
+def test_a_child_that_the_answer_crashes_makes_it_a_wrong_answer():
+    # Fails if every death of a child is the machine's fault: an answer could leave the table by crashing it.
+    pool = Pool(PoolLimits(time_s=60.0), processes=1)
+    try:
+        pool.submit("x+1", "1+x").result(120)
+        pending = pool.submit(r"5^{5^{5^{5^5}}}", "x+1")
+        before: set[int] = set()
+        for _ in range(2):
+            time.sleep(0.3)  # the request must have begun
+            before = _wait_for_child(pool, before)
+            os.kill(next(iter(before)), signal.SIGSEGV)
+        assert pending.result(120).undecided
+    finally:
+        pool.close()
+
+
+def _wait_for_child(pool: Pool, before: set[int]) -> set[int]:
+    deadline = time.monotonic() + 60
+    while not (new := _children(pool) - before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return new
 
 
 def test_when_the_server_dies_another_is_started():

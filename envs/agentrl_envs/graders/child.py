@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+from functools import partial
 
 __all__ = ["main", "serve"]
 
@@ -34,7 +35,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # so that a child's collections do not copy the pages it shares
     control.sendall(b'{"ready": true}\n')
-    children: set[int] = set()
+    children: dict[int, int | None] = {}  # each with its wait status once it ended
     while True:
         readable, _, _ = select.select([control], [], [], 1.0)
         _reap(children)
@@ -45,10 +46,10 @@ def main() -> None:
             break
         request = json.loads(data)
         if "kill" in request:
-            _kill(request["kill"], children)
-            control.sendall(b'{"killed": true}\n')
+            status = _kill(request["kill"], children)
+            control.sendall(json.dumps({"status": status}).encode() + b"\n")
         else:
-            children.add(_fork(control, ancillary[0], request["memory_mb"]))
+            children[_fork(control, ancillary[0], request["memory_mb"])] = None
     for pid in list(children):
         _kill(pid, children)
 
@@ -59,26 +60,25 @@ def _die_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
 
 
-def _reap(children: set[int]) -> None:
-    for pid in list(children):
+def _reap(children: dict[int, int | None]) -> None:
+    for pid in [pid for pid, status in children.items() if status is None]:
         with contextlib.suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                continue
-        children.discard(pid)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            children[pid] = status if ended else None
 
 
-def _kill(pid: int, children: set[int]) -> None:
-    """Kill a child of ours. One that was reaped is left alone.
+def _kill(pid: int, children: dict[int, int | None]) -> int:
+    """Kill a child of ours; its wait status. One that was reaped is left alone.
 
     Its number may belong to another process by now.
     """
-    if pid not in children:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
-    children.discard(pid)
+    _reap(children)
+    status = children.pop(pid, 0)
+    if status is None:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+    return status or 0
 
 
 def _fork(control: socket.socket, descriptor: int, memory_mb: int) -> int:
@@ -115,20 +115,22 @@ def serve(requests: socket.socket) -> None:
             # The kernel's own limit, for the case that nobody is left to watch; the watcher's comes first.
             spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
             resource.setrlimit(resource.RLIMIT_CPU, (spent + request["cpu_s"], resource.RLIM_INFINITY))
-            verdict, worn = _verdict(request["answer"], request["gold"])
+            verdict, worn = _verdict(request["answer"], request["gold"], request["tolerance"])
             last = worn or number >= _REQUESTS_PER_CHILD
             requests.sendall(json.dumps({"verdict": verdict, "last": last}).encode() + b"\n")
             if last:
                 return
 
 
-def _verdict(answer: str, gold: str) -> tuple[str, bool]:
+def _verdict(answer: str, gold: str, tolerance: float) -> tuple[str, bool]:
     """(verdict, whether this process should not go on)."""
     from .comparison import CannotParse, equal
     from .symbolic import symbolic_leaf
 
     try:
-        return ("right" if equal(answer, gold, symbolic_leaf) else "wrong"), False
+        return (
+            "right" if equal(answer, gold, partial(symbolic_leaf, tolerance=tolerance)) else "wrong"
+        ), False
     except CannotParse:
         return "cannot_parse", False
     except RecursionError:

@@ -18,6 +18,7 @@ _BLOCKS = re.compile(
     rf"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|<({_TAGS})>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
 )
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]")
+_SIMPLE = re.compile(r"\\boxed\{([^{}\\]*)\}")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\\[A-Za-z]+|[A-Za-z]+|[+-]?\d+|[\\+-])")
 _CONNECTIVE = re.compile(
     r"(?:\s|\$|[,;.:&~]|\\[,;!: ]|\\q?quad|\\\\|\\[()\[\]]"
@@ -55,6 +56,8 @@ def boxed_answers(text: str) -> list[tuple[int, int, str]]:
     `\boxed 3` (no braces) is a box around one token, as in TeX. An unclosed box is no box.
     Linear in the text.
     """
+    if text.count("boxed") == 1 and (simple := _SIMPLE.search(text)) and "\\fbox" not in text:
+        return [(*simple.span(), simple[1])]  # the usual case
     found: list[tuple[int, int, int, int]] = []  # box, then its content
     opened: list[int] = []  # where each brace not closed yet opens: its box, or -1
     last = text.rfind("}")  # no box with braces ends after it

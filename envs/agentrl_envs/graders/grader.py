@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 from .cleaning import cleaned, compact, join_thousands
 from .comparison import CannotParse, Undecided, equal, exact_leaf
+from .conventions import Conventions
 from .exact import is_integer, number_of
 from .extraction import last_answer
 from .pool import Pool, PoolLimits
@@ -41,8 +41,8 @@ class Grader:
     exactly).
     function: a grader of your own, `function(answer, gold) -> bool | Verdict`, sync or async, instead of
     both.
-    tolerance: relative difference up to which a number still counts as the gold number (0.01 is a percent);
-    for numbers in simple forms.
+    tolerance: relative difference up to which a number still counts as the gold number (0.01 is a percent).
+    conventions: of the data set, where writers differ.
     limits: of one symbolic comparison. processes: how many do them at once.
     """
 
@@ -52,6 +52,7 @@ class Grader:
         *,
         function: Callable[[str | None, str], Any] | None = None,
         tolerance: float = 0.0,
+        conventions: Conventions | None = None,
         limits: PoolLimits | None = None,
         processes: int | None = None,
     ) -> None:
@@ -61,7 +62,8 @@ class Grader:
             raise ValueError(f"tolerance {tolerance:g}: want a relative difference from 0 to less than 1")
         self.mode = mode
         self.function = function
-        self.tolerance = Fraction(str(tolerance))
+        self.tolerance = tolerance
+        self.conventions = conventions or Conventions()
         self._limits = limits or PoolLimits()
         self._processes = processes
         self._pool: Pool | None = None
@@ -82,9 +84,7 @@ class Grader:
             outcome = self.function(answer, gold)
             return _as_verdict(asyncio.run(_awaited(outcome)) if inspect.isawaitable(outcome) else outcome)
         verdict = self.exact(answer, gold)
-        if verdict is None:
-            verdict = self._wait(self._submit(last_answer(answer) or "", gold))
-        return verdict
+        return self._wait(self._ask(answer, gold)) if verdict is None else verdict
 
     async def grade(self, answer: str | None, gold: str | Sequence[str]) -> Verdict:
         """Verdict on the text of an answer.
@@ -100,18 +100,18 @@ class Grader:
             outcome = await asyncio.to_thread(self.function, answer, gold)
             return _as_verdict(await outcome if inspect.isawaitable(outcome) else outcome)
         verdict = self.exact(answer, gold)
-        if verdict is None:
-            verdict = await self._wait_async(self._submit(last_answer(answer) or "", gold))
-        return verdict
+        return await self._wait_async(self._ask(answer, gold)) if verdict is None else verdict
 
     def exact(self, answer: str | None, gold: str) -> Verdict | None:
         """The verdict when it needs no algebra, at once; None when only the symbolic path can tell."""
         if self.mode == "strict":
             return strict_verdict(answer, gold)
         stated = last_answer(answer)
-        if stated is not None and self.tolerance and _close(stated, gold, self.tolerance):
-            return Verdict.RIGHT
-        return Verdict.NO_ANSWER if stated is None else _exact(stated, gold)
+        if stated is None:
+            return Verdict.NO_ANSWER
+        if self.conventions.differ(stated, gold):
+            return Verdict.WRONG
+        return _exact(self.conventions.read(stated), self.conventions.read(gold), self.tolerance)
 
     @staticmethod
     def strict(response: str | None, gold: str) -> Verdict:
@@ -130,6 +130,9 @@ class Grader:
         stated = _bare(answer)
         if not stated:
             return None
+        stated = self.conventions.read(stated)
+        if _too_long(stated):
+            return "text:" + stated
         try:
             return _key(form_of(join_thousands(cleaned(stated))))
         except RecursionError:
@@ -154,10 +157,11 @@ class Grader:
 
     def _equivalent(self, a: str | None, b: str | None) -> bool | list[tuple[str, str]]:
         one, other = _bare(a), _bare(b)
-        if not one or not other:
+        if not one or not other or self.conventions.differ(one, other):
             return False
         if self.canonical(one) == self.canonical(other):
             return True
+        one, other = self.conventions.read(one), self.conventions.read(other)
         pending = []
         for left, right in ((one, other), (other, one)):
             verdict = _exact(left, right)
@@ -202,11 +206,15 @@ class Grader:
 
     # ---- the pool ------------------------------------------------------------------------------------------
 
-    def _submit(self, stated: str, gold: str) -> Future[Verdict]:
+    def _ask(self, answer: str | None, gold: str) -> Future[Verdict]:
+        read = self.conventions.read
+        return self._submit(read(last_answer(answer) or ""), read(gold), self.tolerance)
+
+    def _submit(self, stated: str, gold: str, tolerance: float = 0.0) -> Future[Verdict]:
         with self._lock:
             if self._pool is None or self._owner != os.getpid():  # threads do not survive a fork
                 self._pool, self._owner = Pool(self._limits, self._processes), os.getpid()
-            return self._pool.submit(stated, gold)
+            return self._pool.submit(stated, gold, tolerance)
 
     def _wait(self, future: Future[Verdict]) -> Verdict:
         try:
@@ -261,16 +269,6 @@ def _best(verdicts: Iterable[Verdict]) -> Verdict:
     return next((verdict for verdict in found if verdict.failed), found[0] if found else Verdict.WRONG)
 
 
-def _close(stated: str, gold: str, tolerance: Fraction) -> bool:
-    """Whether both are numbers that differ by at most `tolerance` of the gold one, units apart."""
-    wanted, unit = split_unit(cleaned(gold))
-    given, own_unit = split_unit(cleaned(stated), unit)
-    number, expected = number_of(given), number_of(wanted)
-    if number is None or expected is None or (unit and own_unit and unit != own_unit):
-        return False
-    return abs(number - expected) <= tolerance * abs(expected)
-
-
 def _bare(answer: str | None) -> str | None:
     """The stated answer of a text with a box, or the text itself."""
     if answer is None or "\\boxed" in answer or "\\fbox" in answer:
@@ -278,20 +276,26 @@ def _bare(answer: str | None) -> str | None:
     return answer.strip() or None
 
 
-def _exact(stated: str, gold: str) -> Verdict | None:
+def _exact(stated: str, gold: str, tolerance: float = 0.0) -> Verdict | None:
     """The verdict of the exact path on a stated answer; None when it needs algebra."""
     if stated == gold:
         return Verdict.RIGHT
-    if is_integer(stated) and is_integer(gold):
+    if not tolerance and is_integer(stated) and is_integer(gold):
         return Verdict.RIGHT if int(stated) == int(gold) else Verdict.WRONG
-    if len(stated) > _LONGEST + 3 * len(gold) or _depth(stated) > max(_DEEPEST, _depth(gold)):
+    if _too_long(stated, gold):
         return Verdict.TOO_LONG
     try:
-        return Verdict.RIGHT if equal(stated, gold, exact_leaf) else Verdict.WRONG
+        return (
+            Verdict.RIGHT if equal(stated, gold, partial(exact_leaf, tolerance=tolerance)) else Verdict.WRONG
+        )
     except Undecided:
         return None
     except (CannotParse, RecursionError):
         return Verdict.CANNOT_PARSE
+
+
+def _too_long(stated: str, gold: str = "") -> bool:
+    return len(stated) > _LONGEST + 3 * len(gold) or _depth(stated) > max(_DEEPEST, _depth(gold))
 
 
 def _depth(text: str) -> int:
@@ -316,7 +320,7 @@ def _key(form: Form) -> str:
     if isinstance(form, Based):
         return f"{form.digits}_{form.base}"
     if isinstance(form, Items):
-        return "{" + ", ".join(sorted({_key(item) for item in form.items})) + "}"
+        return "{" + ", ".join(sorted(_key(item) for item in form.items)) + "}"
     if isinstance(form, Ordered):
         return form.opening + ", ".join(_key(item) for item in form.items) + form.closing
     return repr(form)

@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -43,8 +44,16 @@ class PoolLimits:
             raise ValueError(f"grader limits {self}: want time_s > 0 and memory_mb >= 64")
 
 
+_TRIES = 8  # of one request; a child that somebody else kills may be one of several in a row
+_KILLED = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # by somebody else
+
+
 class _ServerLost(Exception):
     """The server of forks is gone or does not answer."""
+
+
+class _Crashed(Exception):
+    """A child ended by its own fault: a stack that overflowed, memory that ran out at the wrong moment."""
 
 
 class _Server:
@@ -96,11 +105,11 @@ class _Server:
             ours.close()
             raise
 
-    def kill(self, pid: int) -> None:
-        """Kill a child and wait for its end."""
+    def kill(self, pid: int) -> int:
+        """Kill a child and wait for its end; its wait status."""
         with self._lock:
             self._control.sendall(json.dumps({"kill": pid}).encode())
-            self._answer(30.0)
+            return self._answer(30.0)["status"]
 
     def close(self) -> None:
         """End the server; its children go with it."""
@@ -128,12 +137,12 @@ class Pool:
             threading.Thread(target=slot.work, name=f"grader-{i}", daemon=True).start()
         self._finalizer = weakref.finalize(self, _shut, self._state, self._jobs, self.processes)
 
-    def submit(self, answer: str, gold: str) -> Future[Verdict]:
-        """Future verdict on a pair of cleaned answers."""
+    def submit(self, answer: str, gold: str, tolerance: float = 0.0) -> Future[Verdict]:
+        """Future verdict on a stated answer and a gold one."""
         if self._state["closed"]:
             raise RuntimeError("the grader's pool is closed")
         future: Future[Verdict] = Future()
-        self._jobs.put((future, answer, gold))
+        self._jobs.put((future, {"answer": answer, "gold": gold, "tolerance": tolerance}))
         return future
 
     @property
@@ -173,14 +182,19 @@ class _Slot:
     def work(self) -> None:
         """Serve until told to stop."""
         while (job := self._jobs.get()) is not None:
-            future, answer, gold = job
+            future, request = job
             if not future.set_running_or_notify_cancel():
                 continue
-            verdict = Verdict.GRADER_FAILED
-            for _attempt in range(2):  # a child that died by itself is given one more chance
+            verdict, crashes = Verdict.GRADER_FAILED, 0
+            for _attempt in range(_TRIES):
                 try:
-                    verdict = self._ask(answer, gold)
+                    verdict = self._ask(request)
                     break
+                except _Crashed:
+                    crashes += 1
+                    if crashes == 2:  # twice the same is the answer's own doing
+                        verdict = Verdict.CANNOT_PARSE
+                        break
                 except (_ServerLost, OSError):
                     if self._state["closed"]:
                         break
@@ -206,8 +220,8 @@ class _Slot:
         self._socket = channel
         return channel
 
-    def _drop(self) -> None:
-        """Kill this slot's child, if it has one."""
+    def _drop(self) -> int:
+        """Kill this slot's child, if it has one; its wait status."""
         pid, self._pid = self._pid, None
         if self._socket is not None:
             self._socket.close()
@@ -215,9 +229,10 @@ class _Slot:
         server = self._state["server"]
         if pid is not None and server is not None:
             try:
-                server.kill(pid)
+                return server.kill(pid)
             except (_ServerLost, OSError):
                 self._lose(server)
+        return 0
 
     def _lose(self, server: _Server) -> None:
         """Give up a server that does not answer; the next child comes from a new one."""
@@ -226,16 +241,17 @@ class _Slot:
                 self._state["server"] = None
         server.close()
 
-    def _ask(self, answer: str, gold: str) -> Verdict:
+    def _ask(self, request: dict[str, Any]) -> Verdict:
         channel = self._child()
-        cpu_s = int(self._limits.time_s * 1.5) + 2
-        request = {"answer": answer, "gold": gold, "cpu_s": cpu_s}
+        request = {**request, "cpu_s": int(self._limits.time_s * 1.5) + 2}
         try:
             channel.settimeout(30.0)
             channel.sendall(json.dumps(request).encode() + b"\n")
             reply = self._watch(channel)
         except OSError:
-            self._drop()
+            status = self._drop()
+            if status and (status & 0x7F) not in _KILLED:
+                raise _Crashed from None
             raise
         if isinstance(reply, Verdict):
             self._drop()
