@@ -152,7 +152,7 @@ def golds_of(row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
     gold = row.get("answer")
     if isinstance(gold, list | tuple) and gold and all(isinstance(one, str | int | float) for one in gold):
         return tuple(str(one) for one in gold)
-    return gold if isinstance(gold, str) else None
+    return str(gold) if isinstance(gold, str | int | float) and not isinstance(gold, bool) else None
 
 
 def make_record(
@@ -314,7 +314,10 @@ def read_records(path: Path) -> list[Record]:
     """
     file = path / "results.jsonl" if path.is_dir() else path
     if not file.is_file():
-        raise DataError(f"{path} holds no evaluation (no results.jsonl); `agentrl eval --out` writes one")
+        several = sorted(one.parent.name for one in path.glob("*/results.jsonl"))
+        hint = f"it holds those of several tasks: {', '.join(several)}" if several else ""
+        hint = hint or "`agentrl eval --out` writes one"
+        raise DataError(f"{path} holds no evaluation (no results.jsonl); {hint}")
     records: dict[tuple[str, int], Record] = {}
     try:
         for data in read_lines(file):

@@ -154,7 +154,11 @@ def column_labels(rows: Sequence[Row], column: str) -> dict[str, str]:
     """
     if not any(column in row for row in rows):
         raise DataError(f"--by {column}: the rows have no such column, they have {', '.join(rows[0])}")
-    return {prompt_id(row): str(row.get(column, "")) for row in rows}
+    return {prompt_id(row): _label(row.get(column, "")) for row in rows}
+
+
+def _label(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 # ---- multiple choice ---------------------------------------------------------------------------------------
@@ -174,6 +178,11 @@ class ChoiceGrader(Grader):
     async def grade(self, answer: str | None, gold: str | Sequence[str]) -> Verdict:
         """As `Grader.grade`."""
         return await super().grade(self._letter(answer, gold), gold)
+
+    def canonical(self, answer: str | None) -> str | None:
+        """As `Grader.canonical`: votes for a letter with and without its text are one class."""
+        found = None if answer is None else _LETTER.match(answer)
+        return super().canonical(answer if found is None else found[1])
 
     @staticmethod
     def _letter(answer: str | None, gold: str | Sequence[str]) -> str | None:

@@ -45,6 +45,7 @@ class BoxedWithTool(Boxed):
         return f"ran {len(code)} characters"
 '''
 TOWER = r"\boxed{10^{10^{10^{10}}}}"
+NEST = "\\boxed{" + "(" * 300 + "1" + ")" * 300 + "}"
 BROKEN_GRADER = """
 def always(answer, gold):
     return True
@@ -88,7 +89,7 @@ def adversary(body: dict[str, Any], number: int) -> Any:
     if kind == 2:
         return ""
     if kind == 3:
-        return "\\boxed{" + "(" * 300 + "1" + ")" * 300 + "}"
+        return NEST
     if kind == 4:
         return 400, {"error": {"message": "flagged by moderation", "code": "content_filter"}}
     if kind == 5:
@@ -99,9 +100,9 @@ def adversary(body: dict[str, Any], number: int) -> Any:
     return "\\boxed{" * 30_000
 
 
-@model("towers")
-def towers(body: dict[str, Any], number: int) -> Any:
-    return box(number) if number % 2 == 0 else TOWER
+@model("nests")
+def nests(body: dict[str, Any], number: int) -> Any:
+    return box(number) if number % 2 == 0 else NEST
 
 
 @model("half")
@@ -242,7 +243,7 @@ BODIES = {
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Any model that is listed in ANSWERS or BODIES."""
+    """Any model that is listed in ANSWERS; one of BODIES for a problem each where it is called `bodies`."""
 
     seen: list[dict[str, Any]] = []  # noqa: RUF012 - shared by all requests
 
@@ -253,11 +254,12 @@ class Endpoint(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append(body)
         name = body["model"]
-        if name in BODIES:
-            return self.send(200, BODIES[name][0].encode())
         texts = [m["content"] for m in body["messages"] if m["role"] == "user"]
         found = re.findall(r"number (-?\d+)", texts[-1] if isinstance(texts[-1], str) else str(texts[-1]))
-        answer = ANSWERS[name](body, int(found[-1]) if found else 0)
+        number = int(found[-1]) if found else 0
+        if name == "bodies":
+            return self.send(200, list(BODIES.values())[number][0].encode())
+        answer = ANSWERS[name](body, number)
         if isinstance(answer, tuple):
             return self.reply(*answer)
         choice = answer if isinstance(answer, dict) else {"message": {"role": "assistant", "content": answer}}
@@ -386,13 +388,13 @@ def test_the_headline_says_how_many_answers_each_problem_has(place: Place, foole
     assert "reach from all of these wrong to all of them right" in head
 
 
-def test_a_tower_is_a_wrong_answer_that_is_played_once(place: Place, capfd):
+def test_an_answer_nobody_can_compare_is_wrong_and_played_once(place: Place, capfd):
     Endpoint.seen.clear()
-    assert place.evaluate("towers", "--limit", "4") == 0
+    assert place.evaluate("nests", "--limit", "4") == 0
     assert len(Endpoint.seen) == 4
-    table = place.summary("towers")["table"]
+    table = place.summary("nests")["table"]
     assert (table["avg@k"]["value"], table["counts"]["failed"]) == (0.5, 0)
-    assert "wrong, because they cannot be compared: 2 (2 x timed_out)" in capfd.readouterr().out
+    assert "wrong, because they cannot be compared: 2 (2 x too_long)" in capfd.readouterr().out
 
 
 def test_one_failed_problem_takes_pass_at_k_from_no_other(place: Place, capfd):
@@ -446,7 +448,7 @@ def test_compare_says_what_was_left_out_on_each_side(place: Place, fooled, capfd
     assert json.loads(capfd.readouterr().out)["excluded"]["a"]["failed"] == 6
 
 
-GOLDS = ["10^{10^{10^{10}}}", "\\frac{1}{", "x+", "np.arcsin(10/13)"]
+GOLDS = ["", "\\frac{1}{", "x+", "(" * 5000]
 
 
 def test_gold_answers_that_nothing_equals_set_their_rows_aside(place: Place, capfd):
@@ -457,7 +459,7 @@ def test_gold_answers_that_nothing_equals_set_their_rows_aside(place: Place, cap
     assert place.summary("golds")["table"]["problems"] == 4
     said = capfd.readouterr().out
     assert "rows set aside, because nothing can be compared with their gold answer: 4" in said
-    assert "r1: '10^{10^{10^{10}}}'" in said
+    assert "r2: '\\\\frac{1}{': it is no mathematics that can be read" in said
 
 
 def test_no_gold_answer_of_use_is_an_error(place: Place, capfd):
@@ -494,11 +496,17 @@ def test_arguments_that_are_no_json_go_back_to_the_model(place: Place, name: str
     assert (table["tools"]["error_share"], table["counts"]["failed"]) == (1.0, 0)
 
 
+@pytest.fixture(scope="module")
+def failures(place: Place) -> dict[str, str]:
+    """What is said of each body."""
+    assert place.evaluate("bodies", "--data", "rows.jsonl", "--limit", len(BODIES)) == 0
+    records = {record["problem"]: record for record in place.records("bodies")}
+    return {name: records[f"r{i}"]["failure"][2] for i, name in enumerate(BODIES)}
+
+
 @pytest.mark.parametrize("name", list(BODIES))
-def test_a_body_that_is_no_chat_completion_is_named(place: Place, name: str):
-    assert place.evaluate(name, "--limit", "1") == 0
-    failure = place.records(name)[0]["failure"]
-    assert BODIES[name][1] in failure[2]
+def test_a_body_that_is_no_chat_completion_is_named(failures: dict[str, str], name: str):
+    assert BODIES[name][1] in failures[name]
 
 
 def test_an_evaluation_goes_on_at_another_address(place: Place):
@@ -723,22 +731,22 @@ SAID_TO_JUDGE = re.compile(r"<reference>\n(.*?)\n</reference>\n<answer>\n(.*?)\n
 
 @model("judge")
 def judge(body: dict[str, Any], number: int) -> Any:
-    """Compares texts, and finds towers right; once it does not keep to its form."""
+    """Compares texts, and finds nests right; once it does not keep to its form."""
     reference, answer = SAID_TO_JUDGE.search(body["messages"][-1]["content"]).groups()
     if reference == "5":
         return 'Surely {"verdict": "right"} or {"verdict": "wrong"}'
-    return json.dumps({"verdict": "right" if answer == reference or "10^" in answer else "wrong"})
+    return json.dumps({"verdict": "right" if answer == reference or "((" in answer else "wrong"})
 
 
 def test_a_judge_decides_where_the_grader_cannot_and_its_agreement_is_told(place: Place, server: str, capfd):
     more = ("--judge", server, "--judge-model", "judge", "--judge-share", "1", "--out", "judged")
-    assert place.evaluate("towers", *more) == 0
+    assert place.evaluate("nests", *more) == 0
     summary = place.summary("judged")["table"]
     found = summary["judge"]
     assert (found["asked"], found["made_right"], found["unsure"]) == (6, 2, 1)
     assert (found["compared"], found["agreement"]) == (3, 1.0)
     assert summary["counts"]["right"] == 5
-    assert summary["counts"]["undecided"] == {"timed_out": 3}
+    assert summary["counts"]["undecided"] == {"too_long": 3}
     assert "judge and grader agree on 100.0% of 3 that both decided" in capfd.readouterr().out
 
 
