@@ -506,7 +506,7 @@ async def test_a_dead_zygote_is_replaced_and_its_sessions_are_no_fault_of_the_pr
         await session.run("x = 1")
         call = asyncio.create_task(session.run("import time; time.sleep(20)", timeout=25))
         await asyncio.sleep(0.2)
-        for pid in descendants(os.getpid()):
+        for pid in sorted(descendants(os.getpid())):  # the zygote is the oldest
             with contextlib.suppress(FileNotFoundError):  # killed with the zygote before it
                 if Path(f"/proc/{pid}/cmdline").read_bytes().find(b"zygote.py") > 0:
                     os.kill(pid, signal.SIGKILL)

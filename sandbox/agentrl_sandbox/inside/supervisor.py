@@ -215,7 +215,7 @@ class Supervisor:
         self.resting = False
         self.inbox, self.reply = frames.Inbox(host_in), memoryview(bytearray(frames.BUFFER))
         self.scratch = memoryview(b"")
-        self.counted = 0.0  # when memory and files were looked at last
+        self.counted = self.due = 0.0  # when memory and files were looked at last, and when the clock will be
 
     def serve(self, start=None):
         """Serve until the host hangs up or the interpreter is dead. `start`: its frame, if read already."""
@@ -236,7 +236,7 @@ class Supervisor:
         if not self._begin():
             return
         while True:
-            for fd, event in self.poll.poll(self._patience()):
+            for fd, event in self.poll.poll(self._milliseconds()):
                 if fd == wake:
                     os.read(wake, 4096)
                 elif fd == self.host_in:
@@ -253,11 +253,12 @@ class Supervisor:
                         self._send_more()
                     if event & ~select.POLLOUT and self.wait_status is None:
                         self._from_interpreter()
-            if self.wait_status is None and not self.resting:
+            if self.wait_status is None and not self.resting and time.monotonic() >= self.due:
                 if self.run:
                     self._watch()
                 else:
                     self._watch_rest()
+                self._look_again()
             if self.wait_status is not None and not self.resting:
                 self.processes.kill()
                 if self.run:
@@ -282,6 +283,7 @@ class Supervisor:
         self.meter = GroupMeter(self.usage_fd) if self.usage_fd >= 0 else TreeMeter(self.processes)
         self.cores = max(1, min(os.cpu_count() or 1, int(self.limits["processes"])))
         self.between = self._new_run(None, self.limits["time_s"])
+        self._look_again()
         os.set_blocking(self.line, False)
         self.poll.register(self.line, select.POLLIN)
         version = ".".join(map(str, sys.version_info[:3]))
@@ -373,15 +375,21 @@ class Supervisor:
         if self.run and self.run.cause is None and self.wait_status == frames.LINE_LOST << 8:
             self.run.cause = "protocol"
 
-    def _patience(self):
-        """Milliseconds until the clock must be looked at."""
+    def _milliseconds(self):
+        """Until the clock must be looked at; None when there is nothing to look at."""
         if self.wait_status is not None or self.resting:
             return None
+        return int(1000 * max(0.0, self.due - time.monotonic())) + 1
+
+    def _look_again(self):
+        """Set the time of the next look: not at every event, of which a program can make many."""
         watched = self.start.get("watch_memory") or self.start.get("watch_files")
         if self.run is None:
-            return 5000 if self.between.cause == "at rest" else 100 if watched else 1000
-        left = self.run.patience(self.limits["grace_s"], self.cores)
-        return int(1000 * (min(left, _PULSE_S) if watched else left)) + 1
+            left = 5.0 if self.between.cause == "at rest" else _PULSE_S if watched else 1.0
+        else:
+            left = self.run.patience(self.limits["grace_s"], self.cores)
+            left = min(left, _PULSE_S) if watched else left
+        self.due = time.monotonic() + left
 
     def _from_host(self):
         try:
@@ -406,6 +414,7 @@ class Supervisor:
                     self._drain(fd, 64)  # what came between two runs belongs to none
                     self.poll.register(fd, select.POLLIN)
             self.run = self._new_run(header["id"], header["time_s"])
+            self._look_again()
             code, stdin = blobs
             request = bytes.fromhex(header["id"]) + struct.pack("!I", len(code))
             size = struct.pack("!I", len(request) + len(code) + len(stdin))
@@ -521,6 +530,7 @@ class Supervisor:
         if self.run.interrupted is None:
             self.run.cause, self.run.suspect = cause, None
             self.run.interrupted = self.run.elapsed(), self.run.cpu()
+            self._look_again()
             with contextlib.suppress(OSError):
                 os.kill(self.child, signal.SIGINT)
 
@@ -591,6 +601,7 @@ class Supervisor:
         if alive:
             self.between = run  # its clock goes on; what is left behind is charged to it
             run.base, run.cause = run.last, None
+            self._look_again()
 
     def _bury(self):
         """The interpreter died between two runs: answer the next one with that, then go."""
