@@ -166,8 +166,8 @@ def build(machine: str, around: Surroundings = _JAIL) -> bytes:
     requests += [_SETFLAGS, _SETFLAGS_32, _SETXATTR] if around.on_host else []
     requests += [_FIOSETOWN, _SIOCSPGRP] if foreign else []
     out += _with_argument(_IOCTL[column], 1, _none_of(requests))
-    commands = [_SETLEASE, _NOTIFY, _SETPIPE_SZ, *([_SETOWN, _SETOWN_EX] if foreign else [])]
-    out += _with_argument(_FCNTL[column], 1, _none_of(commands))
+    if foreign:
+        out += _with_argument(_FCNTL[column], 1, _none_of([_SETOWN, _SETOWN_EX]))
     if around.uncounted:
         out += _uncounted(column)
     if around.on_host:
@@ -246,6 +246,8 @@ def build_guard(machine: str, protected: tuple[int, ...]) -> bytes:
         out += _with_argument(
             numbers[column], 0, [*everybody, _instruction(_LOAD, _ARGUMENT + 8), *tests, allow, deny]
         )
+    # Leases and watches on shared files, and more than its part of what all sessions' user may have in pipes.
+    out += _with_argument(_FCNTL[column], 1, _none_of([_SETLEASE, _NOTIFY, _SETPIPE_SZ]))
     # An engine's profile compares 64 bits of the request, the kernel obeys 32: deny typing here once more.
     out += _with_argument(_IOCTL[column], 1, [*typing, deny, allow])
     return b"".join([*out, allow])

@@ -71,6 +71,10 @@ def test_files_are_counted_behind_closed_doors_and_far_down(tmp_path):
     limits = {"files": 500, "file_mb": 1}
     os.close(_nest(tmp_path, "n" * 250, 40))
     assert not exceeds(str(tmp_path), limits, lambda: 0)
+    (tmp_path / "many names").write_bytes(bytes(300 << 10))
+    for number in range(20):
+        os.link(tmp_path / "many names", tmp_path / f"name {number}")
+    assert not exceeds(str(tmp_path), limits, lambda: 0)
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed" / "large").write_bytes(bytes(2 << 20))
     (tmp_path / "closed").chmod(0o300)

@@ -109,6 +109,7 @@ CASES = (
         "import os, re\nfor name in ('mountinfo', 'mounts', 'cgroup', 'cpuset', 'maps'):\n    try: text = open(f'/proc/self/{name}').read()\n    except OSError: continue\n"
         "    for line in text.splitlines():\n        if re.search(r'pyenv|/root|/home/|/var/cache|/opt|agentrl-|process_api', line): print('ESCAPED', name, line)",
         Status.OK,
+        tags=frozenset({"jail"}),
     ),
     case(
         414,

@@ -22,7 +22,7 @@ def exceeds(directory, limits, nameless):
     closed are opened by their owner, who is this process.
     """
     count = size = 0
-    stack = []
+    stack, linked = [], set()
     try:
         stack.append(_open(directory, None))
         while stack:
@@ -37,7 +37,9 @@ def exceeds(directory, limits, nameless):
                 found = os.stat(name, dir_fd=stack[-1][0], follow_symlinks=False)
             except OSError:
                 continue
-            size += found.st_blocks * 512
+            if found.st_nlink == 1 or stat.S_ISDIR(found.st_mode) or found.st_ino not in linked:
+                size += found.st_blocks * 512  # a file of several names lies on the disk once
+            linked.add(found.st_ino)
             if count > limits["files"] or size > limits["file_mb"] << 20 or len(stack) > _DEEPEST:
                 return True
             if stat.S_ISDIR(found.st_mode):

@@ -470,7 +470,7 @@ class Supervisor:
                 raise ValueError("a reply to another request")
         except (EOFError, OSError, ValueError):
             # The end of the line is also how a death looks; give the signal a moment to tell which.
-            self._await_death(0.05)
+            self._await_death(0.3)
             if self.wait_status is None:
                 self._lose("protocol")
             return
