@@ -25,7 +25,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare."""
+    """Compare; of two folders of several tasks, each task that both have."""
+    tasks = [] if (options.a / "results.jsonl").exists() else sorted(options.a.glob("*/results.jsonl"))
+    names = [file.parent.name for file in tasks if (options.b / file.parent.name / "results.jsonl").exists()]
+    if not names:
+        return _compare(options)
+    for name in names:
+        print("" if name == names[0] or options.json else "\n", end="")
+        _compare(argparse.Namespace(**{**vars(options), "a": options.a / name, "b": options.b / name}))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
     from agentrl.evaluation.comparison import compare
     from agentrl.evaluation.estimators import ks_up_to
     from agentrl.evaluation.results import by_problem, read_records, read_rows, read_summary

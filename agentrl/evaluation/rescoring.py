@@ -15,7 +15,15 @@ from typing import Any
 
 from agentrl.errors import ConfigError, DataError
 from agentrl.evaluation.datasets import load_data_set
-from agentrl.evaluation.results import Record, ResultFolder, read_plan, read_records, read_rows, read_summary
+from agentrl.evaluation.results import (
+    Record,
+    ResultFolder,
+    golds_of,
+    read_plan,
+    read_records,
+    read_rows,
+    read_summary,
+)
 from agentrl.evaluation.run import equivalence_of
 from agentrl.evaluation.scoring import JudgeOptions, Scoring, open_judge
 from agentrl.evaluation.summary import effort, summarise
@@ -27,6 +35,7 @@ from agentrl_envs import (
     ToolCall,
     ToolResult,
     Transcript,
+    asks_grader,
     last_answer,
     load_env,
     prompt_id,
@@ -94,6 +103,8 @@ def rescore(options: Rescoring) -> dict[str, Any]:
         env = load_env(options.env or plan["environment"])
     except EnvError as error:
         raise ConfigError(f"--env {options.env or plan['environment']}: {error}") from error
+    if (options.grader or options.tolerance is not None) and not asks_grader(env):
+        env = _against_gold(env, stored)
     grader = make_grader(name, tolerance, choices=bool(plan.get("choices")))
     about = {
         "rescored_from": str(options.folder),
@@ -105,6 +116,25 @@ def rescore(options: Rescoring) -> dict[str, Any]:
         return asyncio.run(_rescore(options, stored, env, grader, plan | about))
     finally:
         grader.close()
+
+
+def _against_gold(env: type[Env], stored: Stored) -> type[Env]:
+    """An environment without a grader of its own, whose answers the grader compares with the gold ones.
+
+    Raises:
+        ConfigError: a row has none.
+    """
+    without = next((key for key, row in stored.rows.items() if golds_of(row) is None), None)
+    if without is not None:
+        raise ConfigError(
+            f"{env.__name__}.reward asks no grader (self.grade), and the row {without!r} has no gold answer "
+            "(`answer`) to compare with"
+        )
+
+    def reward(self: Env, row: Mapping[str, Any], answer: str | None) -> Any:
+        return self.grade(answer, row["answer"])
+
+    return type(env.__name__, (env,), {"reward": reward, "reward_range": (0.0, 1.0)})
 
 
 def report(folder: Path, by: Sequence[str] = ()) -> dict[str, Any]:

@@ -19,7 +19,17 @@ from agentrl.errors import ConfigError, DataError
 from agentrl.evaluation.benchmarks import BENCHMARKS
 from agentrl.evaluation.datasets import DataSet, checksum, load_data_set
 from agentrl.settings import DataSettings
-from agentrl_envs import Env, EnvError, Grader, Message, Verdict, load_env, prompt_id, usable_rows
+from agentrl_envs import (
+    Env,
+    EnvError,
+    Grader,
+    Message,
+    Verdict,
+    asks_grader,
+    load_env,
+    prompt_id,
+    usable_rows,
+)
 
 if TYPE_CHECKING:
     from agentrl.evaluation.experiment import Experiment
@@ -48,6 +58,11 @@ def prepare(experiment: Experiment) -> Task:
         ConfigError, DataError: it cannot be what was meant.
     """
     env = _environment(experiment)
+    if not asks_grader(env) and (experiment.grader != "equivalence" or experiment.tolerance):
+        raise ConfigError(
+            f"{env.__name__}.reward asks no grader (self.grade), so --grader and --tolerance change nothing; "
+            "--rescore can compare stored answers with their gold answers"
+        )
     grader = make_grader(experiment.grader, experiment.tolerance, choices=bool(experiment.choices))
     data = _data(experiment, env)
     if experiment.choices:

@@ -18,7 +18,7 @@ from .errors import (
     ToolFailure,
 )
 from .function_env import function_env
-from .golds import usable_rows
+from .golds import asks_grader, usable_rows
 from .graders import Grader, Verdict, last_answer
 from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, Transcript, text_of
 from .registry import get_env, load_env, register, registered
@@ -55,6 +55,7 @@ __all__ = [
     "Transcript",
     "Verdict",
     "arithmetic_rows",
+    "asks_grader",
     "checked",
     "function_env",
     "get_env",

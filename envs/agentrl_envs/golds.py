@@ -16,7 +16,7 @@ from .dataset import prompt_id
 from .env import Env
 from .graders import Grader, Verdict
 
-__all__ = ["BadGold", "usable_rows"]
+__all__ = ["BadGold", "asks_grader", "usable_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,11 @@ class BadGold:
     why: str
 
 
+def asks_grader(env: type[Env]) -> bool:
+    """Whether the environment's `reward` calls `self.grade`."""
+    return "grade" in getattr(getattr(env.reward, "__code__", None), "co_names", ())
+
+
 def usable_rows(env: type[Env], rows: Sequence[Row], grader: Grader) -> tuple[list[Row], list[BadGold]]:
     """The rows whose gold answers can be compared, and what is wrong with the others.
 
@@ -45,8 +50,7 @@ def usable_rows(env: type[Env], rows: Sequence[Row], grader: Grader) -> tuple[li
     several gold answers is kept when one of them can be compared. Numbers and words take microseconds each,
     anything else about 10 ms of a processor.
     """
-    compares = "grade" in getattr(getattr(env.reward, "__code__", None), "co_names", ())
-    if not compares or grader.mode == "strict" or not any("answer" in row for row in rows):
+    if not asks_grader(env) or grader.mode == "strict" or not any("answer" in row for row in rows):
         return list(rows), []
 
     async def look() -> list[str]:

@@ -603,6 +603,17 @@ def test_scoring_again_with_a_tolerance(place: Place):
     assert place.summary("nearly")["table"]["counts"]["right"] == 2
 
 
+def test_an_environment_that_asks_no_grader(place: Place, capfd):
+    (place.path / "own.py").write_text(ENVIRONMENT.replace('self.grade(answer, row["answer"])', "0.25"))
+    assert place.evaluate("half", "--env", "own.py:Boxed", "--out", "own") == 0
+    assert place.evaluate("half", "--env", "own.py:Boxed", "--out", "own-s", "--grader", "strict") == 1
+    assert "asks no grader" in capfd.readouterr().err
+    assert place.run("eval", "--rescore", "own", "--grader", "equivalence", "--out", "own-again") == 0
+    assert place.summary("own-again")["table"]["avg@k"]["value"] == 0.5
+    assert place.run("compare", "own", "own-again") == 0
+    assert "mean score  0.250  0.500  +0.250" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -649,6 +660,10 @@ def test_several_tasks_have_a_table_and_a_mean(place: Place, capfd):
     assert 0 < low < sum(values) / 3 < high < 1
     assert "mean of 3 tasks" in capfd.readouterr().out
     assert place.summary("suite/close")["table"]["by"]["level"]
+    assert place.run("eval", "--report", "suite") == 1
+    assert "several tasks: close, evens, rows" in capfd.readouterr().err
+    assert place.run("compare", "suite", "suite") == 0
+    assert capfd.readouterr().out.count("problems in both") == 3
 
 
 @pytest.mark.parametrize(
