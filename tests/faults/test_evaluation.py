@@ -747,7 +747,7 @@ SAID_TO_JUDGE = re.compile(r"<reference>\n(.*?)\n</reference>\n<answer>\n(.*?)\n
 @model("judge")
 def judge(body: dict[str, Any], number: int) -> Any:
     """Compares texts, and finds nests right; once it does not keep to its form."""
-    reference, answer = SAID_TO_JUDGE.search(body["messages"][-1]["content"]).groups()
+    [(reference, answer)] = SAID_TO_JUDGE.findall(body["messages"][-1]["content"])
     if reference == "5":
         return 'Surely {"verdict": "right"} or {"verdict": "wrong"}'
     return json.dumps({"verdict": "right" if answer == reference or "((" in answer else "wrong"})
