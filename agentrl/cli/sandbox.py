@@ -23,6 +23,13 @@ examples:
 """
 
 
+_HOLDS = {
+    "contained": "memory, processes and CPU time are limited by control groups",
+    "namespaced": "a private root and network; memory is looked at ten times a second",
+    "filtered": "no private root: the host's file names are seen, and it is used only when asked for",
+}
+
+
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
     """Describe the command."""
     from agentrl_sandbox.server import add_flags
@@ -90,11 +97,11 @@ def doctor(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report))
     else:
-        print(f"strongest level: {report['level'] or 'none'}")
+        print(f"strongest level: {report['level'] or 'none'} (the least that runs use: {report['least']})")
         for row in report["levels"]:
             mark = "yes" if row["works"] else "no "
             print(f"  {mark}  {row['level']:<11} {row['detail']}")
-        for line in report["advice"]:
+        for line in [*report["sessions"], *report["advice"]]:
             print(line)
     return 0 if report["level"] else 1
 
@@ -108,7 +115,8 @@ async def _examine(docker: bool) -> dict[str, Any]:
         sandbox = open_sandbox("local", max_level=level, min_level=level, zygotes=1)
         try:
             async with sandbox:
-                rows.append({"level": name, "works": True, "detail": "canaries ran and were contained"})
+                detail = f"canaries ran and were contained; {_HOLDS[name]}"
+                rows.append({"level": name, "works": True, "detail": detail})
                 strongest = strongest or name
         except SandboxError as error:
             why, _, how = str(error).partition("How to get there: ")
@@ -121,7 +129,23 @@ async def _examine(docker: bool) -> dict[str, Any]:
                 rows.append({"level": "docker", "works": True, "detail": sandbox.describe()})
         except SandboxError as error:
             rows.append({"level": "docker", "works": False, "detail": str(error)})
-    return {"level": strongest, "levels": rows, "advice": advice}
+    return {
+        "level": strongest,
+        "least": Level.NAMESPACED.name.lower(),
+        "levels": rows,
+        "sessions": _about_sessions(),
+        "advice": advice,
+    }
+
+
+def _about_sessions() -> list[str]:
+    """What holds at every level, in sentences."""
+    from agentrl_sandbox.crowd import Crowd
+
+    return [
+        f"programs at once: {Crowd().places} (max_running); more wait, and their limits do not run meanwhile",
+        "programs have no network, no keyboard and no packages but those of libraries=",
+    ]
 
 
 def run(options: argparse.Namespace) -> int:

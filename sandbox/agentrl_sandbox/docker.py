@@ -15,6 +15,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+from .crowd import Crowd
 from .docker_container import ENVIRONMENT, Container, ContainerSettings, ContainerShape
 from .docker_engine import EngineCalls, connect
 from .docker_image import DEFAULT_TAG
@@ -78,6 +79,8 @@ class DockerSandbox(Sandbox):
         libraries: imported before a container is handed out, so that programs have them at once.
         warm: containers kept ready; each takes the memory of an interpreter. most: containers alive at once.
         wait_s: how long `open` waits for one when all are taken.
+        max_running: programs that run at once; further `run` calls wait for their turn, which no clock of
+            theirs counts. Default: eight per core of this machine.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class DockerSandbox(Sandbox):
         warm: int = 2,
         most: int = 64,
         wait_s: float = 120.0,
+        max_running: int | None = None,
     ) -> None:
         if cpus <= 0 or warm < 0 or most < 1 or wait_s <= 0:
             raise SandboxConfigError("the docker sandbox needs cpus > 0, warm >= 0, most >= 1 and wait_s > 0")
@@ -109,6 +113,7 @@ class DockerSandbox(Sandbox):
         )
         self.cpus = cpus
         self._settings = ContainerSettings(image, runtime, cpus, tuple(libraries), labels)
+        self.crowd = Crowd(max_running)
         self.sessions: set[DockerSession] = set()
         self._client: docker.DockerClient | None = None
         self._calls = EngineCalls()

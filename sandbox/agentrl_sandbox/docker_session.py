@@ -15,6 +15,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from .control import BACK_STOP, arrives
+from .crowd import Turn
 from .docker_container import WORK_DIRECTORY, Container, StreamLost
 from .errors import SandboxError, SessionClosed, SessionStartFailed
 from .interface import Session
@@ -43,6 +44,7 @@ class DockerSession(Session):
         self._one_at_a_time = asyncio.Lock()
         self._container: Container | None = None
         self._running: str | None = None
+        self._turn: Turn | None = None
         self._closed = False
 
     async def begin(self) -> None:
@@ -103,7 +105,9 @@ class DockerSession(Session):
             try:
                 if self._container is None:
                     await self.begin()
-                return await self._exchange(request, source, given, time_s)
+                self._turn = self._sandbox.crowd.turn()
+                async with self._turn:
+                    return await self._exchange(request, source, given, time_s)
             except SandboxError as error:
                 await self._drop()
                 return Result(Status.INFRASTRUCTURE_FAILURE, error=str(error), session_alive=False)
@@ -196,6 +200,8 @@ class DockerSession(Session):
             return
         self._closed = True
         self._sandbox.sessions.discard(self)
+        if self._turn is not None:
+            self._turn.give_up(SessionClosed("the session was closed"))
         if self._container is not None:
             self._container.hang_up()
         async with self._one_at_a_time:

@@ -6,6 +6,7 @@ Knows HTTP; knows nothing of sessions or of how a server is chosen among several
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import random
@@ -13,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .crowd import while_waiting
 from .errors import SandboxError
 
 if TYPE_CHECKING:
@@ -69,7 +71,9 @@ class Patience:
         left = self._until - time.monotonic()
         if left <= 0:
             return False
-        await asyncio.sleep(min(left, advised_s * random.uniform(0.8, 1.2)))
+        pause = while_waiting.get()
+        with pause() if pause else contextlib.nullcontext():
+            await asyncio.sleep(min(left, advised_s * random.uniform(0.8, 1.2)))
         return True
 
 
