@@ -4,6 +4,7 @@
 writes the expected texts.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from agentrl_sandbox import Level, Limits, Status, open_sandbox
+from agentrl_sandbox import Level, Limits, SandboxUnavailable, Status, open_sandbox
+from agentrl_sandbox.server import SandboxServer, ServerSettings
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.sandbox_jupyter import PROGRAMS, read_programs
@@ -184,3 +186,46 @@ async def test_tasks_live_on_from_cell_to_cell_and_an_interrupted_one_does_not(s
         assert "LATE" not in (await session.run("await asyncio.sleep(1.5)\n1")).text
         await session.run("asyncio.get_event_loop().close()")
         assert (await session.run("await f()")).value == "5"
+
+
+@contextlib.asynccontextmanager
+async def _backend(name):
+    if name == "remote":
+        server = SandboxServer(
+            open_sandbox("local", zygotes=1, min_level="filtered"), ServerSettings(port=0, drain_s=0)
+        )
+        try:
+            async with open_sandbox("remote", urls=await server.start()) as sandbox:
+                yield sandbox
+        finally:
+            await server.stop()
+    elif name == "docker":
+        async with open_sandbox("docker", libraries=(), warm=2) as sandbox:
+            yield sandbox
+    else:
+        async with open_sandbox("local", zygotes=1, max_level=name, min_level=name) as sandbox:
+            yield sandbox
+
+
+@pytest.mark.hostile  # for its length
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "name",
+    ["contained", "namespaced", "filtered", "remote", pytest.param("docker", marks=pytest.mark.docker)],
+)
+async def test_every_backend_and_level_says_the_same(sandbox, name):
+    programs = [code for code, _, _ in (*CELLS.values(), *WORDS.values())]
+
+    async def texts(where):
+        said = {}
+        for code in programs:
+            async with await where.open() as session:
+                said[code] = (await session.run(code)).text
+        return said
+
+    try:
+        async with _backend(name) as other:
+            there = await texts(other)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error)[:200])
+    assert there == await texts(sandbox)

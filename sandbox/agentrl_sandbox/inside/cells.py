@@ -61,7 +61,7 @@ def read(code, parse):
     """
     text, notes = code, []
     if _FIRST_OF_IPYTHON.match(code):  # it may well compile: as a type of a variable `In[1]`
-        text = "\n".join(_without_prompts(split_lines(code), None, notes))
+        text = "\n".join(_without_prompts(split_lines(code), None, notes) or ())
     try:
         return parse(text), text, notes
     except SyntaxError as error:

@@ -243,6 +243,7 @@ class Interpreter:
         import asyncio
 
         async def run():
+            value = None
             for code in parts:
                 value = _eval(code, self.main.__dict__)
                 if code.co_flags & 0x80:
@@ -317,7 +318,7 @@ class Interpreter:
             return 0
         if not isinstance(code, int):
             self._use_streams()  # the program may have closed its own
-            self.stderr.write(self._cut(plain_text(str(code))) + "\n")
+            sys.stderr.write(self._cut(plain_text(str(code))) + "\n")
             return 1
         return max(-(2**31), min(2**31, int(code)))
 

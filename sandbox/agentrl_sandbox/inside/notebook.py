@@ -85,7 +85,7 @@ class Notebook:
         self.cell = self.saved = 0
         self.stdin = None
         builtins.exit, builtins.quit, builtins.help = Leave("exit"), Leave("quit"), Help()
-        builtins.display = self.display
+        builtins.display = self.display  # pyright: ignore[reportAttributeAccessIssue]
         self._input = builtins.input
         builtins.input = self.input
         sys.breakpointhook = lambda *_, **__: say("There is no debugger here: breakpoint() does nothing.")
@@ -166,19 +166,23 @@ def share_libraries():
 def name_the_missing_network(socket):
     """Add to the errors of names and sockets that there is no network: the kernel's words sound temporary."""
 
-    def explain(function, error, numbers=None):
+    def explain(function, error, numbers):
         def explained(*arguments, **named):
             try:
                 return function(*arguments, **named)
             except error as failure:
-                if numbers is not None and failure.errno not in numbers:
+                if failure.errno not in numbers:
                     raise
-                raise type(failure)(failure.errno, f"{failure.strerror} ({NO_NETWORK})") from None
+                number, words = numbers[failure.errno] or failure.args
+                raise type(failure)(number, f"{words} ({NO_NETWORK})") from None
 
         explained.__name__, explained.__doc__ = function.__name__, function.__doc__
         return explained
 
+    # Where the resolver may not even look it says "temporary failure", which invites to try again.
+    none = (socket.EAI_NONAME, "Name or service not known")
+    unknown = dict.fromkeys((socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL), none)
     for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr", "getnameinfo"):
-        setattr(socket, name, explain(getattr(socket, name), socket.gaierror))
-    refused = {errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENETUNREACH}
+        setattr(socket, name, explain(getattr(socket, name), socket.gaierror, unknown))
+    refused = dict.fromkeys((errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENETUNREACH))
     socket.socket.__init__ = explain(socket.socket.__init__, OSError, refused)

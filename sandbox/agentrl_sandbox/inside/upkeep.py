@@ -174,7 +174,7 @@ class Upkeep:
 
 def outline(error):
     """A traceback for an exception that cannot be shown otherwise; calls nothing that a program defined."""
-    lines, trace = [], BaseException.__traceback__.__get__(error)
+    lines, trace = [], _TRACEBACK(error)
     while trace is not None and len(lines) < 20:
         code = trace.tb_frame.f_code
         if code.co_filename.startswith("<cell "):
@@ -182,7 +182,7 @@ def outline(error):
         trace = trace.tb_next
     if lines:
         lines.insert(0, "Traceback (most recent call last):")
-    arguments = BaseException.args.__get__(error)
+    arguments = _ARGUMENTS(error)
     message = str.__str__(arguments[0]) if len(arguments) == 1 and type(arguments[0]) is str else ""
     return "\n".join([*lines, name_of(type(error)) + (f": {message}" if message else "")])
 
@@ -193,3 +193,5 @@ def name_of(kind):
 
 
 _NAME = type.__dict__["__name__"].__get__
+_TRACEBACK = BaseException.__dict__["__traceback__"].__get__
+_ARGUMENTS = BaseException.__dict__["args"].__get__
