@@ -8,6 +8,7 @@ that breaks. How messages are sampled is left to `agentrl.rollout` (tokens of an
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -16,11 +17,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from agentrl.episode import Boundary, Episode, Failure, Segment, StopReason, ToolCallRecord, Turn
-from agentrl.errors import PolicyError, RendererError, StallError
+from agentrl.errors import AgentRLError, PolicyError, RendererError, StallError
 from agentrl.inference.policy import Sampling
 from agentrl.renderer_text import cut_text
 from agentrl.settings import RolloutSettings
-from agentrl_envs import Env, Finish, Message, Reward, SandboxFailure, ToolCall, ToolResult, Transcript
+from agentrl_envs import (
+    Env,
+    EnvError,
+    Finish,
+    Message,
+    Reward,
+    SandboxFailure,
+    ToolCall,
+    ToolResult,
+    Transcript,
+)
+from agentrl_envs.calls import ends_caller
+from agentrl_envs.raised import error_text, message_of, place
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +107,7 @@ class Conversation(ABC):
     async def release(self) -> None:  # noqa: B027 - most keep nothing
         """Let go of what the speaker keeps for this episode."""
 
-    def broke(self, error: Exception) -> None:  # noqa: B027 - most keep all
+    def broke(self, error: BaseException) -> None:  # noqa: B027 - most keep all
         """Something broke: forget what is not worth keeping."""
 
     async def play(self, make_env: Callable[[], Env]) -> Episode:
@@ -111,7 +124,9 @@ class Conversation(ABC):
             return self._episode(outcome, reward, None, time.monotonic() - started)
         except self.fatal:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if ends_caller(error):
+                raise
             logger.debug("episode %s failed", self.dispatch.episode_id, exc_info=error)
             failure = self._classify(error)
             self.broke(error)
@@ -121,6 +136,8 @@ class Conversation(ABC):
 
     async def _run(self, make_env: Callable[[], Env]) -> tuple[Outcome, Reward]:
         self.boundary = "env"
+        # What an episode changes in its row is its own: other episodes play the row as the data has it.
+        self.row = copy.deepcopy(self.row)
         self.env = env = make_env()
         try:
             outcome = await self.converse(env)
@@ -209,8 +226,8 @@ class Conversation(ABC):
             group=dispatch.group,
         )
 
-    def _classify(self, error: Exception) -> Failure:
-        """Name the boundary that broke."""
+    def _classify(self, error: BaseException) -> Failure:
+        """Name the boundary that broke, and where in the user's files."""
         boundary = self.boundary
         if isinstance(error, SandboxFailure) or type(error).__module__.startswith("agentrl_sandbox"):
             boundary = "sandbox"
@@ -223,7 +240,11 @@ class Conversation(ABC):
             owner = owners.get(boundary, self.speaker)
             remedy = "raise `rollout.limit_s` if this is how long it takes"
             error = StallError(owner, self.settings.limit_s, remedy)
-        return Failure(boundary=boundary, error=type(error).__name__, message=str(error)[:2000])
+        message = message_of(error, 2000)
+        ours = isinstance(error, AgentRLError | EnvError)
+        if where := getattr(error, "where", "") if ours else place(error):
+            message += f" ({where})"
+        return Failure(boundary=boundary, error=type(error).__name__, message=message)
 
     async def _clean_up(self) -> None:
         """Close what the episode opened, to the end even when the episode is cancelled meanwhile."""
@@ -238,8 +259,10 @@ class Conversation(ABC):
             *(asyncio.wait_for(step, CLEANUP_LIMIT_S) for step in closing), return_exceptions=True
         )
         for outcome in outcomes:
-            if isinstance(outcome, Exception):
-                logger.warning("episode %s: closing failed: %r", self.dispatch.episode_id, outcome)
+            if isinstance(outcome, BaseException):
+                logger.warning(
+                    "episode %s: closing failed: %s", self.dispatch.episode_id, error_text(outcome)
+                )
 
 
 _CLOSING: set[asyncio.Future[None]] = set()

@@ -6,7 +6,6 @@ why the run could not start, and says what it will cost before that is paid.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agentrl import event_loop
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.held_out import HeldOut, load_held_out
 from agentrl.initial_values import needs_initial_rollouts, read_initial_file
@@ -185,7 +185,7 @@ def _try_prompts(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> l
     renderer = make_renderer(
         tokenizer, settings.rollout.format, tool_output_chars=settings.rollout.tool_output_chars
     )
-    opened = asyncio.run(_begin_all(settings, tasks))
+    opened = event_loop.run(_begin_all(settings, tasks))
     notes = []
     for task, messages in zip(tasks, opened, strict=True):
         if messages is not None:

@@ -127,7 +127,7 @@ class _TokenConversation(Conversation):
         """Let the engine forget the session."""
         await self.policy.release(self.dispatch.episode_id)
 
-    def broke(self, error: Exception) -> None:
+    def broke(self, error: BaseException) -> None:
         """What the engine returned may break an invariant; such tokens are not worth keeping."""
         if isinstance(error, DataError):
             self.segment, self.turns = SegmentBuilder(), []

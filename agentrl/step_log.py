@@ -29,6 +29,7 @@ class StepLog:
 
     def __init__(self, orchestrator: Orchestrator) -> None:
         self._run = orchestrator
+        self._failures = 0
         self._audit = BiasAudit()
         self._began, self._tokens = 0.0, 0
         self.idle_s = 0.0
@@ -62,6 +63,7 @@ class StepLog:
         run = self._run
         for episode in given.trained:
             self._audit.learned(episode)
+        failed, self._failures = run.stream.failures - self._failures, run.stream.failures
         row = {
             **learned,
             **describe_batch(batch),
@@ -74,6 +76,8 @@ class StepLog:
             "cpu_s": run.earlier_cpu_s + cpu_seconds(),
             "episodes": run.totals.values["episodes_learned"],
             "failures": run.stream.failures,
+            "failed_share": failed / max(1, failed + len(batch)),  # since the step before
+            "first_failure": run.stream.first_failure or None,  # of this attempt
             "failed": run.outages.failures,  # by environment, in this attempt
             "set_aside": {name: len(ids) for name, ids in run.parts.pool.set_aside.items()},
             "paused": run.outages.paused,

@@ -81,6 +81,7 @@ class TrainingStream:
         self._members: list[tuple[int, int]] = []  # (group, prompt) still to be started
         self._group_failures: Counter[int] = Counter()
         self.failures = 0
+        self.first_failure = ""
         self.last_failure = ""
         self.starving = False
         """Whether the last attempt to draw a prompt found none, and no pause is the reason."""
@@ -184,6 +185,7 @@ class TrainingStream:
         failure = episode.failure
         self.failures += 1
         self.last_failure = f"{failure.boundary}: {failure.error}: {failure.message}"
+        self.first_failure = self.first_failure or self.last_failure
         logger.warning("episode %s failed: %s", episode.episode_id, self.last_failure)
         self._recorder.record(episode, lambda: None)
         self._end(episode)

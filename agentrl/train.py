@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl import config
+from agentrl import config, event_loop
 from agentrl.durable import write_file
 from agentrl.episode import Episode
 from agentrl.garbage import rare_collections
@@ -73,7 +73,7 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
     try:
         write_config(folder, plan.settings)
         log_start(folder, plan.tasks)
-        return asyncio.run(_run(plan, folder, options))
+        return event_loop.run(_run(plan, folder, options))
     except BaseException:
         folder.remove_unstarted()
         raise
@@ -90,7 +90,7 @@ def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None
     try:
         plan = plan_run(config.load_settings(folder.config, flags))
         changed = check_changes(folder, plan.settings, plan.tasks)
-        return asyncio.run(_run(plan, folder, options or Options(), changed))
+        return event_loop.run(_run(plan, folder, options or Options(), changed))
     finally:
         folder.unlock()
 

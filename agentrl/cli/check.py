@@ -6,7 +6,6 @@ Prints one line per check and exits with 1 when one fails. The checks themselves
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -65,7 +64,9 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"{env_class.__name__} has no example_rows: give --data FILE, or put a row in the class"
         )
-    findings = asyncio.run(_check(env_class, rows, options))
+    from agentrl import event_loop
+
+    findings = event_loop.run(_check(env_class, rows, options))
     width = max(len(finding.check) for finding in findings)
     print(f"{env_class.__name__} on {len(rows)} rows")
     for finding in findings:

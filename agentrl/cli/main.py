@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from agentrl import __version__
 from agentrl.errors import AgentRLError, Interrupted, StallError
+from agentrl.event_loop import end_process
 
 COMMANDS = {
     "demo": "a small model learns to use Python, on this machine, in a few minutes",
@@ -42,8 +43,17 @@ EXTRAS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command and return its exit code; a process of its own ends soon after."""
+    code = 1
+    try:
+        code = _main(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        if arguments is None:
+            end_process(code)
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     if platform.system() != "Linux":
         print(
             f"agentrl needs Linux: its sandbox is built on Linux namespaces. On {platform.system()}, "

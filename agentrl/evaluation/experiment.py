@@ -6,7 +6,6 @@ experiments with one policy share it (`run_experiments`).
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import platform
 import random
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from agentrl import event_loop
 from agentrl.evaluation.datasets import DataSet
 from agentrl.evaluation.results import Record, ResultFolder, read_records
 from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate
@@ -105,7 +105,7 @@ def run_experiments(
     """
     check_subject(experiments[0].subject)
     tasks = [prepare(experiment) for experiment in experiments]
-    return asyncio.run(_run_all(list(zip(experiments, tasks, strict=True)), on_progress))
+    return event_loop.run(_run_all(list(zip(experiments, tasks, strict=True)), on_progress))
 
 
 async def _run_all(

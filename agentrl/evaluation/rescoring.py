@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agentrl import event_loop
 from agentrl.errors import ConfigError, DataError
 from agentrl.evaluation.datasets import load_data_set
 from agentrl.evaluation.results import (
@@ -113,7 +114,7 @@ def rescore(options: Rescoring) -> dict[str, Any]:
         "judge": None if options.judge is None else options.judge.model,
     }
     try:
-        return asyncio.run(_rescore(options, stored, env, grader, plan | about))
+        return event_loop.run(_rescore(options, stored, env, grader, plan | about))
     finally:
         grader.close()
 
@@ -145,7 +146,7 @@ def report(folder: Path, by: Sequence[str] = ()) -> dict[str, Any]:
     """
     stored = Stored.read(folder)
     rows = list(stored.rows.values())
-    table = asyncio.run(
+    table = event_loop.run(
         summarise(stored.records, None, {column: column_labels(rows, column) for column in by})
     )
     # Votes are counted by the grader, which is not asked here.

@@ -11,6 +11,8 @@ from statistics import fmean
 from agentrl.metrics import Row
 
 NEWEST = 10
+FAILED_SHARE = 0.05
+"""Share of failed episodes above which a run is warned."""
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
@@ -65,10 +67,19 @@ def _set_aside(steps: Sequence[Row]) -> str | None:
     )
 
 
+def _failing(steps: Sequence[Row]) -> str | None:
+    share = _mean(steps[-NEWEST:], "failed_share")
+    if share is None or share <= FAILED_SHARE:
+        return None
+    first = next((row["first_failure"] for row in steps if row.get("first_failure")), "")
+    return f"{share:.0%} of the episodes failed, which biases what is learned; the first one: {first}"
+
+
 RULES: tuple[Callable[[Sequence[Row]], str | None], ...] = (
     _entropy,
     _flat,
     _set_aside,
+    _failing,
     _above("truncated_share", 0.2, "{:.0%} of the episodes were cut off by a token limit"),
     _above("undecided_share", 0.05, "{:.0%} of the answers could not be compared, and were graded as wrong"),
     _above("tool_error_share", 0.5, "{:.0%} of the tool calls failed"),

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from agentrl.metrics import Row
 from agentrl.outage import describe_outage
+from agentrl.report.health import FAILED_SHARE
 from agentrl.report.run_data import duration, interval_text
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def _troubles(row: Row) -> Iterator[str]:
         yield f"{name} paused ({boundary})"
     for name, count in (row.get("set_aside") or {}).items():
         yield f"{name}: {count} set aside"
+    if (share := row.get("failed_share") or 0.0) > FAILED_SHARE:
+        yield f"{share:.0%} of the episodes failed, the first one: {row.get('first_failure') or '':.300}"
 
 
 def evaluation_line(row: Row) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import difflib
 import inspect
 import math
@@ -17,10 +18,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .calls import CallThread, LimitExceeded, call, limited
-from .errors import EnvError, GraderFailure, RewardError, RowError, SettingsError
+from .calls import CallThread, LimitExceeded, call
+from .class_check import check_class
+from .errors import EnvError, GraderFailure, RewardError, RowError, SettingsError, ToolError
 from .graders import Grader, Verdict, default_grader
 from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, Transcript
+from .raised import Raised, error_text, place, shown
 from .schema import BadValue, coerce
 from .sessions import GuardedSandbox
 from .toolcalls import run_tool
@@ -60,6 +63,10 @@ class Env:
     """Fields every row must have; checked for the whole data set before anything runs."""
     example_rows: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """A few rows to try the class on (`agentrl check my_env.py`) where no data file is given."""
+    told_errors: ClassVar[tuple[type[BaseException], ...]] = ()
+    """Errors of tools that the model is told although they would fail the episode (`ConnectionError`)."""
+    failing_errors: ClassVar[tuple[type[BaseException], ...]] = ()
+    """Errors of tools that fail the episode although the model would be told (`AssertionError`)."""
     system_prompt: ClassVar[str | None] = None
     """System message. None: whatever the renderer says of itself; "": none at all."""
 
@@ -77,8 +84,9 @@ class Env:
         self._thread = CallThread(f"env-{type(self).__name__}")
         self._closing: asyncio.Future[None] | None = None
         self._verdict: Verdict | None = None
-        for name, value in self.check_settings(settings).items():
-            setattr(self, name, value)
+        # What an instance changes in place is its own, neither the class's nor that of other episodes.
+        for name, value in (self._changeable_defaults() | self.check_settings(settings)).items():
+            setattr(self, name, copy.deepcopy(value))
 
     # ---- what users write ----------------------------------------------------------------------------------
 
@@ -144,15 +152,12 @@ class Env:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        low, high = cls.reward_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise EnvError(
-                f"{cls.__name__}.reward_range = {cls.reward_range}: want (least, greatest), both finite"
-            )
-        if isinstance(cls.required_fields, str):
-            raise EnvError(
-                f"{cls.__name__}.required_fields must be a tuple of names: ({cls.required_fields!r},)"
-            )
+        check_class(cls, Env)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _METHODS:
+            raise EnvError(f"self.{name} = ... would hide {type(self).__name__}.{name}; use another name")
+        super().__setattr__(name, value)
 
     @classmethod
     def tool_specs(cls) -> tuple[ToolSpec, ...]:
@@ -174,6 +179,12 @@ class Env:
                 if typing.get_origin(hints[n]) is not ClassVar and hints[n] is not ClassVar
             }
         return _BASE_SETTINGS | own
+
+    @classmethod
+    def _changeable_defaults(cls) -> dict[str, Any]:
+        """Defaults of settings that could be changed in place, such as lists."""
+        defaults = {name: getattr(cls, name, None) for name in cls.setting_types()}
+        return {name: value for name, value in defaults.items() if type(value).__hash__ is None}
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +256,10 @@ class Env:
         bound = tools_of(type(self), self.tool_timeout_s)
         results: list[ToolResult] = []
         for batch in _batches(calls, lambda c: c.name in bound and bound[c.name].spec.parallel):
-            threads = [CallThread(f"tool-{c.name}") for c in batch] if len(batch) > 1 else [self._thread]
+            tasks = self._thread.tasks
+            threads = (
+                [CallThread(f"tool-{c.name}", tasks) for c in batch] if len(batch) > 1 else [self._thread]
+            )
             try:
                 results += await _all(
                     [run_tool(self, bound, *job) for job in zip(batch, threads, strict=True)]
@@ -304,7 +318,7 @@ class Env:
         try:
             await self._hook("close", self.close)
         finally:
-            self._thread.stop()
+            self._thread.end()
             if self._sandbox is not None:
                 await self._sandbox.close_sessions()
 
@@ -320,22 +334,22 @@ class Env:
         if base is not None and getattr(type(self), name) is base and name in ("setup", "close"):
             return None  # not overridden: spare every episode a thread
         try:
-            return await limited(call(function, self._thread), self.hook_timeout_s)
-        except (EnvError, Finish):
-            raise
+            return await call(function, self._thread, self.hook_timeout_s)
         except LimitExceeded:
             raise EnvError(f"{who} did not return within {self.hook_timeout_s:g} s") from None
-        except Exception as error:
-            raise EnvError(f"{who} raised {type(error).__name__}: {error}") from error
+        except (Raised, ToolError) as raised:
+            error = raised.error if isinstance(raised, Raised) else raised
+            raise EnvError(f"{who} raised {error_text(error)} ({place(error)})") from error
 
     def _messages(self, opening: Any) -> list[Message]:
         if isinstance(opening, str):
             return [{"role": "user", "content": opening}]
-        messages = [dict(m) for m in opening] if isinstance(opening, list | tuple) and opening else []
+        several = isinstance(opening, list | tuple) and all(isinstance(m, Mapping) for m in opening)
+        messages = [dict(m) for m in opening] if several else []
         if not messages or not all(m.get("role") and "content" in m for m in messages):
             raise EnvError(
                 f"{type(self).__name__}.prompt must return text or a list of messages "
-                f'such as {{"role": "user", "content": "..."}}; it returned {opening!r:.200}'
+                f'such as {{"role": "user", "content": "..."}}; it returned {shown(opening)}'
             )
         return messages
 
@@ -346,11 +360,11 @@ class Env:
             raise RewardError(f"{who} returned an empty dict; give at least one named part")
         numbers: dict[str, float] = {}
         for name, value in parts.items():
-            with contextlib.suppress(TypeError, ValueError):
+            with contextlib.suppress(Exception):
                 numbers[str(name)] = math.nan if value is None or isinstance(value, str) else float(value)
             if not math.isfinite(numbers.get(str(name), math.nan)):
                 raise RewardError(
-                    f"{who} returned {value!r:.200} for {name!r}; want a bool or a finite number"
+                    f"{who} returned {shown(value)} for {name!r}; want a bool or a finite number"
                 )
         total, (low, high) = math.fsum(numbers.values()), self.reward_range
         if not low - 1e-9 <= total <= high + 1e-9:
@@ -360,6 +374,13 @@ class Env:
             )
         verdict = None if self._verdict is None else self._verdict.value
         return Reward(value=min(max(total, low), high), parts=numbers, verdict=verdict)
+
+
+_METHODS = {
+    name for name, value in vars(Env).items() if inspect.isroutine(value) or isinstance(value, property)
+}
+_METHODS |= {"reply"}
+_METHODS = {name for name in _METHODS if not name.startswith("_")}
 
 
 _USUAL = {

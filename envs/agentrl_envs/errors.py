@@ -26,6 +26,8 @@ class EnvError(Exception):
 
     infrastructure: bool = False
     """True when machinery (sandbox, grader, network) broke, rather than the code of the environment."""
+    where: str = ""
+    """Where user code raised it, `my_env.py:12`; "" when agentrl raised it, whose message says where."""
 
 
 class SettingsError(EnvError, ValueError):

@@ -42,7 +42,7 @@ def function_env(
             raise EnvError(
                 f"tools: {function!r} has no name a model could call; use `def`, not lambda or partial"
             )
-        if key in body or hasattr(Env, key):
+        if key in body or hasattr(Env, key) or key == "reply":
             raise EnvError(f"tools: the name {key!r} is taken; rename the function")
         body[key] = staticmethod(function if mark_of(function) else tool(function))
     # A class belongs to the module that asked for it, so that `my_env.py` is seen to define it.

@@ -1,7 +1,7 @@
 """Running one tool call: arguments checked, limit kept, every outcome turned into a ToolResult.
 
-What a tool raises is read by a fixed table: what a program says of its input goes to the model, a bug or an
-unreachable service fails the episode. Knows nothing of the order in which calls run.
+What a tool raises is the model's to read, as what its arguments caused; a service out of reach and a bug fail
+the episode. Knows nothing of the order in which calls run.
 """
 
 from __future__ import annotations
@@ -13,28 +13,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from .calls import CallThread, LimitExceeded, call, limited
-from .errors import EnvError, SandboxFailure, ToolError, ToolFailure
-from .messages import Finish, ToolCall, ToolResult
+from .calls import CallThread, LimitExceeded, call
+from .errors import SandboxFailure, ToolError, ToolFailure
+from .infrastructure import is_infrastructure
+from .messages import ToolCall, ToolResult
+from .raised import Raised, chain, error_text, message_of, place, raised_in_own_file, wrote_text
 from .schema import BadValue
 from .sessions import checked, recorded_results
 from .tools import BoundTool, bind_arguments
 
 __all__ = ["run_tool"]
-
-# An OSError is the machinery's (a refused connection, a full disk), except what a wrong path given by a model
-# causes.
-_PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-# What only a bug in the environment raises; telling the model would turn that bug into a reward of 0.
-_BUGS = (
-    NameError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    NotImplementedError,
-    SyntaxError,
-    MemoryError,
-)
 
 
 async def run_tool(
@@ -73,33 +61,50 @@ async def _outcome(
     results: list[Any] = []
     token = recorded_results.set(results)
     try:
-        value = await limited(call(partial(getattr(env, bound.attribute), **arguments), thread), limit)
+        value = await call(partial(getattr(env, bound.attribute), **arguments), thread, limit)
         if hasattr(value, "infrastructure_failure") and hasattr(
             value, "text"
         ):  # a sandbox Result, returned whole
             value = checked(value).text
         return (str(results[-1].status) if results else "ok"), value
-    except (Finish, EnvError):
-        raise
     except LimitExceeded:
         return "timeout", f"ToolError: {name} did not finish within {limit:g} s and was stopped"
     except ToolError as error:
-        return "error", f"ToolError: {error}"
-    except _PATH_ERRORS as error:
-        return "error", f"ToolError: {type(error).__name__}: {error}"
-    except (OSError, EOFError) as error:
-        raise ToolFailure(f"{who} could not reach what it needs: {type(error).__name__}: {error}") from error
-    except _BUGS as error:
-        raise ToolFailure(f"{who} has a bug: {type(error).__name__}: {error}") from error
-    except Exception as error:
-        if _is_sandbox_error(error):
-            raise SandboxFailure(f"{who}: {type(error).__name__}: {error}") from error
-        return "error", f"ToolError: {type(error).__name__}: {error}"
+        return "error", f"ToolError: {message_of(error)}"
+    except Raised as raised:
+        return "error", _told(env, who, raised.error)
     finally:
         recorded_results.reset(token)
 
 
-def _is_sandbox_error(error: Exception) -> bool:
+def _told(env: Any, who: str, error: BaseException) -> str:
+    """What the model is told of an exception; SandboxFailure or ToolFailure where it is not the model's."""
+    text = error_text(error)
+    own = any(_is_sandbox_error(one) for one in chain(error))
+    if own:
+        raise SandboxFailure(f"{who}: {text} ({place(error)})") from error
+    if not isinstance(error, env.told_errors):
+        reason = _not_the_models(env, error)
+        if reason:
+            raise ToolFailure(f"{who} {reason}: {text} ({place(error)})") from error
+    return f"ToolError: {text}"
+
+
+def _not_the_models(env: Any, error: BaseException) -> str:
+    """Why an exception fails the episode; "" when it is the model's to read."""
+    if isinstance(error, env.failing_errors):
+        return "raised what fails an episode"
+    if wrote_text(error):
+        return ""  # the text that was evaluated is the model's, and whatever it raises
+    if is_infrastructure(error):
+        return "could not reach what it needs"
+    if any(not isinstance(one, Exception | BaseExceptionGroup) for one in chain(error)):
+        return "raised"
+    # No argument makes a name or a module of the tool's own file appear.
+    return "has a bug" if isinstance(error, NameError | ImportError) and raised_in_own_file(error) else ""
+
+
+def _is_sandbox_error(error: BaseException) -> bool:
     from agentrl_sandbox import SandboxError
 
     return isinstance(error, SandboxError)

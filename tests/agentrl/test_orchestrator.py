@@ -106,7 +106,7 @@ async def test_an_environment_that_always_raises_ends_the_run_with_its_error(
 ) -> None:
     run = new_loop("--run.outage_limit_s=1", env=Broken)
     with pytest.raises(
-        AgentRLError, match="nothing has worked yet.*no idea; mend that and go on with .*run`"
+        AgentRLError, match=r"nothing has worked yet.*no idea \(.*:\d+\); mend that and go on with .*run`"
     ):
         await run.orchestrator.run()
     assert set(run.orchestrator.parts.ledger.summary()) == {State.FAILED.value}

@@ -199,7 +199,7 @@ class Failing(Env):
             "tool": ToolError("no such page"),
             "value": ValueError("bad date"),
             "path": FileNotFoundError("no file x"),
-            "bug": AttributeError("typo"),
+            "bug": NameError("typo"),
             "network": ConnectionRefusedError("refused"),
         }[kind]
 

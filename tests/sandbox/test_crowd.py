@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 
@@ -133,9 +134,9 @@ async def test_a_session_that_is_closed_while_it_waits_does_not_hold_its_caller(
 
 async def test_a_caller_may_stop_its_own_clock_meanwhile() -> None:
     # A tool of an environment has a limit in wall time; the crowd's time is not its time.
-    from agentrl_envs.calls import LimitExceeded, limited
+    from agentrl_envs.calls import CallThread, LimitExceeded, call
 
-    crowd = Crowd(1)
+    crowd, thread = Crowd(1), CallThread("tool")
 
     async def tool() -> str:
         async with crowd.turn():
@@ -144,10 +145,10 @@ async def test_a_caller_may_stop_its_own_clock_meanwhile() -> None:
 
     async with crowd.turn():
         began = time.monotonic()
-        calls = [asyncio.create_task(limited(limited(tool(), 0.3), 0.4)) for _ in range(2)]
+        calls = [asyncio.create_task(call(partial(call, tool, thread, 0.3), thread, 0.4)) for _ in range(2)]
         await asyncio.sleep(1.0)
     assert await asyncio.gather(*calls) == ["done", "done"]
     assert time.monotonic() - began >= 1.0
     with pytest.raises(LimitExceeded):
-        await limited(asyncio.sleep(5), 0.05)
+        await call(partial(asyncio.sleep, 5), thread, 0.05)
     assert while_waiting.get() is None
