@@ -90,7 +90,7 @@ def _stored(options: argparse.Namespace) -> int:
 
     by = _by(options)
     if options.report is not None:
-        if options.grader or options.tolerance is not None or options.judge:
+        if options.grader or options.tolerance is not None or options.convention or options.judge:
             raise ConfigError("--report prints what is stored; --rescore scores it again")
         _show(options, [report(options.report, by)], [options.report])
         return 0
@@ -103,6 +103,7 @@ def _stored(options: argparse.Namespace) -> int:
             out,
             options.grader or "",
             options.tolerance,
+            _key_values("--convention", options.convention),
             _judge(options),
             by,
             options.votes,
@@ -176,6 +177,7 @@ def make_experiments(options: argparse.Namespace) -> list[Experiment]:
         choices=options.choices,
         grader=options.grader or "equivalence",
         tolerance=options.tolerance or 0.0,
+        conventions=_key_values("--convention", options.convention),
         by=_by(options),
         judge=_judge(options),
         samples=samples,

@@ -67,6 +67,13 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--grader", help="equivalence (default), strict, or file.py:function(answer, gold)")
     scoring.add_argument("--tolerance", type=number(Share), help="relative, between numbers")
+    scoring.add_argument(
+        "--convention",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the data set's answers: decimal_comma, log_base, percent_signs, units (docs/grading.md)",
+    )
     scoring.add_argument("--by", action="append", default=[], metavar="COLUMN", help="accuracy by its values")
     scoring.add_argument("--rescore", type=Path, metavar="FOLDER", help="score stored results again")
     scoring.add_argument("--report", type=Path, metavar="FOLDER", help="print stored results again")

@@ -59,6 +59,8 @@ class Experiment:
     """`equivalence`, `strict` or `file.py:function`."""
     tolerance: float = 0.0
     """Relative difference up to which numbers are equal."""
+    conventions: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """How answers of this data set are read: fields of `agentrl_envs.graders.Conventions`."""
     by: tuple[str, ...] = ()
     """Columns by whose values accuracy is broken down."""
     judge: JudgeOptions | None = None
@@ -215,7 +217,7 @@ def _with_spent(subject: SubjectOptions, folders: Sequence[Path]) -> SubjectOpti
     return replace(subject, endpoint=replace(subject.endpoint, spent=spent))
 
 
-SHAPING = ("prompt", "shots", "shots_data", "choices", "grader", "tolerance")
+SHAPING = ("prompt", "shots", "shots_data", "choices", "grader", "tolerance", "conventions")
 """Fields of an experiment that change what is asked, or which answers are right."""
 
 
@@ -226,7 +228,7 @@ def plan(experiment: Experiment, data: DataSet, identity: Mapping[str, Any]) -> 
     """
     rollout = asdict(experiment.rollout)
     rollout.pop("temperature")  # evaluation has its own
-    usual = {f.name: f.default for f in fields(Experiment)}
+    usual = {f.name: f.default for f in fields(Experiment)} | {"conventions": {}}
     shaping = {name: getattr(experiment, name) for name in SHAPING}
     if experiment.judge is not None:
         shaping["judge"] = {"model": experiment.judge.model, "over": experiment.judge.over}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Rescoring:
     grader: str = ""
     """`equivalence`, `strict` or `file.py:function`; empty takes the one they were scored with."""
     tolerance: float | None = None
+    conventions: Mapping[str, Any] = field(default_factory=dict[str, Any])
     judge: JudgeOptions | None = None
     by: tuple[str, ...] = ()
     votes: str = "equivalence"
@@ -104,13 +105,16 @@ def rescore(options: Rescoring) -> dict[str, Any]:
         env = load_env(options.env or plan["environment"])
     except EnvError as error:
         raise ConfigError(f"--env {options.env or plan['environment']}: {error}") from error
-    if (options.grader or options.tolerance is not None) and not asks_grader(env):
+    regraded = options.grader or options.tolerance is not None or options.conventions
+    if regraded and not asks_grader(env):
         env = _against_gold(env, stored)
-    grader = make_grader(name, tolerance, choices=bool(plan.get("choices")))
+    conventions = plan.get("conventions", {}) | options.conventions
+    grader = make_grader(name, tolerance, conventions, choices=bool(plan.get("choices")))
     about = {
         "rescored_from": str(options.folder),
         "grader": name,
         "tolerance": tolerance,
+        "conventions": conventions,
         "judge": None if options.judge is None else options.judge.model,
     }
     try:

@@ -41,6 +41,7 @@ _KEYS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "choices": ("choices", str),
     "grader": ("grader", str),
     "tolerance": ("tolerance", (int, float)),
+    "conventions": ("conventions", dict),
     "by": ("by", (str, list)),
 }
 ESTIMANDS = ("new_problems", "same_problems")

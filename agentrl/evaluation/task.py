@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from agentrl_envs import (
     prompt_id,
     usable_rows,
 )
+from agentrl_envs.graders import Conventions
 
 if TYPE_CHECKING:
     from agentrl.evaluation.experiment import Experiment
@@ -58,12 +59,16 @@ def prepare(experiment: Experiment) -> Task:
         ConfigError, DataError: it cannot be what was meant.
     """
     env = _environment(experiment)
-    if not asks_grader(env) and (experiment.grader != "equivalence" or experiment.tolerance):
+    if not asks_grader(env) and (
+        experiment.grader != "equivalence" or experiment.tolerance or experiment.conventions
+    ):
         raise ConfigError(
             f"{env.__name__}.reward asks no grader (self.grade), so --grader and --tolerance change nothing; "
             "--rescore can compare stored answers with their gold answers"
         )
-    grader = make_grader(experiment.grader, experiment.tolerance, choices=bool(experiment.choices))
+    grader = make_grader(
+        experiment.grader, experiment.tolerance, experiment.conventions, choices=bool(experiment.choices)
+    )
     data = _data(experiment, env)
     if experiment.choices:
         data = replace(data, rows=tuple(with_choices(row, experiment.choices) for row in data.rows))
@@ -90,17 +95,28 @@ def without_tools(env: type[Env]) -> type[Env]:
     return type(f"{env.__name__}WithoutTools", (env,), {"tool_specs": classmethod(tool_specs)})
 
 
-def make_grader(name: str, tolerance: float = 0.0, *, choices: bool = False) -> Grader:
+def make_grader(
+    name: str,
+    tolerance: float = 0.0,
+    conventions: Mapping[str, Any] | None = None,
+    *,
+    choices: bool = False,
+) -> Grader:
     """The grader of a name: `equivalence`, `strict`, or `file.py:function`, called with answer and gold.
 
     Raises:
-        ConfigError: there is none, or a tolerance that is no relative difference.
+        ConfigError: there is none, a tolerance that is no relative difference, or unknown conventions.
     """
     kind = ChoiceGrader if choices else Grader
     try:
+        read = Conventions(**(conventions or {}))
         if name in ("equivalence", "strict"):
-            return kind(name, tolerance=tolerance)  # pyright: ignore[reportArgumentType]
-        return kind(function=load_function(name, "--grader "), tolerance=tolerance)
+            return kind(name, tolerance=tolerance, conventions=read)  # pyright: ignore[reportArgumentType]
+        return kind(function=load_function(name, "--grader "))
+    except TypeError:
+        known = ", ".join(field.name for field in fields(Conventions))
+        unknown = ", ".join(conventions or ())
+        raise ConfigError(f"conventions of a data set are {known}; got {unknown}") from None
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

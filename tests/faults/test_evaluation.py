@@ -614,6 +614,24 @@ def test_an_environment_that_asks_no_grader(place: Place, capfd):
     assert "mean score  0.250  0.500  +0.250" in capfd.readouterr().out
 
 
+@model("commas")
+def commas(body: dict[str, Any], number: int) -> Any:
+    return box("1.234,5")
+
+
+def test_conventions_of_a_data_set(place: Place, capfd):
+    place.rows("commas.jsonl", [{"answer": "1234,5"}])
+    assert place.evaluate("commas", "--data", "commas.jsonl", "--out", "commas") == 0
+    assert place.summary("commas")["table"]["counts"]["right"] == 0
+    comma = ("--convention", "decimal_comma=true")
+    assert place.run("eval", "--rescore", "commas", *comma, "--out", "read") == 0
+    assert place.summary("read")["table"]["counts"]["right"] == 1
+    assert place.evaluate("commas", "--data", "commas.jsonl", *comma, "--out", "played") == 0
+    assert place.summary("played")["conventions"] == {"decimal_comma": True}
+    assert place.run("eval", "--rescore", "commas", "--convention", "comma=true", "--out", "bad-comma") == 1
+    assert "decimal_comma, log_base, percent_signs, units; got comma" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
