@@ -60,6 +60,11 @@ class Upkeep:
         Until this has run no name of `builtins` can be relied on here, so it uses none.
         """
         real, lost, self.replaced = self.builtins, [], {}
+        try:
+            if real == _LIVE:
+                return lost
+        except:  # noqa: E722 - the names of exceptions may be gone, and a program's own comparison may raise
+            pass
         for name, value in real.items():
             if name not in _LIVE:
                 lost.append(name)
@@ -104,8 +109,9 @@ class Upkeep:
 
     def _mend_imports(self):
         mended = []
-        for path, finder in self.importers.items():  # what they know may not be found out again
-            sys.path_importer_cache.setdefault(path, finder)
+        if len(sys.path_importer_cache) < len(self.importers):
+            for path, finder in self.importers.items():  # what they know may not be found out again
+                sys.path_importer_cache.setdefault(path, finder)
         if sys.modules is not self.modules or any(self.modules.get(n) is not m for n, m in self.core.items()):
             sys.modules = self.modules
             for name, module in self.all_modules.items():
@@ -116,6 +122,8 @@ class Upkeep:
         self.modules["__main__"] = self.main
         for name, wanted in (("path", self.path), ("meta_path", self.finders), ("path_hooks", self.hooks)):
             have = getattr(sys, name, None)
+            if have == wanted:
+                continue
             if type(have) is not list:
                 setattr(sys, name, list(wanted))
             elif missing := [
