@@ -65,7 +65,7 @@ def _main(arguments: list[str]) -> int:
     # cores, and threads that spin take them from whoever is being waited for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments, settings = split_settings(arguments)
-    parser, command = _parser(arguments)
+    parser, command = command_parser(arguments)
     options, unknown = parser.parse_known_args(arguments)
     if not hasattr(options, "handler"):
         parser.print_help()
@@ -160,7 +160,7 @@ def _unrecognized(unknown: Sequence[str], command: argparse.ArgumentParser) -> s
     return f"{text}; did you mean {near[0]}?" if near else text
 
 
-def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+def command_parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The parser of `agentrl`, and that of the command that was asked for."""
     parser = command = _Parser(
         prog="agentrl",
