@@ -51,8 +51,8 @@ def find_model(path: str, name: str = "model.path", *, fetch: bool = True) -> Pa
     cached = _cached(path)
     if cached is None and fetch:
         _ask_hub(path, what)
-    elif cached is not None and fetch and _unreachable(path) is not None:
-        _stay_offline()
+    elif cached is not None and fetch and hub_trouble(path) is not None:
+        stay_offline()
     return cached
 
 
@@ -169,8 +169,8 @@ def _cached(hub_id: str) -> Path | None:
 
 
 def _ask_hub(hub_id: str, what: str) -> None:
-    """Make sure that the hub has the model, within seconds: its own client tries again for half a minute."""
-    reason = _unreachable(hub_id)
+    """Make sure that the hub has the model."""
+    reason = hub_trouble(hub_id)
     if reason is not None:
         raise ConfigError(
             f"{what} is neither a folder here (looked in {Path.cwd()}) nor a model that the Hugging Face hub "
@@ -178,12 +178,15 @@ def _ask_hub(hub_id: str, what: str) -> None:
         )
 
 
-def _unreachable(hub_id: str) -> str | None:
-    """Why the hub gives no model of that id now; None where it does."""
+def hub_trouble(page: str) -> str | None:
+    """Why the hub does not show a page (`owner/model`, `datasets/owner/name`) now; None where it does.
+
+    Asked once and within seconds: the hub's own client tries again for half a minute.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE is set"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    request = urllib.request.Request(f"{endpoint}/{hub_id}/resolve/main/config.json", method="HEAD")
+    request = urllib.request.Request(f"{endpoint}/{page}", method="HEAD")
     if token := os.environ.get("HF_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
     try:
@@ -191,13 +194,13 @@ def _unreachable(hub_id: str) -> str | None:
             return None
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            return f"it answers {error.code}: no such model, or one that needs HF_TOKEN"
+            return f"it answers {error.code}: there is none of that name, or it needs HF_TOKEN"
         return f"it answers {error.code}"
     except (OSError, ValueError) as error:
         return f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})"
 
 
-def _stay_offline() -> None:
+def stay_offline() -> None:
     """What was downloaded is used as it is; its client would ask the hub again and again."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     from huggingface_hub import constants

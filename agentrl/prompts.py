@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import CheckpointError, ConfigError
+from agentrl.model_files import hub_trouble, stay_offline
 from agentrl.settings import DataSettings, EnvSettings, SamplerSettings
 from agentrl.spo.prompt_sampler import PromptSampler
 from agentrl.spo.value_tracker import ValueTracker
@@ -93,6 +94,9 @@ def known_data(name: str) -> str:
             f"{name} has a name here, which also says what its columns are: give {' or '.join(known)}"
         )
     if not re.fullmatch(r"[a-z0-9_]+", name):
+        on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w-]+", name)
+        if on_hub and hub_trouble(f"datasets/{name}") is not None:
+            stay_offline()  # what was downloaded before may still be read
         return name
 
     return str(locate(name))

@@ -24,6 +24,7 @@ from agentrl.inference.choose import (
     inspect_machine,
 )
 from agentrl.memory import Need, Plan, make_plans
+from agentrl.model_files import find_model
 from agentrl.model_shape import KNOWN, ModelShape
 from agentrl.ranges import Count, number
 from agentrl.settings import Settings
@@ -56,6 +57,8 @@ class Diagnosis:
     """Per model, what every device must hold."""
     parameters: dict[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Of the environment and of the run, where they were named."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -67,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
         "and engine fit its memory, in bytes. With a configuration file (and --dotted.flags) it plans that "
         "run, and exits with 1 when it does not fit; without one it goes through some model sizes.",
     )
-    parser.add_argument("config", nargs="?", default="", help="a run's TOML file")
+    parser.add_argument("config", nargs="?", default="", help="a run's TOML file, or an environment")
     parser.add_argument("--model", default="", help="folder of a model (its config.json is read), or an id")
     parser.add_argument(
         "--gpus",
@@ -84,12 +87,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the diagnosis; 1 when the run that was asked about cannot work here."""
-    from agentrl import config
+    from agentrl.cli.train import settings_of
 
     flags = list(options.settings)
     if options.model:
         flags += ["--model.path", options.model]
-    settings = config.load_settings(Path(options.config) if options.config else None, flags)
+    settings = settings_of(options.config, flags)
     machine = inspect_machine()
     if options.gpus:
         machine = replace(machine, gpus=_imagined(options.gpus))
@@ -130,6 +133,7 @@ def diagnose(settings: Settings, machine: Machine, *, imagined: bool = False) ->
         )
     except ConfigError as error:
         problems.append(str(error))
+    notes = _look_at_run(settings, problems)
     shapes = _shapes(settings, problems)
     models: dict[str, tuple[Plan, ...]] = {}
     for name, (shape, planned) in shapes.items():
@@ -154,7 +158,33 @@ def diagnose(settings: Settings, machine: Machine, *, imagined: bool = False) ->
         models=models,
         parameters={name: shape.parameters for name, (shape, _) in shapes.items()},
         problems=tuple(problems),
+        notes=tuple(notes),
     )
+
+
+def _look_at_run(settings: Settings, problems: list[str]) -> list[str]:
+    """What its environments are, and, where model and data are on this machine, whether it could start."""
+    from agentrl.plan import plan_run
+    from agentrl_envs import EnvError, load_env
+
+    notes: list[str] = []
+    known = True
+    for env in settings.env:
+        try:
+            tools = ", ".join(spec.name for spec in load_env(env.name).tool_specs()) or "no tools"
+            notes.append(f"environment {env.name}: {tools}")
+        except EnvError as error:
+            problems.append(str(error))
+            known = False
+    data = [env.data.train or settings.data.train for env in settings.env]
+    here = all(name.startswith("generated:") or Path(name).is_file() for name in data)
+    if data and here and known and Path(settings.model.path).is_dir():
+        try:
+            plan = plan_run(settings, fetch=False)
+            notes += [f"format {plan.settings.rollout.format}", *plan.notes]
+        except ConfigError as error:
+            problems.append(str(error))
+    return notes
 
 
 def _shapes(settings: Settings, problems: list[str]) -> dict[str, tuple[ModelShape, Settings]]:
@@ -166,8 +196,17 @@ def _shapes(settings: Settings, problems: list[str]) -> dict[str, tuple[ModelSha
     try:
         return {settings.model.path: (ModelShape.load(settings.model.path), settings)}
     except ConfigError as error:
-        problems.append(str(error))
+        problems.append(_what_is_wrong(settings.model.path) or str(error))
         return {}
+
+
+def _what_is_wrong(path: str) -> str:
+    """Why a path is no model; empty where it may be one of the hub."""
+    try:
+        find_model(path, fetch=False)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _version(package: str) -> str:
@@ -216,6 +255,7 @@ def report(found: Diagnosis) -> list[str]:
         lines.append(f"{name}, {found.parameters[name]:,} weights")
         for (_, needs, _), equal in itertools.groupby(plans, lambda it: (it.capacity, it.needs, it.role)):
             lines += _plan_lines(list(equal), needs)
+    lines += found.notes
     lines += [f"problem: {problem}" for problem in found.problems]
     return lines
 

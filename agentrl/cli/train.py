@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentrl.settings import Settings
 
 EPILOG = """\
 examples:
@@ -59,6 +64,15 @@ def short_flags(options: argparse.Namespace) -> list[str]:
     return [f"--{SHORT[name]}={value}" for name, value in given if value is not None]
 
 
+def settings_of(file: str, flags: Sequence[str]) -> Settings:
+    """Settings of a run from a settings file (.toml) or an environment, and flags; no file takes defaults."""
+    from agentrl import config
+
+    if file.endswith(".toml"):
+        return config.load_settings(Path(file), flags)
+    return config.load_settings(None, [*([f"--env.name={file}"] if file else []), *flags])
+
+
 def run(options: argparse.Namespace) -> int:
     """Train."""
     from agentrl import config
@@ -80,12 +94,7 @@ def run(options: argparse.Namespace) -> int:
             told = Options(listeners=(live.row,), on_ready=live.line, forgive=options.forgive)
             summary = resume(options.resume, flags, told)
     else:
-        path = None
-        if options.file.endswith(".toml"):
-            path = Path(options.file)
-        else:
-            flags = [f"--env.name={options.file}", *flags]
-        settings = config.load_settings(path, flags)
+        settings = settings_of(options.file, flags)
         if options.dry_run:
             from agentrl.plan import plan_run
 

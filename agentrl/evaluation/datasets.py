@@ -21,6 +21,7 @@ from typing import Any
 from agentrl.durable import write_file
 from agentrl.errors import DataError
 from agentrl.evaluation.benchmarks import BENCHMARKS, Benchmark, GitHubSource, HubSource
+from agentrl.model_files import hub_trouble
 from agentrl_envs import EnvError, last_answer, load_rows
 from agentrl_envs.dataset import prompt_id
 
@@ -249,6 +250,9 @@ def _from_hub(hub: HubSource) -> Path:
         from huggingface_hub import HfApi, hf_hub_download  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError("pip install huggingface_hub to fetch it") from None
+    trouble = hub_trouble(f"datasets/{hub.repository}")
+    if trouble is not None:
+        raise DataError(f"{hub.repository} could not be fetched: {trouble}")
     try:
         names = HfApi().list_repo_files(hub.repository, repo_type="dataset", revision=hub.revision)
         found = [name for name in names if fnmatch.fnmatch(name, hub.files)]

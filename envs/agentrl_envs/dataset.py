@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .errors import DatasetError
 __all__ = ["load_rows", "prompt_id"]
 
 Row = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 def prompt_id(row: Mapping[str, Any]) -> str:
@@ -43,14 +45,15 @@ def load_rows(
     map: {new name: name in the data}; the old name goes away. limit: the first so many rows.
     split: of a Hugging Face data set.
 
-    Duplicates: a row equal to an earlier one (same id, same fields) is dropped; two different rows with one
-    id are an error, because the value tracker could not tell them apart.
+    Duplicates: a row equal to an earlier one (same id, same fields) is dropped, and counted in a warning; two
+    different rows with one id are an error, because the value tracker could not tell them apart.
     Raises DatasetError naming the file and the line.
     """
     if limit is not None and limit < 1:
         raise DatasetError(f"limit={limit}: want at least 1")
     rows: dict[str, Row] = {}
     places: dict[str, str] = {}
+    equal = 0
     for place, raw in _read(source, split):
         row = _renamed(raw, map or {}, place)
         key = prompt_id(row)
@@ -58,12 +61,15 @@ def load_rows(
             raise DatasetError(
                 f"{place}: the id {key!r} is already that of {places[key]}, whose fields differ"
             )
+        equal += key in rows
         rows.setdefault(key, row)
         places.setdefault(key, place)
         if limit is not None and len(rows) >= limit:
             break
     if not rows:
         raise DatasetError(f"{source}: no rows")
+    if equal:
+        logger.warning("%s: %d rows are equal to earlier ones and are left out", source, equal)
     return list(rows.values())
 
 

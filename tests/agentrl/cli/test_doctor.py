@@ -59,7 +59,7 @@ def test_too_few_gpus_for_a_layout(model: Path):
 
 def test_a_missing_model():
     found = diagnose(settings_for(Path("/nowhere")), SMALL)
-    assert "config.json" in found.problems[0]
+    assert "there is no such folder" in found.problems[0]
 
 
 def test_the_command(model: Path, capsys: pytest.CaptureFixture[str]):
