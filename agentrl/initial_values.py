@@ -57,11 +57,11 @@ def read_initial_file(pool: PromptPool, path: Path) -> int:
         raise AgentRLError(f"tracker.initial_file = {str(path)!r} does not exist")
     known = 0
     for number, line in enumerate(_lines(path), 1):
-        prompt = pool.index.get(str(line.get("prompt_id")))
         if not _is_initial(line):
             raise AgentRLError(
                 f"{path}, line {number}: want prompt_id and a list of rewards from 0 to 1, got {line}"
             )
+        prompt = pool.index.get(str(line["prompt_id"]))
         if prompt is not None and line["rewards"]:
             pool.tracker.initialise(prompt, [float(reward) for reward in line["rewards"]])
             known += 1
