@@ -206,7 +206,8 @@ async def evaluate(
         AgentRLError: `FAILURES_IN_A_ROW` kept failures without a success between them.
     """
     loop = _Loop(plan, play, {r.key: r for r in done}, on_record, on_progress, version, score)
-    jobs = plan.jobs(dict(loop.records))
+    missing = list(plan.jobs(dict(loop.records)))
+    loop.left, jobs = len(missing), iter(missing)
     workers = [asyncio.ensure_future(loop.work(jobs)) for _ in range(max(1, concurrency))]
     try:
         await asyncio.gather(*workers)
@@ -228,18 +229,24 @@ class _Loop:
     version: Callable[[], int]
     score: Score | None = None
     failures: int = 0
+    """Kept since the last answer."""
+    left: int = 0
+    """Episodes that did not begin."""
     next_told: float = 0.0
 
     async def work(self, jobs: Iterator[_Job]) -> None:
         """Play jobs until there are none."""
         for job in jobs:
+            self.left -= 1
             record = await self._record(job)
             self.records[record.key] = record
             if self.on_record is not None:
                 self.on_record(record)
             if not record.refused:  # what an endpoint declines says nothing of the next answer
                 self.failures = self.failures + 1 if record.failed else 0
-            if record.failure is not None and self.failures >= FAILURES_IN_A_ROW:
+            # The last to end are the slow ones, which fail together: there is nothing left to be spared then.
+            in_vain = self.left or all(r.failed for r in self.records.values())
+            if record.failure is not None and self.failures >= FAILURES_IN_A_ROW and in_vain:
                 boundary, error, message = record.failure
                 raise AgentRLError(
                     f"{self.failures} episodes in a row failed, the last one at the {boundary}: "

@@ -139,6 +139,20 @@ async def test_an_evaluation_in_which_everything_breaks_stops():
         await result_of(lambda request: code("broken"), rows=rows)
 
 
+async def test_failures_at_the_end_of_an_evaluation_with_answers_do_not_end_it():
+    """Fails when the slow ones, which fail last and together, are taken for an outage."""
+    rows = [{"id": f"q{i}", "problem": f"say {i}", "answer": "7"} for i in range(30)]
+
+    def breaks_late(request):
+        number = int(request.prompt.split("say ")[1].split()[0].split("<")[0])
+        return "\\boxed{7}<|end|>" if number < 5 else code("broken")
+
+    policy = ScriptedPolicy(breaks_late)
+    renderer = make_renderer(policy.tokenizer, "code")
+    result = await evaluate_policy(policy, renderer, lambda _: Boxed(), rows, concurrency=30)
+    assert (result.table["counts"]["right"], result.table["counts"]["failed"]) == (5, 25)
+
+
 async def test_truncated_answers_are_wrong_and_counted():
     result = await result_of(
         lambda request: "\\boxed{7}<|end|>", rows=ROWS[:2], rollout=RolloutSettings(max_tokens=3)
