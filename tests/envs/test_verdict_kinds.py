@@ -95,7 +95,7 @@ RIGHT: dict[str, list[tuple[str, str]]] = {
     ],
     "relations": [(r"p\ne q", r"q\ne p"), (r"|x-2|<3", "(-1,5)"), (r"|x|\le 4", "[-4,4]"), (r"|x+1|<\frac12", r"(-\frac32,-\frac12)"), (r"3\ge x", r"x\le 3"), (r"x > 2 \text{ (i.e., } x\in(2,\infty))", r"x>2")],
     "ratios, bases, times": [
-        ("2{:}3", "2:3"), (r"2\colon 3", "2 : 3"), ("4:6", "2:3"), ("(110)_2", "110_2"), (r"110_{\text{two}}", "110_2"), (r"7:00 \text{ pm}", r"7\text{ pm}"), ("3/4", "3:4"), ("10:45", "10:45"), (r"AB:BC=2:3", "2:3"),
+        ("2{:}3", "2:3"), (r"2\colon 3", "2 : 3"), ("4:6", "2:3"), ("(110)_2", "110_2"), (r"110_{\text{two}}", "110_2"), (r"7:00 \text{ pm}", r"7\text{ pm}"), ("3/4", "3:4"), ("10:45", "10:45"), (r"9:05\text{ a.m.}", r"9:05\text{ am}"), (r"AB:BC=2:3", "2:3"),
     ],
     "matrices": [
         (r"3\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}3\\6\end{pmatrix}"), (r"\begin{bmatrix}1&1\end{bmatrix}+\begin{bmatrix}2&3\end{bmatrix}", r"\begin{bmatrix}3&4\end{bmatrix}"),
@@ -147,7 +147,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "odd roots": [(r"\sqrt[3]{-27}", "3"), (r"\sqrt{-4}", "-2"), (r"\sqrt[4]{-16}", "-2"), (r"\sqrt[3]{-5}", r"\sqrt[3]{5}"), (r"\sqrt[3]{-8}", "-4"), (r"\sqrt[5]{-1}", "1")],
     "decoration": [(r"\text{The answer is not } 8", "8"), (r"\text{about } 8", "9"), (r"\text{Option A}", "B"), (r"\text{B: } 8", "C"), ("8!", "8"), (r"-8 \checkmark", "8"), (r"\text{exactly } 9", "8"), ("8?9", "8"), (r"\color{red}{8}9", "8")],
     "relations": [(r"p\ne q", r"p=q"), (r"|x-2|<3", "(-5,1)"), (r"|x|<4", "[-4,4]"), (r"|x|>4", "(-4,4)"), (r"x\ge 3", r"x\le 3"), (r"a<b", r"b<a")],
-    "ratios, bases, times": [("3:2", "2:3"), ("10:30", "5:15"), ("1", "3-2"), ("2", "12-10"), ("110_3", "110_2"), ("7:30", "7"), ("0.25", "1/2/2"), (r"7\text{ am}", r"7\text{ pm}")],
+    "ratios, bases, times": [("3:2", "2:3"), ("10:30", "5:15"), ("1", "3-2"), ("2", "12-10"), ("110_3", "110_2"), ("7:30", "7"), (r"7:01\text{ pm}", r"7\text{ pm}"), (r"10:30\text{ am}", r"10:30\text{ pm}"), ("0.25", "1/2/2"), (r"7\text{ am}", r"7\text{ pm}")],
     "matrices": [(r"2\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\2\end{pmatrix}"), (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"), (r"\begin{pmatrix}1\\1\end{pmatrix}\begin{pmatrix}1&1\end{pmatrix}", "2"),
         (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1&2&0\end{pmatrix}"), (r"\begin{pmatrix}1&2\end{pmatrix}+\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"), (r"2\begin{pmatrix}a\\b\end{pmatrix}", r"\begin{pmatrix}2a\\b\end{pmatrix}")],
     "arbitrary constants": [(r"\sin x", r"\sin x+C"), (r"\cos x+C", r"\sin x+C"), (r"Ae^x+Be^x", r"C_1e^x+C_2e^{-x}"), ("mk^2", "mc^2"), ("x+k+1", "x+k"), ("x^2+Cx", "x^2+C"), ("ac", "ak"), (r"x+C", "x+2C")],

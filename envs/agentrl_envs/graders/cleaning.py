@@ -38,6 +38,11 @@ _INTRODUCTION = re.compile(
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}&?")
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
 _SEPARATED = re.compile(r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,|\\!)\s*(?=\d{3}(?!\d))")
+_USUAL = {
+    "\\!": "", "\\%": "%", "{:}": ":", "\\colon": ":", "\\lbrace": "\\{", "\\rbrace": "\\}",
+    "\\not=": "\\ne ",
+    "\\backslash": "\\setminus ",
+}  # fmt: skip
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z{}()\[\],;!%])")
 _ROW_GAPS = re.compile(r"(?<=\\\\)\[[\d.]+ ?(?:pt|em|ex|mm|cm)\]")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|hspace\{[^{}]*\}|enspace(?![A-Za-z]))|~|\s+")
@@ -61,7 +66,8 @@ _CALLS = (
 _CALLS += "|max|min|det"
 _PYTHON = re.compile(r"sqrt|pi|oo|theta|\*\*|\^\s*\(|\b[a-zA-Z]{2,}\(|(?<![A-Za-z\\])C\(|\\text")
 _NAMES = re.compile(
-    rf"\\text\s*\{{\s*(?P<upright>{_CALLS})\s*\}}|\\text\s*\{{[^{{}}]*\}}|\bE(?=\s*\*\*)|(?<![\\A-Za-z])(?:(?:np|math|sp|sympy)\.)?"
+    rf"\\text\s*\{{\s*(?P<upright>{_CALLS})\s*\}}|\\text\s*\{{[^{{}}]*\}}|\bE(?=\s*\*\*)"
+    rf"|(?<![\\A-Za-z])(?:(?:np|math|sp|sympy)\.)?"
     rf"(?P<name>sqrt(?=\s*[\d(])|(?:pi|oo|theta)(?![A-Za-z])|(?:{_CALLS})(?=\s*\())"
 )
 _LATEX = {"sqrt": r"\sqrt", "pi": r"\pi ", "oo": r"\infty ", "theta": r"\theta ", "E": "e"}
@@ -88,9 +94,7 @@ def _plain(character: str) -> str:
     if digit is not None:  # digits of any script
         return str(digit)
     if (parts := unicodedata.decomposition(character).split()) and parts[0] in _FORMS:
-        letters = "".join(
-            _plain(chr(int(part, 16))) if int(part, 16) > 127 else chr(int(part, 16)) for part in parts[1:]
-        )
+        letters = "".join(c if c.isascii() else _plain(c) for c in (chr(int(part, 16)) for part in parts[1:]))
         top, slash, bottom = letters.partition("/")
         return f"\\frac{{{top}}}{{{bottom}}}" if slash else _FORMS[parts[0]].format(letters)
     if unicodedata.category(character) in ("Cf", "Cc", "Cs"):  # direction marks, NUL, lone surrogates
@@ -163,11 +167,8 @@ def cleaned(text: str) -> str:
     text = _CHOOSE.sub(_binomial, text) if "C_" in text else text
     text = _SPACES.sub(" ", _POSITIVE.sub("", text)).strip()
     text = _FULL_HOUR.sub("", text) if ":00" in text else text
-    text = (
-        _BY.sub(r" \\times ", _SCALE.sub(lambda match: f"\\times 10^{{{_SCALES[match[1]]}}}", text))
-        if "i" in text or "y" in text
-        else text
-    )
+    if "lion" in text or "thousand" in text or "by" in text:
+        text = _BY.sub(r" \\times ", _SCALE.sub(lambda m: f"\\times 10^{{{_SCALES[m[1]]}}}", text))
     text = text.rstrip(" .,;:\\").strip() if text[-1:] in ".,;:\\" else text
     while (match := _INTRODUCTION.match(text)) and match.end() < len(text):
         text = text[match.end() :]
@@ -177,24 +178,12 @@ def cleaned(text: str) -> str:
 def _latex_marks(text: str) -> str:
     """Sizes, fonts and other commands that change the looks of a formula only."""
     text = _ROW_GAPS.sub("", _ENVIRONMENT.sub("", _SIZES.sub("", text)))
-    text = (
-        _SEPARATED.sub("", text)
-        .replace("\\!", "")
-        .replace("\\%", "%")
-        .replace("{:}", ":")
-        .replace("\\colon", ":")
-    )
-    text = (
-        text.replace("\\lbrace", "\\{")
-        .replace("\\rbrace", "\\}")
-        .replace("\\not=", "\\ne ")
-        .replace("\\backslash", "\\setminus ")
-    )
+    text = _SEPARATED.sub("", text)
+    for written, usual in _USUAL.items():
+        text = text.replace(written, usual)
     text = _FONTS.sub("", _TEXTS.sub(r"\\text", _FRACTIONS.sub(r"\\frac", text)))
     if "\\text" in text:
-        text = _UPRIGHT.sub(
-            lambda match: match.group() if match.group() == text else match[1] or match[2] or match[3], text
-        )
+        text = _UPRIGHT.sub(lambda m: text if m.group() == text else m[1] or m[2] or m[3], text)
     if "\\choose" in text:
         text = re.sub(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}", text)
     return text.replace("\\lt", "<").replace("\\gt", ">") if re.search(r"\\[lg]t(?![A-Za-z])", text) else text

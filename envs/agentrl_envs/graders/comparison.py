@@ -408,6 +408,8 @@ def _same_value(answer: str, gold: str, leaf: Leaf) -> bool:
     expected, wanted = split_unit(gold, unit)
     if unit is None and wanted is not None:
         given, unit = split_unit(answer, wanted)
+    if ":" in given + expected and (unit or wanted):  # 7:05 p.m. is no quotient
+        return unit == wanted and _same(form_of(given), form_of(expected), leaf)
     if unit == wanted or not (unit and wanted):
         return _unit_left_out(given, unit, expected, wanted, leaf)
     factor = conversion(unit, wanted)

@@ -68,7 +68,6 @@ class Grader:
         self._processes = processes
         self._pool: Pool | None = None
         self._owner = 0
-        self._own_s = 0.0
         self._lock = threading.Lock()
 
     # ---- verdicts ------------------------------------------------------------------------------------------
@@ -196,13 +195,7 @@ class Grader:
     @property
     def last_own_s(self) -> float:
         """Own seconds (wall less run queue) of the last symbolic comparison that ended; for benchmarks."""
-        return self._own_s if self._pool is None else self._pool.own_s
-
-    @last_own_s.setter
-    def last_own_s(self, value: float) -> None:
-        self._own_s = value
-        if self._pool is not None:
-            self._pool.own_s = value
+        return 0.0 if self._pool is None else self._pool.own_s
 
     # ---- the pool ------------------------------------------------------------------------------------------
 

@@ -150,10 +150,6 @@ class Pool:
         """Own seconds of the request that ended last."""
         return self._state["own_s"]
 
-    @own_s.setter
-    def own_s(self, value: float) -> None:
-        self._state["own_s"] = value
-
     def close(self) -> None:
         """End all processes; pending requests get GRADER_FAILED."""
         self._finalizer()

@@ -34,6 +34,8 @@ _LEIBNIZ = re.compile(
 _DECIMAL = re.compile(r"(\^\s*)?(\d*\.\d+)")
 _ROOT = re.compile(r"\\sqrt\s*([A-Za-z]|\\[A-Za-z]+)(?![A-Za-z\[{])")
 _FACTORIAL = re.compile(r"(\d+|[A-Za-z]|\\variable\{\w+\}|\([^()]*\))\s*(!+)\s*\^")
+_DOTS = {"dot": 1, "ddot": 2}
+_ACCENT_NAMES = {"overline": "bar", "overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde"}
 _FUNCTIONS = "fghFGHPQ"  # letters that are applied to whatever stands in brackets behind them
 _NO_NUMBERS = {"gcd", "lcm"}  # evaluated by the parser as if letters were coprime numbers
 _MISREAD = "IETd"  # imaginary unit, an error, transpose, differential
@@ -54,18 +56,13 @@ def _variable(name: str) -> str:
 
 
 def _name(match: re.Match[str]) -> str:
-    base = next(
-        b for b in (match["inner"], match["bare"], match["greek"], match["text"], match["letter"]) if b
-    )
-    marks = match["marks"] or ""
-    primes = marks.count("'") + marks.count("prime") + {"dot": 1, "ddot": 2}.get(match["accent"] or "", 0)
+    base = next(filter(None, match.group("inner", "bare", "greek", "text", "letter")))
+    accent, marks = match["accent"] or "", match["marks"] or ""
+    primes = marks.count("'") + marks.count("prime") + _DOTS.get(accent, 0)
     subscript = symbol_name(re.sub(_PRIMES, "", marks))
     if "+" in subscript:
         subscript = "+".join(sorted(subscript.split("+")))
-    accent = (
-        (match["accent"] or "").removeprefix("wide").removeprefix("d").removeprefix("dot").removeprefix("ot")
-    )
-    accent = {"overline": "bar", "overrightarrow": "vec"}.get(accent, accent)
+    accent = "" if accent in _DOTS else _ACCENT_NAMES.get(accent, accent)
     return accent + symbol_name(base) + ("_" + subscript if subscript else "") + "'" * primes
 
 
@@ -75,55 +72,46 @@ def readable(text: str, canonical: Callable[[str], str]) -> str:
     text = _ROOT.sub(r"\\sqrt{\1}", _DECIMAL.sub(_exact, text))
     out: list[str] = []
     position = 0
-    keep = "\\int" in text  # where dx is a differential
     while (match := _TOKEN.search(text, position)) is not None:
         out.append(text[position : match.start()])
-        position = match.end()
-        if (
-            match["command"] in _NO_NUMBERS
-            and (found := _applied(text, position))
-            and re.search("[A-Za-z]", found[0])
-        ):
-            out.append(_variable(match["command"] + _arguments(found[0], canonical)))
-            position = found[1]
-        elif match["marks"] is None or match.group().startswith("\\variable"):
-            out.append(match.group())
-            if match["command"] == "variable":
-                position = text.index("}", position) + 1
-                out[-1] = text[match.start() : position]
-        else:
-            piece, position = _symbol(text, match, canonical, keep)
-            out.append(piece)
+        command, piece, position = match["command"], match.group(), match.end()
+        if command == "variable":
+            position = text.index("}", position) + 1
+            piece = text[match.start() : position]
+        elif command in _NO_NUMBERS and re.search("[A-Za-z]", _inside(text, position, "()")):
+            piece, position = _application(command or "", text, position, canonical)
+        elif match["marks"] is not None:
+            piece, position = _symbol(text, match, canonical)
+        out.append(piece)
     return _FACTORIAL.sub(r"{\1\2}^", "".join([*out, text[position:]]))
 
 
-def _symbol(text: str, match: re.Match[str], canonical: Callable[[str], str], keep: bool) -> tuple[str, int]:
+def _symbol(text: str, match: re.Match[str], canonical: Callable[[str], str]) -> tuple[str, int]:
     """(what to write for a symbol, where to go on), with its arguments when it is a function's name."""
-    name, letter = _name(match), match["letter"]
-    found = _applied(text, match.end()) if name[:1] not in ("e", "i") or len(name) > 1 else None
-    simple = found is not None and re.fullmatch(r"\s*\\?[A-Za-z]+\s*", found[0]) and found[0].strip() != name
-    if (
-        found
-        and (simple or (name[0] in _FUNCTIONS and match["greek"] is None) or match["text"])
-        and name != "Gamma"
-    ):
-        return _variable(name + _arguments(found[0], canonical)), found[1]
-    plain = letter and not match["marks"] and (letter not in _MISREAD or (keep and letter == "d"))
-    if plain or name == "Gamma":
-        return match.group(), match.end()
-    return _variable(name), match.end()
+    name, letter, end = _name(match), match["letter"], match.end()
+    inside = _inside(text, end, "()") if name not in ("e", "i", "Gamma") else ""
+    simple = re.fullmatch(r"\s*\\?[A-Za-z]+\s*", inside) and inside.strip() != name
+    if inside and (simple or match["text"] or (name[0] in _FUNCTIONS and not match["greek"])):
+        return _application(name, text, end, canonical)
+    differential = letter == "d" and "\\int" in text
+    if name == "Gamma" or (letter and not match["marks"] and (letter not in _MISREAD or differential)):
+        return match.group(), end
+    return _variable(name), end
 
 
-def _applied(text: str, start: int) -> tuple[str, int] | None:
-    """(what stands in the round brackets that open at `start`, where they end)."""
-    if text[start : start + 1] != "(":
-        return None
+def _application(name: str, text: str, end: int, canonical: Callable[[str], str]) -> tuple[str, int]:
+    inside = _inside(text, end, "()")
+    return _variable(name + _arguments(inside, canonical)), end + len(inside) + 2
+
+
+def _inside(text: str, start: int, brackets: str) -> str:
+    """What stands in the brackets that open at `start`; "" when none do, or nothing closes them."""
     depth = 0
-    for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
+    for i in range(start, len(text) if text[start : start + 1] == brackets[0] else start):
+        depth += (text[i] == brackets[0]) - (text[i] == brackets[1])
         if depth == 0:
-            return text[start + 1 : i], i + 1
-    return None
+            return text[start + 1 : i]
+    return ""
 
 
 def _arguments(text: str, canonical: Callable[[str], str]) -> str:
@@ -152,12 +140,8 @@ def _argument(text: str, position: int) -> tuple[str, int]:
     """(argument of a command, where it ends): what is in braces, a command, or one character."""
     while text[position : position + 1].isspace():
         position += 1
-    if text[position : position + 1] != "{":
-        match = re.compile(r"\\[A-Za-z]+|.?", re.DOTALL).match(text, position)
-        return (match.group(), match.end()) if match else ("", position)
-    depth = 0
-    for i in range(position, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[position + 1 : i], i + 1
-    return text[position + 1 :], len(text)
+    if text[position : position + 1] == "{":
+        inside = _inside(text, position, "{}")
+        return inside, position + len(inside) + 2
+    match = re.compile(r"\\[A-Za-z]+|.?", re.DOTALL).match(text, position)
+    return (match.group(), match.end()) if match else ("", position)
