@@ -30,7 +30,7 @@ RIGHT: dict[str, list[tuple[str, str]]] = {
     ],
     "equations with several sides or names": [
         (r"k=\frac{\ln 2}{3}=\frac{\ln 4}{6}", r"k=\frac{\ln 2}{3}"), ("a=b=7", "7"), ("(x-1)^2=x^2-2x+1", "x^2-2x+1=(x-1)^2"), (r"\frac{AB}{CD}=\frac{2}{3}", r"\frac23"),
-        (r"\frac23", r"\frac{AB}{CD}=\frac{2}{3}"), ("p=2, Q=(1,3)", "Q=(1,3), p=2"), ("g(x)=x^2", "g=x^2"), ("3y=6x+3", "y=2x+1"),
+        (r"\frac23", r"\frac{AB}{CD}=\frac{2}{3}"), ("p=2, Q=(1,3)", "Q=(1,3), p=2"), ("g(x)=x^2", "g=x^2"), ("3y=6x+3", "y=2x+1"), (r"a_n=\sum_{j=1}^{n} b_j c_{n-j}", r"a_n=\sum_{j=1}^{n} c_{n-j}b_j"),
     ],
     "approximations": [
         (r"\sqrt{3}\approx 1.732", r"\sqrt3"), (r"5\pi\approx 15.7", r"5\pi"), (r"x\approx 2.7", r"x\approx 2.7"), ("2.7", r"x \approx 2.7"),

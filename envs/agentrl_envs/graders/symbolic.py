@@ -31,6 +31,7 @@ _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Z
 # The parser reads 2(3) and (2)(3) as mixed numbers.
 _PRODUCT = re.compile(r"((?<![_^\d}])(?<!\\variable\{)\d+|\))\s*(?=\()")
 _CONSTANT = re.compile(r"[CcKk](Z5fZ\w+)?\Z")  # of integration, with its subscript
+_EQUALS = re.compile(r"=(?![^{]*\})")  # not that of a sum's index
 _PRIMED = re.compile(r"'|\\prime|\\d?dot(?![A-Za-z])")
 
 
@@ -103,7 +104,7 @@ def symbolic_leaf(answer: str, gold: str, tolerance: float = 0.0) -> bool:
         pass
     if bool(_PRIMED.search(answer)) != bool(_PRIMED.search(gold)):
         answer, gold = with_primes(answer), with_primes(gold)
-    if "=" in answer and "=" in gold:
+    if _EQUALS.search(answer) and _EQUALS.search(gold):
         return _same_equation(answer, gold, tolerance)
     given, expected = _parsed(answer), _parsed(gold)
     if given is None:
@@ -252,7 +253,7 @@ def _same_equation(answer: str, gold: str, tolerance: float) -> bool:
     """Whether two equations have the same sides, or are constant multiples of each other."""
     from sympy import Expr
 
-    texts = [text.split("=") for text in (answer, gold)]
+    texts = [_EQUALS.split(text) for text in (answer, gold)]
     sides = [[_parsed(side) for side in text] for text in texts]
     if None in sides[0]:
         raise CannotParse
