@@ -12,7 +12,7 @@ import copy
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -256,13 +256,30 @@ class Conversation(ABC):
     async def _close(self) -> None:
         closing = [self.release()] if self.env is None else [self.release(), self.env.aclose()]
         outcomes = await asyncio.gather(
-            *(asyncio.wait_for(step, CLEANUP_LIMIT_S) for step in closing), return_exceptions=True
+            *(_ended(step, CLEANUP_LIMIT_S) for step in closing), return_exceptions=True
         )
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 logger.warning(
                     "episode %s: closing failed: %s", self.dispatch.episode_id, error_text(outcome)
                 )
+
+
+async def _ended(step: Coroutine[Any, Any, None], limit_s: float) -> None:
+    """Await it, at least a few turns of an event loop that is busy with thousands of others.
+
+    Raises:
+        TimeoutError: it did not end.
+    """
+    task = asyncio.ensure_future(step)
+    await asyncio.wait({task}, timeout=limit_s)
+    for _ in range(10):
+        if not task.done():
+            await asyncio.wait({task}, timeout=0.01)
+    if not task.done():
+        task.cancel()
+        raise TimeoutError(f"it did not end within {limit_s:g} s")
+    task.result()
 
 
 _CLOSING: set[asyncio.Future[None]] = set()

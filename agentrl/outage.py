@@ -9,7 +9,6 @@ growing intervals, until one succeeds; the others go on meanwhile. It knows noth
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,6 @@ from typing import Any
 
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError
-
-logger = logging.getLogger(__name__)
 
 STREAK = 8
 """Failures in a row, without a success between them, after which an environment is paused."""
@@ -164,7 +161,6 @@ class Outages:
     def _pause(self, environment: str, gate: _Gate) -> None:
         gate.since, gate.delay, gate.burst, gate.hopeless = self._clock(), FIRST_DELAY_S, 1, False
         gate.tries.clear()
-        logger.warning("%s", describe_outage(self._row(environment, gate, "paused")))
         self._tell(self._row(environment, gate, "paused"))
         self._schedule(environment, gate)
 

@@ -16,6 +16,7 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from agentrl.durable import LineFile, write_file
 from agentrl.episode import Episode
@@ -175,13 +176,25 @@ def read_episodes(folder: Path, wanted: Collection[str] | None = None) -> Iterat
         wanted: episode ids to read; None reads all.
     """
     for path in sorted(folder.glob("[0-9]*.jsonl*"), key=lambda path: path.name.split(".")[0]):
-        for line in _lines(path):
+        for data in read_records(path):
             try:
-                data = json.loads(line)
                 if wanted is None or data["episode_id"] in wanted:
                     yield Episode.from_json(data)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                logger.warning("%s: an episode is damaged and left out: %s", path, error)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                logger.warning("%s: an episode is damaged and left out: %r", path, error)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Recorded episodes of one file as plain values; what is damaged is left out."""
+    for line in _lines(path):
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError):
+            data = None
+        if isinstance(data, dict):
+            yield data
+        else:
+            logger.warning("%s: an episode is damaged and left out: %r", path, line[:60])
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -7,7 +7,6 @@ killed. Knows nothing of HTML.
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import math
 from collections import deque
@@ -19,6 +18,7 @@ from typing import Any
 from agentrl.cost import Cost, spent
 from agentrl.metrics import Row, read_metrics
 from agentrl.outage import describe_outage
+from agentrl.recorder import read_records
 from agentrl.report.health import find_warnings
 from agentrl.streams import TRAINING
 
@@ -314,14 +314,9 @@ def read_examples(folder: Path) -> list[dict[str, Any]]:
 def _shown_lines(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Episodes of training that have a reward."""
     for path in files:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                if not line.endswith("\n"):
-                    continue  # torn by a kill
-                item = json.loads(line)
-                if item["episode_id"].startswith(TRAINING) and item["reward"] is not None:
-                    yield item
+        for item in read_records(path):
+            if str(item.get("episode_id")).startswith(TRAINING) and item.get("reward") is not None:
+                yield item
 
 
 def _example(item: dict[str, Any], when: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .raised import Raised, error_text, place, raised_by_statement, spoken
 
 __all__ = ["CallThread", "LimitExceeded", "call", "ends_caller"]
 
+_TURNS = 10  # of the event loop after a limit, for one that is busy with thousands of others
 _GRACE_S = 1.0  # how long a cancelled coroutine may take to clean up before it is left behind
 
 
@@ -75,6 +76,13 @@ class CallThread:
 
     async def run(self, function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         """What `function()` returned or raised. When the waiter is cancelled the thread is left behind."""
+        end = await _begin()
+        try:
+            return await self._run(function)
+        finally:
+            end()
+
+    async def _run(self, function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         if self._queue is None:
             self._queue = queue.SimpleQueue()
             threading.Thread(target=_serve, args=(self._queue,), name=self._name, daemon=True).start()
@@ -98,6 +106,39 @@ class CallThread:
         self.stop()
         for task in list(self.tasks):
             task.cancel()
+
+
+FRESH_CALLS, FRESH_S = 32, 0.02
+"""Calls that may have begun within the last so many seconds and have not ended."""
+
+_PERMITS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+async def _begin() -> Callable[[], None]:
+    """Wait until a call may begin; returns what to call when it has ended.
+
+    A thread that waits for the interpreter's lock wakes every 5 ms. Thousands that begin together, as when
+    ten thousand episodes start, spend more on that than on what they do. A call that takes its time blocks
+    on something else, and is forgotten.
+    """
+    loop = asyncio.get_running_loop()
+    permits = _PERMITS.setdefault(loop, asyncio.Semaphore(FRESH_CALLS))
+    waiting = while_waiting.get() if permits.locked() else None
+    with waiting() if waiting else contextlib.nullcontext():
+        await permits.acquire()
+    begun = True
+
+    def end() -> None:
+        nonlocal begun
+        if begun:
+            begun = False
+            timer.cancel()
+            permits.release()
+
+    timer = loop.call_later(FRESH_S, end)
+    return end
 
 
 def _serve(jobs: queue.SimpleQueue[Any]) -> None:
@@ -140,6 +181,9 @@ async def call(function: Callable[[], Any], thread: CallThread, limit_s: float) 
     try:
         while not task.done() and (left := limit_s + waits.seconds - (time.monotonic() - began)) > 0:
             await asyncio.wait({task}, timeout=max(left, 0.05))
+        for _ in range(_TURNS):
+            if not task.done():
+                await asyncio.wait({task}, timeout=0.01)
     except asyncio.CancelledError:
         await _cancel(task)
         raise
