@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -26,15 +27,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentrl_envs import Finish, SandboxFailure, ToolError, register, tool
-from agentrl_envs.arithmetic import Arithmetic
-
 from agentrl import config
 from agentrl.errors import Interrupted, PolicyUnavailable
 from agentrl.inference.transformers import TransformersPolicy
 from agentrl.ledger import Ledger, State
 from agentrl.report.terminal import PlainProgress
 from agentrl.train import Options, resume, train
+from agentrl_envs import Finish, SandboxFailure, ToolError, register, tool
+from agentrl_envs.arithmetic import Arithmetic
 from benchmarks.demo_run import DEMO
 
 CALM = -1.0
@@ -239,10 +239,8 @@ def soak(seconds: float, folder: str) -> dict[str, Any]:
     TransformersPolicy.generate = _generate
     stop, Trouble.on = threading.Event(), True
     threading.Thread(target=_weather, args=(stop,), daemon=True).start()
-    try:
+    with contextlib.suppress(Interrupted):
         train(_settings(folder, ["--run.steps=1000000", "--run.name=soak"]), Options(listeners=(listen,)))
-    except Interrupted:
-        pass
     stop.set()
     Trouble.on = False
     version = steps[-1]["version"]
