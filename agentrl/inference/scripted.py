@@ -70,7 +70,7 @@ class ByteTokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
         """Text of token ids; bytes that are not UTF-8 become replacement characters."""
         if self.eos_token_id not in token_ids:
-            return bytes(token_ids).decode(errors="replace")
+            return bytes(list(token_ids)).decode(errors="replace")  # an array would give its memory
         end = b"" if skip_special_tokens else self.eos_token.encode()
         pieces = (end if token == self.eos_token_id else bytes((token,)) for token in token_ids)
         return b"".join(pieces).decode(errors="replace")
