@@ -98,7 +98,8 @@ def read_state(folder: Path) -> RunState:
         plain = json.loads((folder / "state.json").read_bytes())
         if plain["format"] != FORMAT:
             raise CheckpointError(f"{folder} is a checkpoint of format {plain['format']}, expected {FORMAT}")
-        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        # Opened here: of a damaged file numpy leaves its own descriptor open.
+        with (folder / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             pool = _join(plain["pool"], arrays)
         return RunState(
             version=plain["version"],
