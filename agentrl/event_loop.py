@@ -108,9 +108,9 @@ def end_process(code: int) -> None:
 
 def _end(code: int) -> None:
     time.sleep(EXIT_LIMIT_S)
-    left = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
-    names = ", ".join(left[:8])
-    sys.stderr.write(f"agentrl: leaving threads behind that do not end: {names}\n")
+    own = (threading.main_thread(), threading.current_thread())
+    names = ", ".join(thread.name for thread in threading.enumerate() if thread not in own)
+    sys.stderr.write(f"agentrl: leaving threads behind that do not end: {names:.300}\n")
     sys.stderr.flush()
     sys.stdout.flush()
     os._exit(code)

@@ -229,7 +229,8 @@ async def _begin(task: Task, sandbox: Any, settings: Settings) -> list[Message] 
         except EnvError as error:
             first = first or f"row {number}: {error}"
         finally:
-            await env.aclose()
+            with contextlib.suppress(EnvError):  # in an episode it would be told, and nothing more
+                await env.aclose()
     raise ConfigError(f"env {task.name!r} cannot begin an episode: {first}")
 
 

@@ -24,6 +24,7 @@ from agentrl.spo.value_tracker import ValueTracker
 from agentrl_envs import Env, EnvError, load_env, load_rows, usable_rows
 from agentrl_envs.dataset import prompt_id as row_prompt_id
 from agentrl_envs.graders import default_grader
+from agentrl_envs.raised import error_text, place
 from agentrl_sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,13 @@ class Task:
     def make(self, sandbox: Sandbox | None, seed: int | None) -> Env:
         """The environment's object for one episode."""
         rng = None if seed is None else random.Random(seed)
-        return self.env(sandbox=sandbox, rng=rng, **self.settings)
+        try:
+            return self.env(sandbox=sandbox, rng=rng, **self.settings)
+        except BaseException as error:
+            if isinstance(error, EnvError | KeyboardInterrupt):
+                raise
+            what = f"{self.env.__name__}.__init__ raised {error_text(error)} ({place(error)})"
+            raise EnvError(what) from error
 
 
 def load_data(data: DataSettings, env: type[Env], where: str) -> tuple[Mapping[str, Any], ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import logging
 import signal
@@ -38,6 +39,7 @@ from agentrl.settings import Settings
 from agentrl.settings_log import check_changes, log_changes, log_start
 from agentrl.spo.advantage import make_estimator
 from agentrl.watchdog import Watchdog
+from agentrl_envs import EnvError
 from agentrl_sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
@@ -221,8 +223,8 @@ def make_learner(settings: Settings) -> Any:
     return Learner(settings.model, settings.learner, seed=settings.run.seed)
 
 
-PARITY_PROMPTS = 8
-"""Prompts that engine and learner are compared on."""
+PARITY_PROMPTS, PARITY_ROWS = 8, 64
+"""Prompts that engine and learner are compared on, and rows that are looked at to find them."""
 
 
 async def _parity_gate(
@@ -236,20 +238,25 @@ async def _parity_gate(
     watchdog: Watchdog,
 ) -> Any:
     """The gate that stops a run whose engine and learner disagree."""
-    from agentrl.inference.parity import ParityGate
+    from agentrl.inference.parity import ParityGate, rendered_prompts
 
-    prompts: list[list[int]] = []
-    for prompt in range(min(PARITY_PROMPTS, len(pool))):
-        task = pool.task(prompt)
-        env = task.make(sandbox, settings.run.seed)
-        limit_s = settings.rollout.limit_s
+    async def render(prompt: int) -> list[int]:
+        task, row = pool.task(prompt), copy.deepcopy(pool.row(prompt))
+        env, limit_s = task.make(sandbox, settings.run.seed), settings.rollout.limit_s
         try:
             messages = await watchdog.wait(
-                env.start(pool.row(prompt)), f"{task.name} to begin an episode for the parity gate", limit_s
+                env.start(row), f"{task.name} to begin an episode for the parity gate", limit_s
             )
-            prompts.append(renderer.start(messages, task.env.tool_specs()))
+            return renderer.start(messages, task.env.tool_specs())
         finally:
-            await watchdog.wait(env.aclose(), f"{task.name} to close it again", limit_s)
+            with contextlib.suppress(EnvError):  # in an episode it would be told, and nothing more
+                await watchdog.wait(env.aclose(), f"{task.name} to close it again", limit_s)
+
+    prompts, left_out = await rendered_prompts(
+        render, pool.prompt_ids[:PARITY_ROWS], PARITY_PROMPTS, policy.context_tokens
+    )
+    if left_out:
+        metrics.write("left_out", rows=left_out)
 
     def log(row: dict[str, Any]) -> None:
         metrics.write(**row)

@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from agentrl.episode import Episode, SegmentBuilder, StopReason
-from agentrl.errors import ParityError, PolicyError
+from agentrl.errors import AgentRLError, ContextOverflow, ParityError, PolicyError
 from agentrl.inference.policy import Generation, Policy, Sampling
 from agentrl.settings import EngineSettings
+from agentrl_envs import EnvError, Finish
+from agentrl_envs.raised import error_text, message_of
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,46 @@ def profile_cause(sequences: Sequence[Scored], mean: float) -> Cause:
         if late > 3 * early:
             return "attention kernel"
     return "dtype"
+
+
+async def rendered_prompts(
+    render: Callable[[int], Awaitable[list[int]]], names: Sequence[str], count: int, context_tokens: int
+) -> tuple[list[list[int]], dict[str, str]]:
+    """Token ids of `count` prompts to compare on, and why others cannot be used.
+
+    Args:
+        render: token ids of the prompt of a row, by its number.
+        names: of the rows to look at, in order.
+        count: of prompts that suffice.
+        context_tokens: what the engine holds.
+
+    Returns:
+        The prompts, and the reason by name of each row that was looked at and left out.
+
+    Raises:
+        PolicyError: no row can be used; the text has the first reason.
+    """
+    prompts: list[list[int]] = []
+    left_out: dict[str, str] = {}
+    for number, name in enumerate(names):
+        if len(prompts) == count:
+            break
+        try:
+            token_ids = await render(number)
+            if len(token_ids) + 1 >= context_tokens:
+                raise ContextOverflow(len(token_ids), context_tokens)
+            prompts.append(token_ids)
+        except Finish:
+            left_out[name] = "its episode ends before the model is asked"
+        except Exception as error:  # whatever it is, episodes of the other rows can be played
+            left_out[name] = (
+                message_of(error) if isinstance(error, AgentRLError | EnvError) else error_text(error)
+            )
+            logger.warning("prompt %s cannot be played as it is: %s", name, left_out[name])
+    if not prompts:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+        raise PolicyError(f"none of the first {len(names)} prompts can be given to the model: {reasons}")
+    return prompts, left_out
 
 
 class ParityGate:

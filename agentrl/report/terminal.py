@@ -165,6 +165,11 @@ def describe(row: Row) -> str | None:
         case "phase":
             total = row.get("total")
             return f"{row['name']}{f' ({total:,} episodes)' if total else ''} ..."
+        case "left_out":
+            first, reason = next(iter(row["rows"].items()))
+            return (
+                f"{len(row['rows'])} prompts cannot be played as they are, the first one: {first}: {reason}"
+            )
         case "outage":
             return describe_outage(row)
         case "forgiven":

@@ -7,6 +7,7 @@ tokens or printing.
 
 from __future__ import annotations
 
+import copy
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,9 +15,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .calls import ends_caller
 from .env import Env
 from .errors import EnvError
 from .messages import Finish, ToolCall, Transcript, text_of
+from .raised import error_text, place
 
 if TYPE_CHECKING:
     from agentrl_sandbox import Sandbox
@@ -35,6 +38,8 @@ class Finding:
     detail: str = ""
 
 
+_FAILED_SHARE = 0.05
+"""Share of failed episodes above which what is learned is biased."""
 _ROUNDING = 1e-9
 """Of a sum of parts, such as 0.7 + 0.2 + 0.1."""
 EMPTY = (None, "", "   ", "\\boxed{}", "\\boxed{ }")
@@ -78,8 +83,11 @@ async def check_env(
     for name, check in checker.checks.items():
         try:
             ok, detail = await check()
-        except (EnvError, NotImplementedError, Finish) as error:
-            ok, detail = False, f"{type(error).__name__}: {error}"
+        except BaseException as error:  # whatever the class raises is a finding
+            if ends_caller(error):
+                raise
+            where = "" if isinstance(error, EnvError) else f" ({place(error)})"
+            ok, detail = False, error_text(error) + where
         findings.append(Finding(name, ok, detail))
         if ok is False and name in (
             "tools can be described",
@@ -101,7 +109,7 @@ class _Checker:
         settings: dict[str, Any],
         answer_field: str,
     ) -> None:
-        self.env_class, self.rows, self.settings, self.answer_field = env_class, rows, settings, answer_field
+        self.env_class, self._rows, self.settings, self.answer_field = env_class, rows, settings, answer_field
         self.highest = env_class.reward_range[1]
         self.recording = None if sandbox is None else _Recording(sandbox)
         self.form: str | None = None  # how the ground truth was stated when it was accepted
@@ -128,7 +136,13 @@ class _Checker:
             await env.aclose()
             await env.aclose()  # closing twice is allowed
 
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows as they were given, whatever earlier episodes changed in theirs."""
+        return copy.deepcopy(self._rows)
+
     async def reward(self, row: Row, answer: str | None) -> float:
+        row = copy.deepcopy(row)
         async with self.episode(row) as env:
             await env.start(row)
             return (await env.score(row, answer, Transcript(turns=1, stop_reason="answered"))).value
@@ -147,10 +161,20 @@ class _Checker:
         return True, f"{len(self.rows)} rows"
 
     async def starts(self) -> tuple[bool | None, str]:
-        for row in self.rows:
-            async with self.episode(row) as env:
-                await env.start(row)
-        return True, ""
+        failed: list[str] = []
+        for number, row in enumerate(self.rows, 1):
+            try:
+                async with self.episode(row) as env:
+                    await env.start(row)
+            except EnvError as error:
+                failed.append(f"row {number}: {error}")
+        if not failed:
+            return True, ""
+        share = len(failed) / len(self._rows)
+        said = (
+            f"{len(failed)} of {len(self._rows)} episodes failed ({share:.0%}), the first one in {failed[0]}"
+        )
+        return share <= _FAILED_SHARE, said
 
     async def truth(self) -> tuple[bool | None, str]:
         golds = self.golds()
@@ -223,7 +247,9 @@ class _Checker:
             await env.start(self.rows[0])
             for call in _plausible_calls(self.env_class):
                 try:
-                    outcomes.append(f"{call.name}: {(await env.call_tools([call]))[0].status}")
+                    (result,) = await env.call_tools([call])
+                    said = f" ({result.text:.200})" if result.status == "error" else ""
+                    outcomes.append(f"{call.name}: {result.status}{said}")
                 except Finish:
                     outcomes.append(f"{call.name}: ended the episode")
                     break

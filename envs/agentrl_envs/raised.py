@@ -105,9 +105,10 @@ def spoken(error: BaseException) -> BaseException | None:
 
 def place(error: BaseException) -> str:
     """Where in the user's own files it was raised: `env.py:12`; "" where that is not known."""
-    first = next(iter(leaves(error)), error)
-    frames = list(_frames(first)) or list(_frames(error))
-    users = [frame for frame in frames if not _is_library(frame[0].co_filename)]
+    frames = next(
+        (found for leaf in leaves(error) for one in chain(leaf) if (found := list(_frames(one)))), []
+    )
+    users = [frame for frame in frames or _frames(error) if not _is_library(frame[0].co_filename)]
     named = [frame for frame in users if not frame[0].co_filename.startswith(("<", _OWN))]
     if not (frames := named or users or frames):
         return ""

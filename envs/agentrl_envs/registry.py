@@ -19,8 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
+from .calls import ends_caller
 from .env import Env
 from .errors import EnvError, EnvNotFound
+from .raised import error_text, place
 
 __all__ = ["get_env", "load_env", "register", "registered"]
 
@@ -132,9 +134,10 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[module_name]
-        if not isinstance(error, Exception):
+        if ends_caller(error):
             raise
-        raise EnvError(f"{path} raised while it was imported: {type(error).__name__}: {error}") from error
+        where = place(error)
+        raise EnvError(f"{path} raised while it was imported: {error_text(error)} ({where})") from error
     finally:
         sys.path.remove(str(resolved.parent))
     return module
