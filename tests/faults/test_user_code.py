@@ -9,10 +9,15 @@ import asyncio
 import concurrent.futures
 import copy
 import errno
+import gzip
+import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
