@@ -7,7 +7,6 @@ for models and servers without tool support.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -18,12 +17,11 @@ from agentrl.errors import ContextOverflow
 from agentrl.inference.endpoint_errors import BudgetExceeded, EndpointRefused
 from agentrl.inference.openai import ChatReply, EndpointPolicy, Usage
 from agentrl.renderer_code import CLOSE, INSTRUCTIONS, OPEN
+from agentrl.renderer_text import fenced_code
 from agentrl.settings import RolloutSettings
 from agentrl_envs import Env, Message, ToolCall, ToolSpec, text_of
 
 ToolFormat = Literal["native", "code"]
-_BLOCK = re.compile(re.escape(OPEN) + r"(.*?)" + re.escape(CLOSE), re.DOTALL)
-_FENCE = re.compile(r"\A\s*```[^\n`]*\n(.*?)\n?\s*(?:```)?\s*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +132,16 @@ def _read_code(
     text = reply.text
     if tools and text.rfind(OPEN) > text.rfind(CLOSE) and reply.finish_reason == "stop":
         text += CLOSE
-    found = _BLOCK.search(text)
-    if not tools or found is None:
+    begin = text.find(OPEN)
+    end = text.find(CLOSE, begin) if begin >= 0 else -1
+    if not tools or end < 0:
         return replace(reply, text=text, message={"role": "assistant", "content": text}), ()
     # What was written after the block was written without its result.
-    text = text[: found.end()]
-    fenced = _FENCE.match(found[1])
-    code = (fenced[1] if fenced else found[1]).strip("\n")
+    text = text[: end + len(CLOSE)]
+    code = fenced_code(text[begin + len(OPEN) : end])
     name = tools[0].name
     argument = next(iter(tools[0].parameters.get("properties", {})), "code")
-    call = ToolCall(f"call_{turn}", name, {argument: code}, raw=found[0])
+    call = ToolCall(f"call_{turn}", name, {argument: code}, raw=text[begin:])
     return replace(reply, text=text, message={"role": "assistant", "content": text}), (call,)
 
 

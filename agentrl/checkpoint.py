@@ -21,6 +21,7 @@ import numpy as np
 from agentrl.durable import replace_folder
 from agentrl.episode import Episode
 from agentrl.errors import CheckpointError
+from agentrl_envs.plain import write_json
 
 FORMAT = 1
 
@@ -144,7 +145,7 @@ def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 def _write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
     with gzip.open(path, "wt", compresslevel=5, encoding="utf-8") as file:
         for episode in episodes:
-            file.write(json.dumps(episode.to_json(), separators=(",", ":")) + "\n")
+            file.write(write_json(episode.to_json()) + "\n")
 
 
 def _read_episodes(path: Path) -> list[Episode]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import DataError, DiskError
+from agentrl_envs.plain import write_json
 
 KILL_POINT = "AGENTRL_KILL_POINT"
 """Environment variable `NAME:N`: the process kills itself at the N-th passage of kill point NAME (tests)."""
@@ -61,9 +62,7 @@ class LineFile:
         """Append several records in one write."""
         if not records:
             return
-        data = b"".join(
-            json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n" for record in records
-        )
+        data = b"".join(write_json(record).encode() + b"\n" for record in records)
         kill_point(f"{self._name}.before")
         written = 0
         try:

@@ -20,7 +20,7 @@ from typing import Any
 
 from agentrl.durable import LineFile, write_file
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError, StallError
+from agentrl.errors import StallError
 
 Callback = Callable[[], None]
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class EpisodeRecorder:
                     self._file.append_all(
                         tuple(episode.to_json() for episode, _ in items if episode is not None)
                     )
-            except AgentRLError as error:
+            except Exception as error:  # whatever it is ends the run, in its own words
                 self._broken = True
                 self._loop.call_soon_threadsafe(self._on_error, error)
         for episode, written in items:

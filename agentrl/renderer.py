@@ -36,6 +36,8 @@ class Renderer(Protocol):
     """Texts that end a sampled message."""
     stop_token_ids: tuple[int, ...]
     """Tokens that end a sampled message."""
+    turn_end_id: int
+    """The token that a written message ends with: what the chat template puts there."""
 
     def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
         """Ids of the prompt, up to and with what announces the assistant's turn.

@@ -7,7 +7,6 @@ template, and without one for tokenizers that have none. Knows nothing of who ru
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,11 +15,10 @@ from agentrl.errors import RendererError
 from agentrl.inference.policy import FinishReason
 from agentrl.renderer import ParsedMessage, runs_code
 from agentrl.renderer_template import ChatTemplate, Step
-from agentrl.renderer_text import TextCodec, cut_text
+from agentrl.renderer_text import TextCodec, cut_text, fenced_code
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
 
 OPEN, CLOSE = "<code>", "</code>"
-_FENCE = re.compile(r"\A\s*```[^\n`]*\n(.*?)\n?\s*(?:```)?\s*\Z", re.DOTALL)
 
 INSTRUCTIONS = """\
 Solve the task below step by step. Where it helps, you may write Python, and it is run for you at once. \
@@ -71,10 +69,11 @@ class CodeRenderer:
         if instructions is None:
             instructions = INSTRUCTIONS if has_template else ""
         self._instructions = instructions
-        ends = [tokenizer.eos_token_id, self._template.turn_end_id if self._template else None]
-        ends = [i for i in (*ends, *stop_token_ids) if i is not None]
+        turn_end = self._template.turn_end_id if self._template else tokenizer.eos_token_id
+        ends = [i for i in (tokenizer.eos_token_id, turn_end, *stop_token_ids) if i is not None]
         self.stop: tuple[str, ...] = (CLOSE,)
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
+        self.turn_end_id: int = ends[0] if turn_end is None and ends else turn_end
         self._prefix = self._begin_of_text(tokenizer)
         self._self_test()
 
@@ -124,8 +123,7 @@ class CodeRenderer:
         if begin < 0:
             return None
         block = text[begin + len(OPEN) : end]
-        fenced = _FENCE.match(block)
-        code = (fenced.group(1) if fenced else block).strip("\n")
+        code = fenced_code(block)
         call_id = f"call_{zlib.crc32(repr(list(token_ids)).encode()):08x}"
         raw = text[begin : end + len(CLOSE)]
         if not code.strip():

@@ -9,7 +9,6 @@ nothing of who runs the tools.
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,9 +19,10 @@ from agentrl.renderer import ParsedMessage
 from agentrl.renderer_template import ChatTemplate, Step
 from agentrl.renderer_text import TextCodec, cut_text
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
+from agentrl_envs.plain import read_json
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_CALL = re.compile(rf"{OPEN}\s*(.*?)\s*(?:{CLOSE}|(?={OPEN})|\Z)", re.DOTALL)
+THOUGHT_END = "</think>"
 
 LISTING = """\
 You may call these tools. Each is described by a JSON schema, one to a line:
@@ -78,6 +78,7 @@ class HermesRenderer:
         ends = (self._template.turn_end_id, tokenizer.eos_token_id, *stop_token_ids)
         self.stop: tuple[str, ...] = ()
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
+        self.turn_end_id: int = self._template.turn_end_id
         self.template_lists_tools = self._knows_format()
         self._has_system = self._knows_system()
         self._self_test()
@@ -97,14 +98,16 @@ class HermesRenderer:
         """Text of a message and all its calls, those written inside `<think>` left out."""
         ended = len(token_ids) > 0 and token_ids[-1] in self.stop_token_ids
         text = self._codec.decode(token_ids[:-1] if ended else token_ids)
-        spoken = text.rfind("</think>") + 1
-        found = list(_CALL.finditer(text, spoken))
-        calls = tuple(_read_call(m.group(1), m.group(0), i, token_ids) for i, m in enumerate(found))
+        found = _spoken_calls(text)
+        calls = tuple(
+            _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], i, token_ids)
+            for i, (begin, stop, end) in enumerate(found)
+        )
         message: Message = {"role": "assistant", "content": text}
         if calls:
             message = {
                 "role": "assistant",
-                "content": text[: found[0].start()].rstrip(),
+                "content": text[: found[0][0]].rstrip(),
                 "tool_calls": [_as_openai(call) for call in calls],
             }
         return ParsedMessage(text=text, tool_calls=calls, message=message)
@@ -191,6 +194,46 @@ def _result(text: str) -> ToolResult:
     return ToolResult(call_id="call_0", name=_PROBE.name, text=text, ok=True, seconds=0.0)
 
 
+def _calls(text: str, start: int = 0) -> list[tuple[int, int, int]]:
+    """(begin, end of the body, end) of each call from `start` on; one that is not closed ends at the next."""
+    found: list[tuple[int, int, int]] = []
+    begin, close = text.find(OPEN, start), -1
+    while begin >= 0:
+        body = begin + len(OPEN)
+        following = text.find(OPEN, body)
+        if close < body and close != len(text):
+            close = text.find(CLOSE, body)
+            close = len(text) if close < 0 else close
+        stop = min(close, len(text) if following < 0 else following)
+        found.append((begin, stop, stop + len(CLOSE) if stop == close < len(text) else stop))
+        begin = following if following < 0 or following >= stop else text.find(OPEN, stop)
+    return found
+
+
+def _spoken_calls(text: str) -> list[tuple[int, int, int]]:
+    """The calls after the thought: `</think>` inside a call that can be read ends none."""
+    end = text.rfind(THOUGHT_END)
+    if end < 0:
+        return _calls(text)
+    inside = [
+        (begin, stop)
+        for begin, stop, _ in _calls(text)
+        if THOUGHT_END in text[begin:stop] and _is_json(text[begin + len(OPEN) : stop])
+    ]
+    for begin, stop in reversed(inside):
+        if begin < end < stop:
+            end = text.rfind(THOUGHT_END, 0, begin)
+    return _calls(text, max(end, 0))
+
+
+def _is_json(body: str) -> bool:
+    try:
+        read_json(body)
+    except ValueError:
+        return False
+    return True
+
+
 def _as_openai(call: ToolCall) -> dict[str, Any]:
     arguments = call.raw if call.arguments is None else call.arguments
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
@@ -206,8 +249,8 @@ def _read_call(body: str, raw: str, index: int, token_ids: Sequence[int]) -> Too
     if not raw.endswith(CLOSE):
         return bad(f"it has no closing {CLOSE}")
     try:
-        data = json.loads(body, strict=False)  # Models write line breaks inside JSON strings.
-    except (ValueError, RecursionError) as error:
+        data = read_json(body)
+    except ValueError as error:
         return bad(f"not JSON ({error})")
     name = data.get("name") if isinstance(data, dict) else None
     if not isinstance(name, str) or not name:
@@ -215,8 +258,8 @@ def _read_call(body: str, raw: str, index: int, token_ids: Sequence[int]) -> Too
     arguments = data.get("arguments", data.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments, strict=False)
-        except (ValueError, RecursionError) as error:
+            arguments = read_json(arguments)
+        except ValueError as error:
             return bad(f'its "arguments" are not JSON ({error})', name)
     if not isinstance(arguments, dict):
         return bad('its "arguments" must be an object', name)

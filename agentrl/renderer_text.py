@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+from agentrl_envs.plain import clean_text
+
 BREAK = "\ue0f7"
 """Private-use character put inside control text; the text is encoded in pieces around it."""
 
@@ -74,7 +76,7 @@ class TextCodec:
     def encode(self, text: str) -> list[int]:
         """Token ids; control texts become control tokens, except where `neutral` broke them."""
         ids: list[int] = []
-        for piece in text.split(BREAK):
+        for piece in clean_text(text).split(BREAK):
             if piece:
                 ids += self.tokenizer.encode(piece, add_special_tokens=False)
         return ids
@@ -101,6 +103,16 @@ def _first_characters(texts: Sequence[str]) -> re.Pattern[str] | None:
         by_first.setdefault(text[0], []).append(re.escape(text[1:]))
     parts = (f"{re.escape(first)}(?={'|'.join(rests)})" for first, rests in by_first.items())
     return re.compile("|".join(parts)) if texts else None
+
+
+def fenced_code(block: str) -> str:
+    """The program of a code block, with or without a Markdown fence around it."""
+    code = block.strip()
+    first, newline, rest = code.partition("\n")
+    if not (newline and first.startswith("```") and "`" not in first[3:]):
+        return block.strip("\n")
+    rest = rest.rstrip()
+    return rest.removesuffix("```").rstrip(" \t").strip("\n") if rest.endswith("```") else rest.strip("\n")
 
 
 def cut_text(text: str, limit: int) -> str:

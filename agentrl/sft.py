@@ -20,6 +20,8 @@ from agentrl.errors import DataError
 from agentrl.inference.policy import FinishReason
 from agentrl.model_files import WARM_START
 from agentrl_envs import Message, ToolResult, ToolSpec, text_of
+from agentrl_envs.messages import is_content_part
+from agentrl_envs.plain import read_json
 
 if TYPE_CHECKING:
     from agentrl.learner.supervised import SupervisedMetrics, SupervisedSettings
@@ -50,7 +52,7 @@ def load_traces(path: str | Path) -> list[Trace]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of traces (want jsonl, one conversation a line)")
     traces: list[Trace] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 traces.append(_read_line(line, f"{path}:{number}"))
@@ -59,10 +61,15 @@ def load_traces(path: str | Path) -> list[Trace]:
     return traces
 
 
-def _read_line(line: str, place: str) -> Trace:
+def _read_line(line: bytes, place: str) -> Trace:
     try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
+        data = read_json(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}: not UTF-8 (byte {error.object[error.start]:#04x}, as latin-1 has it); convert the "
+            "file, for example with `iconv -f latin1 -t utf-8`"
+        ) from error
+    except ValueError as error:
         raise DataError(f"{place}: not JSON: {error}") from error
     if not isinstance(data, dict):
         raise DataError(f'{place}: want an object with "messages", got {type(data).__name__}')
@@ -82,13 +89,44 @@ def make_trace(data: Mapping[str, Any], place: str = "trace") -> Trace:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ROLES:
             raise DataError(f"{place}: message {index} has the role {role!r}; want one of {', '.join(ROLES)}")
+    messages = [_checked_content(message, f"{place}: message {at}") for at, message in enumerate(messages)]
     if messages[-1]["role"] != "assistant":
         raise DataError(
             f"{place}: the last message must be the assistant's, not the {messages[-1]['role']}'s"
         )
     if messages[0]["role"] == "assistant":
         raise DataError(f"{place}: the first message is the assistant's; nothing was asked")
-    return Trace(tuple(messages), tuple(_read_tool(tool, place) for tool in data.get("tools") or ()), place)
+    return Trace(tuple(messages), tuple(_read_tool(tool, place) for tool in _tools(data, place)), place)
+
+
+def _checked_content(message: Message, place: str) -> Message:
+    """The message with content that is text; what a tool returned as an object is written as JSON."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return message
+    if isinstance(content, list) and all(map(is_content_part, content)):
+        other = sorted({part["type"] for part in content} - {"text"})
+        if other:
+            raise DataError(
+                f"{place} has content of the type {', '.join(other)}; a warm start learns text only"
+            )
+        return message
+    if message["role"] == "tool":
+        return {**message, "content": json.dumps(content, ensure_ascii=False)}
+    raise DataError(f"{place}: the content must be text or text parts, not {content!r:.80}")
+
+
+def _tools(data: Mapping[str, Any], place: str) -> list[Any]:
+    """The tools of a trace, also where a data set keeps them as JSON text."""
+    tools = data.get("tools") or []
+    if isinstance(tools, str):
+        try:
+            tools = read_json(tools) or []
+        except ValueError as error:
+            raise DataError(f'{place}: "tools" is text, and not JSON: {error}') from error
+    if not isinstance(tools, list):
+        raise DataError(f'{place}: "tools" must be a list of tools, not {tools!r:.80}')
+    return tools
 
 
 def _read_tool(entry: Any, place: str) -> ToolSpec:
@@ -107,14 +145,20 @@ def _read_tool(entry: Any, place: str) -> ToolSpec:
         ) from error
 
 
-def written_message(message: Message, format: Format, place: str = "trace") -> str:
+def written_message(
+    message: Message, format: Format, place: str = "trace", tools: Sequence[ToolSpec] = ()
+) -> str:
     """What the model writes to say `message` in a format, without the token that ends a turn.
+
+    Arguments that are null only because a data set gives every call the same columns are left out: those
+    that the tool's schema does not know, or does not allow to be null.
 
     Raises:
         DataError: a tool call cannot be written in this format.
     """
     text = text_of(message)
-    calls = [_read_call(call, place) for call in message.get("tool_calls") or ()]
+    schemas = {tool.name: tool.parameters for tool in tools}
+    calls = [_read_call(call, place, schemas) for call in message.get("tool_calls") or ()]
     if not calls:
         return text
     if format == "hermes":
@@ -132,17 +176,45 @@ def written_message(message: Message, format: Format, place: str = "trace") -> s
     return f"{text.rstrip()}\n{block}" if text.strip() else block
 
 
-def _read_call(call: Any, place: str) -> tuple[str, dict[str, Any]]:
+def _read_call(call: Any, place: str, schemas: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     try:
         function = call["function"]
         arguments = function["arguments"]
         if isinstance(arguments, str):
-            arguments = json.loads(arguments)
-        return str(function["name"]), dict(arguments)
+            arguments = read_json(arguments)
+        name = str(function["name"])
+        return name, _without_filling(dict(arguments), schemas.get(name))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f'{place}: a tool call must be {{"function": {{"name": ..., "arguments": ...}}}}, got {call!r}'
         ) from error
+
+
+def _without_filling(arguments: dict[str, Any], schema: Any) -> dict[str, Any]:
+    """The arguments without nulls that the schema does not allow, nested objects too."""
+    if not isinstance(schema, Mapping):
+        return arguments
+    known = schema.get("properties") or {}
+    kept: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if value is None and not _allows_null(known.get(name)):
+            continue
+        kept[name] = _without_filling(value, known.get(name)) if isinstance(value, dict) else value
+    return kept
+
+
+def _allows_null(schema: Any) -> bool:
+    if not isinstance(schema, Mapping):
+        return False
+    kinds = schema.get("type")
+    options = [*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())]
+    return (
+        kinds == "null"
+        or (isinstance(kinds, list) and "null" in kinds)
+        or schema.get("nullable") is True
+        or None in (schema.get("enum") or ())
+        or any(map(_allows_null, options))
+    )
 
 
 def render_trace(trace: Trace, renderer: Renderer, tokenizer: Any, format: Format) -> Segment:
@@ -194,12 +266,12 @@ class _Rendering:
     def _write(self, at: int) -> tuple[list[int], list[str]]:
         """Ids of the assistant's message, and the names of the tools it calls."""
         trace, renderer = self._trace, self._renderer
-        text = written_message(trace.messages[at], self._format, f"{trace.place}: message {at}")
+        text = written_message(trace.messages[at], self._format, f"{trace.place}: message {at}", trace.tools)
         ids = list(self._tokenizer.encode(text, add_special_tokens=False))
         if any(i in renderer.stop_token_ids for i in ids):
             raise DataError(f"{trace.place}: message {at} has a token that ends a turn in its middle")
         if not text.endswith(renderer.stop or ("\0",)):
-            ids.append(renderer.stop_token_ids[-1])
+            ids.append(renderer.turn_end_id)
         calls = renderer.parse(ids).tool_calls
         wrong = next((call.error for call in calls if call.error), None)
         if wrong is not None:
@@ -239,6 +311,8 @@ class RenderedTraces:
     """How tools are called in them."""
     too_long: int = 0
     """Traces left out because they have more tokens than allowed."""
+    unlearned_reasoning: int = 0
+    """Traces with messages whose `reasoning_content` is not learned: no format writes it."""
 
     @property
     def learned_tokens(self) -> int:
@@ -269,7 +343,8 @@ def render_traces(
     kept = tuple(segment for segment in rendered if len(segment) <= max_tokens)
     if not kept:
         raise DataError(f"no trace of {len(rendered)} has at most {max_tokens} tokens")
-    return RenderedTraces(kept, format, too_long=len(rendered) - len(kept))
+    reasoning = sum(any(message.get("reasoning_content") for message in trace.messages) for trace in traces)
+    return RenderedTraces(kept, format, len(rendered) - len(kept), reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +353,8 @@ class SftResult:
 
     traces: int
     too_long: int
+    unlearned_reasoning: int
+    """Traces with reasoning that was left out."""
     format: Format
     """How the model was taught to call tools."""
     learned_tokens: int
@@ -316,6 +393,7 @@ def fine_tune(
     result = SftResult(
         traces=len(rendered.segments),
         too_long=rendered.too_long,
+        unlearned_reasoning=rendered.unlearned_reasoning,
         format=rendered.format,
         learned_tokens=rendered.learned_tokens,
         **outcome,

@@ -98,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
         on_step=None if options.quiet else _printer(),
     )
     left_out = f" ({result.too_long} were too long)" if result.too_long else ""
+    if result.unlearned_reasoning:
+        print(f"reasoning_content of {result.unlearned_reasoning} traces is not learned: no format writes it")
     print(
         f"{result.traces} traces{left_out}, {result.steps} steps: held-out loss {result.loss_first:.3f} -> "
         f"{result.loss_last:.3f} nats a token in {result.wall_s:.0f} s ({result.cpu_s:.0f} CPU-seconds); "

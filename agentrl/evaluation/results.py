@@ -25,6 +25,7 @@ from agentrl.durable import LineFile, read_lines, write_file
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError, DataError
 from agentrl_envs import prompt_id
+from agentrl_envs.plain import write_json
 
 REFUSED = "RequestRefused"
 """Name of the failure of an episode whose endpoint declined to answer: asked again, it would again."""
@@ -284,10 +285,9 @@ class ResultFolder:
         """Write the rows that are played, beside those of an earlier attempt."""
         known = {prompt_id(row): row for row in [*read_rows(self.path), *rows]}
         lines = "".join(
-            json.dumps({**row, "id": key}, ensure_ascii=False, default=str) + "\n"
-            for key, row in known.items()
+            write_json({**row, "id": key}, ensure_ascii=False) + "\n" for key, row in known.items()
         )
-        write_file(self.path / "rows.jsonl", lines.encode("utf-8", "replace"), "rows")
+        write_file(self.path / "rows.jsonl", lines.encode(), "rows")
 
     def append(self, record: Record) -> None:
         """Keep one record; survives a kill from here on."""
@@ -296,7 +296,7 @@ class ResultFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the table."""
-        write_file(self.path / "summary.json", json.dumps(summary, indent=2).encode(), "summary")
+        write_file(self.path / "summary.json", write_json(summary, indent=2).encode(), "summary")
 
     def close(self) -> None:
         """Let others in; idempotent."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from agentrl.inference.endpoint_errors import BadAnswer, EndpointUnavailable
 from agentrl_envs import Message, ToolCall
+from agentrl_envs.plain import read_json
 
 _LENGTH = {"length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens", "max_length"}
 _REFUSED = {  # of OpenAI, Azure, Anthropic, Gemini, Bedrock and others
@@ -189,26 +190,14 @@ def _call(call: Any, number: int) -> ToolCall:
     raw = function.get("arguments")
     text = raw if isinstance(raw, str) else json.dumps({} if raw is None else raw)
     try:
-        arguments = _loads(text or "{}")
+        arguments = read_json(text or "{}")
         if isinstance(arguments, str):  # encoded twice
-            text, arguments = arguments, _loads(arguments or "{}")
-    except (ValueError, RecursionError) as error:
+            text, arguments = arguments, read_json(arguments or "{}")
+    except ValueError as error:
         return ToolCall(call_id, function["name"], None, text, f"the arguments are no JSON: {error}")
     if not isinstance(arguments, dict):
         return ToolCall(call_id, function["name"], None, text, "the arguments must be a JSON object")
     return ToolCall(call_id, function["name"], arguments, text)
-
-
-def _loads(text: str) -> Any:
-    """JSON whose numbers all are some: NaN and numbers beyond a float's range are refused."""
-
-    def refuse(name: str) -> float:
-        raise ValueError(f"{name} is no number of JSON")
-
-    def number(digits: str) -> float:
-        return value if math.isfinite(value := float(digits)) else refuse(digits)
-
-    return json.loads(text, parse_constant=refuse, parse_float=number)
 
 
 def _text_of_error(error: Any) -> str:

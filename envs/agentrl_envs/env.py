@@ -23,6 +23,7 @@ from .class_check import check_class
 from .errors import EnvError, GraderFailure, RewardError, RowError, SettingsError, ToolError
 from .graders import Grader, Verdict, default_grader
 from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, Transcript
+from .plain import clean_text, plain
 from .raised import Raised, error_text, place, shown
 from .schema import BadValue, coerce
 from .sessions import GuardedSandbox
@@ -285,7 +286,7 @@ class Env:
             raise EnvError(
                 f"{type(self).__name__}.reply returned {type(answer).__name__}; it must return text or None"
             )
-        return answer
+        return None if answer is None else clean_text(answer)
 
     async def score(
         self,
@@ -343,9 +344,9 @@ class Env:
 
     def _messages(self, opening: Any) -> list[Message]:
         if isinstance(opening, str):
-            return [{"role": "user", "content": opening}]
+            return [{"role": "user", "content": clean_text(opening)}]
         several = isinstance(opening, list | tuple) and all(isinstance(m, Mapping) for m in opening)
-        messages = [dict(m) for m in opening] if several else []
+        messages = [plain(m) for m in opening] if several else []
         if not messages or not all(m.get("role") and "content" in m for m in messages):
             raise EnvError(
                 f"{type(self).__name__}.prompt must return text or a list of messages "

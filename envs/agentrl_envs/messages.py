@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from .plain import plain
+
 __all__ = ["Finish", "Message", "Reward", "ToolCall", "ToolResult", "ToolSpec", "Transcript", "text_of"]
 
 Message: TypeAlias = dict[str, Any]
@@ -28,6 +30,29 @@ def text_of(message: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+
+
+_PART_FIELDS = {
+    "text": "text",
+    "image": "image",
+    "image_url": "image_url",
+    "input_audio": "input_audio",
+    "audio": "audio",
+    "video": "video",
+    "video_url": "video_url",
+    "file": "file",
+}
+"""What each type of content part must hold."""
+
+
+def is_content_part(value: Any) -> bool:
+    """Whether a value is a complete part of a message's content: data that only looks like one is data."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+        return False
+    field_name = _PART_FIELDS.get(value["type"])
+    if value["type"] == "text":
+        return isinstance(value.get("text"), str)
+    return field_name is not None and value.get(field_name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +128,13 @@ class Finish(Exception):
     """Raise from a tool, `reply`, `prompt` or `setup` to end the episode there.
 
     With `reward`, that is the reward and `reward()` is not asked. With `answer`, that is what `reward()` is
-    given. `text` is what the model would have been told; it is kept for people reading the episode.
+    given, as text. `text` is what the model would have been told; it is kept for people reading the episode.
     """
 
-    def __init__(self, reward: Any = None, answer: str | None = None, text: str = "") -> None:
+    def __init__(self, reward: Any = None, answer: Any = None, text: str = "") -> None:
         super().__init__(text or "the environment ended the episode")
         self.reward = reward
-        self.answer = answer
+        self.answer = None if answer is None else str(plain(answer))
         self.text = text
         self.results: list[ToolResult] = []
         """Results of the calls of this turn that were finished before it."""

@@ -15,6 +15,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
+from .plain import read_json
+
 __all__ = ["BadValue", "coerce", "schema_of"]
 
 _SCALARS: dict[Any, str] = {
@@ -170,8 +172,8 @@ def _coerce_union(value: Any, options: tuple[Any, ...]) -> Any:
 def _from_json(value: Any, kind: type, name: str) -> Any:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = read_json(value)
+        except ValueError:
             raise BadValue(f"expected {name}, got {_shown(value)}") from None
     if not isinstance(value, kind):
         raise BadValue(f"expected {name}, got {_shown(value)}")

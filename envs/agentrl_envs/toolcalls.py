@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import numbers
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from .calls import CallThread, LimitExceeded, call
 from .errors import SandboxFailure, ToolError, ToolFailure
 from .infrastructure import is_infrastructure
-from .messages import ToolCall, ToolResult
+from .messages import ToolCall, ToolResult, is_content_part
+from .plain import clean_text, plain
 from .raised import Raised, chain, error_text, message_of, place, raised_in_own_file, wrote_text
 from .schema import BadValue
 from .sessions import checked, recorded_results
@@ -24,6 +26,8 @@ from .tools import BoundTool, bind_arguments
 
 __all__ = ["run_tool"]
 
+_WRITTEN = (bool, numbers.Number, Mapping, list, tuple, set, frozenset, bytes, bytearray)
+"""What a tool may return besides text and content parts: JSON is made of it, or text where it has no form."""
 
 async def run_tool(
     env: Any, tools: Mapping[str, BoundTool], request: ToolCall, thread: CallThread
@@ -113,14 +117,20 @@ def _is_sandbox_error(error: BaseException) -> bool:
 def _as_text(name: str, value: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]:
     """Text for the model, and the content parts when the tool returned any."""
     if isinstance(value, str):
-        return value, ()
+        return clean_text(value), ()
     if value is None:
         return "(no output)", ()
-    if isinstance(value, list) and value and all(isinstance(p, Mapping) and "type" in p for p in value):
-        return "".join(p.get("text", "") for p in value if p["type"] == "text"), tuple(dict(p) for p in value)
-    try:
-        return json.dumps(value, ensure_ascii=False), ()
-    except (TypeError, ValueError):
-        raise ToolFailure(
-            f"tool {name!r} returned {type(value).__name__}; return text, JSON-like data or content parts"
-        ) from None
+    if isinstance(value, list) and value and all(map(is_content_part, value)):
+        return _text_of_parts(value), tuple(plain(part) for part in value)
+    if isinstance(value, _WRITTEN) or hasattr(value, "tolist"):
+        written = plain(value)
+        return written if isinstance(written, str) else json.dumps(written, ensure_ascii=False), ()
+    raise ToolFailure(
+        f"tool {name!r} returned {type(value).__name__}; return text, JSON-like data or content parts"
+    )
+
+
+def _text_of_parts(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The text among content parts, with a note where a part cannot be shown as text."""
+    shown = [part["text"] if part["type"] == "text" else f"[{part['type']} not shown]" for part in parts]
+    return clean_text("".join(shown))
