@@ -29,6 +29,7 @@ __all__ = ["run_tool"]
 _WRITTEN = (bool, numbers.Number, Mapping, list, tuple, set, frozenset, bytes, bytearray)
 """What a tool may return besides text and content parts: JSON is made of it, or text where it has no form."""
 
+
 async def run_tool(
     env: Any, tools: Mapping[str, BoundTool], request: ToolCall, thread: CallThread
 ) -> ToolResult:

@@ -422,7 +422,7 @@ async def test_content_parts_and_json_results():
 
     env = Rich()
     look, table, nothing = await env.call_tools([call("look"), call("table"), call("nothing")])
-    assert look.text == "a cat"
+    assert look.text == "a cat[image_url not shown]"
     assert [part["type"] for part in look.parts] == ["text", "image_url"]
     assert table.text == '{"a": [1, 2]}'
     assert nothing.text == "(no output)"
