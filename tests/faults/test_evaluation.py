@@ -374,7 +374,8 @@ def test_each_of_the_adversary_s_ways_is_counted_for_what_it_is(fooled: dict[str
     assert counts["refused"] == counts["failures"]["policy: RequestRefused"] == 4  # with status 400 and 200
     assert counts["failures"]["policy: EndpointUnavailable"] >= 2
     # A machine that is busy enough starves the grader, which is no answer's fault.
-    assert counts["undecided"]["timed_out"] + counts["failures"].get("env: GraderFailure", 0) == 2
+    towers = counts["undecided"].get("timed_out", 0) + counts["failures"].get("env: GraderFailure", 0)
+    assert towers == 2
     sizes = fooled["table"]["answers_per_problem"]
     assert sizes["2"] >= 12
     assert sizes["0"] >= 3
@@ -447,8 +448,9 @@ def test_compare_says_what_was_left_out_on_each_side(place: Place, fooled, capfd
     assert place.run("compare", "adversary", "all-right") == 0
     said = capfd.readouterr().out
     failed = fooled["table"]["counts"]["failed"]
+    silent = fooled["table"]["problems_without_answers"]
     left_out = f"{failed} of 32 answers (4 refused by the endpoint, {failed - 4} failed)"
-    assert f"A left out: {left_out}, 3 problems without any" in said
+    assert f"A left out: {left_out}, {silent} problems without any" in said
     assert re.search(r"A counted as wrong: \d that cannot be compared", said)
     assert "B left out: nothing" in said
     assert place.run("compare", "adversary", "all-right", "--json") == 0
