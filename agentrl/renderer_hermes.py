@@ -99,8 +99,10 @@ class HermesRenderer:
         ended = len(token_ids) > 0 and token_ids[-1] in self.stop_token_ids
         text = self._codec.decode(token_ids[:-1] if ended else token_ids)
         found = _spoken_calls(text)
+        # Once for all: a model that repeats itself opens thousands of calls in as many tokens.
+        message_id = f"call_{zlib.crc32(repr(list(token_ids)).encode()):08x}"
         calls = tuple(
-            _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], i, token_ids)
+            _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], f"{message_id}_{i}")
             for i, (begin, stop, end) in enumerate(found)
         )
         message: Message = {"role": "assistant", "content": text}
@@ -239,9 +241,8 @@ def _as_openai(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-def _read_call(body: str, raw: str, index: int, token_ids: Sequence[int]) -> ToolCall:
+def _read_call(body: str, raw: str, call_id: str) -> ToolCall:
     """One call; what is wrong with it is said to the model."""
-    call_id = f"call_{zlib.crc32(repr(list(token_ids)).encode()):08x}_{index}"
 
     def bad(why: str, name: str = "") -> ToolCall:
         return ToolCall(call_id, name, None, raw=raw, error=f"this tool call cannot be read: {why}")

@@ -62,12 +62,20 @@ def _cleaned(value: Any) -> Any:
     return value
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, above: tuple[int, ...] = ()) -> Any:
     """Anything as JSON can write it: what has no form of its own there is written as text.
 
     Scalars of NumPy become numbers, sets and other sequences lists, bytes text; numbers that are not finite,
-    whole numbers of thousands of digits, and what is nested deeper than 100 levels become text.
+    whole numbers of thousands of digits, what holds itself, and what is nested deeper than 100 levels become
+    text. `above` are the identities of what the value lies in.
     """
+    try:
+        return _plain(value, above)
+    except Exception:  # the object's own code; only it is lost, not what it lies in
+        return f"<{type(value).__name__}>"
+
+
+def _plain(value: Any, above: tuple[int, ...]) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -77,25 +85,23 @@ def plain(value: Any, depth: int = 0) -> Any:
         return int(value) if bits < _BITS else f"a whole number of about {int(bits * math.log10(2))} digits"
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value)
-    if depth >= DEEPEST:
+    # Without the first rule a tree whose children know their parent would be written 2**100 times over.
+    if id(value) in above or len(above) >= DEEPEST:
         return "... (nested too deeply)"
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).decode(errors="replace")
-    return _composed(value, depth)
+    return _composed(value, (*above, id(value)))
 
 
-def _composed(value: Any, depth: int) -> Any:
-    try:
-        if isinstance(value, Mapping):
-            return {_key(key): plain(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [plain(item, depth + 1) for item in value]
-        convert = getattr(value, "tolist", None)  # arrays and scalars of NumPy and torch
-        if callable(convert):
-            return plain(convert(), depth + 1)
-        return clean_text(str(value))
-    except Exception:  # the object's own code
-        return f"<{type(value).__name__}>"
+def _composed(value: Any, above: tuple[int, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {_key(key): plain(item, above) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, above) for item in value]
+    convert = getattr(value, "tolist", None)  # arrays and scalars of NumPy and torch
+    if callable(convert):
+        return plain(convert(), above)
+    return clean_text(str(value))
 
 
 def _key(key: Any) -> str:

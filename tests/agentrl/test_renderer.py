@@ -5,6 +5,7 @@ the models' own templates do, with shorter instructions.
 """
 
 import json
+import time
 
 import pytest
 
@@ -366,6 +367,18 @@ def test_a_call_that_cannot_be_read_says_why(text, error, tokenizer_of):
     calls = make_renderer(tokenizer, "hermes").parse(tokenizer.encode(text)).tool_calls
     assert calls
     assert all(call.arguments is None and error in str(call.error) for call in calls)
+
+
+def test_a_model_that_only_opens_calls_is_read_in_linear_time(tokenizer_of):
+    tokenizer = tokenizer_of["qwen2.5"]
+    renderer = make_renderer(tokenizer, "hermes")
+    (opening,) = tokenizer.encode("<tool_call>")
+    started = time.process_time()
+    calls = renderer.parse([opening] * 8000).tool_calls
+    assert (
+        time.process_time() - started < 1.0
+    )  # an id made of all tokens for each call takes ten times as long
+    assert len({call.id for call in calls}) == len(calls) == 8000
 
 
 def test_calls_are_read_leniently_and_in_order(tokenizer_of):

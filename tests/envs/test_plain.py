@@ -76,6 +76,29 @@ def test_what_holds_itself_ends() -> None:
     assert "nested too deeply" in write_json(loop)
 
 
+class RudeNumber(int):
+    def bit_length(self) -> int:
+        raise RuntimeError("no")
+
+
+def test_a_value_that_cannot_be_written_takes_nothing_else_along() -> None:
+    released = memoryview(b"a")
+    released.release()
+    record = {"id": "7", "arguments": {"x": RudeNumber(4), "y": released, "z": math.nan, "rude": Rude()}}
+    arguments = {"x": "<RudeNumber>", "y": "<memoryview>", "z": "nan", "rude": "<Rude>"}
+    assert json.loads(write_json(record)) == {"id": "7", "arguments": arguments}
+
+
+def test_a_tree_whose_children_know_their_parent_is_written_once() -> None:
+    tree: dict = {"children": []}
+    for name in "abc":
+        tree["children"].append({"name": name, "parent": tree, "siblings": tree["children"]})
+    assert len(write_json(tree)) < 1000
+    loop: list = []
+    loop.extend([loop, loop])
+    assert write_json(loop) == '["... (nested too deeply)","... (nested too deeply)"]'
+
+
 def test_ordinary_records_are_written_as_ever() -> None:
     record = {"a": [1, 2.5, "ü\U0001f600", None, True], "b": {"c": -0.0}}
     assert json.loads(write_json(record)) == record
