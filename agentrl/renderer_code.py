@@ -73,7 +73,7 @@ class CodeRenderer:
         ends = [i for i in (tokenizer.eos_token_id, turn_end, *stop_token_ids) if i is not None]
         self.stop: tuple[str, ...] = (CLOSE,)
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
-        self.turn_end_id: int = ends[0] if turn_end is None and ends else turn_end
+        self.turn_end_id: int = turn_end if turn_end is not None else next(iter(ends), -1)
         self._prefix = self._begin_of_text(tokenizer)
         self._self_test()
 

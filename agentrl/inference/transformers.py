@@ -8,7 +8,6 @@ Knows nothing of messages, tools, environments or learning.
 from __future__ import annotations
 
 import asyncio
-import copy
 import os
 import random
 from array import array
@@ -27,6 +26,7 @@ from agentrl.inference.policy import Generation, Sampling, WeightHandle
 from agentrl.inference.row_table import Request
 from agentrl.inference.stop_rules import StopRule, TokenTexts
 from agentrl.inference.token_sampling import stream_key
+from agentrl.learner.adapter import plain_copy
 
 STOP_LIMIT_S = 30.0
 """Longest wait for the decode thread to end."""
@@ -224,8 +224,7 @@ class TransformersPolicy:
 
     def _make_model(self) -> Any:
         if isinstance(self._source, torch.nn.Module):
-            with torch.no_grad():
-                model: Any = copy.deepcopy(self._source)
+            model: Any = plain_copy(self._source)
         else:
             from transformers import AutoModelForCausalLM
 

@@ -7,6 +7,7 @@ reads weights (an engine, an export) is given W + alpha / rank * B A under the m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -40,9 +41,8 @@ def add_adapter(model: nn.Module, settings: AdapterSettings, *, seed: int = 0) -
             "learner.adapter needs the package peft: pip install 'agentrl[train]', or pip install peft"
         ) from error
     targets = "all-linear" if settings.targets == ("all-linear",) else list(settings.targets)
-    config = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha or 2 * settings.rank, target_modules=targets
-    )
+    config = peft.LoraConfig(r=settings.rank, target_modules=targets)
+    config.lora_alpha = settings.alpha or 2 * settings.rank  # pyright: ignore[reportAttributeAccessIssue]
     model.requires_grad_(False)
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     try:
@@ -87,6 +87,21 @@ def plain_weights(module: nn.Module, *, remove_duplicate: bool = True) -> Iterat
             yield f"{owner}.weight", _merged(layers[owner])
         else:
             yield f"{owner}.{kind}", whole(tensor.detach())
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A copy of a model without its adapter: the adapter is merged into the copy's weights."""
+    with torch.no_grad():
+        result = copy.deepcopy(module)
+        if not has_adapter(module):
+            return result
+        for name, layer in _adapted(result).items():
+            parent, _, own = name.rpartition(".")
+            setattr(result.get_submodule(parent), own, layer.base_layer)
+        del result.agentrl_adapter
+        for name, weight in plain_weights(module):
+            result.get_parameter(name).copy_(weight)
+    return result
 
 
 def _merged(layer: Any) -> Tensor:

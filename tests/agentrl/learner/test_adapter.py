@@ -14,7 +14,7 @@ peft = pytest.importorskip("peft", reason="adapters need peft (pip install agent
 from agentrl.errors import CheckpointError, ConfigError, WeightSyncError
 from agentrl.inference.vllm_transfer import DeviceTransfer
 from agentrl.inference.weight_copy import copy_weights
-from agentrl.learner.adapter import plain_weights
+from agentrl.learner.adapter import plain_copy, plain_weights
 from agentrl.settings import AdapterSettings
 
 ADAPTER = AdapterSettings(rank=4)
@@ -105,6 +105,21 @@ def test_bfloat16_keeps_float32_masters_of_the_adapter(make_learner, episodes, a
 def test_targets_that_the_model_lacks_are_refused(make_learner) -> None:
     with pytest.raises(ConfigError, match=r"learner.adapter.targets = \['c_attn'\] names no matrix of Qwen3"):
         make_learner(adapter=AdapterSettings(rank=2, targets=("c_attn",)))
+
+
+def test_an_engine_s_own_copy_has_no_adapter(make_learner, episodes, advantages) -> None:
+    learner = make_learner(adapter=ADAPTER)
+    learner.step(episodes, advantages)
+    engine = plain_copy(learner.model)
+    plain = make_learner()
+    assert [name for name, _ in engine.named_parameters()] == [n for n, _ in plain.model.named_parameters()]
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(engine(ids).logits, learner.model(ids).logits, atol=1e-5, rtol=1e-5)
+    learner.step(episodes, advantages)
+    copy_weights(engine, learner.model)
+    with torch.no_grad():
+        torch.testing.assert_close(engine(ids).logits, learner.model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 async def test_a_transfer_of_live_weights_refuses_an_adapter(make_learner) -> None:
