@@ -1,0 +1,248 @@
+"""What a model says and a tool returns: whatever it is, an episode is played, written, read and learned from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from agentrl import Env, Finish, tool
+from agentrl_envs import ToolCall
+
+RETURNED = [
+    "float('nan')",
+    "[float('inf'), -float('inf')]",
+    "2**20000",
+    "{1, 2}",
+    "b'\\xff\\x00'",
+    "__import__('fractions').Fraction(1, 3)",
+    "__import__('decimal').Decimal('1e400')",
+    "__import__('numpy').int64(3)",
+    "__import__('numpy').arange(3)",
+    "'\\ud800 lone'",
+    "{'\\udfff': ['\\ud800']}",
+    "[{'type': 'theorem', 'name': 'Fermat'}]",
+    "[{'type': 'text'}]",
+    "[{'type': 'text', 'text': 'shown'}, {'type': 'image_url', 'image_url': {'url': 'data:'}}]",
+    "'a' * 1000000",
+    "'\\x1b]unterminated ' + 'x' * 100",
+    "'\\0' * 10",
+    "[[]] * 3",
+    "(lambda l: (l.append(l), l)[1])([])",
+    "1 + 2j",
+    "None",
+    "{(1, 2): None}",
+]
+
+
+class Box(Env):
+    """Tools that return what a test puts there."""
+
+    value: object = None
+
+    def prompt(self, row):
+        return row["question"]
+
+    @tool
+    def give(self, x: float = 0.0):
+        "Give the value."
+        return type(self).value
+
+    def reward(self, row, answer):
+        return 0.0
+
+
+async def given(value: object) -> str:
+    kind = type("Box", (Box,), {"value": value})
+    env = kind()
+    await env.start({"question": "?"})
+    try:
+        (result,) = await env.call_tools([ToolCall("call", "give", {})])
+    finally:
+        await env.aclose()
+    return result.text
+
+
+@pytest.mark.parametrize("source", RETURNED)
+async def test_whatever_a_tool_returns_is_told_to_the_model(source: str) -> None:
+    text = await given(eval(source))
+    text.encode()
+    assert text
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("2**20000", "a whole number of about 6020 digits"),
+        ("[{'type': 'theorem', 'name': 'Fermat'}]", '[{"type": "theorem", "name": "Fermat"}]'),
+        ("[{'type': 'text', 'text': 'a'}, {'type': 'image', 'image': 'x'}]", "a[image not shown]"),
+        ("'\\ud800'", "\ufffd"),
+        ("__import__('numpy').float64(0.5)", "0.5"),
+        ("{3}", "[3]"),
+    ],
+)
+async def test_what_the_model_reads(source: str, told: str) -> None:
+    assert await given(eval(source)) == told
+
+
+@pytest.mark.parametrize("answer", [3, 2.5, {1}, b"4", "\ud800", None])
+def test_an_environment_may_end_with_any_answer(answer: object) -> None:
+    finish = Finish(answer=answer)
+    assert finish.answer is None or isinstance(finish.answer, str)
+    str(finish.answer).encode()
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "[NaN]", '{"y": -1e400}'])
+def test_a_number_that_is_none_is_an_unreadable_call(number: str) -> None:
+    from agentrl_envs.plain import read_json
+
+    with pytest.raises(ValueError, match="no number of JSON"):
+        read_json('{"name": "f", "arguments": {"x": ' + number + "}}")
+
+
+def traces(tmp_path: Path, *lines: str | bytes) -> Path:
+    path = tmp_path / "traces.jsonl"
+    path.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines))
+    return path
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "day": {"type": ["string", "null"]}},
+            },
+        },
+    }
+]
+
+
+def conversation(arguments: object, **more: object) -> str:
+    call = {"function": {"name": "look", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": {"sky": "blue"}},
+        {"role": "assistant", "content": "Blue."},
+    ]
+    return json.dumps({"messages": messages, "tools": TOOLS, **more})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"messages": [{"role": "user", "content": "caf\xe9"}]}', "not UTF-8 (byte 0xe9"),
+        ("{", "not JSON"),
+        ('{"messages": [{"role": "user", "content": NaN}]}', "NaN is no number of JSON"),
+        ("[" * 3000, "nested too deeply"),
+        (conversation({"city": "A"}, tools="[{"), '"tools" is text, and not JSON'),
+        (conversation({"city": "A"}, tools={"name": "look"}), '"tools" must be a list'),
+        (
+            '{"messages": [{"role": "user", "content": {"a": 1}}, {"role": "assistant", "content": "b"}]}',
+            "content must be text",
+        ),
+    ],
+)
+def test_a_trace_that_cannot_be_read_is_named_with_its_line(agentrl, tmp_path: Path, line, said: str) -> None:
+    good = conversation({"city": "A"})
+    code, _, err = agentrl("sft", traces(tmp_path, good, line), "--model", "demo", "--out", tmp_path / "out")
+    assert code == 1
+    assert "traces.jsonl:2" in err
+    assert said in err
+    assert "Traceback" not in err
+
+
+MONSTERS = """
+from agentrl import Env, Finish, tool
+
+RETURNED = {returned!r}
+
+
+class Monsters(Env):
+    max_turns = 3
+
+    def prompt(self, row):
+        return row["problem"]
+
+    def reply(self, message):
+        odd = sum(map(ord, message)) % 4
+        if odd == 0:
+            raise Finish(reward=0.5, answer=__import__("numpy").int64(3))
+        if odd == 1:
+            raise Finish(reward=float("nan"))
+        return ["\\ud800 again", None][odd - 2]
+
+    @tool
+    def python(self, code: str):
+        return eval(RETURNED[len(code) % len(RETURNED)])
+
+    def reward(self, row, answer):
+        return {{"odd": __import__("numpy").float32(0.25), "right": False}}
+"""
+
+
+@pytest.fixture(scope="module")
+def monstrous_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of a real run whose tools, replies and rewards are hard to write."""
+    folder = tmp_path_factory.mktemp("monsters")
+    (folder / "monsters.py").write_text(MONSTERS.format(returned=RETURNED))
+    lines = [json.dumps({"id": str(i), "problem": f"What is {i}*{i + 3}? \ud800"}) for i in range(16)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    words = f"train monsters.py --model {files('agentrl.demo') / 'model'} --data rows.jsonl --run.steps=2"
+    words += " --run.name=odd --stream.batch=8 --rollout.max_tokens=48 --rollout.format=code --engine.slots=8"
+    done = call(
+        folder,
+        *words.split(),
+        "--engine.context_tokens=512",
+        "--rollout.tool_output_chars=64",
+        "--checkpoint.every=1",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "runs" / "odd"
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from importlib.metadata import entry_points as e; "
+    program += "sys.exit(next(iter(e(group='console_scripts', name='agentrl'))).load()())"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(300)
+def test_a_run_of_monsters_is_written_and_read(monstrous_run: Path) -> None:
+    assert json.loads((monstrous_run / "summary.json").read_text())["policy_versions"] == 2
+    assert (monstrous_run / "report.html").stat().st_size > 10_000
+    count = 0
+    for path in (monstrous_run / "episodes").iterdir():
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            for line in file:
+                json.dumps(json.loads(line), ensure_ascii=False).encode()
+                count += 1
+    assert count >= 16
+
+
+@pytest.mark.timeout(300)
+def test_a_run_of_monsters_is_resumed_and_evaluated(monstrous_run: Path) -> None:
+    folder = monstrous_run.parent.parent
+    resumed = call(folder, "train", "--resume", str(monstrous_run), "--run.steps=3")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    evaluated = call(
+        folder, "eval", str(monstrous_run), "--data", "rows.jsonl", "--samples", "1", "--limit", "8", "--json"
+    )
+    assert evaluated.returncode == 0, evaluated.stderr[-3000:]
+    json.loads(evaluated.stdout)
