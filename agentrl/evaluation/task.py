@@ -194,8 +194,10 @@ def _label(value: Any) -> str:
 
 # ---- multiple choice ---------------------------------------------------------------------------------------
 
+# Bounded blanks: five runs of them one after the other would take the fifth power of a long one.
 _LETTER = re.compile(
-    r"\s*(?:\\text\w*\s*\{)?\s*\(?\s*([A-Z])\s*\)?\s*\}?\s*(?:[.):,]|\\[ ;,]|\s-)\s*\S", re.ASCII
+    r"\s{0,3}(?:\\text[a-z]{0,8}\s?\{)?\s?\(?\s?([A-Z])\s?\)?\s?\}?\s?(?:[.):,]|\\[ ;,]|\s-)\s{0,3}\S",
+    re.ASCII,
 )
 
 
