@@ -60,7 +60,8 @@ class Case:
             return f"it got out: {said[:500]}"
         if surroundings.secret in result.text:
             return "the planted secret is in the output"
-        if result.cpu_s > 1.5 * self.time_s + 0.5:
+        # What host and supervisor take, and what a storm of forks does between two looks on a busy machine.
+        if result.cpu_s > 1.5 * self.time_s + 1.0:
             return f"{result.cpu_s:.2f} CPU seconds under a limit of {self.time_s:g} s"
         if result.status not in self.allowed:
             return f"status {result.status}, not one of {sorted(self.allowed)}: {result.text[:500]}"
