@@ -12,13 +12,12 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import LibraryBroken, SandboxUnavailable
-from .removal import remove_tree
+from .rooms import Rooms
 
 _HERE = Path(__file__).resolve().parent
 
@@ -62,7 +61,8 @@ class Zygote:
         self.settings, self._process, self._control = settings, process, control
         self.ready: dict[str, Any] = {}
         self.forks = self.live = 0
-        self._cache = "" if settings.namespaces else tempfile.mkdtemp(prefix="agentrl-cache-")
+        self._rooms = Rooms()  # swept at the next start when this process is killed
+        self._cache = "" if settings.namespaces else self._rooms.make()
         if self._cache:
             os.chmod(self._cache, 0o755)  # sessions read what the libraries wrote
         self._broken = False
@@ -182,8 +182,7 @@ class Zygote:
                 self._process.wait(5)
         if self._process.stderr is not None:
             self._process.stderr.close()
-        if self._cache:
-            remove_tree(self._cache)
+        self._rooms.close()
 
 
 # Moves the control socket to descriptor 3, closes what else was inherited, becomes the jail.

@@ -102,7 +102,8 @@ def test_a_start_leaves_nothing_and_the_next_one_sweeps(temporary, level):
         process.send_signal(signal.SIGKILL)
         process.wait()
     left = list(temporary.iterdir())
-    assert len(left) == (level == "filtered"), left
+    # The session's room, and what libraries wrote while they were made warm.
+    assert len(left) == (2 if level == "filtered" else 0), left
 
     async def again():
         async with open_sandbox(max_level=level, min_level=level, zygotes=1) as sandbox, await sandbox.open():
