@@ -53,15 +53,21 @@ class Case:
         """For pytest."""
         return f"{self.number:g}-{self.name.replace(' ', '_')}"
 
-    def complaint(self, result: Result, surroundings: Surroundings) -> str | None:
-        """What is wrong with the outcome; None when it is as it should be."""
+    def complaint(self, result: Result, surroundings: Surroundings, *, exact_time: bool = True) -> str | None:
+        """What is wrong with the outcome; None when it is as it should be.
+
+        Args:
+            result: of the last step.
+            surroundings: what it may have reached for.
+            exact_time: a control group counts CPU time. Else it is looked at ten times a second, and a storm
+                of forks on a busy machine does much between two looks.
+        """
         said = f"{result.stdout}\n{result.value}"
         if "ESCAPED" in said:
             return f"it got out: {said[:500]}"
         if surroundings.secret in result.text:
             return "the planted secret is in the output"
-        # What host and supervisor take, and what a storm of forks does between two looks on a busy machine.
-        if result.cpu_s > 1.5 * self.time_s + 1.0:
+        if result.cpu_s > 1.5 * self.time_s + (0.5 if exact_time else 3.0):
             return f"{result.cpu_s:.2f} CPU seconds under a limit of {self.time_s:g} s"
         if result.status not in self.allowed:
             return f"status {result.status}, not one of {sorted(self.allowed)}: {result.text[:500]}"

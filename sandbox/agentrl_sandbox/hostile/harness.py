@@ -111,7 +111,7 @@ async def endure_once(sandbox: Sandbox, case: Case) -> str | None:
                     await asyncio.sleep(case.pause_s)
                 result = await session.run(things.fill(step), case.time_s, stdin=case.stdin)
             assert result is not None
-            complaint = case.complaint(result, things)
+            complaint = case.complaint(result, things, exact_time=sandbox.level >= Level.CONTAINED)
         if complaint:
             return complaint
         return await _healthy(session, "the session") or await _healthy(
