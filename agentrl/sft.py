@@ -190,17 +190,20 @@ def _read_call(call: Any, place: str, schemas: Mapping[str, Any]) -> tuple[str, 
         ) from error
 
 
-def _without_filling(arguments: dict[str, Any], schema: Any) -> dict[str, Any]:
-    """The arguments without nulls that the schema does not allow, nested objects too."""
+def _without_filling(value: Any, schema: Any) -> Any:
+    """A value without nulls that the schema of an object does not allow, at any depth."""
     if not isinstance(schema, Mapping):
-        return arguments
+        return value
+    if isinstance(value, list):
+        return [_without_filling(item, schema.get("items")) for item in value]
+    if not isinstance(value, dict):
+        return value
     known = schema.get("properties") or {}
-    kept: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if value is None and not _allows_null(known.get(name)):
-            continue
-        kept[name] = _without_filling(value, known.get(name)) if isinstance(value, dict) else value
-    return kept
+    return {
+        name: _without_filling(item, known.get(name))
+        for name, item in value.items()
+        if item is not None or _allows_null(known.get(name))
+    }
 
 
 def _allows_null(schema: Any) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 __all__ = ["clean_text", "plain", "read_json", "write_json"]
@@ -17,6 +18,10 @@ DEEPEST = 100
 """Levels of nesting that are written; what lies deeper is written as text."""
 LONGEST_NUMBER = 4000
 """Digits of a whole number that are written; Python itself refuses to write many more."""
+MOST_VALUES = 1_000_000
+"""Values that are written of one; what is shared may stand in it many times over."""
+_LONE = re.compile(r"\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]..")
+"""Half of a pair, as JSON writes it."""
 _BITS = int(LONGEST_NUMBER * math.log2(10))
 
 
@@ -62,61 +67,100 @@ def _cleaned(value: Any) -> Any:
     return value
 
 
-def plain(value: Any, above: tuple[int, ...] = ()) -> Any:
+def plain(value: Any) -> Any:
     """Anything as JSON can write it: what has no form of its own there is written as text.
 
     Scalars of NumPy become numbers, sets and other sequences lists, bytes text; numbers that are not finite,
-    whole numbers of thousands of digits, what holds itself, and what is nested deeper than 100 levels become
-    text. `above` are the identities of what the value lies in.
+    whole numbers of thousands of digits, what holds itself, what is nested deeper than 100 levels, and what
+    comes after the first million values become text.
     """
-    try:
-        return _plain(value, above)
-    except Exception:  # the object's own code; only it is lost, not what it lies in
-        return f"<{type(value).__name__}>"
+    return _Writer().plain(value)
 
 
-def _plain(value: Any, above: tuple[int, ...]) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
+class _Writer:
+    """One value on its way to plain data."""
+
+    def __init__(self) -> None:
+        self._left = MOST_VALUES
+        self._above: list[int] = []  # identities of what the present value lies in
+
+    def plain(self, value: Any) -> Any:
+        self._left -= 1
+        try:
+            return self._plain(value)
+        except (Exception, SystemExit):  # the object's own code; only it is lost, not what it lies in
+            return f"<{type(value).__name__}>"
+
+    def _plain(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return clean_text(str(value))
+        if isinstance(value, int):
+            bits = value.bit_length()
+            digits = int(bits * math.log10(2))
+            return int(value) if bits < _BITS else f"a whole number of about {digits} digits"
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else str(value)
+        # A tree whose children know their parent would be written 2**100 times over, and a list that is
+        # shared at each of its levels as often as it has paths.
+        if id(value) in self._above or len(self._above) >= DEEPEST:
+            return "... (nested too deeply)"
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value).decode(errors="replace")
+        self._above.append(id(value))
+        try:
+            return self._composed(value)
+        finally:
+            self._above.pop()
+
+    def _composed(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return dict(self._some((self._key(key), item) for key, item in value.items()))
+        if isinstance(value, list | tuple | set | frozenset):
+            return [item for _, item in self._some((None, item) for item in value)]
+        convert = getattr(value, "tolist", None)  # arrays and scalars of NumPy and torch
+        if callable(convert):
+            return self.plain(convert())
         return clean_text(str(value))
-    if isinstance(value, int):
-        bits = value.bit_length()
-        return int(value) if bits < _BITS else f"a whole number of about {int(bits * math.log10(2))} digits"
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(value)
-    # Without the first rule a tree whose children know their parent would be written 2**100 times over.
-    if id(value) in above or len(above) >= DEEPEST:
-        return "... (nested too deeply)"
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).decode(errors="replace")
-    return _composed(value, (*above, id(value)))
+
+    def _some(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """Keys with plain items, as long as there is room for more."""
+        for key, item in items:
+            if self._left <= 0:
+                yield "...", "... (more was left out)"
+                return
+            yield key, self.plain(item)
+
+    def _key(self, key: Any) -> str:
+        key = self.plain(key)
+        return key if isinstance(key, str) else json.dumps(key)
 
 
-def _composed(value: Any, above: tuple[int, ...]) -> Any:
-    if isinstance(value, Mapping):
-        return {_key(key): plain(item, above) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, above) for item in value]
-    convert = getattr(value, "tolist", None)  # arrays and scalars of NumPy and torch
-    if callable(convert):
-        return plain(convert(), above)
-    return clean_text(str(value))
-
-
-def _key(key: Any) -> str:
-    key = plain(key)
-    return key if isinstance(key, str) else json.dumps(key)
+def _ends(value: Any) -> bool:
+    """Whether a value has a bounded number of parts: `json` writes what is shared once for every path to it."""
+    pending, seen = [value], 0
+    while pending and seen <= MOST_VALUES:
+        item = pending.pop()
+        if isinstance(item, dict):
+            seen += len(item)
+            pending.extend(item.values())
+        elif isinstance(item, list | tuple):
+            seen += len(item)
+            pending.extend(item)
+    return not pending
 
 
 def write_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
     """JSON of anything, as `plain` has it. Lone surrogates are replaced, NaN and Infinity are text."""
     separators = (",", ":") if indent is None else None
+    if not _ends(value):
+        value = plain(value)
     try:
         text = json.dumps(
             value, separators=separators, indent=indent, allow_nan=False, ensure_ascii=ensure_ascii
         )
-        if "\\ud" not in text and clean_text(text) == text:
+        if not ("\\ud" in text and _LONE.search(text)) and clean_text(text) == text:
             return text
     except (TypeError, ValueError, RecursionError, OverflowError):
         pass

@@ -142,6 +142,7 @@ def test_calls_are_found_in_any_text(text: str) -> None:
             ['{"c": "</think>"}', '{"d": 1}'],
         ),
         ('<think><tool_call>{"c": 1}</tool_call></think> done', []),
+        ('<tool_call>{"c": "</think>", "x": NaN}</tool_call>', ['{"c": "</think>", "x": NaN}']),
         ('<think>x</think><tool_call>{"c": "</think></think>"}</tool_call>', ['{"c": "</think></think>"}']),
     ],
 )

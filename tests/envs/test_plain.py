@@ -157,3 +157,22 @@ def test_a_megabyte_is_read_in_linear_time(text: str) -> None:
         with contextlib.suppress(ValueError):
             read(text)
     assert time.process_time() - started < 1.0
+
+
+def test_what_is_shared_at_every_level_ends() -> None:
+    shared: list = [0]
+    for _ in range(40):  # written out it has 2 ** 40 values
+        shared = [shared, shared]
+    started = time.process_time()
+    text = write_json(shared)
+    assert time.process_time() - started < 30.0
+    assert "more was left out" in text
+    json.loads(text)
+
+
+def test_a_pair_of_surrogates_is_no_reason_to_write_twice() -> None:
+    from agentrl_envs.plain import _LONE
+
+    assert not _LONE.search(json.dumps("a \U0001f600 b \U0001f600\U0001f601"))
+    for half in ("\ud83d", "\ude00", "\ude00\ud83d", "\ud83d\ud83d\ude00"):
+        assert _LONE.search(json.dumps(half))
