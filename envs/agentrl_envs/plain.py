@@ -138,7 +138,7 @@ class _Writer:
 
 
 def _ends(value: Any) -> bool:
-    """Whether a value has a bounded number of parts: `json` writes what is shared once for every path to it."""
+    """Whether a value has few enough parts: `json` writes what is shared once for every path to it."""
     pending, seen = [value], 0
     while pending and seen <= MOST_VALUES:
         item = pending.pop()
