@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from agentrl.durable import write_file
-from agentrl.processor_time import cpu_seconds
+from agentrl.cluster.cpu_time import cpu_seconds
+from agentrl.storage.durable import write_file
 from benchmarks import slow_arithmetic
 from benchmarks.demo_run import Job, Row, mean_interval, play, sweep
 from benchmarks.simulation import ARMS, Arm, SimulatedRun, mixture

@@ -13,9 +13,9 @@ import json
 
 import numpy as np
 
-from agentrl.dispatcher import Dispatcher
 from agentrl.episode import Episode, Segment, StopReason
-from agentrl.rollout import Dispatch
+from agentrl.rollout.token_completer import Dispatch
+from agentrl.training.dispatcher import Dispatcher
 from benchmarks.simulation import ARMS, Draw, SimulatedRun, lognormal, mixture
 from benchmarks.virtual_clock import run
 

@@ -1,6 +1,6 @@
 """Runs of the demo with other settings, for benchmarks: each in a process of its own, many in a sweep.
 
-A run is the real program (`agentrl.train.train` on the demo's settings file). A benchmark may end it early:
+A run is the real program (`agentrl.training.train.train` on the demo's settings file). A benchmark may end it early:
 it looks at every row of metrics and says when it has seen enough, and the run ends as it does on Ctrl-C.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import agentrl
-from agentrl.evaluation.quantiles import student_t_quantile
+from agentrl.evaluation.statistics.quantiles import student_t_quantile
 
 ROOT = Path(__file__).parents[1]
 DEMO = Path(agentrl.__file__).parent / "demo"
@@ -33,9 +33,9 @@ def play(flags: Sequence[str], enough: Callable[[Row], bool]) -> list[Row]:
 
     Needs the main thread (a run is ended by its own signal). The run's folder is temporary.
     """
-    from agentrl import config
+    from agentrl.config import loading
     from agentrl.errors import Interrupted
-    from agentrl.train import Options, train
+    from agentrl.training.train import Options, train
 
     rows: list[Row] = []
     ended = False
@@ -51,7 +51,7 @@ def play(flags: Sequence[str], enough: Callable[[Row], bool]) -> list[Row]:
 
     with tempfile.TemporaryDirectory(prefix="demo-run-") as folder:
         own = [f"--model.path={DEMO / 'model'}", f"--run.directory={folder}", "--checkpoint.every=0"]
-        settings = config.load_settings(DEMO / "demo.toml", [*own, *flags])
+        settings = loading.load_settings(DEMO / "demo.toml", [*own, *flags])
         try:
             train(settings, Options(listeners=(listen,)))
         except Interrupted:

@@ -22,12 +22,12 @@ from typing import Any
 
 import aiohttp
 
+from agentrl.config.settings import RolloutSettings
 from agentrl.inference.policy import FinishReason, Sampling, WeightHandle
-from agentrl.inference.vllm import VLLMPolicy, request_body
-from agentrl.inference.vllm_server import ServerSpec
-from agentrl.renderer import ParsedMessage
-from agentrl.rollout import Decoding, Dispatch, run_episode
-from agentrl.settings import RolloutSettings
+from agentrl.inference.vllm.engine import VLLMPolicy, request_body
+from agentrl.inference.vllm.server import ServerSpec
+from agentrl.renderers.making import ParsedMessage
+from agentrl.rollout.token_completer import Decoding, Dispatch, run_episode
 from agentrl_envs import Env, Message, ToolCall, ToolResult, ToolSpec, tool
 
 TURNS = 3

@@ -24,8 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, StoppingCriteria
 
+from agentrl.inference.embedded.engine import TransformersPolicy
 from agentrl.inference.policy import Sampling
-from agentrl.inference.transformers import TransformersPolicy
 
 
 class RowLengths(StoppingCriteria):

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from agentrl.evaluation.estimators import pass_at_k_table
-from agentrl.evaluation.intervals import (
+from agentrl.evaluation.statistics.estimators import pass_at_k_table
+from agentrl.evaluation.statistics.intervals import (
     new_problems_bounds,
     paired_bounds,
     pass_variances,
@@ -27,8 +27,8 @@ from agentrl.evaluation.intervals import (
     same_problems_bounds,
     same_problems_interval,
 )
-from agentrl.evaluation.quantiles import student_t_quantile
-from agentrl.evaluation.voting import Ballot, majority_variance
+from agentrl.evaluation.statistics.quantiles import student_t_quantile
+from agentrl.evaluation.statistics.voting import Ballot, majority_variance
 
 CONCENTRATIONS = (0.3, 1.0, 4.0, 30.0)
 MEANS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)

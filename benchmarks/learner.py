@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from agentrl.episode import Episode, SegmentBuilder, StopReason
-from agentrl.memory import learner_needs
-from agentrl.model_shape import KNOWN, ModelShape
-from agentrl.settings import (
+from agentrl.cluster.memory import learner_needs
+from agentrl.cluster.model_shape import KNOWN, ModelShape
+from agentrl.config.settings import (
     AdapterSettings,
     EngineSettings,
     LearnerSettings,
@@ -35,6 +34,7 @@ from agentrl.settings import (
     Settings,
     TrackerSettings,
 )
+from agentrl.episode import Episode, SegmentBuilder, StopReason
 
 SIZES: dict[str, ModelShape] = {
     "tiny": ModelShape(4, 192, 512, 3, 3, 64, 2048, True, 32768),
@@ -48,7 +48,7 @@ SIZES: dict[str, ModelShape] = {
 
 def bench_tracker(prompts: int, draws: int = 2048) -> dict[str, Any]:
     """Draw, refill, save and load with `prompts` prompts, half of them visited before."""
-    from agentrl.spo import PromptSampler, ValueTracker
+    from agentrl.algorithms import PromptSampler, ValueTracker
 
     random = np.random.default_rng(0)
     tracker = ValueTracker(prompts, TrackerSettings())

@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from agentrl.dispatcher import Dispatcher
-from agentrl.durable import write_file
+from agentrl.algorithms.prompt_sampler import PromptSampler
+from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.config.settings import RolloutSettings, SamplerSettings, TrackerSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
-from agentrl.garbage import rare_collections
 from agentrl.inference.policy import FinishReason, Generation
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.ledger import Ledger
-from agentrl.recorder import EpisodeRecorder
-from agentrl.renderer import make_renderer
-from agentrl.rollout import Dispatch, run_episode
-from agentrl.settings import RolloutSettings, SamplerSettings, TrackerSettings
-from agentrl.spo.prompt_sampler import PromptSampler
-from agentrl.spo.value_tracker import ValueTracker
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl.storage.durable import write_file
+from agentrl.storage.ledger import Ledger
+from agentrl.storage.recorder import EpisodeRecorder
+from agentrl.training.collector import rare_collections
+from agentrl.training.dispatcher import Dispatcher
 from agentrl_envs import Env, tool
 
 TURNS = 4
@@ -217,7 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     flights = []
     for episodes in (options.episodes // 100, options.episodes // 10, options.episodes):
-        with tempfile.TemporaryDirectory() as folder, rare_collections():  # as `agentrl.train` does
+        with tempfile.TemporaryDirectory() as folder, rare_collections():  # as `agentrl.training.train` does
             flights.append(asyncio.run(_play_all(episodes, 1000, Path(folder))))
         print("in flight: " + "  ".join(f"{k}={v:.4g}" for k, v in flights[-1].items()))
     memory = {tokens: bytes_per_token(tokens) for tokens in (1_000, 16_384)}

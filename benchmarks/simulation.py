@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agentrl.buffer import EpisodeBuffer
-from agentrl.dispatcher import Dispatcher
 from agentrl.episode import Episode, Segment, StopReason
-from agentrl.rollout import Dispatch
+from agentrl.rollout.token_completer import Dispatch
+from agentrl.training.buffer import EpisodeBuffer
+from agentrl.training.dispatcher import Dispatcher
 
 Draw = Callable[[np.random.Generator], float]
 

@@ -27,12 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agentrl import config
+from agentrl.config import loading
 from agentrl.errors import Interrupted, PolicyUnavailable
-from agentrl.inference.transformers import TransformersPolicy
-from agentrl.ledger import Ledger, State
+from agentrl.inference.embedded.engine import TransformersPolicy
 from agentrl.report.terminal import PlainProgress
-from agentrl.train import Options, resume, train
+from agentrl.storage.ledger import Ledger, State
+from agentrl.training.train import Options, resume, train
 from agentrl_envs import Finish, SandboxFailure, ToolError, register, tool
 from agentrl_envs.arithmetic import Arithmetic
 from benchmarks.demo_run import DEMO
@@ -211,7 +211,7 @@ def _settings(folder: str, flags: list[str]) -> Any:
         "--stream.in_flight=48",
         "--rollout.limit_s=60",
     ]
-    return config.load_settings(DEMO / "demo.toml", [*own, *flags])
+    return loading.load_settings(DEMO / "demo.toml", [*own, *flags])
 
 
 def soak(seconds: float, folder: str) -> dict[str, Any]:

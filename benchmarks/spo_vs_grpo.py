@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from agentrl.durable import write_file
+from agentrl.storage.durable import write_file
 from benchmarks.demo_run import Job, Row, file_name, mean_interval, play, sweep
 
 COMMON = (

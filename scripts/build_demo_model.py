@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.learner.supervised import SupervisedMetrics, SupervisedSettings, save_model, train_supervised
-from agentrl.model_files import WARM_START
-from agentrl.sft import Trace, make_trace, render_traces, written_message
+from agentrl.training.sft import Trace, make_trace, render_traces, written_message
+from agentrl.weights.model_files import WARM_START
 from agentrl_envs.arithmetic import Arithmetic, arithmetic_rows
 
 TOOL_SHARE = 0.2

@@ -14,7 +14,7 @@ NEEDED = (
     "agentrl/demo/model/model.safetensors",
     "agentrl/report/page.html",
     "agentrl_sandbox/inside/supervisor.py",
-    "agentrl_sandbox/docker_seccomp.json",
+    "agentrl_sandbox/docker/seccomp.json",
 )
 
 

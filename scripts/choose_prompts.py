@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agentrl.durable import read_lines
-from agentrl.evaluation.datasets import bare_answer
 from agentrl.evaluation.results import Record, read_records
+from agentrl.storage.durable import read_lines
+from agentrl.tasks.datasets import bare_answer
 
 Row = Mapping[str, Any]
 

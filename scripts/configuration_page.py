@@ -9,14 +9,14 @@ import typing
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from agentrl import settings as sections
-from agentrl.config import describe_type, section_type
-from agentrl.settings import Settings
+from agentrl.config import settings as sections
+from agentrl.config.loading import describe_type, section_type
+from agentrl.config.settings import Settings
 
 HEAD = """# Settings
 
 One TOML file, and the same names as flags: `agentrl train run.toml --learner.learning_rate=1e-5`. Unknown or misspelt names are errors that name the
-file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. This page is made from `agentrl/settings.py` by
+file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. This page is made from `agentrl/config/settings.py` by
 `scripts/configuration_page.py`; a test keeps it current.
 """
 

@@ -20,9 +20,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from agentrl.config import load_settings
-from agentrl.ledger import Ledger, State
-from agentrl.metrics import read_metrics
+from agentrl.config.loading import load_settings
+from agentrl.storage.ledger import Ledger, State
+from agentrl.storage.metrics import read_metrics
 
 
 def steps_of(folder: Path) -> list[int]:

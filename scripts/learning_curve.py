@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from agentrl.cost import spent
-from agentrl.metrics import Row, read_metrics
+from agentrl.storage.cost import spent
+from agentrl.storage.metrics import Row, read_metrics
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 790, 300, 56, 44, 26, 180
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626")

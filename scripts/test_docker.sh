@@ -16,5 +16,5 @@ end_engine() {
 trap end_engine EXIT
 trap 'exit 130' INT TERM
 
-PYTHONPATH=.:envs:sandbox "$python" -m agentrl_sandbox.docker_image --packages "${IMAGE_PACKAGES:-numpy,sympy}"
+PYTHONPATH=.:envs:sandbox "$python" -m agentrl_sandbox.docker.image --packages "${IMAGE_PACKAGES:-numpy,sympy}"
 "$python" -m pytest -m docker tests/sandbox "$@"

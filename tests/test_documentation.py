@@ -24,7 +24,7 @@ pytest.importorskip("torch", reason="commands of the pages train (pip install ag
 
 import agentrl
 from agentrl.cli.main import COMMANDS, command_parser, main, split_settings
-from agentrl.config import load_settings
+from agentrl.config.loading import load_settings
 
 pytestmark = pytest.mark.timeout(300)  # commands import torch and train, on machines that others load
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli.main import COMMANDS, main
-from agentrl.config import load_settings
+from agentrl.cluster.memory import Plan, make_plans
+from agentrl.cluster.model_shape import ModelShape
+from agentrl.cluster.placement import EngineKind, Gpu, Machine
+from agentrl.config.loading import load_settings
+from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
-from agentrl.evaluation.benchmarks import BENCHMARKS
-from agentrl.inference.choose import EngineKind, Gpu, Machine
-from agentrl.memory import Plan, make_plans
-from agentrl.model_shape import ModelShape
-from agentrl.plan import plan_run
-from agentrl.settings import Settings
+from agentrl.tasks.catalog import BENCHMARKS
+from agentrl.training.plan import plan_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS = sorted(EXAMPLES.glob("*.toml"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli.main import COMMANDS, main
-from agentrl.config import all_keys
+from agentrl.config.loading import all_keys
 
 ROOT = Path(__file__).parents[1]
 

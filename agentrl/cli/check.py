@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from agentrl.ranges import Count, Range, number
+from agentrl.config.ranges import Count, Range, number
 
 __all__ = ["add_parser"]
 
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"{env_class.__name__} has no example_rows: give --data FILE, or put a row in the class"
         )
-    from agentrl import event_loop
+    from agentrl.cluster import event_loop
 
     findings = event_loop.run(_check(env_class, rows, options))
     width = max(len(finding.check) for finding in findings)

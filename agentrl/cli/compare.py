@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from agentrl.ranges import Number, number
+from agentrl.config.ranges import Number, number
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from agentrl.evaluation.comparison import compare
-    from agentrl.evaluation.estimators import ks_up_to
     from agentrl.evaluation.results import by_problem, read_records, read_rows, read_summary
+    from agentrl.evaluation.statistics.estimators import ks_up_to
     from agentrl.evaluation.tables import comparison_table
 
     a, b = read_records(options.a), read_records(options.b)

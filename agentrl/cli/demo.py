@@ -28,14 +28,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
 def run(options: argparse.Namespace) -> int:
     """Train the model of the demo."""
     import agentrl
-    from agentrl import config
     from agentrl.cli.train import sentence, short_flags
+    from agentrl.config import loading
     from agentrl.report.terminal import progress
-    from agentrl.train import Options, train
+    from agentrl.training.train import Options, train
 
     folder = Path(agentrl.__file__).parent / "demo"
     flags = [f"--model.path={folder / 'model'}", *short_flags(options), *options.settings]
-    settings = config.load_settings(folder / "demo.toml", flags)
+    settings = loading.load_settings(folder / "demo.toml", flags)
     with progress(quiet=options.quiet) as live:
         summary = train(
             settings,

@@ -14,20 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agentrl.cluster.memory import Need, Plan, make_plans
+from agentrl.cluster.model_shape import KNOWN, ModelShape
+from agentrl.cluster.placement import EngineKind, Gpu, Machine, choose_engine, has_vllm, inspect_machine
+from agentrl.config.ranges import Count, number
+from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
-from agentrl.inference.choose import (
-    EngineKind,
-    Gpu,
-    Machine,
-    choose_engine,
-    has_vllm,
-    inspect_machine,
-)
-from agentrl.memory import Need, Plan, make_plans
-from agentrl.model_files import find_model
-from agentrl.model_shape import KNOWN, ModelShape
-from agentrl.ranges import Count, number
-from agentrl.settings import Settings
+from agentrl.weights.model_files import find_model
 
 _PACKAGES = ("torch", "transformers", "vllm", "openai", "docker", "math-verify")
 _SHOWN = (
@@ -164,7 +157,7 @@ def diagnose(settings: Settings, machine: Machine, *, imagined: bool = False) ->
 
 def _look_at_run(settings: Settings, problems: list[str]) -> list[str]:
     """What its environments are, and, where model and data are on this machine, whether it could start."""
-    from agentrl.plan import plan_run
+    from agentrl.training.plan import plan_run
     from agentrl_envs import EnvError, load_env
 
     notes: list[str] = []

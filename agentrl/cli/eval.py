@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from agentrl.cli.eval_options import EPILOG, add_options
 
 if TYPE_CHECKING:
+    from agentrl.config.settings import EnvSettings, Settings
     from agentrl.evaluation.experiment import Experiment
     from agentrl.evaluation.run import Progress
     from agentrl.evaluation.scoring import JudgeOptions
-    from agentrl.settings import EnvSettings, Settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -61,10 +61,10 @@ def _played(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace, summaries: list[dict[str, Any]], folders: list[Path]) -> None:
     """Print what was found, write the exports, and of several tasks the table and the mean."""
-    from agentrl.durable import write_file
     from agentrl.evaluation.export import export
     from agentrl.evaluation.suite import suite_summary
     from agentrl.evaluation.tables import evaluation_table, suite_table
+    from agentrl.storage.durable import write_file
 
     files = [file for folder in folders for kind in options.export for file in export(folder, kind)]
     found: dict[str, Any] = summaries[0]
@@ -147,10 +147,10 @@ def _sources(options: argparse.Namespace, settings: Settings | None, env: EnvSet
 
 def make_experiments(options: argparse.Namespace) -> list[Experiment]:
     """The evaluations that the options mean: defaults, the run's settings, the preset, the options."""
-    from agentrl.evaluation.datasets import parse_map
     from agentrl.evaluation.experiment import Experiment
     from agentrl.evaluation.subjects import run_settings
     from agentrl.evaluation.suite import experiments_of
+    from agentrl.tasks.datasets import parse_map
 
     settings = run_settings(options.subject)
     env = _run_env(options, settings)
@@ -218,10 +218,10 @@ def _given(options: argparse.Namespace, **names: str) -> dict[str, Any]:
 def _sampling(options: argparse.Namespace, settings: Settings | None):
     from dataclasses import replace
 
+    from agentrl.config.settings import EvalSettings, RolloutSettings
     from agentrl.errors import ConfigError
-    from agentrl.evaluation.benchmarks import PRESETS
-    from agentrl.rollout import Decoding
-    from agentrl.settings import EvalSettings, RolloutSettings
+    from agentrl.rollout.token_completer import Decoding
+    from agentrl.tasks.catalog import PRESETS
 
     known = settings.eval if settings is not None else EvalSettings()
     rollout = settings.rollout if settings is not None else RolloutSettings()
@@ -294,7 +294,7 @@ def _subject(options: argparse.Namespace, settings: Settings | None):
 def _sandbox(options: argparse.Namespace, settings: Settings | None):
     from dataclasses import replace
 
-    from agentrl.settings import SandboxSettings
+    from agentrl.config.settings import SandboxSettings
 
     known = settings.sandbox if settings is not None else SandboxSettings()
     changes = _given(options, backend="sandbox", min_level="min_level")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from agentrl.ranges import Amount, Count, Number, Seconds, Seed, Share, number
-from agentrl.settings import Nucleus
+from agentrl.config.ranges import Amount, Count, Number, Seconds, Seed, Share, number
+from agentrl.config.settings import Nucleus
 
 EPILOG = """\
 examples:

@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from agentrl.ranges import Number, number
+from agentrl.config.ranges import Number, number
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
 def run(options: argparse.Namespace) -> int:
     """Copy the weights."""
     from agentrl.errors import ConfigError
-    from agentrl.run_weights import run_weights
+    from agentrl.inference.run_weights import run_weights
 
     if options.target.exists():
         raise ConfigError(f"{options.target} exists; name a folder that does not")

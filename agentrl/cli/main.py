@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from agentrl import __version__
+from agentrl.cluster.event_loop import end_process
 from agentrl.errors import AgentRLError, Interrupted, StallError
-from agentrl.event_loop import end_process
 
 COMMANDS = {
     "demo": "a small model learns to use Python, on this machine, in a few minutes",
@@ -146,7 +146,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _unrecognized(unknown: Sequence[str], command: argparse.ArgumentParser) -> str:
     """What is not known, and the option or setting that it resembles."""
-    from agentrl.config import all_keys
+    from agentrl.config.loading import all_keys
 
     text = f"unrecognized arguments: {' '.join(unknown)}"
     first = unknown[0].partition("=")[0]

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agentrl.ranges import number
-from agentrl.settings import Memory, ProgramTime
+from agentrl.config.ranges import number
+from agentrl.config.settings import Memory, ProgramTime
 
 EPILOG = """\
 examples:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentrl.ranges import Amount, Count, Number, Seed, number
+from agentrl.config.ranges import Amount, Count, Number, Seed, number
 
 if TYPE_CHECKING:
     from agentrl.learner.supervised import SupervisedMetrics
@@ -71,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
 def run(options: argparse.Namespace) -> int:
     """Train and write the weights."""
     from agentrl.errors import ConfigError
-    from agentrl.sft import fine_tune, load_traces
+    from agentrl.training.sft import fine_tune, load_traces
 
     traces = load_traces(options.traces)
     if (options.out / "config.json").exists():

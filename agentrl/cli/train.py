@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentrl.settings import Settings
+    from agentrl.config.settings import Settings
 
 EPILOG = """\
 examples:
@@ -66,19 +66,19 @@ def short_flags(options: argparse.Namespace) -> list[str]:
 
 def settings_of(file: str, flags: Sequence[str]) -> Settings:
     """Settings of a run from a settings file (.toml) or an environment, and flags; no file takes defaults."""
-    from agentrl import config
+    from agentrl.config import loading
 
     if file.endswith(".toml"):
-        return config.load_settings(Path(file), flags)
-    return config.load_settings(None, [*([f"--env.name={file}"] if file else []), *flags])
+        return loading.load_settings(Path(file), flags)
+    return loading.load_settings(None, [*([f"--env.name={file}"] if file else []), *flags])
 
 
 def run(options: argparse.Namespace) -> int:
     """Train."""
-    from agentrl import config
+    from agentrl.config import loading
     from agentrl.errors import ConfigError
     from agentrl.report.terminal import progress
-    from agentrl.train import Options, resume, train
+    from agentrl.training.train import Options, resume, train
 
     flags = [*short_flags(options), *options.settings]
     if options.resume is None and options.file is None:
@@ -96,10 +96,10 @@ def run(options: argparse.Namespace) -> int:
     else:
         settings = settings_of(options.file, flags)
         if options.dry_run:
-            from agentrl.plan import plan_run
+            from agentrl.training.plan import plan_run
 
             plan = plan_run(settings, fetch=False)
-            print(config.to_toml(plan.settings))
+            print(loading.to_toml(plan.settings))
             print("\n".join(plan.notes), file=sys.stderr)
             return 0
         with progress(quiet=options.quiet) as live:
@@ -110,11 +110,11 @@ def run(options: argparse.Namespace) -> int:
 
 def finished_steps(path: Path, flags: list[str]) -> int:
     """Steps of a run that has taken all of them and written its last weights; 0 for any other."""
-    from agentrl import config
-    from agentrl.run_folder import RunFolder
+    from agentrl.config import loading
+    from agentrl.storage.run_folder import RunFolder
 
     folder = RunFolder.open(path)
-    steps = config.load_settings(folder.config, flags).run.steps
+    steps = loading.load_settings(folder.config, flags).run.steps
     try:
         taken = json.loads(folder.summary.read_text())["policy_versions"]
     except (OSError, ValueError, KeyError):

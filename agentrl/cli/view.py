@@ -7,7 +7,7 @@ import os
 import webbrowser
 from pathlib import Path
 
-from agentrl.ranges import Port, number
+from agentrl.config.ranges import Port, number
 
 EPILOG = """\
 examples:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from agentrl.errors import DataError
-from agentrl.evaluation.estimators import pass_at_k
-from agentrl.evaluation.intervals import (
+from agentrl.evaluation.results import Record, by_problem
+from agentrl.evaluation.statistics.estimators import pass_at_k
+from agentrl.evaluation.statistics.intervals import (
     Interval,
     paired_interval,
     rate_variances,
     same_problems_difference,
 )
-from agentrl.evaluation.results import Record, by_problem
 from agentrl_envs.graders import UNDECIDED
 
 EXACT_STATES = 4_000_000

@@ -16,16 +16,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agentrl import event_loop
-from agentrl.evaluation.datasets import DataSet
+from agentrl.cluster import event_loop
+from agentrl.config.settings import RolloutSettings, SandboxSettings
 from agentrl.evaluation.results import Record, ResultFolder, read_records
 from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate
 from agentrl.evaluation.scoring import Judge, JudgeOptions, Scoring, open_judge
 from agentrl.evaluation.subjects import Subject, SubjectOptions, check_subject, open_subject, training_cost
 from agentrl.evaluation.summary import effort, summarise
 from agentrl.evaluation.task import Task, prepare
-from agentrl.rollout import Decoding
-from agentrl.settings import RolloutSettings, SandboxSettings
+from agentrl.rollout.token_completer import Decoding
+from agentrl.tasks.datasets import DataSet
 from agentrl_envs import Env
 from agentrl_sandbox import Sandbox
 
@@ -113,7 +113,7 @@ def run_experiments(
 async def _run_all(
     pairs: Sequence[tuple[Experiment, Task]], on_progress: OnProgress | None
 ) -> list[dict[str, Any]]:
-    from agentrl.plan import make_sandbox
+    from agentrl.training.plan import make_sandbox
 
     first = pairs[0][0]
     folders = [ResultFolder(experiment.out) for experiment, _ in pairs]

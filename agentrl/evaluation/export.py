@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agentrl.durable import write_file
 from agentrl.evaluation.rescoring import Stored
 from agentrl.evaluation.results import Record, golds_of
+from agentrl.storage.durable import write_file
 
 
 def export(folder: Path, kind: str) -> list[Path]:

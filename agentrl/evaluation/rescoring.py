@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agentrl import event_loop
+from agentrl.cluster import event_loop
 from agentrl.errors import ConfigError, DataError
-from agentrl.evaluation.datasets import load_data_set
 from agentrl.evaluation.results import (
     Record,
     ResultFolder,
@@ -29,6 +28,7 @@ from agentrl.evaluation.run import equivalence_of
 from agentrl.evaluation.scoring import JudgeOptions, Scoring, open_judge
 from agentrl.evaluation.summary import effort, summarise
 from agentrl.evaluation.task import column_labels, make_grader
+from agentrl.tasks.datasets import load_data_set
 from agentrl_envs import (
     Env,
     EnvError,

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentrl.durable import LineFile, read_lines, write_file
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError, DataError
+from agentrl.storage.durable import LineFile, read_lines, write_file
 from agentrl_envs import prompt_id
 from agentrl_envs.plain import write_json
 

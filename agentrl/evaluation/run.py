@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError
-from agentrl.evaluation.intervals import Interval, new_problems_interval
 from agentrl.evaluation.results import (
     REFUSED,
     SAME_SEED_ATTEMPTS,
@@ -28,16 +28,16 @@ from agentrl.evaluation.results import (
     golds_of,
     make_record,
 )
+from agentrl.evaluation.statistics.intervals import Interval, new_problems_interval
 from agentrl.evaluation.summary import Equivalence, effort, summarise
-from agentrl.rollout import Decoding, Dispatch, run_episode
-from agentrl.settings import RolloutSettings
+from agentrl.rollout.token_completer import Decoding, Dispatch, run_episode
 from agentrl_envs import Env, Grader, last_answer, prompt_id
 
 if TYPE_CHECKING:
-    from agentrl.inference.openai import EndpointPolicy
+    from agentrl.inference.endpoint.client import EndpointPolicy
     from agentrl.inference.policy import Policy
-    from agentrl.outage import Outages
-    from agentrl.renderer import Renderer
+    from agentrl.renderers.making import Renderer
+    from agentrl.rollout.outage import Outages
 
 PAUSES_S = (1.0, 4.0)
 """Before an episode that failed is played again: whatever broke gets a moment to mend."""
@@ -357,7 +357,7 @@ def chat_player(
     tool_format: Any,
 ) -> Play:
     """Plays with an endpoint: messages in and out."""
-    from agentrl.chat_rollout import run_chat_episode
+    from agentrl.rollout.endpoint_completer import run_chat_episode
 
     async def play(row: Mapping[str, Any], dispatch: Dispatch) -> Played:
         result = await run_chat_episode(

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentrl.errors import ConfigError
 from agentrl.evaluation.results import Record, golds_of
-from agentrl.inference.endpoint_errors import BudgetExceeded, EndpointError, EndpointRefused
+from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointError, EndpointRefused
 from agentrl.inference.policy import Sampling
 from agentrl_envs import Grader, Verdict, last_answer
 from agentrl_envs.graders import model_text
 
 if TYPE_CHECKING:
-    from agentrl.inference.openai import EndpointPolicy
+    from agentrl.inference.endpoint.client import EndpointPolicy
 
 _LONGEST = 20_000
 """Characters of a text that are searched for an answer without a box: its end."""
@@ -137,7 +137,7 @@ async def open_judge(options: JudgeOptions | None, concurrency: int) -> AsyncIte
     if options is None:
         yield None
         return
-    from agentrl.inference.openai import EndpointPolicy, EndpointSettings
+    from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings
 
     settings = EndpointSettings(
         options.url, options.model, key_variable=options.key_variable, concurrency=concurrency

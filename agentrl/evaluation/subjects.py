@@ -13,19 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agentrl import config
-from agentrl.cost import spent
+from agentrl.config import loading
+from agentrl.config.settings import EngineSettings, RolloutSettings, Settings
 from agentrl.errors import ConfigError, StallError
 from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
 from agentrl.evaluation.task import load_function
-from agentrl.inference.fingerprint import fingerprint
-from agentrl.metrics import read_metrics
-from agentrl.model_files import find_model, load_tokenizer, trained_format, what_it_is
-from agentrl.renderer import choose_format
-from agentrl.rollout import Decoding
-from agentrl.run_folder import RunFolder
-from agentrl.run_weights import run_weights
-from agentrl.settings import EngineSettings, RolloutSettings, Settings
+from agentrl.inference.run_weights import run_weights
+from agentrl.renderers.making import choose_format
+from agentrl.rollout.token_completer import Decoding
+from agentrl.storage.cost import spent
+from agentrl.storage.metrics import read_metrics
+from agentrl.storage.run_folder import RunFolder
+from agentrl.weights.fingerprint import fingerprint
+from agentrl.weights.model_files import find_model, load_tokenizer, trained_format, what_it_is
 from agentrl_envs import ToolSpec
 
 SCRIPT = "scripted:"
@@ -107,7 +107,7 @@ def run_settings(subject: str) -> Settings | None:
     path = Path(subject)
     if not subject or not (path / "run.json").exists():
         return None
-    return config.load_settings(RunFolder.open(path).config)
+    return loading.load_settings(RunFolder.open(path).config)
 
 
 def weights_of(subject: str) -> str:
@@ -227,13 +227,13 @@ def _with_format(
 
 
 def _engine_kind(engine: EngineSettings) -> str:
-    from agentrl.inference.choose import choose_engine, find_gpus, has_vllm
+    from agentrl.cluster.placement import choose_engine, find_gpus, has_vllm
 
     return choose_engine(engine, gpus=len(find_gpus()), vllm_found=has_vllm(engine.python))[0]
 
 
 def _renderer(tokenizer: Any, rollout: RolloutSettings) -> Any:
-    from agentrl.renderer import make_renderer
+    from agentrl.renderers.making import make_renderer
 
     return make_renderer(tokenizer, rollout.format, tool_output_chars=rollout.tool_output_chars)
 
@@ -241,7 +241,7 @@ def _renderer(tokenizer: Any, rollout: RolloutSettings) -> Any:
 def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
     from transformers.utils import logging as transformers_logging
 
-    from agentrl.inference.transformers import TransformersPolicy
+    from agentrl.inference.embedded.engine import TransformersPolicy
 
     transformers_logging.disable_progress_bar()  # it would write over the running estimate
     path = weights_of(options.subject)
@@ -259,9 +259,9 @@ def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
 
 
 async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str, Any]]:
-    from agentrl.inference.choose import find_gpus, server_gpus
-    from agentrl.inference.vllm import VLLMPolicy
-    from agentrl.inference.vllm_server import ServerSpec
+    from agentrl.cluster.placement import find_gpus, server_gpus
+    from agentrl.inference.vllm.engine import VLLMPolicy
+    from agentrl.inference.vllm.server import ServerSpec
 
     path, engine = weights_of(options.subject), options.engine
     gpus = server_gpus(engine, [gpu.index for gpu in find_gpus()])
@@ -310,7 +310,7 @@ def load_script(spec: str) -> Callable[..., Any]:
 async def _endpoint(
     options: SubjectOptions, endpoint: EndpointOptions, rollout: RolloutSettings
 ) -> AsyncIterator[Subject]:
-    from agentrl.inference.openai import EndpointPolicy, EndpointSettings, Usage
+    from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings, Usage
 
     settings = EndpointSettings(
         url=endpoint.url,

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from agentrl.evaluation.estimators import (
+from agentrl.evaluation.results import Record, by_problem
+from agentrl.evaluation.scoring import judge_table
+from agentrl.evaluation.statistics.estimators import (
     IntArray,
     area_under_curve,
     avg_at_k,
@@ -23,7 +25,7 @@ from agentrl.evaluation.estimators import (
     pass_at_k,
     within_problem_area,
 )
-from agentrl.evaluation.intervals import (
+from agentrl.evaluation.statistics.intervals import (
     Estimand,
     FloatArray,
     Interval,
@@ -33,9 +35,7 @@ from agentrl.evaluation.intervals import (
     rate_variances,
     same_problems_interval,
 )
-from agentrl.evaluation.results import Record, by_problem
-from agentrl.evaluation.scoring import judge_table
-from agentrl.evaluation.voting import Ballot, classes, maj_at_k, maj_bootstrap, majority_variance
+from agentrl.evaluation.statistics.voting import Ballot, classes, maj_at_k, maj_bootstrap, majority_variance
 from agentrl_envs.graders import UNDECIDED
 
 Labels = Mapping[str, Mapping[str, str]]

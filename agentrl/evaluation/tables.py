@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from agentrl.cost import Cost
 from agentrl.evaluation.comparison import Comparison, Excluded
-from agentrl.evaluation.estimators import ks_up_to
-from agentrl.evaluation.intervals import Interval
 from agentrl.evaluation.run import Progress
+from agentrl.evaluation.statistics.estimators import ks_up_to
+from agentrl.evaluation.statistics.intervals import Interval
+from agentrl.storage.cost import Cost
 
 _HEAD = ("", "value", "95% new problems", "95% same problems")
 

@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentrl.config.settings import DataSettings
 from agentrl.errors import ConfigError, DataError
-from agentrl.evaluation.benchmarks import BENCHMARKS
-from agentrl.evaluation.datasets import DataSet, checksum, load_data_set
-from agentrl.settings import DataSettings
+from agentrl.tasks.catalog import BENCHMARKS
+from agentrl.tasks.datasets import DataSet, checksum, load_data_set
 from agentrl_envs import (
     Env,
     EnvError,
@@ -146,7 +146,7 @@ def _data(experiment: Experiment, env: type[Env]) -> DataSet:
     if experiment.limit < 0:
         raise ConfigError(f"--limit must be at least 0 (all rows), got {experiment.limit}")
     if experiment.data.startswith("generated:"):
-        from agentrl.prompts import load_data
+        from agentrl.training.prompts import load_data
 
         rows = load_data(DataSettings(experiment.data, limit=experiment.limit), env, "--data")
         return DataSet(experiment.data, "", tuple(rows), checksum(rows))

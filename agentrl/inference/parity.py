@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from agentrl.config.settings import EngineSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.errors import AgentRLError, ContextOverflow, ParityError, PolicyError
 from agentrl.inference.policy import Generation, Policy, Sampling
-from agentrl.settings import EngineSettings
 from agentrl_envs import EnvError, Finish
 from agentrl_envs.raised import error_text, message_of
 

@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from agentrl.config.settings import AdapterSettings
 from agentrl.errors import ConfigError
 from agentrl.learner.ranks import whole
-from agentrl.settings import AdapterSettings
 
 NAME = "default"
 """Of the one adapter, as peft calls it."""

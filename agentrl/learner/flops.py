@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from agentrl.cluster.model_shape import ModelShape
 from agentrl.errors import ConfigError
 from agentrl.learner.batch import TokenSequence
-from agentrl.model_shape import ModelShape
 
 PEAKS = {
     "B200": 2250e12,

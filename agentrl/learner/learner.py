@@ -21,6 +21,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from agentrl.config.ranges import check_ranges
+from agentrl.config.settings import AdapterSettings, LearnerSettings, ModelSettings
 from agentrl.episode import Episode
 from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError
 from agentrl.learner import checkpoint
@@ -29,15 +31,13 @@ from agentrl.learner.batch import MicroBatch, TokenSequence, build_sequences, sp
 from agentrl.learner.flops import Flops, peak
 from agentrl.learner.forward import Forward
 from agentrl.learner.logprobs import LOGITS_AT_ONCE_GPU, TokenScorer, check_head
-from agentrl.learner.loss import token_loss, token_mean
+from agentrl.learner.losses.clipped import token_loss, token_mean
 from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.model import DTYPES, choose_device, load_model, save_model
 from agentrl.learner.optimizer import MasterAdamW
 from agentrl.learner.packing import has_kernel, install
 from agentrl.learner.ranks import Ranks, local
 from agentrl.learner.tally import Tally
-from agentrl.ranges import check_ranges
-from agentrl.settings import AdapterSettings, LearnerSettings, ModelSettings
 
 FloatArray: TypeAlias = NDArray[np.float32]
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from agentrl.config.settings import ModelSettings
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner.adapter import has_adapter, plain_weights, write_adapter
-from agentrl.settings import ModelSettings
 
 TOKENIZER_FILES = (
     "tokenizer.json",

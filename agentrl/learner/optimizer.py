@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from agentrl.config.settings import LearnerSettings
 from agentrl.learner.ranks import local, whole
-from agentrl.settings import LearnerSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from agentrl import errors
+from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, ConfigError, LearnerError, StallError
 from agentrl.learner.metrics import StepMetrics
-from agentrl.settings import LearnerSettings, ModelSettings
 
 FloatArray: TypeAlias = NDArray[np.float32]
 

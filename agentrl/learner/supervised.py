@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agentrl.config.ranges import Amount, Count, Number, Positive, Seed, Share, check_ranges
 from agentrl.episode import Segment
 from agentrl.errors import ConfigError, DataError, LearnerError
 from agentrl.learner.batch import TokenSequence, pad, split_micro_batches
 from agentrl.learner.logprobs import TokenScorer
-from agentrl.model_files import load_tokenizer
-from agentrl.ranges import Amount, Count, Number, Positive, Seed, Share, check_ranges
+from agentrl.weights.model_files import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

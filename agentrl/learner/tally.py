@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agentrl.learner.loss import TokenLoss, effective_share, k3, log_ratio
+from agentrl.learner.losses.clipped import TokenLoss, effective_share, k3, log_ratio
 from agentrl.learner.ranks import Ranks
 
 TERMS = (

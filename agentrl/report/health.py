@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from agentrl.metrics import Row
+from agentrl.storage.metrics import Row
 
 NEWEST = 10
 FAILED_SHARE = 0.05

@@ -13,8 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from agentrl.durable import write_file
 from agentrl.report.run_data import read_run
+from agentrl.storage.durable import write_file
 
 
 @cache

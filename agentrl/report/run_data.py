@@ -15,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from agentrl.cost import Cost, spent
-from agentrl.metrics import Row, read_metrics
-from agentrl.outage import describe_outage
-from agentrl.recorder import read_records
 from agentrl.report.health import find_warnings
-from agentrl.streams import TRAINING
+from agentrl.rollout.outage import describe_outage
+from agentrl.storage.cost import Cost, spent
+from agentrl.storage.metrics import Row, read_metrics
+from agentrl.storage.recorder import read_records
+from agentrl.training.streams import TRAINING
 
 COLUMNS = (
     "version",

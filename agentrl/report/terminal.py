@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from agentrl.metrics import Row
-from agentrl.outage import describe_outage
 from agentrl.report.health import FAILED_SHARE
 from agentrl.report.run_data import duration, interval_text
+from agentrl.rollout.outage import describe_outage
+from agentrl.storage.metrics import Row
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -15,11 +15,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .calls import ends_caller
 from .env import Env
 from .errors import EnvError
 from .messages import Finish, ToolCall, Transcript, text_of
 from .raised import error_text, place
+from .user_code import ends_caller
 
 if TYPE_CHECKING:
     from agentrl_sandbox import Sandbox

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from .errors import EnvError
-from .tools import mark_of
+from .tools.decorator import mark_of
 
 __all__ = ["check_class"]
 

@@ -18,17 +18,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .calls import CallThread, LimitExceeded, call
 from .class_check import check_class
 from .errors import EnvError, GraderFailure, RewardError, RowError, SettingsError, ToolError
 from .graders import Grader, Verdict, default_grader
 from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, Transcript
 from .plain import clean_text, plain
 from .raised import Raised, error_text, place, shown
-from .schema import BadValue, coerce
 from .sessions import GuardedSandbox
-from .toolcalls import run_tool
 from .tools import tools_of
+from .tools.running import run_tool
+from .tools.schema import BadValue, coerce
+from .user_code import CallThread, LimitExceeded, call
 
 if TYPE_CHECKING:
     from agentrl_sandbox import Sandbox

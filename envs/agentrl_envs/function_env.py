@@ -13,7 +13,8 @@ from typing import Any
 
 from .env import Env
 from .errors import EnvError
-from .tools import mark_of, tool
+from .tools import tool
+from .tools.decorator import mark_of
 
 __all__ = ["function_env"]
 

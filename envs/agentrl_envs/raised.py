@@ -141,10 +141,10 @@ def raised_by_statement(error: BaseException) -> bool:
 
 
 def _frames(error: BaseException) -> Iterator[tuple[CodeType, int]]:
-    """Code and line of each frame, outermost first, without those of `calls.py`."""
+    """Code and line of each frame, outermost first, without those of `user_code.py`."""
     step = error.__traceback__
     while step is not None:
-        if step.tb_frame.f_code.co_filename != _OWN + "calls.py":
+        if step.tb_frame.f_code.co_filename != _OWN + "user_code.py":
             yield step.tb_frame.f_code, step.tb_lineno
         step = step.tb_next
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from .calls import ends_caller
 from .env import Env
 from .errors import EnvError, EnvNotFound
 from .raised import error_text, place
+from .user_code import ends_caller
 
 __all__ = ["get_env", "load_env", "register", "registered"]
 

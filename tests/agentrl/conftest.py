@@ -1,4 +1,4 @@
-"""Parts of a run that need neither torch nor a model, wired as `agentrl.train` wires them."""
+"""Parts of a run that need neither torch nor a model, wired as `agentrl.training.train` wires them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentrl.config import load_settings
+from agentrl.algorithms.advantage import make_estimator
+from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.config.loading import load_settings
+from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.inference.policy import WeightHandle
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.ledger import Ledger
-from agentrl.metrics import MetricsWriter
-from agentrl.orchestrator import Orchestrator, Parts
-from agentrl.prompts import PromptPool, Task
-from agentrl.recorder import EpisodeRecorder
-from agentrl.renderer import make_renderer
-from agentrl.rollout import Dispatch, run_episode
-from agentrl.run_folder import RunFolder
-from agentrl.settings import Settings
-from agentrl.spo.advantage import make_estimator
-from agentrl.spo.value_tracker import ValueTracker
-from agentrl.watchdog import Watchdog
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl.storage.ledger import Ledger
+from agentrl.storage.metrics import MetricsWriter
+from agentrl.storage.recorder import EpisodeRecorder
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.orchestrator import Orchestrator, Parts
+from agentrl.training.prompts import PromptPool, Task
+from agentrl.training.watchdog import Watchdog
 from agentrl_envs import Env
 
 
@@ -126,7 +126,7 @@ def make_loop(
     policy: ScriptedPolicy | None = None,
     learner: ArithmeticLearner | None = None,
 ) -> LoopRun:
-    """Wire a run as `agentrl.train` does."""
+    """Wire a run as `agentrl.training.train` does."""
     settings: Settings = load_settings(
         None,
         [

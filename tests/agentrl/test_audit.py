@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from agentrl.audit import BiasAudit
 from agentrl.episode import Episode, Segment, StopReason
+from agentrl.training.audit import BiasAudit
 
 
 def episode(index: int, tokens: int) -> Episode:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.buffer import EpisodeBuffer
 from agentrl.episode import Episode, Failure, Segment, StopReason
 from agentrl.errors import ConfigError, LedgerError
+from agentrl.training.buffer import EpisodeBuffer
 
 
 def episode(index: int, version: int, *, group: int | None = None) -> Episode:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from agentrl.chat_rollout import ChatResult, run_chat_episode
+from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, StopReason
 from agentrl.evaluation.results import Record
 from agentrl.evaluation.run import Plan, chat_player, evaluate
-from agentrl.inference.endpoint_errors import BudgetExceeded, EndpointRefused
-from agentrl.inference.openai import EndpointPolicy, EndpointSettings
-from agentrl.rollout import Decoding, Dispatch
-from agentrl.settings import RolloutSettings
+from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings
+from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointRefused
+from agentrl.rollout.endpoint_completer import ChatResult, run_chat_episode
+from agentrl.rollout.token_completer import Decoding, Dispatch
 from agentrl_envs import Env, Finish, tool
 from tests.agentrl.inference.faulty_endpoint import Step, call, completion, serving, status
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agentrl import config
-from agentrl.config import load_settings, to_toml
+from agentrl.config import loading
+from agentrl.config.loading import load_settings, to_toml
 from agentrl.errors import ConfigError
 
 
@@ -105,17 +105,17 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 def test_every_setting_is_documented() -> None:
     import inspect
 
-    from agentrl import settings as sections
+    from agentrl.config import settings as sections
 
     source = inspect.getsource(sections)
     documented = source.count('"""') // 2
-    names = [key for key in config.all_keys() if not key.startswith("env.")]
+    names = [key for key in loading.all_keys() if not key.startswith("env.")]
     # One docstring per field, class and module.
     assert documented >= len(names)
 
 
 def test_docker_settings_reach_the_backend() -> None:
-    from agentrl.plan import make_sandbox
+    from agentrl.training.plan import make_sandbox
     from agentrl_sandbox import Level
 
     flags = ["--sandbox.backend=docker", "--sandbox.runtime=runsc", "--sandbox.image=mine:1"]
@@ -126,7 +126,7 @@ def test_docker_settings_reach_the_backend() -> None:
 
 
 def test_a_hub_id_that_has_a_name_here_is_sent_to_it() -> None:
-    from agentrl.prompts import known_data
+    from agentrl.training.prompts import known_data
 
     with pytest.raises(ConfigError, match="openai/gsm8k has a name here.*give gsm8k or gsm8k_train"):
         known_data("openai/gsm8k")

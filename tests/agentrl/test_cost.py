@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from agentrl.cli.train import sentence
-from agentrl.cost import Cost, spent
 from agentrl.errors import Interrupted
 from agentrl.evaluation.subjects import training_cost
 from agentrl.evaluation.tables import training_lines
-from agentrl.metrics import read_metrics
 from agentrl.report import read_run, render_page
 from agentrl.report.terminal import describe
-from agentrl.resume import resume
-from agentrl.train import summarise
+from agentrl.storage.cost import Cost, spent
+from agentrl.storage.metrics import read_metrics
+from agentrl.training.resume import resume
+from agentrl.training.train import summarise
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,11 +8,11 @@ pytest.importorskip("torch", reason="the demo trains (pip install agentrl[train]
 pytest.importorskip("transformers")
 
 import agentrl
-from agentrl.config import load_settings
+from agentrl.config.loading import load_settings
 from agentrl.inference.policy import FinishReason
-from agentrl.prompts import load_tasks
-from agentrl.renderer import make_renderer
-from agentrl.sft import make_trace, render_trace
+from agentrl.renderers.making import make_renderer
+from agentrl.training.prompts import load_tasks
+from agentrl.training.sft import make_trace, render_trace
 from agentrl_envs import ToolResult
 from agentrl_envs.arithmetic import Arithmetic
 

@@ -16,25 +16,25 @@ pytest.importorskip("torch", reason="the learner needs torch (pip install agentr
 pytest.importorskip("transformers", reason="the learner needs transformers")
 
 import agentrl
-from agentrl.checkpoint import checkpoint_folders, read_state
-from agentrl.config import load_settings
+from agentrl.algorithms.advantage import advantages, normalise
+from agentrl.algorithms.prompt_sampler import PromptSampler
+from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.config.loading import load_settings
+from agentrl.config.settings import Settings
 from agentrl.errors import DataError
+from agentrl.inference.embedded.engine import TransformersPolicy
 from agentrl.inference.policy import WeightHandle
-from agentrl.inference.transformers import TransformersPolicy
 from agentrl.learner.learner import Learner
-from agentrl.metrics import read_metrics
-from agentrl.model_files import load_tokenizer
-from agentrl.plan import make_sandbox
-from agentrl.prompts import load_tasks
-from agentrl.renderer import make_renderer
-from agentrl.replay import replay
-from agentrl.rollout import Dispatch, episode_seed, run_episode
-from agentrl.run_folder import RunFolder
-from agentrl.settings import Settings
-from agentrl.spo.advantage import advantages, normalise
-from agentrl.spo.prompt_sampler import PromptSampler
-from agentrl.spo.value_tracker import ValueTracker
-from agentrl.train import Options, train
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch, episode_seed, run_episode
+from agentrl.storage.checkpoint import checkpoint_folders, read_state
+from agentrl.storage.metrics import read_metrics
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.plan import make_sandbox
+from agentrl.training.prompts import load_tasks
+from agentrl.training.replay import replay
+from agentrl.training.train import Options, train
+from agentrl.weights.model_files import load_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 DEMO = Path(agentrl.__file__).parent / "demo"

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from agentrl.garbage import THRESHOLDS, rare_collections
+from agentrl.training.collector import THRESHOLDS, rare_collections
 
 
 def run_and_fail() -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentrl.durable import LineFile, read_lines, write_file
 from agentrl.errors import LedgerError
-from agentrl.ledger import Ledger, State
+from agentrl.storage.durable import LineFile, read_lines, write_file
+from agentrl.storage.ledger import Ledger, State
 
 
 def test_an_episode_ends_once(tmp_path: Path) -> None:

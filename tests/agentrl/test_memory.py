@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from agentrl.errors import ConfigError
-from agentrl.inference.choose import Gpu, Machine
-from agentrl.memory import engine_needs, host_needs, learner_needs, make_plans
-from agentrl.model_shape import KNOWN, ModelShape
-from agentrl.settings import (
+from agentrl.cluster.memory import engine_needs, host_needs, learner_needs, make_plans
+from agentrl.cluster.model_shape import KNOWN, ModelShape
+from agentrl.cluster.placement import Gpu, Machine
+from agentrl.config.settings import (
     AdapterSettings,
     EngineSettings,
     LearnerSettings,
@@ -18,6 +17,7 @@ from agentrl.settings import (
     Settings,
     StreamSettings,
 )
+from agentrl.errors import ConfigError
 
 SHAPE = ModelShape(
     layers=2,

@@ -17,9 +17,9 @@ import agentrl
 import agentrl_envs
 import agentrl_sandbox
 from agentrl.inference.scripted import ByteTokenizer
-from agentrl.renderer import make_renderer
-from agentrl.renderer_hermes import _calls, _spoken_calls
-from agentrl.renderer_text import cut_text, fenced_code
+from agentrl.renderers.hermes import _calls, _spoken_calls
+from agentrl.renderers.making import make_renderer
+from agentrl.renderers.text import cut_text, fenced_code
 from agentrl_sandbox.result import plain as plain_output
 
 LENGTH = 1_000_000

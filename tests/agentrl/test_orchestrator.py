@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from agentrl.checkpoint import checkpoint_folders
-from agentrl.dispatcher import Dispatcher
-from agentrl.drift_replay import DriftReplay
+from agentrl.algorithms.advantage import advantages, normalise
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, DiskError, Interrupted, StallError
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.ledger import State
-from agentrl.metrics import read_metrics
-from agentrl.recorder import read_episodes
-from agentrl.resume import resume
-from agentrl.run_folder import RunFolder
-from agentrl.spo.advantage import advantages, normalise
+from agentrl.storage.checkpoint import checkpoint_folders
+from agentrl.storage.ledger import State
+from agentrl.storage.metrics import read_metrics
+from agentrl.storage.recorder import read_episodes
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.dispatcher import Dispatcher
+from agentrl.training.drift_replay import DriftReplay
+from agentrl.training.resume import resume
 from agentrl_envs import Env
 
 if TYPE_CHECKING:
-    from agentrl.learner_thread import AsyncLearner
+    from agentrl.training.learner_thread import AsyncLearner
 
 
 def _parts() -> Any:

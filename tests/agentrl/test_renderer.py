@@ -12,7 +12,7 @@ import pytest
 from agentrl.errors import RendererError
 from agentrl.inference.policy import FinishReason
 from agentrl.inference.scripted import ByteTokenizer
-from agentrl.renderer import make_renderer
+from agentrl.renderers.making import make_renderer
 from agentrl_envs import ToolResult, ToolSpec
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.inference.policy import FinishReason
-from agentrl.renderer import make_renderer
+from agentrl.renderers.making import make_renderer
 from agentrl_envs import ToolResult, ToolSpec
 
 transformers = pytest.importorskip("transformers")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.inference.scripted import ByteTokenizer
-from agentrl.renderer_text import TextCodec, cut_text
+from agentrl.renderers.text import TextCodec, cut_text
 
 
 def test_a_text_within_the_limit_is_not_cut():

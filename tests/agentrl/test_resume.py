@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentrl import durable
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, DiskError, Interrupted, LearnerError
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.initial_values import InitialStream
-from agentrl.metrics import read_metrics
-from agentrl.recorder import EpisodeRecorder, read_episodes
-from agentrl.resume import resume
-from agentrl.run_folder import RunFolder
+from agentrl.storage import durable
+from agentrl.storage.metrics import read_metrics
+from agentrl.storage.recorder import EpisodeRecorder, read_episodes
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.initial_values import InitialStream
+from agentrl.training.resume import resume
 
 
 def _parts() -> Any:
@@ -352,7 +352,7 @@ async def test_files_of_killed_attempts_are_packed_with_the_next(tmp_path: Path)
 
 def test_a_refused_resume_leaves_the_settings_of_the_running_one(tmp_path: Path) -> None:
     # Fails when `config.toml` is written before the folder is locked.
-    from agentrl.train import resume as resume_run
+    from agentrl.training.train import resume as resume_run
 
     running = RunFolder.create(tmp_path, "run")
     running.lock()

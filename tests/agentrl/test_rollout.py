@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, StopReason
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.renderer import make_renderer
-from agentrl.rollout import Dispatch, run_episode
-from agentrl.settings import RolloutSettings
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl_envs import Env, Finish, SandboxFailure, tool
 
 CODE = "<code>\n```python\n1\n```\n</code>"

@@ -9,8 +9,8 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")
 
 from agentrl.errors import DataError
-from agentrl.renderer import make_renderer
-from agentrl.sft import (
+from agentrl.renderers.making import make_renderer
+from agentrl.training.sft import (
     load_traces,
     make_trace,
     render_trace,

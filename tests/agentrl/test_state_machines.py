@@ -18,21 +18,21 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agentrl.buffer import EpisodeBuffer
-from agentrl.config import load_settings
-from agentrl.credit import Credit
-from agentrl.dispatcher import Dispatcher
+from agentrl.algorithms.advantage import make_estimator
+from agentrl.algorithms.prompt_sampler import PromptSampler
+from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.config.loading import load_settings
+from agentrl.config.settings import SamplerSettings, TrackerSettings
 from agentrl.episode import Episode, Failure, Segment, StopReason
 from agentrl.errors import DataError, LedgerError
-from agentrl.ledger import Ledger, State
-from agentrl.prompts import PromptPool, Task
-from agentrl.recorder import EpisodeRecorder, read_episodes
-from agentrl.rollout import Dispatch
-from agentrl.settings import SamplerSettings, TrackerSettings
-from agentrl.spo.advantage import make_estimator
-from agentrl.spo.prompt_sampler import PromptSampler
-from agentrl.spo.value_tracker import ValueTracker
-from agentrl.streams import TrainingStream
+from agentrl.rollout.token_completer import Dispatch
+from agentrl.storage.ledger import Ledger, State
+from agentrl.storage.recorder import EpisodeRecorder, read_episodes
+from agentrl.training.buffer import EpisodeBuffer
+from agentrl.training.credit import Credit
+from agentrl.training.dispatcher import Dispatcher
+from agentrl.training.prompts import PromptPool, Task
+from agentrl.training.streams import TrainingStream
 from agentrl_envs import Env
 
 SLOTS = 4

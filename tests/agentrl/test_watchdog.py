@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import StallError
-from agentrl.watchdog import Watchdog
+from agentrl.training.watchdog import Watchdog
 
 
 async def test_a_wait_past_its_limit_names_the_owner_and_writes_stacks(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ async def test_progress_renews_a_limit(tmp_path: Path) -> None:
 async def test_what_does_not_end_when_it_is_cancelled_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("agentrl.watchdog.GRACE_S", 0.05)
+    monkeypatch.setattr("agentrl.training.watchdog.GRACE_S", 0.05)
     released = asyncio.Event()
 
     async def stubborn() -> None:

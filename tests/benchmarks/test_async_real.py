@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("torch", reason="the demo trains (pip install agentrl[train])")
 pytest.importorskip("transformers")
 
-from agentrl.config import load_settings
-from agentrl.spo.advantage import make_estimator
+from agentrl.algorithms.advantage import make_estimator
+from agentrl.config.loading import load_settings
 from agentrl_envs import Transcript
 from benchmarks import async_real, slow_arithmetic
 from benchmarks.async_real import ARMS, COMMON, arm_flags, reached_at, run_one, summarise, table

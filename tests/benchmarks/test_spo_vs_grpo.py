@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("torch", reason="the demo trains (pip install agentrl[train])")
 pytest.importorskip("transformers")
 
-from agentrl.config import load_settings
-from agentrl.spo.advantage import make_estimator
+from agentrl.algorithms.advantage import make_estimator
+from agentrl.config.loading import load_settings
 from agentrl_envs import load_env
 from agentrl_envs.arithmetic import Arithmetic
 from benchmarks.demo_run import DEMO, mean_interval

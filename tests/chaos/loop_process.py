@@ -17,12 +17,12 @@ from typing import Any
 
 from agentrl.evaluation.run import evaluate_policy
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.metrics import read_metrics
-from agentrl.orchestrator import Evaluate
-from agentrl.outage import Outages
-from agentrl.renderer import make_renderer
-from agentrl.resume import resume
-from agentrl.run_folder import RunFolder
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.outage import Outages
+from agentrl.storage.metrics import read_metrics
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.orchestrator import Evaluate
+from agentrl.training.resume import resume
 
 
 def load_parts() -> ModuleType:
@@ -37,7 +37,7 @@ def load_parts() -> ModuleType:
 
 
 def evaluator(parts: ModuleType, policy: ScriptedPolicy) -> Evaluate:
-    """Evaluation inside the run, on the same policy, as `agentrl.train` does it."""
+    """Evaluation inside the run, on the same policy, as `agentrl.training.train` does it."""
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
 
     async def evaluate(

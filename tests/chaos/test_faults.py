@@ -16,9 +16,9 @@ import pytest
 
 from agentrl.errors import LearnerError, PolicyUnavailable, StallError
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.ledger import State
-from agentrl.resume import resume
-from agentrl.run_folder import RunFolder
+from agentrl.storage.ledger import State
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.resume import resume
 from agentrl_envs import Env, SandboxFailure, tool
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from agentrl.durable import KILL_POINT, read_lines
-from agentrl.metrics import read_metrics
+from agentrl.storage.durable import KILL_POINT, read_lines
+from agentrl.storage.metrics import read_metrics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl_envs.schema import BadValue, coerce, schema_of
+from agentrl_envs.tools.schema import BadValue, coerce, schema_of
 
 
 class Colour(enum.Enum):

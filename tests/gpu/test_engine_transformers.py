@@ -10,7 +10,7 @@ from agentrl.inference.policy import Sampling, WeightHandle
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from agentrl.inference.transformers import TransformersPolicy
+from agentrl.inference.embedded.engine import TransformersPolicy
 
 pytestmark = [
     pytest.mark.gpu,

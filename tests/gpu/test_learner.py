@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
 transformers = pytest.importorskip("transformers", reason="the learner needs transformers")
 
+from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.learner.learner import Learner
 from agentrl.learner.process import LearnerProcesses
-from agentrl.settings import LearnerSettings, ModelSettings
 
 pytestmark = [
     pytest.mark.gpu,

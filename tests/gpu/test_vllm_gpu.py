@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 
 from agentrl.inference.policy import Sampling, WeightHandle
-from agentrl.inference.vllm import VLLMPolicy
-from agentrl.inference.vllm_server import ServerSpec
+from agentrl.inference.vllm.engine import VLLMPolicy
+from agentrl.inference.vllm.server import ServerSpec
 from tests.vllm.tiny_models import make_model, reference_logprobs, save_random
 
 torch = pytest.importorskip("torch")

@@ -12,9 +12,9 @@ transformers = pytest.importorskip("transformers")
 
 import agentrl
 from agentrl.cli.main import main
-from agentrl.config import load_settings
-from agentrl.recorder import read_episodes
-from agentrl.train import Options, train
+from agentrl.config.loading import load_settings
+from agentrl.storage.recorder import read_episodes
+from agentrl.training.train import Options, train
 
 DEMO = Path(agentrl.__file__).parent / "demo"
 FLAGS = (

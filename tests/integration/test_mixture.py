@@ -12,15 +12,15 @@ pytest.importorskip("torch", reason="the run trains (pip install agentrl[train])
 pytest.importorskip("transformers")
 
 import agentrl
-from agentrl.config import load_settings
+from agentrl.config.loading import load_settings
 from agentrl.errors import AgentRLError, ConfigError
-from agentrl.ledger import Ledger, State
-from agentrl.metrics import Row, read_metrics
-from agentrl.plan import plan_run
-from agentrl.recorder import read_episodes
 from agentrl.report import read_run
 from agentrl.report.terminal import evaluation_line
-from agentrl.train import Options, train
+from agentrl.storage.ledger import Ledger, State
+from agentrl.storage.metrics import Row, read_metrics
+from agentrl.storage.recorder import read_episodes
+from agentrl.training.plan import plan_run
+from agentrl.training.train import Options, train
 
 DEMO = Path(agentrl.__file__).parent / "demo"
 SECOND = '''

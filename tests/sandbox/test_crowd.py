@@ -134,7 +134,7 @@ async def test_a_session_that_is_closed_while_it_waits_does_not_hold_its_caller(
 
 async def test_a_caller_may_stop_its_own_clock_meanwhile() -> None:
     # A tool of an environment has a limit in wall time; the crowd's time is not its time.
-    from agentrl_envs.calls import CallThread, LimitExceeded, call
+    from agentrl_envs.user_code import CallThread, LimitExceeded, call
 
     crowd, thread = Crowd(1), CallThread("tool")
 

@@ -25,7 +25,7 @@ from agentrl_sandbox import (
     Status,
     open_sandbox,
 )
-from agentrl_sandbox.docker_pool import OWNER_LABEL, SANDBOX_LABEL, boot_id, remove_abandoned
+from agentrl_sandbox.docker.pool import OWNER_LABEL, SANDBOX_LABEL, boot_id, remove_abandoned
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pyte
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
     """A client of the engine; its absence is an error where the caller promised one."""
-    from agentrl_sandbox.docker_engine import connect
+    from agentrl_sandbox.docker.engine import connect
 
     try:
         client = connect()

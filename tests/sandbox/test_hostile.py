@@ -114,8 +114,8 @@ def test_again_as_an_ordinary_user():
 
 
 def _python_for_everybody():
-    from agentrl_sandbox.canaries import readable_by
-    from agentrl_sandbox.probe import pythons
+    from agentrl_sandbox.local.canaries import readable_by
+    from agentrl_sandbox.local.probe import pythons
 
     wanted = "{}.{}".format(*sys.version_info[:2])
     for python in pythons(None):

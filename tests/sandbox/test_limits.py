@@ -10,13 +10,21 @@ import time
 
 import pytest
 
-from agentrl_sandbox import Level, Limits, SandboxConfigError, SandboxUnavailable, Status, open_sandbox, probe
+from agentrl_sandbox import (
+    Level,
+    Limits,
+    SandboxConfigError,
+    SandboxUnavailable,
+    Status,
+    open_sandbox,
+)
 from agentrl_sandbox.control import CONTROL, Control, arrives
 from agentrl_sandbox.errors import LibraryBroken
 from agentrl_sandbox.inside.meter import TreeMeter
 from agentrl_sandbox.inside.processes import Usage
 from agentrl_sandbox.inside.room import exceeds
-from agentrl_sandbox.removal import remove_tree
+from agentrl_sandbox.local import probe
+from agentrl_sandbox.local.removal import remove_tree
 
 LIMITS = Limits(time_s=2.0, memory_mb=256, grace_s=0.3)
 

@@ -27,8 +27,8 @@ from agentrl_sandbox import (
     Status,
     open_sandbox,
 )
-from agentrl_sandbox.canaries import ATTEMPTS, escapes
 from agentrl_sandbox.hostile.harness import Footprint, descendants
+from agentrl_sandbox.local.canaries import ATTEMPTS, escapes
 
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 LIMITS = Limits(time_s=5.0, memory_mb=256, grace_s=0.4)
@@ -516,7 +516,7 @@ async def test_a_dead_zygote_is_replaced_and_its_sessions_are_no_fault_of_the_pr
 
 
 async def test_closing_removes_the_control_groups_and_those_of_the_killed():
-    from agentrl_sandbox.cgroups import Groups
+    from agentrl_sandbox.local.cgroups import Groups
 
     groups, why = Groups.find()
     if groups is None:
@@ -563,7 +563,7 @@ async def test_the_warm_heap_lies_in_large_pages():
 
 
 async def test_an_old_zygote_goes_with_its_last_session(monkeypatch):
-    monkeypatch.setattr("agentrl_sandbox.local._ROTATE_AFTER", 2)
+    monkeypatch.setattr("agentrl_sandbox.local.sandbox._ROTATE_AFTER", 2)
     async with open_sandbox("local", zygotes=1) as sandbox:
         first = await sandbox.open()
         before = descendants(os.getpid())

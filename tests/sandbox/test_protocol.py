@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from agentrl_sandbox import Limits, Status
 from agentrl_sandbox.inside import frames, supervisor
-from agentrl_sandbox.local_session import Line, Lost, decode_frame, encode_frame
+from agentrl_sandbox.inside.seccomp import Surroundings, build
+from agentrl_sandbox.local.session import Line, Lost, decode_frame, encode_frame
 from agentrl_sandbox.outcome import clean, parse_reply, readable, result_from_frame
 from agentrl_sandbox.result import Result, plain
-from agentrl_sandbox.seccomp import Surroundings, build
 
 LIMITS = Limits()
 WELL = {"kind": "ok", "value": "1", "error": None, "exit_code": None, "files": [["a", 1]]}

@@ -410,7 +410,7 @@ async def test_a_server_that_falls_silent_is_lost() -> None:
 
 async def test_a_long_program_is_not_taken_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     # Fails when Routes._answer_when_done waits for the whole reply before it sends a byte.
-    monkeypatch.setattr("agentrl_sandbox.server_routes.KEEPALIVE_S", 0.1)
+    monkeypatch.setattr("agentrl_sandbox.server.routes.KEEPALIVE_S", 0.1)
     async with serving() as server, client_of(server.url, silence_s=0.5) as sandbox:
         session = await sandbox.open()
         result = await session.run("import time; time.sleep(1.5); 'done'")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl_sandbox import Limits, Result, SandboxConfigError, Status, open_sandbox
-from agentrl_sandbox.remote_messages import (
+from agentrl_sandbox.remote.messages import (
     BadMessage,
     limits_above,
     limits_from_json,
@@ -22,9 +22,9 @@ from agentrl_sandbox.remote_messages import (
 )
 from agentrl_sandbox.result import File
 from agentrl_sandbox.server import ServerSettings, ceiling_of
-from agentrl_sandbox.server_metrics import Histogram
-from agentrl_sandbox.server_queue import QueueFull, RunQueue
-from agentrl_sandbox.server_replies import ReplyForgotten, ReplyStore, RequestConflict
+from agentrl_sandbox.server.metrics import Histogram
+from agentrl_sandbox.server.queue import QueueFull, RunQueue
+from agentrl_sandbox.server.replies import ReplyForgotten, ReplyStore, RequestConflict
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.org"])

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from agentrl_sandbox import Level, SandboxUnavailable, open_sandbox
-from agentrl_sandbox.rooms import PREFIX, Rooms, sweep
+from agentrl_sandbox.local.rooms import PREFIX, Rooms, sweep
 
 HOLD = """
 import sys, time
-from agentrl_sandbox.rooms import Rooms
+from agentrl_sandbox.local.rooms import Rooms
 rooms = Rooms()
 print(rooms.make(), flush=True)
 time.sleep(60)

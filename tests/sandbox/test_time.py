@@ -11,8 +11,8 @@ import time
 import pytest
 
 from agentrl_sandbox import Level, Limits, SandboxUnavailable, Status, open_sandbox
-from agentrl_sandbox.cgroups import Groups
 from agentrl_sandbox.hostile.harness import Footprint, own_group
+from agentrl_sandbox.local.cgroups import Groups
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(120)]
 

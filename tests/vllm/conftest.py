@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from agentrl.inference.policy import WeightHandle
-from agentrl.inference.vllm import VLLMPolicy
-from agentrl.inference.vllm_server import ServerSpec
+from agentrl.inference.vllm.engine import VLLMPolicy
+from agentrl.inference.vllm.server import ServerSpec
 from tests.vllm.tiny_models import make_model, save_constant, save_random
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agentrl.chat_rollout import run_chat_episode
+from agentrl.config.settings import RolloutSettings
 from agentrl.episode import StopReason
-from agentrl.inference.endpoint_errors import EndpointRefused
-from agentrl.inference.openai import EndpointPolicy, EndpointSettings
+from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings
+from agentrl.inference.endpoint.errors import EndpointRefused
 from agentrl.inference.policy import Sampling
-from agentrl.inference.vllm import VLLMPolicy
-from agentrl.inference.vllm_server import MODEL_NAME
-from agentrl.renderer import make_renderer
-from agentrl.rollout import Dispatch, run_episode
-from agentrl.settings import RolloutSettings
+from agentrl.inference.vllm.engine import VLLMPolicy
+from agentrl.inference.vllm.server import MODEL_NAME
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.endpoint_completer import run_chat_episode
+from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl_envs import Env, tool
 from agentrl_sandbox import Sandbox, open_sandbox
 from tests.vllm.conftest import load

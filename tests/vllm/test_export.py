@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.inference.policy import Sampling
-from agentrl.inference.vllm import VLLMPolicy
-from agentrl.inference.vllm_server import ServerSpec
+from agentrl.inference.vllm.engine import VLLMPolicy
+from agentrl.inference.vllm.server import ServerSpec
 from agentrl.learner.learner import Learner
-from agentrl.settings import LearnerSettings, ModelSettings
 from tests.vllm.tiny_models import make_model, reference_logprobs
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

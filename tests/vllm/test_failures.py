@@ -15,9 +15,9 @@ import pytest
 
 from agentrl.errors import PolicyUnavailable, WeightSyncError
 from agentrl.inference.policy import Sampling, WeightHandle
-from agentrl.inference.vllm import VLLMPolicy
-from agentrl.inference.vllm_fleet import Replica
-from agentrl.inference.vllm_server import ServerSpec
+from agentrl.inference.vllm.engine import VLLMPolicy
+from agentrl.inference.vllm.fleet import Replica
+from agentrl.inference.vllm.server import ServerSpec
 from tests.vllm.conftest import A, load
 from tests.vllm.tiny_models import greedy
 

@@ -14,8 +14,8 @@ import pytest
 
 from agentrl.errors import ContextOverflow, PolicyUnavailable
 from agentrl.inference.policy import FinishReason, Policy, Sampling
-from agentrl.inference.vllm import VLLMPolicy
-from agentrl.inference.vllm_client import ServerRefused, VLLMClient
+from agentrl.inference.vllm.client import ServerRefused, VLLMClient
+from agentrl.inference.vllm.engine import VLLMPolicy
 from tests.vllm.conftest import A, B, load
 from tests.vllm.tiny_models import greedy, reference_logprobs
 

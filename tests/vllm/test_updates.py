@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from agentrl.config.settings import EngineSettings
 from agentrl.errors import ParityError, WeightSyncError
 from agentrl.inference.parity import ParityGate
 from agentrl.inference.policy import Sampling, WeightHandle
-from agentrl.inference.vllm import VLLMPolicy
-from agentrl.settings import EngineSettings
+from agentrl.inference.vllm.engine import VLLMPolicy
 from tests.vllm.conftest import A, B, load
 from tests.vllm.tiny_models import greedy, make_model, reference_logprobs
 

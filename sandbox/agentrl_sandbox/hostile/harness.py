@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from ..canaries import Traps
-from ..cgroups import Group, Groups
 from ..interface import Sandbox, Session
 from ..level import Level
 from ..limits import Limits
+from ..local.canaries import Traps
+from ..local.cgroups import Group, Groups
 from .case import Case, Surroundings
 
 LIMITS = Limits(

@@ -10,8 +10,8 @@ import pytest
 
 from agentrl.cli.doctor import diagnose, report
 from agentrl.cli.main import main
-from agentrl.inference.choose import Gpu, Machine
-from agentrl.settings import EngineSettings, ModelSettings, Settings
+from agentrl.cluster.placement import Gpu, Machine
+from agentrl.config.settings import EngineSettings, ModelSettings, Settings
 
 CONFIG = {
     "hidden_size": 64,

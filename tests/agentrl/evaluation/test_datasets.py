@@ -5,14 +5,8 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import DataError
-from agentrl.evaluation.benchmarks import BENCHMARKS, PRESETS
-from agentrl.evaluation.datasets import (
-    bare_answer,
-    check_rows,
-    load_data_set,
-    locate,
-    parse_map,
-)
+from agentrl.tasks.catalog import BENCHMARKS, PRESETS
+from agentrl.tasks.datasets import bare_answer, check_rows, load_data_set, locate, parse_map
 
 FOLDER = Path(os.environ.get("AGENTRL_DATA", "data"))
 

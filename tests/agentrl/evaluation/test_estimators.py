@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.evaluation.estimators import (
+from agentrl.evaluation.statistics.estimators import (
     area_under_curve,
     avg_at_k,
     best_at_k_bootstrap,

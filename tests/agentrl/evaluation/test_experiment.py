@@ -11,7 +11,7 @@ import pytest
 from agentrl.cli.main import main
 from agentrl.errors import ConfigError
 from agentrl.evaluation.subjects import load_script, weights_of
-from agentrl.inference.fingerprint import fingerprint
+from agentrl.weights.fingerprint import fingerprint
 
 ENVIRONMENT = '''
 from agentrl import Env

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agentrl.evaluation.intervals import (
+from agentrl.evaluation.statistics.intervals import (
     new_problems_bounds,
     new_problems_interval,
     paired_interval,
@@ -12,7 +12,7 @@ from agentrl.evaluation.intervals import (
     same_problems_bounds,
     same_problems_interval,
 )
-from agentrl.evaluation.quantiles import clopper_pearson, student_t_quantile
+from agentrl.evaluation.statistics.quantiles import clopper_pearson, student_t_quantile
 
 
 def test_wilson_with_all_or_nothing_values_is_wilsons_interval():

@@ -1,6 +1,6 @@
 import pytest
 
-from agentrl.evaluation.quantiles import (
+from agentrl.evaluation.statistics.quantiles import (
     beta_cdf,
     beta_quantile,
     clopper_pearson,

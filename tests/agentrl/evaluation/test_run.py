@@ -3,15 +3,15 @@ import re
 import numpy as np
 import pytest
 
+from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, Failure, SegmentBuilder, StopReason
 from agentrl.errors import AgentRLError
 from agentrl.evaluation.results import Record, ResultFolder, by_problem, make_record, read_records
 from agentrl.evaluation.run import Plan, Played, draw_seed, equivalence_of, evaluate, evaluate_policy
 from agentrl.evaluation.summary import Equivalence, summarise
 from agentrl.inference.scripted import ScriptedPolicy
-from agentrl.renderer import make_renderer
-from agentrl.rollout import Dispatch
-from agentrl.settings import RolloutSettings
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch
 from agentrl_envs import Env, Grader, SandboxFailure, tool
 
 RATES = {"p0": 0.0, "p1": 0.25, "p2": 0.5, "p3": 0.75, "p4": 1.0}

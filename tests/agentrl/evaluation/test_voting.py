@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.evaluation.voting import Ballot, classes, maj_at_k, maj_bootstrap, majority_variance
+from agentrl.evaluation.statistics.voting import Ballot, classes, maj_at_k, maj_bootstrap, majority_variance
 
 
 def brute_force(ballot: Ballot, k: int) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from agentrl.cluster.placement import choose_engine, gpu_layout, server_gpus
+from agentrl.config.settings import EngineSettings, Settings
 from agentrl.errors import ConfigError
-from agentrl.inference.choose import choose_engine, gpu_layout, server_gpus
-from agentrl.settings import EngineSettings, Settings
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from agentrl.errors import ConfigError, ContextOverflow
-from agentrl.inference.endpoint_errors import (
+from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings, TokenRate, Usage
+from agentrl.inference.endpoint.errors import (
     BadAnswer,
     BudgetExceeded,
     EndpointRefused,
@@ -20,7 +21,6 @@ from agentrl.inference.endpoint_errors import (
     RequestRefused,
     retry_after_s,
 )
-from agentrl.inference.openai import EndpointPolicy, EndpointSettings, TokenRate, Usage
 from agentrl.inference.policy import Sampling
 from agentrl_envs import ToolSpec
 from tests.agentrl.inference.faulty_endpoint import (

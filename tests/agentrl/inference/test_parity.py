@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agentrl.config.settings import EngineSettings
 from agentrl.episode import Episode
 from agentrl.errors import ParityError, PolicyError
 from agentrl.inference.parity import ParityGate, Scored, is_stale, measure, profile_cause
 from agentrl.inference.policy import FinishReason, Generation, Sampling, WeightHandle
-from agentrl.settings import EngineSettings
 
 VOCABULARY = 32
 PROMPTS = [[index, index + 1, index + 2] for index in range(8)]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from agentrl.inference.kv_cache import RowCache, additive_mask, grouped_attention
+from agentrl.inference.embedded.kv_cache import RowCache, additive_mask, grouped_attention
+from agentrl.inference.embedded.row_table import Request, RowTable, Session, shared_prefix
+from agentrl.inference.embedded.stop_rules import StopRule
 from agentrl.inference.policy import Sampling
-from agentrl.inference.row_table import Request, RowTable, Session, shared_prefix
-from agentrl.inference.stop_rules import StopRule
 
 ROWS, CONTEXT = 3, 40
 

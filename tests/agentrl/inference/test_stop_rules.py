@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.errors import ConfigError
+from agentrl.inference.embedded.stop_rules import StopRule, TokenTexts
 from agentrl.inference.scripted import ByteTokenizer
-from agentrl.inference.stop_rules import StopRule, TokenTexts
 
 
 class Words:

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from agentrl.inference.token_sampling import SamplingRows, sample_tokens, stream_key, uniforms
+from agentrl.inference.embedded.token_sampling import SamplingRows, sample_tokens, stream_key, uniforms
 
 
 def rows(*settings):

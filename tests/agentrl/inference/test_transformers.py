@@ -14,8 +14,8 @@ from agentrl.inference.policy import FinishReason, Policy, Sampling, WeightHandl
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from agentrl.inference.batch_decoder import BatchDecoder
-from agentrl.inference.transformers import TransformersPolicy
+from agentrl.inference.embedded.batch_decoder import BatchDecoder
+from agentrl.inference.embedded.engine import TransformersPolicy
 
 VOCABULARY, CONTEXT = 300, 128
 SHAPE = {
@@ -162,7 +162,7 @@ async def test_more_sessions_than_slots_are_evicted_and_computed_again(engine):
 
 
 async def test_long_prompts_take_several_passes(engine, monkeypatch):
-    monkeypatch.setattr("agentrl.inference.batch_decoder.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("agentrl.inference.embedded.batch_decoder.PREFILL_TOKENS", 16)
     model = make_model()
     policy = await engine(model, slots=4)
     prompts = [[(i * j) % VOCABULARY for j in range(50 + i)] for i in range(1, 4)]
@@ -420,7 +420,7 @@ async def test_a_cancelled_message_frees_its_row(engine):
 
 
 async def test_a_message_cancelled_beside_others_after_the_keys_have_grown(engine, monkeypatch):
-    monkeypatch.setattr("agentrl.inference.kv_cache._FIRST_CAPACITY", 32)
+    monkeypatch.setattr("agentrl.inference.embedded.kv_cache._FIRST_CAPACITY", 32)
     # Fails when keys that grew during a step are a tensor that only a step may write to.
     policy = await engine(make_model(), slots=3)
     messages = [
@@ -546,7 +546,7 @@ async def test_an_architecture_that_decodes_wrongly_is_refused(monkeypatch):
     def shifted(self, longest):
         return longest - 1
 
-    monkeypatch.setattr("agentrl.inference.kv_cache.RowCache.attended", shifted)
+    monkeypatch.setattr("agentrl.inference.embedded.kv_cache.RowCache.attended", shifted)
     with pytest.raises(PolicyUnavailable, match="log-probabilities are off by"):
         await policy.start()
 

@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 
 from agentrl.errors import PolicyError, StallError, WeightSyncError
-from agentrl.inference import vllm_fleet
 from agentrl.inference.policy import Sampling
-from agentrl.inference.vllm import VLLMPolicy, parse_label, request_body, token_versions
-from agentrl.inference.vllm_client import Received, VLLMClient
-from agentrl.inference.vllm_server import (
+from agentrl.inference.vllm import fleet as vllm_fleet
+from agentrl.inference.vllm.client import Received, VLLMClient
+from agentrl.inference.vllm.engine import VLLMPolicy, parse_label, request_body, token_versions
+from agentrl.inference.vllm.server import (
     ServerSpec,
     free_port,
     likely_cause,
     server_command,
     server_environment,
 )
-from agentrl.inference.vllm_transfer import (
+from agentrl.inference.vllm.transfer import (
     DeviceTransfer,
     FileTransfer,
     ServerControl,

@@ -11,9 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
 transformers = pytest.importorskip("transformers", reason="the learner needs transformers")
 
+from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.learner.learner import Learner
-from agentrl.settings import LearnerSettings, ModelSettings
 
 VOCABULARY = 61
 

@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch", reason="the learner needs torch (pip instal
 transformers = pytest.importorskip("transformers", reason="the learner needs transformers")
 peft = pytest.importorskip("peft", reason="adapters need peft (pip install agentrl[train])")
 
+from agentrl.config.settings import AdapterSettings
 from agentrl.errors import CheckpointError, ConfigError, WeightSyncError
-from agentrl.inference.vllm_transfer import DeviceTransfer
-from agentrl.inference.weight_copy import copy_weights
+from agentrl.inference.embedded.weight_copy import copy_weights
+from agentrl.inference.vllm.transfer import DeviceTransfer
 from agentrl.learner.adapter import plain_copy, plain_weights
-from agentrl.settings import AdapterSettings
 
 ADAPTER = AdapterSettings(rank=4)
 

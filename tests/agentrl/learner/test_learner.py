@@ -13,10 +13,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
 transformers = pytest.importorskip("transformers", reason="the learner needs transformers")
 
+from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode, Failure, Segment, SegmentBuilder, StopReason
 from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError
 from agentrl.learner.learner import Learner
-from agentrl.settings import LearnerSettings, ModelSettings
 
 MakeLearner = Callable[..., Learner]
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="the learner needs torch (pip instal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.learner.loss import (
+from agentrl.learner.losses.clipped import (
     clipped_surrogate,
     effective_share,
     importance_weights,

@@ -1,4 +1,4 @@
-"""What `agentrl.memory` foretells, against what torch holds."""
+"""What `agentrl.cluster.memory` foretells, against what torch holds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import pytest
 import torch
 import transformers
 
+from agentrl.cluster.memory import LOGITS_AT_ONCE as FORETOLD_AT_ONCE
+from agentrl.cluster.memory import host_needs, learner_needs
+from agentrl.cluster.model_shape import ModelShape
+from agentrl.config.settings import (
+    EngineSettings,
+    LearnerSettings,
+    ModelSettings,
+    Settings,
+    StreamSettings,
+)
 from agentrl.episode import Episode
 from agentrl.learner.learner import Learner
 from agentrl.learner.logprobs import LOGITS_AT_ONCE
-from agentrl.memory import LOGITS_AT_ONCE as FORETOLD_AT_ONCE
-from agentrl.memory import host_needs, learner_needs
-from agentrl.model_shape import ModelShape
-from agentrl.settings import EngineSettings, LearnerSettings, ModelSettings, Settings, StreamSettings
 
 TOKENS = 256
 

@@ -19,13 +19,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
 transformers = pytest.importorskip("transformers", reason="the learner needs transformers")
 
-from agentrl import learner_thread
+from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode
 from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError, StallError
 from agentrl.learner.learner import Learner
 from agentrl.learner.process import LearnerProcesses
-from agentrl.settings import LearnerSettings, ModelSettings
-from agentrl.watchdog import Watchdog
+from agentrl.training import learner_thread
+from agentrl.training.watchdog import Watchdog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -160,7 +160,7 @@ def test_a_rank_that_does_not_read_is_named(
 ABANDONS = """
 import os, signal, sys, time
 from agentrl.learner.process import LearnerProcesses
-from agentrl.settings import LearnerSettings, ModelSettings
+from agentrl.config.settings import LearnerSettings, ModelSettings
 class Busy:
     "Keeps who reads it busy for a minute."
     def __reduce__(self):

@@ -6,9 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from agentrl.errors import ConfigError, DataError
-from agentrl.settings import EstimatorSettings
-from agentrl.spo.advantage import (
+from agentrl.algorithms.advantage import (
     advantages,
     group_statistics,
     grpo_advantages,
@@ -16,6 +14,8 @@ from agentrl.spo.advantage import (
     mixed_groups,
     normalise,
 )
+from agentrl.config.settings import EstimatorSettings
+from agentrl.errors import ConfigError, DataError
 
 scores = arrays(np.float64, st.integers(1, 30), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 

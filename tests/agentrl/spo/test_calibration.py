@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from agentrl.spo.calibration import brier_score, calibration, log_loss
+from agentrl.algorithms.calibration import brier_score, calibration, log_loss
 
 
 def test_scores_of_predictions() -> None:

@@ -5,16 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.algorithms.prompt_sampler import BACK_OFF_DRAWS, PromptSampler, sampling_weight, sampling_weights
+from agentrl.algorithms.sum_tree import SumTree
+from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.config.settings import SamplerSettings, TrackerSettings
 from agentrl.errors import CheckpointError, ConfigError, DataError
-from agentrl.settings import SamplerSettings, TrackerSettings
-from agentrl.spo.prompt_sampler import (
-    BACK_OFF_DRAWS,
-    PromptSampler,
-    sampling_weight,
-    sampling_weights,
-)
-from agentrl.spo.sum_tree import SumTree
-from agentrl.spo.value_tracker import ValueTracker
 
 
 def tracker(values: list[float | None]) -> ValueTracker:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.algorithms.value_tracker import D_HALF, ValueTracker, forgetting_factor
+from agentrl.config.settings import TrackerSettings
 from agentrl.errors import CheckpointError, ConfigError, DataError
-from agentrl.settings import TrackerSettings
-from agentrl.spo.value_tracker import D_HALF, ValueTracker, forgetting_factor
 
 
 def tracker(num_prompts: int = 1, **settings: object) -> ValueTracker:

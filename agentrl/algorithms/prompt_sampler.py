@@ -1,0 +1,394 @@
+"""The prompt sampler: which prompt is played next.
+
+Paper section 4.3: the weight of a prompt is sqrt(v (1 - v)) + epsilon, divided (ICLR version) by
+N_eff^gamma. Prompts are drawn one at a time, without replacement among those pending, that is
+dispatched and not yet folded. The sampler knows nothing of episodes, engines or wall time: back-off is
+counted in draws, so that a run can be repeated.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentrl.algorithms.sum_tree import SumTree
+from agentrl.algorithms.value_tracker import UNSEEN_COUNT, ValueTracker
+from agentrl.config.settings import SamplerSettings
+from agentrl.errors import CheckpointError, ConfigError, DataError
+
+FloatArray: TypeAlias = NDArray[np.float64]
+
+FORMAT = 1
+"""Version of the saved state."""
+
+BACK_OFF_DRAWS = 16
+"""Draws for which a prompt rests after its first failure; doubled by each further one in a row."""
+
+TRIAL_DRAWS = 64
+"""Fewest draws after which a prompt that was set aside is tried again; doubled by each further failure."""
+
+
+def sampling_weights(
+    values: FloatArray, counts: FloatArray, *, epsilon: float, gamma: float = 0.0
+) -> FloatArray:
+    """[N] (sqrt(v (1 - v))) / N_eff^gamma + epsilon (paper equation 11; gamma from the ICLR version).
+
+    Args:
+        values: [N] v, in [0, 1].
+        counts: [N] N_eff, positive.
+        epsilon: floor of the weight.
+        gamma: 0 is the paper's formula.
+    """
+    deviation = np.sqrt(np.clip(values * (1.0 - values), 0.0, None))
+    if gamma != 0.0:
+        deviation = deviation / counts**gamma
+    return deviation + epsilon
+
+
+def sampling_weight(value: float, count: float, *, epsilon: float, gamma: float = 0.0) -> float:
+    """`sampling_weights` of one prompt, without the cost of an array."""
+    deviation = math.sqrt(max(value * (1.0 - value), 0.0))
+    return (deviation / count**gamma if gamma != 0.0 else deviation) + epsilon
+
+
+class PromptSampler:
+    """Draws prompts of a tracker by how much there is left to learn from them.
+
+    Prompts never seen share one value that moves with every first visit, so they are kept in a tree of
+    their own whose leaves are 0 or 1: their weight is a single number, always up to date.
+
+    Args:
+        tracker: whose values and counts make the weights.
+        settings: see `SamplerSettings`.
+        seed: of the draws.
+        prompts: the part of the tracker's prompts to draw from, for one of several mixed environments;
+            all by default.
+
+    Raises:
+        ConfigError: a setting makes no sense.
+    """
+
+    def __init__(
+        self, tracker: ValueTracker, settings: SamplerSettings, *, seed: int, prompts: range | None = None
+    ) -> None:
+        _check(settings)
+        self._prompts = range(len(tracker)) if prompts is None else prompts
+        if not len(self._prompts) or self._prompts.step != 1 or self._prompts[-1] >= len(tracker):
+            raise ConfigError(f"the sampler cannot draw from {self._prompts} of {len(tracker)} prompts")
+        self._tracker, self._settings = tracker, settings
+        self._random = np.random.Generator(np.random.PCG64(seed))
+        size = len(self._prompts)
+        self._copies = np.zeros(size, dtype=np.int32)
+        self._failures = np.zeros(size, dtype=np.int32)
+        self._resting: list[tuple[int, int]] = []
+        self._is_resting = np.zeros(size, dtype=np.bool_)
+        self._draws = 0
+        self._pending = 0
+        self._num_quarantined = 0
+        self._weights = np.zeros(size)
+        self._fresh = np.zeros(size, dtype=np.bool_)
+        self._seen_tree = SumTree(np.zeros(size))
+        self._fresh_tree = SumTree(np.zeros(size))
+        self.refresh_all()
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @property
+    def pending(self) -> int:
+        """Episodes drawn and neither folded, returned nor failed."""
+        return self._pending
+
+    @property
+    def draws(self) -> int:
+        """Prompts drawn so far."""
+        return self._draws
+
+    @property
+    def quarantined(self) -> tuple[int, ...]:
+        """Prompts set aside after too many failures in a row; now and then one is tried again."""
+        limit = self._settings.quarantine_after
+        return tuple(int(self._prompts[i]) for i in np.flatnonzero(self._failures >= limit))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every prompt is set aside."""
+        return self._num_quarantined == len(self)
+
+    def probabilities(self) -> FloatArray:
+        """[P] probability of each prompt at the next draw; all 0 where `draw` would return None."""
+        weights = self._seen_tree.weights + self._fresh_weight() * self._fresh_tree.weights
+        if weights.sum() <= 0.0 and (soonest := self._soonest_rested()) is not None:
+            weights[soonest] = 1.0
+        elif weights.sum() <= 0.0:
+            weights = self._copy_weights()
+        total = float(weights.sum())
+        return weights / total if total > 0.0 else weights
+
+    def draw(self) -> int | None:
+        """Draw a prompt and mark it pending.
+
+        Prompts that are not pending come first, then one that rests after a failure, then, up to
+        `copies_per_prompt`, further copies of pending prompts.
+
+        Returns:
+            The prompt; None when every one is pending at its copies or set aside.
+        """
+        self._wake_due()
+        index = self._draw_idle()
+        if index is None:
+            index = self._draw_copy()
+        if index is None:
+            return None
+        self._draws += 1
+        self._pending += 1
+        self._copies[index] += 1
+        self._place(index)
+        return int(self._prompts[index])
+
+    def claim(self, prompt: int) -> None:
+        """Mark a prompt pending as a `draw` of an earlier attempt did; the draws that follow are the same."""
+        index = self._index(prompt)
+        self._wake_due()
+        self._random.random()  # a draw takes exactly one number
+        self._draws += 1
+        self._pending += 1
+        self._copies[index] += 1
+        self._place(index)
+
+    def refresh(self, prompt: int) -> None:
+        """Take a prompt's present value and count from the tracker."""
+        index = self._index(prompt)
+        self._fresh[index] = fresh = not self._tracker.was_seen(prompt)
+        self._weights[index] = 0.0 if fresh else self._weight_of(prompt)
+        self._place(index)
+
+    def refresh_all(self) -> None:
+        """Take all values and counts from the tracker, as after initial values were set."""
+        prompts = np.arange(self._prompts.start, self._prompts.stop)
+        self._fresh = ~self._tracker.seen(prompts)
+        self._weights = np.where(self._fresh, 0.0, self._weights_of(prompts))
+        self._rebuild()
+
+    def folded(self, prompt: int) -> None:
+        """An episode of the prompt was folded: it is not pending any more, and its weight changed."""
+        index = self._end(prompt)
+        self._forgive(index)
+        self.refresh(prompt)
+
+    def returned(self, prompt: int) -> None:
+        """An episode of the prompt was cancelled or given up, through no fault of the prompt."""
+        self._place(self._end(prompt))
+
+    def failed(self, prompt: int) -> None:
+        """An episode of the prompt failed: it rests, or is set aside for long after too many in a row."""
+        index = self._end(prompt)
+        self._failures[index] += 1
+        beyond = int(self._failures[index]) - self._settings.quarantine_after
+        if beyond == 0:
+            self._num_quarantined += 1
+        if beyond >= 0:
+            self._stop_resting(index)
+            self._rest(index, max(TRIAL_DRAWS, len(self)) * 2 ** min(beyond, 10))
+        elif not self._is_resting[index]:
+            self._rest(index, BACK_OFF_DRAWS * 2 ** (int(self._failures[index]) - 1))
+        self._place(index)
+
+    def forgive(self) -> int:
+        """Forget all failures; returns how many prompts had been set aside."""
+        count, self._num_quarantined = self._num_quarantined, 0
+        self._failures[:] = 0
+        self._is_resting[:] = False
+        self._resting = []
+        self._rebuild()
+        return count
+
+    def _rest(self, index: int, draws: int) -> None:
+        self._is_resting[index] = True
+        heapq.heappush(self._resting, (self._draws + draws, index))
+
+    def _stop_resting(self, index: int) -> None:
+        if self._is_resting[index]:
+            self._is_resting[index] = False
+            self._resting = [item for item in self._resting if item[1] != index]
+            heapq.heapify(self._resting)
+
+    def _index(self, prompt: int) -> int:
+        if prompt not in self._prompts:
+            raise DataError(f"prompt {prompt} is not among {self._prompts}")
+        return prompt - self._prompts.start
+
+    def _end(self, prompt: int) -> int:
+        index = self._index(prompt)
+        if self._copies[index] < 1:
+            raise DataError(f"prompt {prompt} has no episode pending")
+        self._copies[index] -= 1
+        self._pending -= 1
+        return index
+
+    def _forgive(self, index: int) -> None:
+        if self._failures[index] >= self._settings.quarantine_after:
+            self._num_quarantined -= 1
+        self._failures[index] = 0
+        self._stop_resting(index)
+
+    def _wake_due(self) -> None:
+        while self._resting and self._resting[0][0] <= self._draws:
+            _, index = heapq.heappop(self._resting)
+            self._is_resting[index] = False
+            self._place(index)
+        if self._seen_tree.total + self._fresh_tree.total <= 0.0:
+            # Resting while nothing else can be played would idle a slot, or the whole run.
+            soonest = self._soonest_rested()
+            if soonest is not None:
+                self._stop_resting(soonest)
+                self._place(soonest)
+
+    def _soonest_rested(self) -> int | None:
+        """The prompt whose rest ends first, of those that have no copy in flight and are not set aside."""
+        limit = self._settings.quarantine_after
+        idle = (
+            item for item in self._resting if not self._copies[item[1]] and self._failures[item[1]] < limit
+        )
+        return min(idle, default=(0, None))[1]
+
+    def _weight_of(self, prompt: int) -> float:
+        if self._settings.kind == "uniform":
+            return 1.0
+        return sampling_weight(
+            self._tracker.value(prompt),
+            self._tracker.effective_count(prompt),
+            epsilon=self._settings.epsilon,
+            gamma=self._settings.gamma,
+        )
+
+    def _weights_of(self, prompts: NDArray[np.int64]) -> FloatArray:
+        if self._settings.kind == "uniform":
+            return np.ones(len(prompts))
+        return sampling_weights(
+            self._tracker.values(prompts),
+            self._tracker.effective_counts(prompts),
+            epsilon=self._settings.epsilon,
+            gamma=self._settings.gamma,
+        )
+
+    def _fresh_weight(self) -> float:
+        if self._settings.kind == "uniform":
+            return 1.0
+        return sampling_weight(
+            self._tracker.first_visit_mean,
+            UNSEEN_COUNT,
+            epsilon=self._settings.epsilon,
+            gamma=self._settings.gamma,
+        )
+
+    def _idle(self, index: int) -> bool:
+        return not self._copies[index] and not self._is_resting[index]
+
+    def _place(self, index: int) -> None:
+        idle, fresh = self._idle(index), bool(self._fresh[index])
+        self._seen_tree.set(index, float(self._weights[index]) if idle and not fresh else 0.0)
+        self._fresh_tree.set(index, 1.0 if idle and fresh else 0.0)
+
+    def _rebuild(self) -> None:
+        idle = (self._copies == 0) & ~self._is_resting
+        self._seen_tree.rebuild(np.where(idle & ~self._fresh, self._weights, 0.0))
+        self._fresh_tree.rebuild(np.where(idle & self._fresh, 1.0, 0.0))
+
+    def _draw_idle(self) -> int | None:
+        fresh_weight = self._fresh_weight()
+        seen_total, fresh_total = self._seen_tree.total, fresh_weight * self._fresh_tree.total
+        if seen_total + fresh_total <= 0.0:
+            return None
+        point = self._random.random() * (seen_total + fresh_total)
+        if fresh_total <= 0.0 or (point < seen_total and seen_total > 0.0):
+            return self._seen_tree.find(point)
+        return self._fresh_tree.find((point - seen_total) / fresh_weight)
+
+    def _copy_weights(self) -> FloatArray:
+        """[P] weights of the prompts with the fewest copies, where another copy is allowed."""
+        playable = (
+            (self._failures < self._settings.quarantine_after)
+            & (self._copies > 0)
+            & (self._copies < self._settings.copies_per_prompt)
+        )
+        if not playable.any():
+            return np.zeros(len(self))
+        playable &= self._copies == self._copies[playable].min()
+        return np.where(playable, np.where(self._fresh, self._fresh_weight(), self._weights), 0.0)
+
+    def _draw_copy(self) -> int | None:
+        # Linear in the pool, and reached only when the whole pool is in flight, so the pool is small.
+        if self._settings.copies_per_prompt < 2:
+            return None
+        tree = SumTree(self._copy_weights())
+        return tree.find(self._random.random() * tree.total) if tree.total > 0.0 else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes, random state included, as copies: arrays [P] and plain values."""
+        return {
+            "format": FORMAT,
+            "random": json.dumps(self._random.bit_generator.state),
+            "draws": self._draws,
+            "weights": self._weights.copy(),
+            "fresh": self._fresh.copy(),
+            "copies": self._copies.copy(),
+            "failures": self._failures.copy(),
+            "resting": np.array(self._resting, dtype=np.int64).reshape(-1, 2),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state; the draws that follow are the same.
+
+        Pending prompts stay pending. Who resumes without their episodes calls `returned` for each.
+
+        Raises:
+            CheckpointError: the state is of another format or another number of prompts.
+        """
+        if int(state.get("format", 0)) != FORMAT:
+            raise CheckpointError(f"sampler state of format {state.get('format')!r}, expected {FORMAT}")
+        weights = np.asarray(state["weights"], dtype=np.float64)
+        if weights.shape != (len(self),):
+            raise CheckpointError(
+                f"sampler state holds {len(weights)} prompts and the pool has {len(self)}; "
+                "resume with the data the run began with"
+            )
+        self._random.bit_generator.state = json.loads(str(state["random"]))
+        self._draws = int(state["draws"])
+        self._weights = weights.copy()
+        self._fresh = np.array(state["fresh"], dtype=np.bool_)
+        self._copies = np.array(state["copies"], dtype=np.int32)
+        self._failures = np.array(state["failures"], dtype=np.int32)
+        self._resting = [(int(due), int(index)) for due, index in np.asarray(state["resting"]).reshape(-1, 2)]
+        heapq.heapify(self._resting)
+        self._is_resting = np.zeros(len(self), dtype=np.bool_)
+        self._is_resting[[index for _, index in self._resting]] = True
+        self._pending = int(self._copies.sum())
+        self._num_quarantined = int((self._failures >= self._settings.quarantine_after).sum())
+        self._rebuild()
+
+    def pending_prompts(self) -> dict[int, int]:
+        """Copies in flight of each pending prompt."""
+        return {int(self._prompts[i]): int(self._copies[i]) for i in np.flatnonzero(self._copies)}
+
+
+def _check(settings: SamplerSettings) -> None:
+    if settings.kind not in ("priority", "uniform"):
+        raise ConfigError(f"sampler.kind = {settings.kind!r} must be 'priority' or 'uniform'")
+    if not settings.epsilon > 0.0:
+        raise ConfigError(
+            f"sampler.epsilon = {settings.epsilon} must be positive: with 0 a prompt of value 0 or 1 "
+            "would never be drawn again"
+        )
+    if settings.gamma < 0.0:
+        raise ConfigError(f"sampler.gamma = {settings.gamma} must be at least 0")
+    if settings.copies_per_prompt < 1:
+        raise ConfigError(f"sampler.copies_per_prompt = {settings.copies_per_prompt} must be at least 1")
+    if settings.quarantine_after < 1:
+        raise ConfigError(f"sampler.quarantine_after = {settings.quarantine_after} must be at least 1")

@@ -1,0 +1,196 @@
+"""What a run must hold in memory, in bytes per device, before anything is started.
+
+Counted from the shape of the model and the settings. Weights, gradients, optimizer and keys are exact;
+activations are those that torch saves for a Qwen3 layer in bfloat16 (a Llama layer saves less). What the
+allocator wastes is in `RUNTIME`. Knows nothing of how an engine or the learner works, only what it must hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentrl.cluster.model_shape import ModelShape
+from agentrl.cluster.placement import EngineKind, Gpu, Machine, gpu_layout
+from agentrl.config.settings import EngineSettings, ModelSettings, Settings
+
+BYTES = {"float32": 4, "bfloat16": 2}
+RUNTIME = 1_500_000_000
+"""What a CUDA context, kernels and fragmentation take of a GPU, per process."""
+LOGITS_AT_ONCE, LOGITS_AT_ONCE_GPU = 1 << 25, 1 << 27
+"""As in `agentrl.learner.logprobs`, which this module does not import: it needs torch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One thing that takes memory."""
+
+    what: str
+    bytes: int
+    least: int | None = None
+    """What suffices, where that is less: vLLM starts when the keys of one sequence fit; others wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one device must hold, and what it has."""
+
+    device: str
+    capacity: int
+    needs: tuple[Need, ...]
+    role: str = ""
+    """What the device is used for, where it is one of several."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all needs."""
+        return sum(need.bytes for need in self.needs)
+
+    @property
+    def least(self) -> int:
+        """Bytes without which it does not run."""
+        return sum(need.bytes if need.least is None else need.least for need in self.needs)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device can hold it."""
+        return self.least <= self.capacity
+
+    @property
+    def full_share(self) -> float:
+        """Share of what may wait (the keys of vLLM's slots at full length) that there is room for at once."""
+        waiting = sum(need.bytes for need in self.needs if need.least is not None)
+        return min(1.0, (self.capacity - (self.total - waiting)) / waiting) if waiting else 1.0
+
+
+def learner_needs(shape: ModelShape, settings: Settings, *, gpu: bool = False) -> tuple[Need, ...]:
+    """Weights, gradients, AdamW, reference, activations and logits of one learner rank, in bytes.
+
+    One rank keeps bfloat16 weights beside float32 masters. Several ranks (FSDP2) split float32 weights and
+    all that belongs to them, and gather a layer at a time in the model's type. Gradients are float32.
+    Activations are those of one micro-batch, or of the longest sequence where that is longer.
+    """
+    model, learner = settings.model, settings.learner
+    count, width, ranks = shape.parameters, BYTES[model.dtype], max(1, learner.ranks)
+    tokens = max(learner.micro_batch_tokens, settings.engine.context_tokens or shape.context)
+    own = 4 if ranks > 1 else width
+    learned = shape.adapter(learner.adapter.rank) if learner.adapter.rank else count
+    at_once = min(LOGITS_AT_ONCE_GPU if gpu else LOGITS_AT_ONCE, tokens * shape.vocabulary)
+    head = 0 if learner.adapter.rank else shape.vocabulary * shape.hidden
+    needs = [
+        Need("learner: weights", count * own // ranks),
+        Need("learner: adapter", learned * own // ranks if learner.adapter.rank else 0),
+        Need("learner: gradients, float32", learned * 4 // ranks),
+        Need("learner: AdamW moments, float32", learned * 8 // ranks),
+        Need("learner: float32 masters", learned * 4 if own < 4 else 0),
+        Need("learner: reference weights (KL)", count * own // ranks if learner.kl_coefficient > 0 else 0),
+        Need("learner: gathered layers and embeddings", _gathered(shape, width) if ranks > 1 else 0),
+        Need(f"learner: activations of {tokens} tokens", _activations(shape, settings, tokens) * width),
+        Need(
+            "learner: logits in pieces, gradient of the head",
+            4 * (3 * at_once + head),
+        ),
+    ]
+    return tuple(need for need in needs if need.bytes)
+
+
+def _gathered(shape: ModelShape, width: int) -> int:
+    """Two layers (one is fetched ahead) and the embeddings, which stay; with gradients on their way."""
+    return (2 * shape.per_layer + shape.embeddings) * (width + 4)
+
+
+def _activations(shape: ModelShape, settings: Settings, tokens: int) -> int:
+    """Numbers kept for the backward pass: of every layer, or its input and one layer that is done again."""
+    layer = 8 * shape.hidden + 5 * shape.head_size * (shape.heads + shape.key_heads) + 4 * shape.intermediate
+    if settings.learner.gradient_checkpointing:
+        return tokens * (shape.layers * shape.hidden + layer)
+    return tokens * shape.layers * layer
+
+
+def host_needs(shape: ModelShape, settings: Settings, *, gpus: bool = False) -> tuple[Need, ...]:
+    """What the learner keeps in the machine's own memory besides what is on its device, in bytes.
+
+    With `learner.undo` a batch of several optimizer steps begins with a copy of weights and optimizer, so
+    that a step that fails can be undone. With GPUs every rank has read all weights into memory before that,
+    and let go of them.
+    """
+    learner, count = settings.learner, shape.parameters
+    several = learner.undo and (0 < learner.mini_batch < settings.stream.batch or learner.epochs > 1)
+    separate = settings.model.dtype == "bfloat16" and learner.ranks <= 1
+    copy = Need("learner: copy to undo a failed step", count * (16 if separate else 12) if several else 0)
+    width = 4 if learner.ranks > 1 else BYTES[settings.model.dtype]
+    start = Need(
+        "learner: weights on their way to the GPUs", count * width * max(1, learner.ranks) if gpus else 0
+    )
+    largest = max(copy, start, key=lambda need: need.bytes)
+    return (largest,) if largest.bytes else ()
+
+
+def engine_needs(
+    shape: ModelShape, model: ModelSettings, engine: EngineSettings, *, embedded: bool, share: int = 1
+) -> tuple[Need, ...]:
+    """Weights and keys of one engine, in bytes per device (`share` devices in tensor parallel)."""
+    width = BYTES[model.dtype if engine.dtype == "auto" else engine.dtype]
+    context = engine.context_tokens or shape.context
+    one = context * shape.key_bytes(width) // share
+    name = "engine (embedded)" if embedded else "vLLM"
+    return (
+        Need(f"{name}: weights", shape.parameters * width // share),
+        Need(
+            f"{name}: keys and values of {engine.slots} x {context} tokens",
+            engine.slots * one,
+            None if embedded else one,
+        ),
+    )
+
+
+def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: EngineKind) -> tuple[Plan, ...]:
+    """What every device must hold under these settings.
+
+    Raises:
+        ConfigError: the layout needs more GPUs than there are.
+    """
+    model, engine = settings.model, settings.engine
+    gpus = bool(machine.gpus)
+    learning = learner_needs(shape, settings, gpu=gpus)
+    host = host_needs(shape, settings, gpus=gpus)
+    embedded = kind != "vllm"
+    share = 1 if embedded else engine.tensor_parallel
+    sampling = engine_needs(shape, model, engine, embedded=embedded, share=share)
+    if not machine.gpus:
+        ranks = max(1, settings.learner.ranks)
+        needs = (*learning * ranks, *host, *sampling * (1 if embedded else engine.replicas))
+        plans = [Plan("memory", machine.memory_available, needs)]
+        if not embedded and ranks == 1:
+            plans.append(_shared_memory(shape, model, machine))
+        return tuple(plans)
+    memory = (Plan("memory", machine.memory_available, host),) if host else ()
+    runtime = Need("CUDA context and fragmentation", RUNTIME)
+    gpu = machine.gpus[0]
+    if embedded:
+        return (_gpu_plan(gpu, (runtime, *learning, *sampling)), *memory)
+    used = gpu_layout(settings, [gpu.index for gpu in machine.gpus])
+    if used.transfer == "file" and len(used.learner) == 1:
+        memory = (*memory, _shared_memory(shape, model, machine))
+    if engine.layout == "shared":
+        return (
+            _gpu_plan(gpu, (runtime, *learning), 1 - engine.memory_share, "the learner's share"),
+            _gpu_plan(gpu, (runtime, *sampling), engine.memory_share, "vLLM's share"),
+            *memory,
+        )
+    by_index = {gpu.index: gpu for gpu in machine.gpus}
+    plans = [_gpu_plan(by_index[index], (runtime, *learning), role="learner") for index in used.learner]
+    for devices in used.engines:
+        plans += [
+            _gpu_plan(by_index[at], (runtime, *sampling), engine.memory_share, "vLLM") for at in devices
+        ]
+    return (*plans, *memory)
+
+
+def _shared_memory(shape: ModelShape, model: ModelSettings, machine: Machine) -> Plan:
+    """Two versions lie there at once: the one in force and the one on its way."""
+    file = Need("weights of one version, on their way", shape.parameters * BYTES[model.dtype])
+    return Plan("/dev/shm", machine.shared_memory, (file, file))
+
+
+def _gpu_plan(gpu: Gpu, needs: tuple[Need, ...], share: float = 1.0, role: str = "") -> Plan:
+    return Plan(f"GPU {gpu.index} ({gpu.name})", int(gpu.total * share), needs, role)

@@ -1,0 +1,372 @@
+"""Every setting of a run, as frozen dataclasses: one class per section of the TOML file.
+
+The text under a field is its documentation (`docs/configuration.md` is made from it). Units stand
+in names (`_s`, `_mb`, `_tokens`, `_chars`), ranges in types (`agentrl.config.ranges`). This module reads no
+files (that is `agentrl.config.loading`) and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from agentrl.config.ranges import Amount, Count, Number, Positive, Range, Seconds, Seed, Share
+
+Forgetting = Annotated[float, Range(above=0, below=1)]
+Beta = Annotated[float, Range(least=0, below=1)]
+ProgramTime = Annotated[float, Range(least=0.01, most=86_400)]
+Memory = Annotated[int, Range(least=32, most=1 << 20)]
+Nucleus = Annotated[float, Range(above=0, most=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """`[run]`: what is run, where it is written, how long it goes on."""
+
+    name: str = ""
+    """Folder below `directory`; empty takes the first free number."""
+    directory: str = "runs"
+    """Folder that holds the folders of runs."""
+    seed: Seed = 0
+    """Seeds prompts, episodes, weights and the learner's random subset."""
+    steps: Number = 100
+    """Learner steps (policy versions) of the run."""
+    deterministic: bool = False
+    """Staleness 0, and batches, failures and discards in order of dispatch, so that a run can be repeated
+    exactly."""
+    wait_limit_s: Seconds = 1800.0
+    """Longest wait for an engine, a learner step or a batch before the run stops and says who stalls."""
+    outage_limit_s: Seconds = 600.0
+    """How long every episode may fail, with pauses between the tries, before the run stops and says why."""
+    episodes_kept: Number = 20000
+    """Newest recorded episodes kept on disk; 0 keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """`[model]`: the weights learned from."""
+
+    path: str = ""
+    """Folder with Hugging Face weights and tokenizer, or a Hugging Face id where a hub is reachable."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the learner's weights; bfloat16 keeps float32 masters in the optimizer."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel of the learner and of the embedded engine."""
+    threads: Number = 0
+    """CPU threads of torch; 0 leaves torch's own choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """`[data]`: the prompts."""
+
+    train: str = ""
+    """Rows to learn from: a jsonl or parquet file, a name known to `agentrl eval`, or a Hugging Face id."""
+    map: dict[str, str] = field(default_factory=dict)
+    """Renames columns: `problem = "question"` reads the field `problem` from the column `question`."""
+    limit: Number = 0
+    """Takes the first rows only; 0 takes all."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvSettings:
+    """`[env]`, or one of several `[[env]]` that are mixed by weight."""
+
+    name: str = ""
+    """A registered name, a dotted path `package.module:Class`, or a file `my_env.py:Class`."""
+    weight: Positive = 1.0
+    """Share of the prompts drawn from this environment, relative to the others."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """Rows of this environment; `[data]` where empty."""
+    eval_data: str = ""
+    """Held-out rows of this environment; `eval.data` where empty."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Passed to the environment; unknown names are errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSettings:
+    """`[sandbox]`: where the model's code runs."""
+
+    backend: Literal["local", "docker", "remote", "broken"] = "local"
+    """`broken` answers every program with an error: a control."""
+    min_level: str = ""
+    """Lowest level of isolation accepted; empty is `namespaced`. `filtered` has to be asked for."""
+    allow_unsafe: bool = False
+    """Runs programs without isolation. Never for a model you do not trust completely."""
+    time_s: ProgramTime = 10.0
+    """Limit of one program, in seconds of its own (waiting for a core is not counted)."""
+    memory_mb: Memory = 512
+    """Memory of one session."""
+    processes: Annotated[int, Range(least=4, most=32_768)] = 32
+    """Processes and threads of one session."""
+    libraries: tuple[str, ...] = ()
+    """Packages programs may import besides the standard library, for example `["numpy", "sympy"]`. With
+    `docker` the image must hold them; with `remote` the servers name their own."""
+    image: str = ""
+    """`docker` only: image of the containers; empty takes the one `agentrl_sandbox.docker.image` builds."""
+    runtime: str = ""
+    """`docker` only: container runtime, for example `runsc` (gVisor); empty takes the engine's default."""
+    containers: Count = 64
+    """`docker` only: most containers at once; an episode in flight may hold one."""
+    urls: tuple[str, ...] = ()
+    """`remote` only: servers of the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    """`[rollout]`: how one episode is played."""
+
+    format: Literal["auto", "code", "hermes"] = "auto"
+    """How tools are called: fenced Python in `<code>` tags, or `<tool_call>` with JSON (Hermes, Qwen).
+    `auto` takes what the chat template writes, or what the tools allow where it writes neither."""
+    max_turns: Number = 0
+    """Messages the policy may write; 0 takes the environment's."""
+    max_tokens: Count = 16384
+    """Tokens the policy may sample in one episode, all its messages together."""
+    max_turn_tokens: Number = 0
+    """Tokens of one message; 0 leaves the rest of `max_tokens`."""
+    temperature: Positive = 1.0
+    """Sampling temperature; the learner divides its logits by it too."""
+    tool_output_chars: Annotated[int, Range(least=2)] = 2048
+    """Longer tool output keeps head and tail, and says so to the model."""
+    truncated: Literal["zero", "mask"] = "zero"
+    """An episode cut off by a token limit gets the lowest reward, or is graded but not learned from."""
+    limit_s: Seconds = 1200.0
+    """Longest wall time of one episode before it counts as failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """`[engine]`: what samples tokens."""
+
+    kind: Literal["auto", "transformers", "vllm"] = "auto"
+    """`auto` takes vLLM where a GPU and vLLM are found, else transformers."""
+    slots: Count = 64
+    """Sequences decoded together by one engine."""
+    context_tokens: Number = 0
+    """Longest sequence; 0 takes the model's."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the engine's weights; `auto` takes the learner's."""
+    replicas: Count = 1
+    """vLLM servers."""
+    tensor_parallel: Count = 1
+    """GPUs of one vLLM server."""
+    urls: tuple[str, ...] = ()
+    """Running vLLM servers to attach to instead of starting some."""
+    python: str = ""
+    """Python that starts vLLM servers, for example of another virtual environment; empty takes this one."""
+    args: tuple[str, ...] = ()
+    """More arguments of `vllm serve`."""
+    layout: Literal["separate", "shared"] = "separate"
+    """vLLM has GPUs of its own, or shares the learner's: then `memory_share` must leave room for learning."""
+    memory_share: Annotated[float, Range(above=0, most=1)] = 0.9
+    """Share of a GPU's memory that vLLM takes."""
+    start_limit_s: Seconds = 600.0
+    """Longest wait for a server to become healthy."""
+    update_limit_s: Seconds = 300.0
+    """Longest wait for one weight update."""
+    keep_keys: bool = True
+    """Episodes in flight keep keys and values of older versions after an update."""
+    parity_every: Number = 0
+    """Versions between two comparisons of engine and learner; 0 compares at the start only."""
+    parity_max_mean: Amount = 0.1
+    """Largest mean |difference of log-probabilities| before the run stops."""
+    parity_max_share: Share = 0.1
+    """Largest share of tokens whose probability ratio is off by more than 0.2 before the run stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerSettings:
+    """`[tracker]`: the value tracker of SPO (paper section 4.1)."""
+
+    drift: Literal["clock", "replay", "constant"] = "clock"
+    """How far the policy moved since a prompt's last visit: a clock of the learner's own drift, the
+    prompt's previous episode scored again, or not measured at all."""
+    rho_min: Forgetting = 0.875
+    """Strongest forgetting; its window 1 / (1 - rho) is also the weight of the initial value."""
+    rho_max: Forgetting = 0.96
+    """Weakest forgetting."""
+    rho_constant: Forgetting = 0.875
+    """Forgetting factor of `drift = "constant"`."""
+    d_half: Amount = 0.0
+    """Drift that halves what is remembered, in nats a token; 0 takes the fitted value of the drift."""
+    initial_rollouts: Number = 0
+    """Rollouts per prompt that set its initial value (n0; the paper takes 8), all of them played before the
+    first step; 0 starts from the running mean of first visits."""
+    initial_file: str = ""
+    """Rewards of earlier rollouts, jsonl with `prompt_id` and `rewards`, in place of initial rollouts."""
+    clock_tokens: Number = 2048
+    """Model tokens scored again after each batch to advance the clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSettings:
+    """`[sampler]`: which prompt is drawn next (paper section 4.3)."""
+
+    kind: Literal["priority", "uniform"] = "priority"
+    """By what is left to learn, or uniformly."""
+    epsilon: Positive = 0.05
+    """Added to sqrt(v (1 - v)), so that no prompt is forgotten."""
+    gamma: Amount = 0.0
+    """Divides the weight by the effective count to this power."""
+    copies_per_prompt: Count = 1
+    """Episodes of one prompt in flight when all prompts are pending."""
+    quarantine_after: Count = 3
+    """Infrastructure failures in a row after which a prompt is set aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatorSettings:
+    """`[estimator]`: rewards to advantages."""
+
+    kind: Literal["spo", "grpo", "no_baseline"] = "spo"
+    """Reward less the tracker's value; less the mean of its group; or the reward itself."""
+    normalise: Literal["batch", "none"] = "batch"
+    """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
+    deviation_floor: Positive = 0.1
+    """Smallest deviation divided by, so that a nearly solved batch is not blown up to unit noise."""
+    group_size: Count = 1
+    """Episodes per prompt; 1 except for `grpo`."""
+    dynamic_sampling: bool = False
+    """`grpo` only: groups whose rewards are all equal are not learned from and are drawn again."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """`[learner.adapter]`: low-rank adapters (LoRA) in place of all weights."""
+
+    rank: Number = 0
+    """Rank of the adapter; 0 learns all weights."""
+    alpha: Amount = 0.0
+    """The adapter's part is multiplied by alpha / rank; 0 takes 2 rank."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Ends of the names of the matrices that get an adapter, for example `["q_proj", "v_proj"]`; `all-linear`
+    takes every matrix of the layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """`[learner]`: the optimizer and the loss (paper appendix D)."""
+
+    learning_rate: Amount = 1e-6
+    """Of AdamW, constant after the warm-up."""
+    warmup_steps: Number = 0
+    """Optimizer steps over which the learning rate rises from 0."""
+    weight_decay: Amount = 0.01
+    """Of AdamW."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Of AdamW."""
+    adam_epsilon: Positive = 1e-8
+    """Of AdamW."""
+    max_grad_norm: Amount = 1.0
+    """Gradients longer than this are scaled down to it; 0 leaves them as they are."""
+    mini_batch: Number = 0
+    """Most episodes of one optimizer step; 0 takes the whole batch."""
+    micro_batch_tokens: Count = 16384
+    """Tokens of one forward and backward pass, padding included."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Sequences stand end to end in one row, without padding. `auto` packs where one kernel attends within
+    sequences (a GPU in bfloat16) and where several ranks share the work."""
+    compile: bool = False
+    """Fuse the operations of layers and head with torch.compile: a minute or two at the first step."""
+    epochs: Count = 1
+    """Passes over one batch."""
+    clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
+    """The ratio current/proximal is clipped below at 1 - clip_low."""
+    clip_high: Positive = 0.28
+    """The ratio current/proximal is clipped above at 1 + clip_high."""
+    dual_clip: Annotated[float, Range(above=1, or_zero=True)] = 10.0
+    """Bound of the loss of a token with a negative advantage, in advantages; 0 switches it off."""
+    importance: Literal["truncate", "mask", "both", "metrics", "off"] = "truncate"
+    """What is done with the weight proximal/behaviour of a token: bounded, tokens outside zeroed, both,
+    only measured, or not even that."""
+    importance_max: Annotated[float, Range(above=1)] = 2.0
+    """Bound of the importance weight, and upper edge of the mask."""
+    importance_min: Annotated[float, Range(least=0, below=1)] = 0.5
+    """Lower edge of the mask."""
+    kl_coefficient: Amount = 0.0
+    """Weight of the k3 estimate of KL(current || reference); 0 needs no reference."""
+    entropy_coefficient: Annotated[float, Range()] = 0.0
+    """Weight of an entropy bonus."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    place: Literal["thread", "process"] = "thread"
+    """A thread of this process, or processes of their own (one per rank)."""
+    ranks: Count = 1
+    """`process` only: learner ranks (FSDP2)."""
+    undo: bool = False
+    """Copy weights and optimizer to host memory (12 to 16 bytes a weight) before a batch of several optimizer
+    steps, so that a step that fails undoes those before it."""
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    """Learn a low-rank adapter in place of all weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """`[stream]`: how episodes flow to the learner."""
+
+    batch: Count = 256
+    """Episodes of one learner step (B)."""
+    in_flight: Number = 0
+    """Episodes in flight; 0 takes the engine's slots."""
+    staleness: Number = 1
+    """Versions an episode may be behind the learner at its step (s); 0 is the synchronous reference."""
+    stale_policy: Literal["correct", "wait"] = "correct"
+    """`correct`: a soft bound, late episodes get importance weights; `wait`: a hard bound."""
+    min_effective_share: Share = 0.0
+    """Lowers the staleness in force while the effective share of the tokens is below this; 0 never does."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """`[eval]`: evaluation inside training."""
+
+    every: Number = 0
+    """Learner steps between evaluations of held-out rows; 0 evaluates before and after only."""
+    data: str = ""
+    """Held-out rows of the environments that name none of their own; empty evaluates only those that do."""
+    limit: Number = 0
+    """First rows of each environment only; 0 takes all."""
+    samples: Count = 1
+    """Episodes per row."""
+    temperature: Amount = 1.0
+    """Sampling temperature."""
+    top_p: Nucleus = 1.0
+    """Nucleus."""
+    top_k: Number = 0
+    """0 means no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSettings:
+    """`[checkpoint]`: what can be resumed."""
+
+    every: Number = 10
+    """Learner steps between checkpoints; 0 writes one at the end only."""
+    keep: Count = 2
+    """Newest checkpoints kept."""
+    weights_every: Number = 0
+    """Learner steps between Hugging Face weights in `weights/`; 0 writes them at the end only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A whole run."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    env: tuple[EnvSettings, ...] = ()
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)

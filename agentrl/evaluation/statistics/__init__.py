@@ -1,0 +1,1 @@
+"""Estimators of accuracy with intervals, quantiles and majority votes."""

@@ -1,0 +1,1 @@
+"""The engine that runs inside the program, on transformers."""

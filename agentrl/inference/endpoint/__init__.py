@@ -1,0 +1,1 @@
+"""Chat endpoints that speak the OpenAI protocol: requests, replies, errors and budgets."""

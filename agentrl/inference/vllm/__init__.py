@@ -1,0 +1,1 @@
+"""The engine that runs vLLM servers, and moves weights to them."""

@@ -1,0 +1,1 @@
+"""Renderers turn messages into token ids and model text back into messages."""

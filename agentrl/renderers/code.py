@@ -1,0 +1,189 @@
+"""The code-block format of the SPO paper (section 5.1, after ReTool).
+
+The model writes `<code>`, a fenced Python block and `</code>`, and stops there; the result follows
+as `<interpreter>` text in the same assistant turn, without a change of roles. Works with a chat
+template, and without one for tokenizers that have none. Knows nothing of who runs the code.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentrl.errors import RendererError
+from agentrl.inference.policy import FinishReason
+from agentrl.renderers.making import ParsedMessage, runs_code
+from agentrl.renderers.template import ChatTemplate, Step
+from agentrl.renderers.text import TextCodec, cut_text, fenced_code
+from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
+
+OPEN, CLOSE = "<code>", "</code>"
+
+INSTRUCTIONS = """\
+Solve the task below step by step. Where it helps, you may write Python, and it is run for you at once. \
+Write it exactly like this:
+<code>
+```python
+print(2 ** 10)
+```
+</code>
+What the program prints comes back to you between <interpreter> and </interpreter>; then go on with your \
+reasoning. Print what you want to see, and import what you need. You may do this several times."""
+"""Put before the first user message, for tokenizers with a chat template."""
+
+
+class CodeRenderer:
+    """Tools are called by writing Python.
+
+    Args:
+        tokenizer: with a chat template or without.
+        tool_output_chars: longer tool output keeps head and tail.
+        instructions: text before the first user message; None takes `INSTRUCTIONS` where there is a
+            chat template, and nothing otherwise.
+        tool_name: the tool that code blocks call.
+        argument: its only argument, the code.
+        stop_token_ids: further tokens that end a message, beside the tokenizer's own.
+        template_options: passed to the chat template.
+
+    Raises:
+        RendererError: the tokenizer cannot write the format, or its template is not append-only.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        tool_output_chars: int = 2048,
+        instructions: str | None = None,
+        tool_name: str = "python",
+        argument: str = "code",
+        stop_token_ids: Sequence[int] = (),
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._codec = TextCodec(tokenizer)
+        self._tool_output_chars = tool_output_chars
+        self._tool_name, self._argument = tool_name, argument
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        self._template = ChatTemplate(self._codec, template_options) if has_template else None
+        if instructions is None:
+            instructions = INSTRUCTIONS if has_template else ""
+        self._instructions = instructions
+        turn_end = self._template.turn_end_id if self._template else tokenizer.eos_token_id
+        ends = [i for i in (tokenizer.eos_token_id, turn_end, *stop_token_ids) if i is not None]
+        self.stop: tuple[str, ...] = (CLOSE,)
+        self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
+        self.turn_end_id: int = turn_end if turn_end is not None else next(iter(ends), -1)
+        self._prefix = self._begin_of_text(tokenizer)
+        self._self_test()
+
+    def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
+        """Ids of the prompt. Raises RendererError when the tools cannot be called by code blocks."""
+        self._check_tools(tools)
+        instructions = self._instructions if tools else ""
+        if self._template is None:
+            texts = [instructions, *(text_of(message) for message in messages)]
+            lines = "".join(f"{text}\n" for text in texts if text)
+            return [*self._prefix, *self._codec.encode(self._codec.neutral(lines))]
+        return self._template.prompt_ids(_with_instructions(messages, instructions))
+
+    def parse(self, token_ids: Sequence[int]) -> ParsedMessage:
+        """Text of a message, and the call its first closed code block makes."""
+        text = self._codec.decode(_without_end(token_ids, self.stop_token_ids))
+        call = self._read_call(text, token_ids)
+        message: Message = {"role": "assistant", "content": text}
+        return ParsedMessage(text=text, tool_calls=() if call is None else (call,), message=message)
+
+    def extend(
+        self, sampled: Sequence[int], additions: Sequence[ToolResult] | str, *, last: FinishReason
+    ) -> list[int]:
+        """Ids of `<interpreter>` text in the same turn, or of a user's reply."""
+        if isinstance(additions, str):
+            return self._reply(sampled, additions)
+        ids: list[int] = []
+        for result in additions:
+            ids += self._interpreter(cut_text(result.text, self._tool_output_chars))
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, control tokens included."""
+        return self._codec.decode(token_ids)
+
+    def _interpreter(self, output: str) -> list[int]:
+        return self._codec.encode(f"<interpreter>\n{self._codec.neutral(output)}\n</interpreter>\n\n")
+
+    def _reply(self, sampled: Sequence[int], text: str) -> list[int]:
+        if self._template is None:
+            return self._codec.encode(self._codec.neutral(f"\n{text}\n"))
+        return self._template.extension_ids(sampled, [{"role": "user", "content": text}])
+
+    def _read_call(self, text: str, token_ids: Sequence[int]) -> ToolCall | None:
+        end = text.find(CLOSE)
+        begin = text.rfind(OPEN, 0, end) if end >= 0 else -1
+        if begin < 0:
+            return None
+        block = text[begin + len(OPEN) : end]
+        code = fenced_code(block)
+        call_id = f"call_{zlib.crc32(repr(list(token_ids)).encode()):08x}"
+        raw = text[begin : end + len(CLOSE)]
+        if not code.strip():
+            error = "the code block is empty; write Python between <code> and </code>"
+            return ToolCall(call_id, self._tool_name, None, raw=raw, error=error)
+        return ToolCall(call_id, self._tool_name, {self._argument: code}, raw=raw)
+
+    def _check_tools(self, tools: Sequence[ToolSpec]) -> None:
+        if tools and not any(runs_code(tool, self._tool_name, self._argument) for tool in tools):
+            names = ", ".join(f"{tool.name}({', '.join(tool.parameters['properties'])})" for tool in tools)
+            remedy = (
+                'set `rollout.format = "hermes"` or rename the tool'
+                if self._template is not None
+                else 'rename the tool ("hermes" needs a chat template, which this tokenizer lacks)'
+            )
+            raise RendererError(
+                f'the format "code" calls a tool {self._tool_name}({self._argument}), and the environment '
+                f"offers {names}; {remedy}"
+            )
+
+    @staticmethod
+    def _begin_of_text(tokenizer: Any) -> list[int]:
+        """The token that the tokenizer itself puts before a text, if any."""
+        first = tokenizer.encode("a", add_special_tokens=True)[:1]
+        return first if first and first[0] == tokenizer.bos_token_id else []
+
+    def _self_test(self) -> None:
+        for text in (f"{OPEN}\n```python\nprint(1)\n```\n{CLOSE}", "<interpreter>\n1\n</interpreter>\n\n"):
+            got = self._codec.decode(self._codec.encode(text))
+            if got != text:
+                raise RendererError(
+                    f"the tokenizer cannot write the code format: {text!r} comes back as {got!r}"
+                )
+        if not self.stop_token_ids:
+            raise RendererError("the tokenizer has no end-of-text token, so that no message could end")
+        if self._template is not None:
+            steps = [
+                Step("So it is 2.", {"role": "assistant", "content": "So it is 2."}, [_user("And then?")]),
+                Step("Then 3.", {"role": "assistant", "content": "Then 3."}, [_user("<b>Fine.</b>")]),
+            ]
+            self._template.prove_append_only(steps, [_user("One and one?")])
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _without_end(token_ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
+    return token_ids[:-1] if len(token_ids) and token_ids[-1] in ends else token_ids
+
+
+def _with_instructions(messages: Sequence[Message], instructions: str) -> list[Message]:
+    """The messages with the instructions before the text of the first user message."""
+    out = [dict(message) for message in messages]
+    first = next((message for message in out if message["role"] == "user"), None)
+    if first is None or not instructions:
+        return out
+    content = first.get("content", "")
+    if isinstance(content, str):
+        first["content"] = f"{instructions}\n\n{content}"
+    else:
+        first["content"] = [{"type": "text", "text": f"{instructions}\n\n"}, *content]
+    return out

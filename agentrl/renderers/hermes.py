@@ -1,0 +1,268 @@
+"""The Hermes and Qwen format: `<tool_call>` with JSON, tools listed in the prompt.
+
+Where the chat template knows the format (Qwen2.5, Qwen3, Hermes), it lists the tools and wraps
+their results. Where it does not (SmolLM2, Llama 3), the tools are listed in the system message and
+results come as the user's message, in the same tags; the template then only frames turns. Knows
+nothing of who runs the tools.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentrl.errors import RendererError
+from agentrl.inference.policy import FinishReason
+from agentrl.renderers.making import ParsedMessage
+from agentrl.renderers.template import ChatTemplate, Step
+from agentrl.renderers.text import TextCodec, cut_text
+from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
+from agentrl_envs.plain import read_json
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+THOUGHT_END = "</think>"
+
+LISTING = """\
+You may call these tools. Each is described by a JSON schema, one to a line:
+<tools>
+{tools}
+</tools>
+To call one, write a JSON object with its name and its arguments between these tags, and end your message:
+<tool_call>
+{{"name": "the tool", "arguments": {{"argument": "value"}}}}
+</tool_call>
+The result comes back between <tool_response> and </tool_response>. To answer, write no call."""
+"""Added to the system message where the chat template does not list tools."""
+
+_PROBE = ToolSpec(
+    name="probe_tool",
+    description="Look something up.",
+    parameters={"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
+    parallel=False,
+    timeout_s=1.0,
+)
+_PROBE_CALL = {"name": "probe_tool", "arguments": {"code": "print(1)"}}
+
+
+class HermesRenderer:
+    """Tools are called by `<tool_call>` with JSON.
+
+    Args:
+        tokenizer: with a chat template.
+        tool_output_chars: longer tool output keeps head and tail.
+        stop_token_ids: further tokens that end a message, beside the tokenizer's own.
+        template_options: passed to the chat template, for example `{"enable_thinking": False}`.
+
+    Raises:
+        RendererError: there is no chat template, or it is not append-only; says why.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        tool_output_chars: int = 2048,
+        stop_token_ids: Sequence[int] = (),
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise RendererError(
+                'the format "hermes" needs a tokenizer with a chat template, and this one has none; without '
+                'one, "code" calls a tool python(code)'
+            )
+        self._codec = TextCodec(tokenizer)
+        self._tool_output_chars = tool_output_chars
+        self._template = ChatTemplate(self._codec, template_options)
+        ends = (self._template.turn_end_id, tokenizer.eos_token_id, *stop_token_ids)
+        self.stop: tuple[str, ...] = ()
+        self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
+        self.turn_end_id: int = self._template.turn_end_id
+        self.template_lists_tools = self._knows_format()
+        self._has_system = self._knows_system()
+        self._self_test()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs, on purpose, from how the template would render a past turn."""
+        return self._template.notes
+
+    def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
+        """Ids of the prompt with the tools listed."""
+        if self.template_lists_tools or not tools:
+            return self._template.prompt_ids(messages, [tool.as_openai() for tool in tools])
+        return self._template.prompt_ids(self._with_listing(messages, tools))
+
+    def parse(self, token_ids: Sequence[int]) -> ParsedMessage:
+        """Text of a message and all its calls, those written inside `<think>` left out."""
+        ended = len(token_ids) > 0 and token_ids[-1] in self.stop_token_ids
+        text = self._codec.decode(token_ids[:-1] if ended else token_ids)
+        found = _spoken_calls(text)
+        # Once for all: a model that repeats itself opens thousands of calls in as many tokens.
+        message_id = f"call_{zlib.crc32(repr(list(token_ids)).encode()):08x}"
+        calls = tuple(
+            _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], f"{message_id}_{i}")
+            for i, (begin, stop, end) in enumerate(found)
+        )
+        message: Message = {"role": "assistant", "content": text}
+        if calls:
+            message = {
+                "role": "assistant",
+                "content": text[: found[0][0]].rstrip(),
+                "tool_calls": [_as_openai(call) for call in calls],
+            }
+        return ParsedMessage(text=text, tool_calls=calls, message=message)
+
+    def extend(
+        self, sampled: Sequence[int], additions: Sequence[ToolResult] | str, *, last: FinishReason
+    ) -> list[int]:
+        """Ids of the end of the turn unless it was sampled, the results or the reply, the announcement."""
+        if isinstance(additions, str):
+            return self._template.extension_ids(sampled, [{"role": "user", "content": additions}])
+        return self._template.extension_ids(sampled, self._result_messages(additions))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, control tokens included."""
+        return self._codec.decode(token_ids)
+
+    def _result_messages(self, results: Sequence[ToolResult]) -> list[Message]:
+        texts = [cut_text(result.text, self._tool_output_chars) for result in results]
+        if self.template_lists_tools:
+            return [
+                {"role": "tool", "name": result.name, "tool_call_id": result.call_id, "content": text}
+                for result, text in zip(results, texts, strict=True)
+            ]
+        # The tags are ours, the text between them is foreign.
+        framed = "\n".join(
+            f"<tool_response>\n{self._codec.neutral(text)}\n</tool_response>" for text in texts
+        )
+        return [{"role": "user", "content": framed, "framed": True}]
+
+    def _with_listing(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[Message]:
+        lines = "\n".join(json.dumps(tool.as_openai(), ensure_ascii=False) for tool in tools)
+        listing = LISTING.format(tools=lines)
+        out = [dict(message) for message in messages]
+        role = "system" if self._has_system else "user"
+        target = next((message for message in out if message["role"] == role), None)
+        if target is None:
+            return [{"role": "system", "content": listing}, *out]
+        texts = (text_of(target), listing) if role == "system" else (listing, text_of(target))
+        target["content"] = "\n\n".join(text for text in texts if text)
+        return out
+
+    def _knows_format(self) -> bool:
+        """Whether the template lists tools and asks for `<tool_call>`."""
+        text = self._template.render([_user("a")], [_PROBE.as_openai()])
+        return _PROBE.name in text and OPEN in text
+
+    def _knows_system(self) -> bool:
+        try:
+            return "be brief" in self._template.render(
+                [{"role": "system", "content": "be brief"}, _user("a")]
+            )
+        except RendererError:
+            return False
+
+    def _self_test(self) -> None:
+        """A call, its result, an answer, a user's reply, another call with two results, and a reply."""
+        raw = f"{OPEN}\n{json.dumps(_PROBE_CALL)}\n{CLOSE}"
+        read = self.parse(self._codec.encode(raw)).tool_calls
+        if len(read) != 1 or read[0].arguments != _PROBE_CALL["arguments"]:
+            raise RendererError(f"the tokenizer cannot write a tool call: {raw!r} comes back as {read}")
+        one = self._result_messages([_result("1")])
+        two = self._result_messages([_result("1"), _result("<b>2</b>\n")])
+        steps = [
+            Step(f"Let me see.\n{raw}", self._said("Let me see.", raw, 1), one),
+            Step("It is 1.", self._said("It is 1."), [_user("Are you sure?")]),
+            Step(f"Again.\n{raw}\n{raw}", self._said("Again.", raw, 2), two),
+            Step("Yes, 1.", self._said("Yes, 1."), [_user("Thank you.")]),
+        ]
+        tools = [_PROBE.as_openai()] if self.template_lists_tools else []
+        self._template.prove_append_only(steps, [_user("What is it?")], tools)
+
+    def _said(self, content: str, raw: str = "", calls: int = 0) -> Message:
+        if not calls or not self.template_lists_tools:
+            return {"role": "assistant", "content": "\n".join([content, *[raw] * calls])}
+        function = {"type": "function", "function": _PROBE_CALL}
+        return {"role": "assistant", "content": content, "tool_calls": [function] * calls}
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _result(text: str) -> ToolResult:
+    return ToolResult(call_id="call_0", name=_PROBE.name, text=text, ok=True, seconds=0.0)
+
+
+def _calls(text: str, start: int = 0) -> list[tuple[int, int, int]]:
+    """(begin, end of the body, end) of each call from `start` on; one that is not closed ends at the next."""
+    found: list[tuple[int, int, int]] = []
+    begin, close = text.find(OPEN, start), -1
+    while begin >= 0:
+        body = begin + len(OPEN)
+        following = text.find(OPEN, body)
+        if close < body and close != len(text):
+            close = text.find(CLOSE, body)
+            close = len(text) if close < 0 else close
+        stop = min(close, len(text) if following < 0 else following)
+        found.append((begin, stop, stop + len(CLOSE) if stop == close < len(text) else stop))
+        begin = following if following < 0 or following >= stop else text.find(OPEN, stop)
+    return found
+
+
+def _spoken_calls(text: str) -> list[tuple[int, int, int]]:
+    """The calls after the thought: `</think>` inside a call that can be read ends none."""
+    end = text.rfind(THOUGHT_END)
+    if end < 0:
+        return _calls(text)
+    inside = [
+        (begin, stop)
+        for begin, stop, _ in _calls(text)
+        if THOUGHT_END in text[begin:stop] and _is_json(text[begin + len(OPEN) : stop])
+    ]
+    for begin, stop in reversed(inside):
+        if begin < end < stop:
+            end = text.rfind(THOUGHT_END, 0, begin)
+    return _calls(text, max(end, 0))
+
+
+def _is_json(body: str) -> bool:
+    """Whether a call was meant; what is wrong with its numbers is said when it is read."""
+    try:
+        json.loads(body, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _as_openai(call: ToolCall) -> dict[str, Any]:
+    arguments = call.raw if call.arguments is None else call.arguments
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _read_call(body: str, raw: str, call_id: str) -> ToolCall:
+    """One call; what is wrong with it is said to the model."""
+
+    def bad(why: str, name: str = "") -> ToolCall:
+        return ToolCall(call_id, name, None, raw=raw, error=f"this tool call cannot be read: {why}")
+
+    if not raw.endswith(CLOSE):
+        return bad(f"it has no closing {CLOSE}")
+    try:
+        data = read_json(body)
+    except ValueError as error:
+        return bad(f"not JSON ({error})")
+    name = data.get("name") if isinstance(data, dict) else None
+    if not isinstance(name, str) or not name:
+        return bad('it must be an object with the keys "name" and "arguments"')
+    arguments = data.get("arguments", data.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = read_json(arguments)
+        except ValueError as error:
+            return bad(f'its "arguments" are not JSON ({error})', name)
+    if not isinstance(arguments, dict):
+        return bad('its "arguments" must be an object', name)
+    return ToolCall(call_id, name, arguments, raw=raw)

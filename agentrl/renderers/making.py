@@ -1,0 +1,133 @@
+"""Messages and tool results to token ids, and sampled token ids to messages.
+
+A renderer only ever appends: the next prompt is the previous prompt, the ids exactly as sampled,
+and the ids `extend` gives. `make_renderer` proves that for the tokenizer at hand before anything
+runs. Renderers keep no state of an episode and may be shared. They know nothing of engines,
+environments or log-probabilities, and import no tokenizer library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from agentrl.errors import RendererError
+from agentrl.inference.policy import FinishReason
+from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedMessage:
+    """One sampled message."""
+
+    text: str
+    """What was said, without the tokens that end a turn."""
+    tool_calls: tuple[ToolCall, ...]
+    message: Message
+    """The same for people and environments, role `assistant`."""
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """How one model family talks to tools."""
+
+    stop: tuple[str, ...]
+    """Texts that end a sampled message."""
+    stop_token_ids: tuple[int, ...]
+    """Tokens that end a sampled message."""
+    turn_end_id: int
+    """The token that a written message ends with: what the chat template puts there."""
+
+    def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
+        """Ids of the prompt, up to and with what announces the assistant's turn.
+
+        Raises:
+            RendererError: these tools cannot be called in this format.
+        """
+        ...
+
+    def parse(self, token_ids: Sequence[int]) -> ParsedMessage:
+        """Read one sampled message. Never raises: a call that cannot be read carries its error."""
+        ...
+
+    def extend(
+        self, sampled: Sequence[int], additions: Sequence[ToolResult] | str, *, last: FinishReason
+    ) -> list[int]:
+        """Ids to append after `sampled`: what closes the turn, the additions, and the next announcement.
+
+        `additions` are the results of all calls of the message, in order, or what a user replies.
+        """
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, control tokens included."""
+        ...
+
+
+Format = Literal["code", "hermes"]
+
+
+def choose_format(tokenizer: Any, tools: Sequence[Sequence[ToolSpec]]) -> Format:
+    """The format in which a model calls the tools of each of several environments.
+
+    What its chat template writes itself (`<tool_call>`) comes first; code blocks, which every model can
+    write, where all environments offer a tool `python(code)`; else Hermes, with the tools listed in the
+    prompt.
+
+    Raises:
+        RendererError: there is no chat template, and the tools are no Python interpreter.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    other = next((specs for specs in tools if specs and not any(map(runs_code, specs))), None)
+    if template and ("<tool_call>" in str(template) or other is not None):
+        return "hermes"
+    if other is None:
+        return "code"
+    names = ", ".join(tool.name for tool in other)
+    raise RendererError(
+        "the model's tokenizer has no chat template, so its tools can only be called by code blocks, which "
+        f"run a tool python(code), and the environment offers {names}: give the tokenizer a chat template "
+        "(chat_template.jinja beside it), or offer a tool python(code)"
+    )
+
+
+def runs_code(tool: ToolSpec, name: str = "python", argument: str = "code") -> bool:
+    """Whether a code block can call a tool: it is called so, and needs the code alone."""
+    return tool.name == name and set(tool.parameters.get("required", [])) <= {argument}
+
+
+def make_renderer(
+    tokenizer: Any,
+    format: Literal["auto", "code", "hermes"] = "code",
+    *,
+    tools: Sequence[Sequence[ToolSpec]] = (),
+    tool_output_chars: int = 2048,
+    **options: Any,
+) -> Renderer:
+    """Make a renderer and prove that it only appends.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, or anything with the same few methods.
+        format: fenced Python in `<code>` tags (SPO paper, section 5.1), or `<tool_call>` with JSON; `auto`
+            chooses (`choose_format`).
+        tools: those of each environment, for `auto`.
+        tool_output_chars: longer tool output keeps head and tail.
+        options: of the format; see `CodeRenderer` and `HermesRenderer`.
+
+    Raises:
+        RendererError: the tokenizer or its chat template cannot be rendered append-only; says why.
+    """
+    from agentrl.renderers.code import CodeRenderer
+
+    if tool_output_chars < 2:
+        raise RendererError(f"tool_output_chars must be at least 2, got {tool_output_chars}")
+    if format == "auto":
+        format = choose_format(tokenizer, tools)
+    if format == "code":
+        return CodeRenderer(tokenizer, tool_output_chars=tool_output_chars, **options)
+    if format == "hermes":
+        from agentrl.renderers.hermes import HermesRenderer
+
+        return HermesRenderer(tokenizer, tool_output_chars=tool_output_chars, **options)
+    raise RendererError(f"unknown format {format!r}; known are 'code' and 'hermes'")

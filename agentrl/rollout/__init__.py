@@ -1,0 +1,1 @@
+"""A rollout plays one episode of an environment with a policy."""

@@ -1,0 +1,1 @@
+"""Tasks: data sets, benchmarks by name, and the rows they give."""

@@ -1,0 +1,418 @@
+"""The clock of a run: policy version, order of shutdown, moment of the checkpoint.
+
+One batch after the other: take it from the buffer, read all its baselines, let the learner step,
+publish the new version while episodes go on, fold the batch in order of dispatch. The orchestrator
+wires streams, dispatcher, buffer, learner and engine; it does no mathematics and imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from agentrl.algorithms.advantage import Estimator
+from agentrl.config.settings import Settings
+from agentrl.episode import Episode
+from agentrl.errors import AgentRLError, Interrupted, StallError
+from agentrl.inference.policy import Policy
+from agentrl.rollout.outage import Outages
+from agentrl.rollout.token_completer import Dispatch
+from agentrl.storage.ledger import Ledger
+from agentrl.storage.metrics import MetricsWriter, Totals
+from agentrl.storage.recorder import EpisodeRecorder
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.buffer import EpisodeBuffer
+from agentrl.training.credit import Credit, shuffled
+from agentrl.training.dispatcher import Dispatcher
+from agentrl.training.drift_replay import DriftReplay
+from agentrl.training.history import History
+from agentrl.training.initial_values import set_initial_values
+from agentrl.training.learner_thread import AsyncLearner
+from agentrl.training.prompts import PromptPool
+from agentrl.training.snapshot import write_checkpoint, write_weights
+from agentrl.training.step_log import StepLog
+from agentrl.training.streams import TrainingStream
+from agentrl.training.watchdog import Watchdog
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+Play = Callable[[Dispatch], Awaitable[Episode]]
+Evaluate = Callable[[int, int, Callable[[], None], Outages], Awaitable[dict[str, Any]]]
+"""From (version, index of the evaluation, what to call after each episode, what is paused) to a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of; `agentrl.training.train` builds it from settings, tests build it by hand."""
+
+    folder: RunFolder
+    pool: PromptPool
+    policy: Policy
+    learner: AsyncLearner
+    estimator: Estimator
+    ledger: Ledger
+    recorder: EpisodeRecorder
+    metrics: MetricsWriter
+    watchdog: Watchdog
+    play: Play
+    evaluate: Evaluate | None = None
+    before_start: Callable[[int], Awaitable[Any]] | None = None
+    """Called with the first version before anything is played (the parity gate)."""
+    after_update: Callable[[int], Awaitable[None]] | None = None
+    """Called after each published version (the parity gate)."""
+    shuffle_rewards: bool = False
+    """A control: rewards are shuffled among the episodes of each batch before anything is learned."""
+
+
+class Orchestrator:
+    """Runs one attempt of a run, from a version to the last step."""
+
+    def __init__(self, settings: Settings, parts: Parts) -> None:
+        self.settings, self.parts = settings, parts
+        stream = settings.stream
+        self.version = 0
+        self.attempt = 1
+        self.credit = Credit(settings, parts.pool, parts.estimator)
+        self.totals = Totals()
+        self.outages = Outages(
+            [task.name for task in parts.pool.tasks],
+            limit_s=settings.run.outage_limit_s,
+            tell=self._tell_outage,
+            give_up=self._fail,
+            exhausted=parts.pool.exhausted_in,
+            run=parts.folder.path,
+        )
+        self.buffer = EpisodeBuffer(
+            batch=stream.batch,
+            staleness=0 if settings.run.deterministic else stream.staleness,
+            stale_policy=stream.stale_policy,
+            unit=parts.estimator.group_size,
+            keep=self.credit.keeps if settings.estimator.dynamic_sampling else None,
+        )
+        self.stream = TrainingStream(
+            pool=parts.pool,
+            buffer=self.buffer,
+            ledger=parts.ledger,
+            recorder=parts.recorder,
+            seed=settings.run.seed,
+            group_size=parts.estimator.group_size,
+            total=settings.run.steps * stream.batch,
+            fold=self.credit.fold_one,
+            quarantine_after=settings.sampler.quarantine_after,
+            in_order=settings.run.deterministic,
+            outages=self.outages,
+        )
+        self.dispatcher = Dispatcher(self.stream, parts.play, stream.in_flight or settings.engine.slots)
+        self.stream.wake = self.dispatcher.wake
+        self.log = StepLog(self)
+        self.stream.observe = self.log.observe
+        self.replay = DriftReplay(parts.learner) if settings.tracker.drift == "replay" else None
+        self._stop = asyncio.Event()
+        self._between_steps = asyncio.Event()
+        self._between_steps.set()
+        self._failed: asyncio.Future[None] | None = None
+        self._started = time.monotonic()
+        self.initialised = False
+        self.history: History | None = None  # what a resumed run still has to redo
+        self.begun = False  # initial values and the first evaluation are done
+        self.forgive = not settings.run.deterministic
+        """Whether prompts that an earlier attempt set aside are drawn again."""
+        self.earlier_s = self.earlier_cpu_s = 0.0  # of earlier attempts
+        self.evaluations = 0
+        parts.recorder.on_error(self._fail)
+
+    # ------------------------------------------------------------------ control
+
+    def stop(self) -> None:
+        """Ask for a clean end: what is finished is saved, the rest is pending for a resumed run."""
+        self._stop.set()
+
+    def _fail(self, error: Exception) -> None:
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def run(self) -> None:
+        """Run to the last step.
+
+        Raises:
+            Interrupted: `stop` was called; a checkpoint was written.
+            AgentRLError: something could not go on; says what and how to continue.
+        """
+        self._failed = asyncio.get_running_loop().create_future()
+        self._started = time.monotonic()
+        self.parts.watchdog.start()
+        if self.parts.ledger.attempt == 0:
+            self.attempt = self.parts.ledger.begin_attempt(self.version)
+        work = asyncio.ensure_future(self._work())
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((work, stop, self._failed), return_when=asyncio.FIRST_COMPLETED)
+            if stop.done() and not self._failed.done():
+                # A step under way is finished and recorded: only waiting may be cut short.
+                await self._between_steps.wait()
+            if self._failed.done():
+                self._failed.result()
+            if work.done():
+                work.result()
+                if stop.done() and self.version < self.settings.run.steps:
+                    await self._interrupt(work)
+            elif self.version < self.settings.run.steps:
+                await self._interrupt(work)
+            else:
+                # All steps are done: what is left is the end of the run, and it is not cut short.
+                await asyncio.wait((work, self._failed), return_when=asyncio.FIRST_COMPLETED)
+                (work if work.done() else self._failed).result()
+        finally:
+            self.outages.close()
+            for task in (work, stop):
+                task.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
+            await self.end(self.dispatcher)
+            self._failed.cancel()
+            self.parts.watchdog.stop()
+
+    async def _interrupt(self, work: asyncio.Future[None]) -> None:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await self.end(self.dispatcher)
+        await self._flush()
+        await self._checkpoint()
+        if self.version:
+            await write_weights(self)
+        raise Interrupted(
+            f"stopped at version {self.version}; continue with "
+            f"`agentrl train --resume {self.parts.folder.path}`"
+        )
+
+    async def _work(self) -> None:
+        if self.parts.before_start is not None:
+            await self.parts.before_start(self.version)
+        if not self.begun:
+            if not self.initialised:
+                await set_initial_values(self)
+                self.initialised = True
+            await self._evaluate()
+            self.begun = True
+            await self._checkpoint()
+        self.log.begin()
+        self.outages.wake = self.dispatcher.wake
+        dispatching = asyncio.ensure_future(self.dispatcher.run())
+        try:
+            while self.version < self.settings.run.steps and not self._stop.is_set():
+                await self._one_step(await self._take(dispatching))
+        finally:
+            self._between_steps.set()
+            dispatching.cancel()
+            await asyncio.gather(dispatching, return_exceptions=True)
+        if self.version >= self.settings.run.steps:
+            await self._finish()
+
+    async def _finish(self) -> None:
+        await self.end(self.dispatcher)
+        await self._flush()
+        self.stream.abandon("the run reached its last step")
+        every = self.settings.eval.every
+        if every == 0 or self.version % every:
+            await self._evaluate()
+        await write_weights(self)
+        await self._checkpoint()
+
+    # ------------------------------------------------------------------ phases
+
+    async def _evaluate(self) -> None:
+        if self.parts.evaluate is None:
+            return
+        self.parts.metrics.tell("phase", name="evaluation", total=0)
+        ended = 0
+
+        def one_more() -> None:
+            nonlocal ended
+            ended += 1
+            self.parts.metrics.tell("progress", name="evaluation", done=ended, total=0)
+
+        row = await self.parts.watchdog.wait(
+            self.parts.evaluate(self.version, self.evaluations, one_more, self.outages),
+            f"another episode of the evaluation of version {self.version} to end",
+            self.settings.run.wait_limit_s,
+            progress=lambda: ended,
+        )
+        self.evaluations += 1
+        self.parts.metrics.write("eval", step=self.version, version=self.version, attempt=self.attempt, **row)
+
+    async def _one_step(self, batch: Sequence[Episode]) -> None:
+        self._between_steps.clear()
+        started = time.monotonic()
+        if self.parts.shuffle_rewards:
+            batch = shuffled(batch, self.settings.run.seed + self.version)
+        given = self.credit.assign(batch)
+        learned = await self.parts.watchdog.wait(
+            self.parts.learner.step(given.trained, given.advantages, clock_tokens=self.credit.clock_tokens),
+            f"the learner's step at version {self.version}",
+            self.settings.run.wait_limit_s,
+        )
+        learn_s = time.monotonic() - started
+        self._record_step(batch, given.masked, learned)
+        publish_s = await self._publish()
+        drifts = None
+        if self.replay:
+            drifts = await self.limited(self.replay.after_step(batch), "the learner to score again")
+        folds = self.credit.fold(batch, drifts)
+        self.log.step(batch, given, learned, folds, learn_s=learn_s, publish_s=publish_s)
+        self.redo()  # what came after the batch, so its row does not count it
+        self._steer(learned)
+        self.buffer.advance(self.version)
+        self.dispatcher.wake()
+        await self._due()
+        self._between_steps.set()
+
+    def redo(self) -> None:
+        """After a resume: samplers and tracker go through what happened to them at this version before."""
+        if self.history is None:
+            return
+        self.history.redo(self.version)
+        self.stream.redoing = not self.history.over
+        if self.history.over:
+            self.history = None
+            if self.forgive or self.parts.pool.exhausted:
+                self._forgive()
+
+    def _forgive(self) -> None:
+        set_aside = {name: len(ids) for name, ids in self.parts.pool.set_aside.items()}
+        self.parts.pool.forgive()
+        if set_aside:
+            self.parts.ledger.forgiven()
+            self.parts.metrics.write("forgiven", step=self.version, environments=set_aside)
+
+    def _tell_outage(self, row: Mapping[str, Any]) -> None:
+        metrics = self.parts.metrics
+        (metrics.tell if row["state"] == "waiting" else metrics.write)("outage", step=self.version, **row)
+
+    async def _take(self, dispatching: asyncio.Future[None]) -> Sequence[Episode]:
+        waiting = time.monotonic()
+        self.dispatcher.wake()
+        take = asyncio.ensure_future(
+            self.parts.watchdog.wait(
+                self.buffer.take(),
+                f"another episode for a batch of {self.buffer.batch} to end",
+                self.settings.run.wait_limit_s,
+                lambda: (
+                    f"{self.dispatcher.in_flight} are in flight, {self.buffer.size} wait for the batch; "
+                    "raise run.wait_limit_s if one episode takes this long"
+                ),
+                progress=lambda: (self.buffer.size, self.stream.failures),
+            )
+        )
+        try:
+            looks = 0
+            while not take.done():
+                await asyncio.wait((take, dispatching), return_when=asyncio.FIRST_COMPLETED, timeout=0.5)
+                if dispatching.done():
+                    dispatching.result()
+                    raise AgentRLError("the dispatcher ended before the run did")
+                # Twice, so that a prompt that just came back has been drawn if it can be.
+                self.parts.metrics.tell(
+                    "progress",
+                    name=f"episodes for step {self.version + 1} of {self.settings.run.steps}",
+                    done=self.buffer.size,
+                    total=self.buffer.batch,
+                )
+                looks = looks + 1 if not take.done() and self._starved() else 0
+                if looks == 2:
+                    raise AgentRLError(self._starvation())
+            return take.result()
+        finally:
+            take.cancel()
+            self.log.idle_s += time.monotonic() - waiting
+
+    def _starved(self) -> bool:
+        """Whether nothing runs, nothing is being written, and no prompt can be drawn."""
+        return not self.dispatcher.in_flight and not self.stream.writing and self.stream.starving
+
+    def _starvation(self) -> str:
+        pool = self.parts.pool
+        set_aside = [prompt_id for ids in pool.set_aside.values() for prompt_id in ids]
+        return (
+            f"a batch can never fill: {len(set_aside)} of {len(pool)} prompts were set aside after "
+            f"{self.settings.sampler.quarantine_after} failures in a row ({', '.join(set_aside[:3])}, ...); "
+            f"the last failure: {self.stream.last_failure}; mend that and go on with "
+            f"`agentrl train --resume {self.parts.folder.path} --forgive`, which draws them again"
+        )
+
+    def _record_step(self, batch: Sequence[Episode], masked: dict[str, str], learned: dict[str, Any]) -> None:
+        keys = [episode.episode_id for episode in batch]
+        self.parts.ledger.learned(keys, self.version, masked=masked)
+        self.totals.add_episodes(batch, self.version)
+        self.credit.advance(float(learned.get("drift") or 0.0))
+        self.version += 1
+
+    async def end(self, dispatcher: Dispatcher) -> None:
+        """Stop it; episodes that will not end are named and left behind, for what follows matters more."""
+        try:
+            await dispatcher.stop()
+        except StallError as error:
+            self.parts.watchdog.write_stacks(str(error))
+            logger.error("%s", error)
+
+    async def _flush(self) -> None:
+        await self.limited(self.parts.recorder.flush(), f"the disk to write {self.parts.folder.episodes}")
+
+    async def limited(self, awaitable: Awaitable[T], owner: str) -> T:
+        """Await within `run.wait_limit_s`; the error names the owner."""
+        return await self.parts.watchdog.wait(awaitable, owner, self.settings.run.wait_limit_s)
+
+    async def load_weights(self) -> None:
+        """Give the engine the learner's weights as the present version."""
+
+        async def load() -> None:
+            await self.parts.policy.load(await self.parts.learner.handle(self.version, self.attempt))
+
+        await self.parts.watchdog.wait(
+            load(), f"the engine to take version {self.version}", self.settings.engine.update_limit_s
+        )
+
+    async def _publish(self) -> float:
+        started = time.monotonic()
+        await self.load_weights()
+        if self.parts.after_update is not None:
+            await self.parts.after_update(self.version)
+        return time.monotonic() - started
+
+    async def _due(self) -> None:
+        """What is due after a step: evaluation, weights, checkpoint."""
+        settings, last = self.settings, self.version >= self.settings.run.steps
+        if settings.eval.every and self.version % settings.eval.every == 0:
+            await self._evaluate()
+        if last:
+            return  # `_finish` does the rest
+        if settings.checkpoint.weights_every and self.version % settings.checkpoint.weights_every == 0:
+            await write_weights(self)
+        if settings.checkpoint.every and self.version % settings.checkpoint.every == 0:
+            await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        """Write a checkpoint, but not in the middle of redoing what an earlier attempt did.
+
+        The samplers are behind the ledger then, and a checkpoint holds them together with its end. The
+        one before it and the ledger still say everything.
+        """
+        if self.history is None:
+            await write_checkpoint(self)
+
+    def _steer(self, learned: dict[str, Any]) -> None:
+        """Lower the staleness in force while importance weights leave too few effective tokens."""
+        least, share = self.settings.stream.min_effective_share, learned.get("effective_share")
+        if not least or share is None or self.settings.run.deterministic:
+            return
+        if share < least:
+            self.buffer.staleness = max(0, self.buffer.staleness - 1)
+        else:
+            self.buffer.staleness = min(self.settings.stream.staleness, self.buffer.staleness + 1)
+
+    def elapsed(self) -> float:
+        """Wall seconds over all attempts."""
+        return self.earlier_s + time.monotonic() - self._started

@@ -1,0 +1,247 @@
+"""What a run would be, found out before anything is started: data, model, format, a prompt as it is read.
+
+`plan_run` opens no engine and no learner. It decides what the settings leave open, gathers every reason
+why the run could not start, and says what it will cost before that is paid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agentrl.algorithms.advantage import make_estimator
+from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.cluster import event_loop
+from agentrl.config.settings import SandboxSettings, Settings
+from agentrl.errors import AgentRLError, ConfigError
+from agentrl.renderers.making import Renderer, choose_format, make_renderer
+from agentrl.training.held_out import HeldOut, load_held_out
+from agentrl.training.initial_values import needs_initial_rollouts, read_initial_file
+from agentrl.training.prompts import PromptPool, Task, load_tasks
+from agentrl.weights.model_files import find_model, load_tokenizer, trained_format
+from agentrl_envs import EnvError, Finish, Message
+from agentrl_sandbox import Limits, Sandbox, SandboxError, open_sandbox
+
+ROWS_TRIED = 8
+"""Rows of an environment that are begun until one can be: the others are set aside in the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A run that can start."""
+
+    settings: Settings
+    """As given, with what was left open decided."""
+    tasks: tuple[Task, ...]
+    held_out: tuple[HeldOut, ...]
+    tokenizer: Any = None
+    """None where the model is not on this machine and the hub was not to be asked."""
+    notes: tuple[str, ...] = ()
+    """What a person should know before it starts, a sentence each."""
+
+
+def plan_run(settings: Settings, *, fetch: bool = True) -> RunPlan:
+    """Plan a run; starts nothing but, where an environment asks for it, a sandbox.
+
+    Args:
+        settings: of the run.
+        fetch: whether a hub may be asked for the model; without it a model that is not here is not looked at.
+
+    Raises:
+        ConfigError: with every reason why the run could not start.
+    """
+    problems: list[str] = []
+    tasks: tuple[Task, ...] = ()
+    held_out: tuple[HeldOut, ...] = ()
+    tokenizer = None
+    with _noted(problems):
+        tasks = load_tasks(settings.env, settings.data)
+        _check_pool(tasks, settings)
+    with _noted(problems):
+        held_out = load_held_out(settings, tasks) if tasks else ()
+    with _noted(problems):
+        make_estimator(settings.estimator)
+    with _noted(problems):
+        make_sandbox(settings.sandbox)
+    with _noted(problems):
+        if find_model(settings.model.path, fetch=fetch) is not None or fetch:
+            tokenizer = load_tokenizer(settings.model.path)
+    notes = [*_costs(settings, tasks, held_out)]
+    if tokenizer is None and not problems:
+        notes.append(f"{settings.model.path} is not on this machine: format and prompt were not tried")
+    if tokenizer is not None and tasks:
+        with _noted(problems):
+            settings = _with_format(settings, tokenizer, tasks)
+            notes += _try_prompts(settings, tokenizer, tasks)
+    if problems:
+        several = len(problems) > 1
+        head = f"the run cannot start, for {len(problems)} reasons:" if several else ""
+        raise ConfigError("\n  ".join([head, *problems]) if several else problems[0])
+    return RunPlan(settings, tasks, held_out, tokenizer, tuple(notes))
+
+
+@contextlib.contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Note an error made on purpose, and go on: all of them are told together."""
+    try:
+        yield
+    except (AgentRLError, EnvError, SandboxError) as error:
+        problems.append(str(error))
+
+
+def make_sandbox(settings: SandboxSettings) -> Sandbox:
+    """The sandbox that the settings name; starts nothing yet."""
+    limits = Limits(time_s=settings.time_s, memory_mb=settings.memory_mb, processes=settings.processes)
+    if settings.backend == "broken":
+        return open_sandbox("broken")
+    more: dict[str, Any] = {}
+    if settings.backend == "remote":
+        more["urls"] = settings.urls
+    elif settings.libraries:
+        more["libraries"] = settings.libraries
+    if settings.backend == "docker":
+        more["most"] = settings.containers
+        more |= {name: value for name in ("image", "runtime") if (value := getattr(settings, name))}
+    return open_sandbox(
+        settings.backend,
+        limits=limits,
+        min_level=settings.min_level or None,
+        allow_unsafe=settings.allow_unsafe,
+        **more,
+    )
+
+
+def make_pool(tasks: Sequence[Task], settings: Settings) -> PromptPool:
+    """The prompts of a run with their tracker and samplers."""
+
+    def make_tracker(count: int) -> ValueTracker:
+        return ValueTracker(count, settings.tracker)
+
+    return PromptPool(tasks, make_tracker, settings.sampler, seed=settings.run.seed)
+
+
+def _check_pool(tasks: Sequence[Task], settings: Settings) -> None:
+    """A batch must be able to fill from prompts that are not pending.
+
+    Raises:
+        ConfigError: it could not.
+    """
+    pool = make_pool(tasks, settings)
+    if settings.tracker.initial_file:
+        read_initial_file(pool, Path(settings.tracker.initial_file))
+    copies, group = settings.sampler.copies_per_prompt, settings.estimator.group_size
+    possible, batch = len(pool) * copies * group, settings.stream.batch
+    if possible < batch:
+        need = -(-batch // (len(pool) * group))
+        raise ConfigError(
+            f"{len(pool)} prompts with {copies} episode(s) in flight each make at most {possible} episodes, "
+            f"and a batch needs {batch}: it could never fill. Give more rows, set sampler.copies_per_prompt "
+            f"to {need} or more, or lower stream.batch"
+        )
+
+
+def _costs(settings: Settings, tasks: Sequence[Task], held_out: Sequence[HeldOut]) -> Iterator[str]:
+    """What is played before the first step, and what slots stay empty."""
+    prompts = sum(len(task.rows) for task in tasks)
+    estimator = make_estimator(settings.estimator)
+    if needs_initial_rollouts(settings, estimator):
+        each = settings.tracker.initial_rollouts
+        yield (
+            f"before the first step {prompts * each:,} episodes are played for initial values "
+            f"(tracker.initial_rollouts = {each} of each of {prompts:,} prompts); 0 plays none"
+        )
+    rows, samples = sum(len(part.rows) for part in held_out), settings.eval.samples
+    if rows:
+        source = " and ".join(dict.fromkeys(env.eval_data or settings.eval.data for env in settings.env))
+        every = f", and every {settings.eval.every} steps" if settings.eval.every else ""
+        yield f"an evaluation plays {rows * samples:,} held-out episodes of {source}: before, after{every}"
+    in_flight = settings.stream.in_flight or settings.engine.slots
+    possible = prompts * settings.sampler.copies_per_prompt * settings.estimator.group_size
+    if tasks and possible < min(in_flight, (settings.stream.staleness + 1) * settings.stream.batch):
+        yield (
+            f"{prompts} prompts x {settings.sampler.copies_per_prompt} copies are fewer than the {in_flight} "
+            "episodes that may be in flight; some slots will stay empty (raise sampler.copies_per_prompt)"
+        )
+
+
+def _with_format(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> Settings:
+    if settings.rollout.format != "auto":
+        return settings
+    tools = [task.env.tool_specs() for task in tasks]
+    chosen = trained_format(settings.model.path) or choose_format(tokenizer, tools)
+    return replace(settings, rollout=replace(settings.rollout, format=chosen))
+
+
+def _try_prompts(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> list[str]:
+    """Begin an episode of every environment, and render what the model would read.
+
+    Raises:
+        ConfigError: no row of an environment can be begun, or none can be rendered.
+    """
+    renderer = make_renderer(
+        tokenizer, settings.rollout.format, tool_output_chars=settings.rollout.tool_output_chars
+    )
+    opened = event_loop.run(_begin_all(settings, tasks))
+    notes = []
+    for task, messages in zip(tasks, opened, strict=True):
+        if messages is not None:
+            notes += _prompt_notes(settings, renderer, task, messages)
+    return notes
+
+
+def _prompt_notes(
+    settings: Settings, renderer: Renderer, task: Task, messages: list[Message]
+) -> Iterator[str]:
+    tools = task.env.tool_specs()
+    ids = renderer.start(messages, tools)
+    text = renderer.decode(ids)
+    told = "<code>" in text or any(tool.name in text for tool in tools)
+    if tools and not told and not trained_format(settings.model.path):
+        yield (
+            f"{task.name}: the prompt does not mention the tool {tools[0].name}, because the tokenizer has "
+            "no chat template: a model that was not trained to write <code> blocks will hardly call it, so "
+            "say in `prompt` how that is done"
+        )
+    context = settings.engine.context_tokens
+    if context and len(ids) >= context:
+        yield f"{task.name}: a prompt has {len(ids)} tokens and engine.context_tokens is {context}"
+
+
+async def _begin_all(settings: Settings, tasks: Sequence[Task]) -> list[list[Message] | None]:
+    async with contextlib.AsyncExitStack() as stack:
+        sandbox = _SandboxOnDemand(lambda: make_sandbox(settings.sandbox), stack)
+        return [await _begin(task, sandbox, settings) for task in tasks]
+
+
+async def _begin(task: Task, sandbox: Any, settings: Settings) -> list[Message] | None:
+    """Opening messages of the first row that can be begun; None where episodes end at once."""
+    first = ""
+    for number, row in enumerate(task.rows[:ROWS_TRIED], 1):
+        env = task.make(sandbox, settings.run.seed)
+        try:
+            return await env.start(copy.deepcopy(row))
+        except Finish:
+            return None
+        except EnvError as error:
+            first = first or f"row {number}: {error}"
+        finally:
+            with contextlib.suppress(EnvError):  # in an episode it would be told, and nothing more
+                await env.aclose()
+    raise ConfigError(f"env {task.name!r} cannot begin an episode: {first}")
+
+
+class _SandboxOnDemand:
+    """A sandbox that is started when the first session is opened: most environments need none to begin."""
+
+    def __init__(self, make: Callable[[], Sandbox], stack: contextlib.AsyncExitStack) -> None:
+        self._make, self._stack = make, stack
+        self._sandbox: Sandbox | None = None
+
+    async def open(self, *arguments: Any, **options: Any) -> Any:
+        if self._sandbox is None:
+            self._sandbox = await self._stack.enter_async_context(self._make())
+        return await self._sandbox.open(*arguments, **options)

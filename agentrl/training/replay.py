@@ -1,0 +1,135 @@
+"""Learns again from the recorded episodes of a run: the same batches, in the same order, from the same start.
+
+`replay("runs/001", "again")` writes the weights that come out. On the machine and with the libraries of
+the run they equal its own bit for bit, however asynchronous it was: what is random in a run (which
+prompt, which token, who finishes first) is in the recorded episodes and the order of the ledger. It
+plays nothing: neither engine nor sandbox is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from agentrl.algorithms.advantage import Estimator, make_estimator
+from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.config import loading
+from agentrl.config.settings import Settings
+from agentrl.episode import Episode
+from agentrl.errors import DataError
+from agentrl.storage.ledger import Ledger
+from agentrl.storage.recorder import read_episodes
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.credit import Credit, shuffled
+from agentrl.training.drift_replay import DriftReplay
+from agentrl.training.initial_values import (
+    initialise,
+    needs_initial_rollouts,
+    read_initial_file,
+    recorded_scores,
+)
+from agentrl.training.learner_thread import AsyncLearner, LearnerThread
+from agentrl.training.prompts import PromptPool, load_tasks
+
+
+def replay(path: Path | str, weights: Path | str, *, shuffle_rewards: bool = False) -> ValueTracker:
+    """Replay all steps of a run with a fresh learner.
+
+    Args:
+        path: folder of the run.
+        weights: folder for the weights that come out.
+        shuffle_rewards: whether the run was the control whose rewards are dealt out anew.
+
+    Returns:
+        The value tracker that came out. It is the run's own too, but for the folds of groups that were
+        discarded (GRPO only), which no weight depends on.
+
+    Raises:
+        ConfigError: there is no run, or it is running.
+        DataError: an episode that was learned from is not recorded any more (`run.episodes_kept`).
+    """
+    from agentrl.training.train import make_learner
+
+    folder = RunFolder.open(Path(path))
+    settings = loading.load_settings(folder.config, ())
+    tasks = load_tasks(settings.env, settings.data)
+    pool = PromptPool(
+        tasks, lambda count: ValueTracker(count, settings.tracker), settings.sampler, seed=settings.run.seed
+    )
+    output = Path(weights)
+    output.mkdir(parents=True, exist_ok=True)
+
+    async def run() -> None:
+        learner = LearnerThread(make_learner(settings), output / ".exchange")
+        try:
+            await replay_steps(folder, settings, pool, learner, shuffle_rewards=shuffle_rewards)
+            await learner.save_weights(output)
+        finally:
+            await learner.close()
+
+    folder.lock()
+    try:
+        asyncio.run(run())
+    finally:
+        folder.unlock()
+    return pool.tracker
+
+
+async def replay_steps(
+    folder: RunFolder,
+    settings: Settings,
+    pool: PromptPool,
+    learner: AsyncLearner,
+    *,
+    shuffle_rewards: bool = False,
+) -> int:
+    """Give a fresh learner and a fresh tracker every batch of a run; returns the number of steps.
+
+    Args:
+        folder: of the run; nobody else may be writing into it.
+        settings: of the run.
+        pool: its prompts, with a tracker that has seen nothing.
+        learner: with the weights that the run started from.
+        shuffle_rewards: see `replay`.
+
+    Raises:
+        DataError: an episode that was learned from is not recorded any more.
+    """
+    estimator = make_estimator(settings.estimator)
+    credit = Credit(settings, pool, estimator)
+    ledger = Ledger(folder.ledger)
+    ledger.close()
+    _initialise(pool, settings, estimator, ledger)
+    keys = list(ledger.learned_batches(0).values())
+    drift_replay = DriftReplay(learner) if settings.tracker.drift == "replay" else None
+    for version, batch in enumerate(_batches(folder, keys)):
+        if shuffle_rewards:
+            batch = shuffled(batch, settings.run.seed + version)
+        given = credit.assign(batch)
+        learned = await learner.step(given.trained, given.advantages, clock_tokens=credit.clock_tokens)
+        credit.advance(float(learned.get("drift") or 0.0))
+        drifts = await drift_replay.after_step(batch) if drift_replay else None
+        for place in sorted(range(len(batch)), key=lambda place: batch[place].dispatch_index):
+            credit.fold_one(batch[place], drifts[place] if drifts else None)
+    return len(keys)
+
+
+def _initialise(pool: PromptPool, settings: Settings, estimator: Estimator, ledger: Ledger) -> None:
+    if settings.tracker.initial_file:
+        read_initial_file(pool, Path(settings.tracker.initial_file))
+    elif needs_initial_rollouts(settings, estimator):
+        initialise(pool, recorded_scores(pool, ledger))
+
+
+def _batches(folder: RunFolder, keys: Sequence[Sequence[str]]) -> list[list[Episode]]:
+    wanted = {key for batch in keys for key in batch}
+    # Of an episode that was played again after a kill, the last recording counts.
+    episodes = {episode.episode_id: episode for episode in read_episodes(folder.episodes, wanted)}
+    missing = sorted(wanted - episodes.keys())
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(wanted)} episodes ({', '.join(missing[:3])}, ...) are not in "
+            f"{folder.episodes} any more; run.episodes_kept says how many are kept"
+        )
+    return [[episodes[key] for key in batch] for batch in keys]

@@ -1,0 +1,139 @@
+"""What is logged of every learner step: batch, baselines, staleness, rates, and the audit of its bias.
+
+Reads what the orchestrator and its parts are; changes nothing. It knows nothing of files: rows go to
+`MetricsWriter`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agentrl.algorithms.calibration import calibration
+from agentrl.algorithms.value_tracker import Fold
+from agentrl.cluster.cpu_time import cpu_seconds
+from agentrl.episode import Episode
+from agentrl.storage.metrics import describe_batch
+from agentrl.training.audit import BiasAudit
+from agentrl.training.credit import Assignment
+
+if TYPE_CHECKING:
+    from agentrl.training.orchestrator import Orchestrator
+
+
+class StepLog:
+    """Rows of kind `step` of one attempt."""
+
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        self._run = orchestrator
+        self._failures = 0
+        self._audit = BiasAudit()
+        self._began, self._tokens = 0.0, 0
+        self.idle_s = 0.0
+        """Seconds that the learner waited for batches."""
+
+    def begin(self) -> None:
+        """Training begins: rates count from here, without initial rollouts and evaluations."""
+        self._began, self._tokens = time.monotonic(), self._run.stream.sampled_tokens
+
+    def count_again(self, episode: Episode) -> None:
+        """An episode of an earlier attempt: its tokens count for the run, not for this attempt's rate."""
+        self._run.stream.sampled_tokens += episode.num_sampled
+        self._tokens += episode.num_sampled
+
+    def observe(self, episode: Episode) -> None:
+        """An episode ended, whatever becomes of it: one side of the bias audit."""
+        pool = self._run.parts.pool
+        self._audit.dispatched(episode, pool.tracker.value(pool.index[episode.prompt_id]))
+
+    def step(
+        self,
+        batch: Sequence[Episode],
+        given: Assignment,
+        learned: Mapping[str, Any],
+        folds: Sequence[Fold],
+        *,
+        learn_s: float,
+        publish_s: float,
+    ) -> None:
+        """Write the row of the step that led to the present version."""
+        run = self._run
+        for episode in given.trained:
+            self._audit.learned(episode)
+        failed, self._failures = run.stream.failures - self._failures, run.stream.failures
+        row = {
+            **learned,
+            **describe_batch(batch),
+            **self._credit(batch, given, folds),
+            **self._ages(batch),
+            "step": run.version,
+            "version": run.version,
+            "attempt": run.attempt,
+            "time_s": run.elapsed(),
+            "cpu_s": run.earlier_cpu_s + cpu_seconds(),
+            "episodes": run.totals.values["episodes_learned"],
+            "failures": run.stream.failures,
+            "failed_share": failed / max(1, failed + len(batch)),  # since the step before
+            "first_failure": run.stream.first_failure or None,  # of this attempt
+            "failed": run.outages.failures,  # by environment, in this attempt
+            "set_aside": {name: len(ids) for name, ids in run.parts.pool.set_aside.items()},
+            "paused": run.outages.paused,
+            "in_flight": run.dispatcher.in_flight,
+            "buffered": run.buffer.size,
+            "tokens_generated": run.stream.sampled_tokens,
+            "generate_tokens_per_s": self._generation_rate(),
+            "learn_tokens_per_s": float(learned.get("tokens_read") or 0.0) / max(learn_s, 1e-9),
+            "learner_idle_s": self.idle_s,
+            "learn_s": learn_s,
+            "publish_s": publish_s,
+            **{f"engine_{name}": value for name, value in run.parts.policy.statistics().items()},
+            **self._audit.report(self._frontier()),
+        }
+        run.parts.metrics.write("step", **row)
+
+    def _credit(self, batch: Sequence[Episode], given: Assignment, folds: Sequence[Fold]) -> dict[str, Any]:
+        scores = np.array([episode.score for episode in batch])
+        fit = calibration(given.baselines, scores)
+        return {
+            "baseline_mean": float(given.baselines.mean()),
+            "brier": fit.brier,
+            "log_loss": fit.log_loss,
+            # Bin of the baseline -> episodes, their mean baseline, their mean score.
+            "reliability": {
+                str(bin): [int(count), round(predicted, 4), round(observed, 4)]
+                for bin, (count, predicted, observed) in enumerate(
+                    zip(fit.counts, fit.predicted.tolist(), fit.observed.tolist(), strict=True)
+                )
+                if count
+            },
+            "advantage_std": float(given.advantages.std()) if len(given.advantages) else 0.0,
+            "clock": self._run.parts.pool.tracker.clock,
+            "rho_mean": float(np.mean([fold.rho for fold in folds])),
+            "rho_quartiles": np.quantile([fold.rho for fold in folds], np.linspace(0, 1, 5))
+            .round(4)
+            .tolist(),
+        }
+
+    def _ages(self, batch: Sequence[Episode]) -> dict[str, Any]:
+        run = self._run
+        ages = [episode.staleness(run.version - 1) for episode in batch]
+        return {
+            "staleness": {str(age): ages.count(age) for age in sorted(set(ages))},
+            "staleness_mean": sum(ages) / len(ages),
+            "excess_share": sum(age > run.settings.stream.staleness for age in ages) / len(ages),
+            "staleness_allowed": run.buffer.staleness,
+        }
+
+    def _frontier(self) -> int:
+        """Lowest dispatch index still under way."""
+        run = self._run
+        waiting = [episode.dispatch_index for episode in run.buffer.episodes()]
+        return min([*waiting, *run.dispatcher.indices()], default=run.stream.next_index)
+
+    def _generation_rate(self) -> float:
+        """Sampled tokens a second of this attempt's training."""
+        tokens = self._run.stream.sampled_tokens - self._tokens
+        return tokens / max(time.monotonic() - self._began, 1e-9)

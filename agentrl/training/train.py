@@ -1,0 +1,369 @@
+"""From settings to a run: makes every part, runs the orchestrator, writes the summary and the report.
+
+`train(settings)` starts a new run, `resume(folder)` goes on with an earlier one. This is the one
+place that knows all parts; each part is imported when it is needed, so that errors in settings come
+before the seconds that torch takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentrl.algorithms.advantage import make_estimator
+from agentrl.cluster import event_loop
+from agentrl.cluster.cpu_time import cpu_seconds
+from agentrl.config import loading
+from agentrl.config.settings import Settings
+from agentrl.episode import Episode
+from agentrl.inference.policy import Policy
+from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl.storage.durable import write_file
+from agentrl.storage.ledger import Ledger
+from agentrl.storage.metrics import Listener, MetricsWriter, read_metrics
+from agentrl.storage.recorder import EpisodeRecorder
+from agentrl.storage.run_folder import RunFolder
+from agentrl.training.collector import rare_collections
+from agentrl.training.held_out import make_evaluation
+from agentrl.training.learner_thread import AsyncLearner, LearnerThread
+from agentrl.training.orchestrator import Orchestrator, Parts
+from agentrl.training.plan import RunPlan, make_pool, make_sandbox, plan_run
+from agentrl.training.prompts import PromptPool
+from agentrl.training.settings_log import check_changes, log_changes, log_start
+from agentrl.training.watchdog import Watchdog
+from agentrl_envs import EnvError
+from agentrl_sandbox import Sandbox
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a run is told besides its settings."""
+
+    listeners: Sequence[Listener] = ()
+    """Told every row of metrics: terminal, tracking services."""
+    shuffle_rewards: bool = False
+    """A control: rewards are dealt out anew among the episodes of each batch."""
+    handle_signals: bool = True
+    """Ctrl-C ends the run cleanly (needs the main thread)."""
+    forgive: bool = False
+    """Resumed: prompts that were set aside are drawn again, also in a deterministic run."""
+    on_ready: Callable[[str], None] | None = None
+    """Told a line at a time: what the run will cost, then what its programs run in."""
+
+
+def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
+    """Start a new run and return its summary.
+
+    Raises:
+        ConfigError: settings, model or data cannot be used; nothing was started, and no folder is left.
+        Interrupted: Ctrl-C; the run can be resumed.
+        AgentRLError: something could not go on.
+    """
+    options = options or Options()
+    plan = plan_run(settings)
+    folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
+    try:
+        write_config(folder, plan.settings)
+        log_start(folder, plan.tasks)
+        return event_loop.run(_run(plan, folder, options))
+    except BaseException:
+        folder.remove_unstarted()
+        raise
+
+
+def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None) -> dict[str, Any]:
+    """Go on with an earlier run, in its folder, with its settings and the flags given now.
+
+    Raises:
+        ConfigError: there is no run, it is running, or the flags would change what its values mean.
+    """
+    folder = RunFolder.open(path)
+    folder.lock()  # first: the settings of a run that goes on are nobody's to judge
+    try:
+        plan = plan_run(loading.load_settings(folder.config, flags))
+        changed = check_changes(folder, plan.settings, plan.tasks)
+        return event_loop.run(_run(plan, folder, options or Options(), changed))
+    finally:
+        folder.unlock()
+
+
+def write_config(folder: RunFolder, settings: Settings) -> None:
+    """Write the settings that are in force into the folder of their run."""
+    write_file(folder.config, loading.to_toml(settings).encode(), "config")
+
+
+async def _run(
+    plan: RunPlan, folder: RunFolder, options: Options, changed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run to the end; `changed` are the settings that a resumption changed, None in a new run."""
+    folder.lock()
+    if options.on_ready is not None and changed is None:
+        for note in plan.notes:
+            options.on_ready(note)
+    started, cpu_started = time.monotonic(), cpu_seconds()
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            orchestrator = await _assemble(plan, folder, options, stack)
+            if changed is not None:
+                from agentrl.training.resume import resume as go_back
+
+                orchestrator.forgive |= options.forgive
+                await go_back(orchestrator)
+                # Not before: another process may have the run, or refuse these settings.
+                write_config(folder, plan.settings)
+                log_changes(folder, changed)
+            with rare_collections(), _signals(orchestrator, options.handle_signals):
+                try:
+                    await orchestrator.run()
+                finally:
+                    wall_s = orchestrator.earlier_s + time.monotonic() - started
+                    cpu_s = orchestrator.earlier_cpu_s + cpu_seconds() - cpu_started
+                    summary = summarise(orchestrator, wall_s, cpu_s)
+                    _write_last(
+                        folder.summary,
+                        lambda: write_file(folder.summary, json.dumps(summary, indent=2).encode(), "summary"),
+                    )
+        return summary
+    finally:
+        folder.unlock()
+        _write_last(folder.report, lambda: write_report(folder))
+
+
+def _write_last(path: Path, write: Callable[[], object]) -> None:
+    """Write what can be made again: a full disk must not hide why the run ended."""
+    try:
+        write()
+    except OSError as error:
+        logger.warning("cannot write %s: %s", path, error)
+
+
+async def _assemble(
+    plan: RunPlan, folder: RunFolder, options: Options, stack: contextlib.AsyncExitStack
+) -> Orchestrator:
+    """Make and start every part; `stack` closes them in the opposite order."""
+    from agentrl.renderers.making import make_renderer
+
+    settings, tokenizer = plan.settings, plan.tokenizer
+    estimator, pool = make_estimator(settings.estimator), make_pool(plan.tasks, settings)
+    renderer = make_renderer(
+        tokenizer, settings.rollout.format, tool_output_chars=settings.rollout.tool_output_chars
+    )
+    sandbox = await stack.enter_async_context(make_sandbox(settings.sandbox))
+    watchdog = Watchdog(folder.logs)
+    learner = LearnerThread(await asyncio.to_thread(make_learner, settings), folder.path / ".exchange")
+    stack.push_async_callback(learner.close)
+    policy = await make_policy(settings, learner, tokenizer, folder.logs)
+    stack.push_async_callback(policy.close)
+    # The engine has limits of its own, and says why it did not start; this one is the back-stop.
+    await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
+    if options.on_ready is not None:
+        options.on_ready(sandbox.describe())
+    ledger = Ledger(folder.ledger)
+    stack.callback(ledger.close)
+    recorder = EpisodeRecorder(folder.episodes, keep=settings.run.episodes_kept)
+    stack.push_async_callback(recorder.close)
+    metrics = MetricsWriter(folder.metrics, options.listeners)
+    stack.callback(metrics.close)
+
+    async def play(dispatch: Dispatch) -> Episode:
+        prompt = pool.index[dispatch.prompt_id]
+        task = pool.task(prompt)
+        return await run_episode(
+            lambda: task.make(sandbox, dispatch.seed),
+            policy,
+            renderer,
+            row=pool.row(prompt),
+            dispatch=dispatch,
+            settings=settings.rollout,
+        )
+
+    gate = await _parity_gate(settings, pool, policy, renderer, learner, sandbox, metrics, watchdog)
+    parts = Parts(
+        folder=folder,
+        pool=pool,
+        policy=policy,
+        learner=learner,
+        estimator=estimator,
+        ledger=ledger,
+        recorder=recorder,
+        metrics=metrics,
+        watchdog=watchdog,
+        play=play,
+        evaluate=make_evaluation(settings, plan.held_out, policy, renderer, sandbox),
+        before_start=gate.check,
+        after_update=gate.after_update,
+        shuffle_rewards=options.shuffle_rewards,
+    )
+    return Orchestrator(settings, parts)
+
+
+def make_learner(settings: Settings) -> Any:
+    """The learner that the settings name: in this process, or one process per rank."""
+    if settings.learner.place == "process":
+        from agentrl.learner.process import LearnerProcesses
+
+        return LearnerProcesses(
+            settings.model,
+            settings.learner,
+            seed=settings.run.seed,
+            limit_s=0.9 * settings.run.wait_limit_s,  # before the run's own: it names the rank
+        )
+    from agentrl.learner.learner import Learner
+
+    return Learner(settings.model, settings.learner, seed=settings.run.seed)
+
+
+PARITY_PROMPTS, PARITY_ROWS = 8, 64
+"""Prompts that engine and learner are compared on, and rows that are looked at to find them."""
+
+
+async def _parity_gate(
+    settings: Settings,
+    pool: PromptPool,
+    policy: Policy,
+    renderer: Any,
+    learner: AsyncLearner,
+    sandbox: Sandbox,
+    metrics: MetricsWriter,
+    watchdog: Watchdog,
+) -> Any:
+    """The gate that stops a run whose engine and learner disagree."""
+    from agentrl.inference.parity import ParityGate, rendered_prompts
+
+    async def render(prompt: int) -> list[int]:
+        task, row = pool.task(prompt), copy.deepcopy(pool.row(prompt))
+        env, limit_s = task.make(sandbox, settings.run.seed), settings.rollout.limit_s
+        try:
+            messages = await watchdog.wait(
+                env.start(row), f"{task.name} to begin an episode for the parity gate", limit_s
+            )
+            return renderer.start(messages, task.env.tool_specs())
+        finally:
+            with contextlib.suppress(EnvError):  # in an episode it would be told, and nothing more
+                await watchdog.wait(env.aclose(), f"{task.name} to close it again", limit_s)
+
+    prompts, left_out = await rendered_prompts(
+        render, pool.prompt_ids[:PARITY_ROWS], PARITY_PROMPTS, policy.context_tokens
+    )
+    if left_out:
+        metrics.write("left_out", rows=left_out)
+
+    def log(row: dict[str, Any]) -> None:
+        metrics.write(**row)
+
+    return ParityGate(
+        policy,
+        learner.score,
+        prompts,
+        settings.engine,
+        temperature=settings.rollout.temperature,
+        tokens=min(64, settings.rollout.max_tokens),
+        limit_s=settings.run.wait_limit_s,
+        log=log,
+    )
+
+
+async def make_policy(settings: Settings, learner: AsyncLearner, tokenizer: Any, logs: Path) -> Policy:
+    """The engine that the settings name, over the learner's weights."""
+    from agentrl.cluster.placement import choose_engine, find_gpus, has_vllm, make_vllm_policy
+
+    engine = settings.engine
+    kind, reason = choose_engine(engine, gpus=len(find_gpus()), vllm_found=has_vllm(engine.python))
+    logger.info("engine: %s, %s", kind, reason)
+    if kind == "vllm":
+        return make_vllm_policy(settings, logs)
+    from agentrl.inference.embedded.engine import TransformersPolicy
+
+    return TransformersPolicy(
+        (await learner.handle(0, 1)).source,
+        tokenizer,
+        slots=engine.slots,
+        context_tokens=engine.context_tokens,
+        dtype=engine.dtype,
+        deterministic=settings.run.deterministic,
+        keep_keys=engine.keep_keys,
+        seed=settings.run.seed,
+        attempt=1,
+        update_limit_s=engine.update_limit_s,
+    )
+
+
+@contextlib.contextmanager
+def _signals(orchestrator: Orchestrator, wanted: bool):
+    """The first Ctrl-C ends the run cleanly; the second one ends it at once."""
+    loop = asyncio.get_running_loop()
+    if not wanted:
+        yield
+        return
+
+    def ask() -> None:
+        orchestrator.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def summarise(orchestrator: Orchestrator, wall_s: float, cpu_s: float) -> dict[str, Any]:
+    """Totals of a run over all its attempts, as `summary.json` has them."""
+    parts, totals = orchestrator.parts, orchestrator.totals
+    rows = read_metrics(parts.folder.metrics)
+    rewards = [row["reward_mean"] for row in rows if row["kind"] == "eval"]
+    steps = [row for row in rows if row["kind"] == "step"]
+    return {
+        "run_id": parts.folder.identity["run_id"],
+        "name": parts.folder.name,
+        "report": str(parts.folder.report),
+        "reward_first": rewards[0] if rewards else None,
+        "reward_last": rewards[-1] if rewards else None,
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "episodes": totals.values["episodes_learned"],
+        "episodes_initial": totals.values["episodes_initial"],
+        "seconds_initial": totals.initial_s,
+        "tokens": orchestrator.stream.sampled_tokens,
+        "tokens_initial": totals.values["tokens_initial"],
+        "tokens_total": orchestrator.stream.sampled_tokens + totals.values["tokens_initial"],
+        "tokens_learned": totals.values["tokens_learned"],
+        "policy_versions": orchestrator.version,
+        "attempts": orchestrator.attempt,
+        "prompts": len(parts.pool),
+        "environments": dict(sorted(totals.environments.items())),
+        "visits_per_prompt": totals.values["episodes_learned"] / max(1, len(parts.pool)),
+        "staleness": {str(age): count for age, count in sorted(totals.staleness.items())},
+        "python_calls": totals.values["python_calls"],
+        "tool_errors": totals.values["tool_errors"],
+        "discarded": parts.ledger.discarded_by_reason(),
+        "ledger": parts.ledger.summary(),
+        "generate_tokens_per_s": steps[-1]["generate_tokens_per_s"] if steps else None,
+        "learn_tokens_per_s": _median([row["learn_tokens_per_s"] for row in steps]),
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    ordered = sorted(value for value in values if value is not None)
+    return ordered[len(ordered) // 2] if ordered else None
+
+
+def write_report(folder: RunFolder) -> None:
+    """Write `report.html` from the files of the run."""
+    from agentrl.report import write_report as write
+
+    write(folder.path)

@@ -1,0 +1,314 @@
+"""One hardened container and the byte stream to the process in it.
+
+Knows how a container is locked down, started, spoken to and removed; knows nothing of sessions, pools or
+programs. The session program is sent over the attached socket, so any image that has `python3` serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SandboxConfigError, SandboxUnavailable, SessionStartFailed
+from ..limits import Limits
+from ..local.session import decode_frame, encode_frame
+from .engine import EngineCalls
+
+if TYPE_CHECKING:
+    import docker
+
+NOBODY = "65534:65534"
+WORK_DIRECTORY = "/tmp/work"
+# What the interpreter, its supervisor and the warmed libraries take before a program has begun.
+BASE_MEMORY_MB = 128
+SHM_MB = 4
+START_LIMIT_S = 60.0
+_MIB = 1 << 20
+_STDERR_KEPT = 4096
+
+_INSIDE = (
+    "frames", "processes", "room", "meter", "generators", "cells", "notebook", "upkeep", "interpreter",
+    "supervisor", "seccomp",
+)  # fmt: skip
+_MODULES = {
+    **{name: f"inside/{name}.py" for name in _INSIDE},
+    "entry": "docker/entry.py",
+}
+"""Names in a container, in the order in which they import each other, and files of this package."""
+
+# Reads the real program from the socket: an argument would be seen in every process list, and is limited in
+# length.
+BOOTSTRAP = f"""
+import os, sys, types
+def read(count):
+    parts = b""
+    while len(parts) < count:
+        part = os.read(0, count - len(parts))
+        if not part: os._exit(3)
+        parts += part
+    return parts
+for name in {tuple(_MODULES)}:
+    sys.modules[name] = module = types.ModuleType(name)
+    exec(compile(read(int(read(8))), "<%s>" % name, "exec"), module.__dict__)
+module.become_supervisor(*eval(read(int(read(8)))))
+"""
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": WORK_DIRECTORY,
+    "TMPDIR": "/tmp",
+    "LANG": "C.UTF-8",
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": "/tmp",
+    # One thread each: threads of a numerical library would be lost in the fork and count as processes.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerShape:
+    """The limits that belong to the container, not to a session; containers of one shape are alike."""
+
+    memory_mb: int
+    processes: int
+    file_mb: int
+    files: int
+
+    @classmethod
+    def of(cls, limits: Limits) -> ContainerShape:
+        """The shape that these limits need."""
+        return cls(int(limits.memory_mb), int(limits.processes), int(limits.file_mb), int(limits.files))
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSettings:
+    """What all containers of a sandbox have in common."""
+
+    image: str
+    runtime: str | None = None
+    cpus: float = 1.0
+    libraries: tuple[str, ...] = ("numpy", "sympy")
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+def seccomp_profile() -> str:
+    """The system calls a program may make, as the JSON that the engine wants."""
+    text = resources.files("agentrl_sandbox").joinpath("docker/seccomp.json").read_text()
+    profile = json.loads(text)
+    for rule in profile["syscalls"]:
+        rule.pop("comment", None)
+    return json.dumps(profile)
+
+
+def container_options(shape: ContainerShape, settings: ContainerSettings) -> dict[str, Any]:
+    """The arguments of docker-py's `containers.create`: everything denied that a program does not need."""
+    from docker.types import LogConfig, Ulimit
+
+    memory = (shape.memory_mb + BASE_MEMORY_MB) * _MIB
+    options: dict[str, Any] = {
+        "image": settings.image,
+        "entrypoint": ["python3", "-I", "-c", BOOTSTRAP],
+        "command": [],
+        "user": NOBODY,
+        "working_dir": "/tmp",
+        "environment": ENVIRONMENT,
+        "hostname": "sandbox",
+        "labels": dict(settings.labels),
+        "network_mode": "none",
+        "ipc_mode": "private",
+        "read_only": True,
+        # One file system for everything a program may write, so that one size bounds it.
+        "tmpfs": {"/tmp": f"rw,nosuid,nodev,noexec,mode=1777,size={shape.file_mb}m,nr_inodes={shape.files}"},
+        "shm_size": SHM_MB * _MIB,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges", f"seccomp={seccomp_profile()}"],
+        "mem_limit": memory,
+        "memswap_limit": memory,
+        "pids_limit": shape.processes + 1,  # and the supervisor
+        "nano_cpus": int(settings.cpus * 1e9),
+        # RLIMIT_NPROC counts a user's processes on the whole machine, so it would couple sessions: pids_limit
+        # it is.
+        "ulimits": [Ulimit(name="core", soft=0, hard=0), Ulimit(name="memlock", soft=65536, hard=65536)],
+        # Our supervisor is process 1 and does what an init does. The engine's own would run as the program's
+        # user and, other than the supervisor, leave its memory and environment open to the program.
+        "init": False,
+        "oom_score_adj": 500,
+        "stdin_open": True,
+        "tty": False,
+        # The engine would else write all that a program prints, without bound, to the host's disk.
+        "log_config": LogConfig(type=LogConfig.types.NONE),
+        "auto_remove": True,
+    }
+    if settings.runtime:
+        options["runtime"] = settings.runtime
+    return options
+
+
+def _program(libraries: Sequence[str], cores: int) -> bytes:
+    package = resources.files("agentrl_sandbox")
+    parts = [package.joinpath(path).read_bytes() for path in _MODULES.values()]
+    parts.append(repr((tuple(libraries), cores)).encode())
+    return b"".join(b"%08d" % len(part) + part for part in parts)
+
+
+class StreamLost(Exception):
+    """The stream to the container has ended or carries nonsense."""
+
+
+class Container:
+    """A started container and the frames to and from the supervisor in it."""
+
+    def __init__(self, container: Any, calls: EngineCalls, frame_limit: int) -> None:
+        self._container = container
+        self._calls = calls
+        self._frame_limit = frame_limit
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter
+        self._stdout = bytearray()
+        self._stderr = bytearray()
+        self.python = ""
+        self.missing: list[str] = []
+
+    @property
+    def container_id(self) -> str:
+        """The engine's id."""
+        return str(self._container.id)
+
+    @property
+    def alive(self) -> bool:
+        """False when the stream is known to have ended."""
+        return not self._reader.at_eof() and not self._writer.transport.is_closing()
+
+    @classmethod
+    async def start(
+        cls,
+        client: docker.DockerClient,
+        calls: EngineCalls,
+        shape: ContainerShape,
+        settings: ContainerSettings,
+        frame_limit: int,
+    ) -> Container:
+        """Creates, attaches, starts, warms. Raises `SandboxUnavailable`, `SessionStartFailed`."""
+        options = container_options(shape, settings)
+        made = await calls.run("create a container", client.containers.create, **options)
+        self = cls(made, calls, frame_limit)
+        try:
+            raw = await calls.run("attach to a container", _attach, client, made.id)
+            self._reader, self._writer = await asyncio.open_connection(sock=raw)
+            await calls.run("start a container", made.start)
+            self._writer.write(_program(settings.libraries, max(1, round(settings.cpus))))
+            header, _ = await asyncio.wait_for(self.receive(), START_LIMIT_S)
+            self.python, self.missing = str(header.get("python")), list(header.get("missing", ()))
+        except (TimeoutError, StreamLost, OSError) as error:
+            await self.remove()
+            said = bytes(self._stderr).decode(errors="replace").strip()
+            raise SessionStartFailed(
+                f"the interpreter of a container of image {settings.image} did not come up: "
+                f"{error or type(error).__name__}{': ' + said if said else ''}"
+            ) from error
+        except BaseException:
+            await self.remove()
+            raise
+        return self
+
+    async def send(self, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+        """Sends one frame (see `inside/frames.py`). Raises `StreamLost`."""
+        try:
+            self._writer.write(encode_frame(header, tuple(blobs)))
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise StreamLost(f"the stream to the container broke: {error}") from error
+
+    async def receive(self) -> tuple[dict[str, Any], list[bytes]]:
+        """Receives one frame. Raises `StreamLost` at the end of the stream and for what is no frame."""
+        try:
+            while (size := self._whole_frame()) is None:
+                await self._receive_piece()
+            body = bytes(self._stdout[4 : 4 + size])
+            del self._stdout[: 4 + size]
+            return decode_frame(body)
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise StreamLost("the stream from the container ended") from error
+        except (ValueError, struct.error, RecursionError) as error:
+            raise StreamLost(f"a frame that cannot be read ({type(error).__name__})") from error
+
+    def _whole_frame(self) -> int | None:
+        """Length of the frame that has arrived in full, None while it has not."""
+        if len(self._stdout) < 4:
+            return None
+        (size,) = struct.unpack_from("!I", self._stdout)
+        if size > self._frame_limit:
+            raise StreamLost(f"a frame of {size} bytes")
+        return size if len(self._stdout) >= 4 + size else None
+
+    async def _receive_piece(self) -> None:
+        """Takes in one piece of the engine's stream: stdout is the protocol, stderr is diagnostics."""
+        kind, size = struct.unpack("!BxxxI", await self._reader.readexactly(8))
+        if size > self._frame_limit + 65536:
+            raise StreamLost(f"a piece of {size} bytes")
+        piece = await self._reader.readexactly(size)
+        if kind == 1:
+            self._stdout += piece
+        elif kind == 2:
+            self._stderr = (self._stderr + piece)[-_STDERR_KEPT:]
+
+    def hang_up(self) -> None:
+        """Ends the stream; the supervisor then kills everything and the engine removes the container."""
+        if hasattr(self, "_writer"):
+            self._writer.transport.abort()
+
+    async def remove(self) -> None:
+        """Kills and removes the container; no error when it is gone already."""
+        self.hang_up()
+        with contextlib.suppress(SandboxUnavailable):
+            await self._calls.run("remove a container", _remove, self._container)
+
+    async def stopped(self) -> bool:
+        """True when the supervisor was stopped by a signal: it cannot be waited for then."""
+        try:
+            listed = await self._calls.run("list processes", self._container.top, ps_args="-o pid,ppid,stat")
+        except SandboxUnavailable:
+            return False
+        rows = listed.get("Processes") or ()
+        pids = {row[0] for row in rows}
+        # The supervisor is the first process; those of the program it stops itself.
+        return any(row[2].startswith("T") for row in rows if row[1] not in pids)
+
+
+def _attach(client: docker.DockerClient, container_id: str) -> socket.socket:
+    """The raw socket of the container's stdin, stdout and stderr, independent of docker-py's own objects."""
+    wanted = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+    attached: Any = client.api.attach_socket(container_id, params=wanted)
+    inner = getattr(attached, "_sock", attached)
+    if not isinstance(inner, socket.socket) or inner.__class__.__name__ == "SSLSocket":
+        raise SandboxConfigError(
+            "the docker backend needs an engine at a unix socket or plain TCP (tunnel the rest)"
+        )
+    raw = socket.socket(fileno=os.dup(inner.fileno()))
+    raw.setblocking(False)
+    attached.close()
+    inner.close()  # the HTTP response holds it too, and would only be closed by the garbage collector
+    return raw
+
+
+def _remove(container: Any) -> None:
+    import docker.errors
+
+    try:
+        container.remove(force=True)
+    except docker.errors.NotFound:
+        return
+    except docker.errors.APIError as error:
+        if error.status_code != 409:  # 409: the engine is removing it already
+            raise

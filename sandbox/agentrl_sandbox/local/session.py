@@ -1,0 +1,458 @@
+"""A session of the local jail: one supervisor process at the other end of a socket.
+
+Knows the wire protocol and the session's process, not how the jail is built. The host holds a pidfd, so a
+kill never meets a process that took over the number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..control import BACK_STOP, arrives
+from ..crowd import Crowd, Turn
+from ..errors import PoolExhausted, SandboxError, SessionClosed, SessionStartFailed
+from ..interface import Session
+from ..limits import Limits
+from ..outcome import clean, result_from_frame
+from ..result import Result, Status
+from .cgroups import Group
+from .zygote_handle import Zygote
+
+SLACK_S = 0.5
+"""Longest time from a limit to the answer that it was reached, where the machine is idle."""
+AGAIN_S = 30.0
+"""Longest wait for a fresh process in a room that was kept; then there is a new room."""
+_HEAD = struct.Struct("!I")
+
+
+class Lost(Exception):
+    """The stream from the supervisor ended or carries nonsense."""
+
+
+class Line(asyncio.BufferedProtocol):
+    """Frames from and to one supervisor."""
+
+    def __init__(self, largest: int):
+        self._largest, self._buffer = largest, bytearray()
+        self._space = memoryview(bytearray(65536))
+        self._waiter: asyncio.Future[tuple[dict[str, Any], list[bytes]]] | None = None
+        self._frames: list[tuple[dict[str, Any], list[bytes]]] = []
+        self.lost: str | None = None
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Of asyncio.BaseProtocol."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Of asyncio.BufferedProtocol: the same space every time."""
+        return self._space
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Of asyncio.BufferedProtocol."""
+        self.data_received(self._space[:nbytes])
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Take the next bytes of the stream."""
+        self._buffer += data
+        try:
+            self._take()
+        except (ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
+            self.connection_lost(None, f"a frame that cannot be read: {error}")
+
+    def connection_lost(self, exc: Exception | None, reason: str = "the stream ended") -> None:
+        """Of asyncio.BaseProtocol."""
+        self.lost = self.lost or (str(exc) if exc else reason)
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_exception(Lost(self.lost))
+
+    def send(self, header: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> None:
+        """Send one frame."""
+        if self.transport is None or self.lost:
+            raise Lost(self.lost or "not connected")
+        self.transport.write(encode_frame(header, blobs))
+
+    async def receive(self) -> tuple[dict[str, Any], list[bytes]]:
+        """The next frame. Raises Lost."""
+        if self._frames:
+            return self._frames.pop(0)
+        if self.lost:
+            raise Lost(self.lost)
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def close(self) -> None:
+        """Hang up."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _take(self) -> None:
+        buffer = self._buffer
+        while len(buffer) >= 4:
+            (length,) = _HEAD.unpack_from(buffer)
+            if length > self._largest:
+                raise ValueError(f"{length} bytes in one frame")
+            if len(buffer) < 4 + length:
+                return
+            frame = decode_frame(bytes(buffer[4 : 4 + length]))
+            del buffer[: 4 + length]
+            if self._waiter and not self._waiter.done():
+                self._waiter.set_result(frame)
+            elif len(self._frames) < 4:
+                self._frames.append(frame)
+            else:
+                raise ValueError("frames that nobody asked for")
+
+
+def encode_frame(header: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> bytes:
+    """One frame of the wire protocol (`inside/frames.py`)."""
+    head = json.dumps({**header, "blobs": [len(blob) for blob in blobs]}).encode()
+    size = 4 + len(head) + sum(map(len, blobs))
+    return b"".join((_HEAD.pack(size), _HEAD.pack(len(head)), head, *blobs))
+
+
+def decode_frame(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """`(header, blobs)`; ValueError when the lengths do not agree."""
+    (head,) = _HEAD.unpack_from(body)
+    end = 4 + head
+    header = json.loads(body[4:end])
+    if not isinstance(header, dict) or not isinstance(header.get("blobs", []), list):
+        raise ValueError("a header that is no object")
+    blobs = []
+    for length in header.get("blobs", []):
+        if not isinstance(length, int) or length < 0 or end + length > len(body):
+            raise ValueError("blobs longer than their frame")
+        blobs.append(body[end : end + length])
+        end += length
+    if end != len(body):
+        raise ValueError("a frame longer than its blobs")
+    return header, blobs
+
+
+class Interpreter:
+    """One live supervisor: its line, its pidfd, its control group."""
+
+    def __init__(self, limits: Limits, group: Group | None, namespaces: bool):
+        self.limits, self.group, self.namespaces = limits, group, namespaces
+        self.room: str | None = None
+        self.zygote: Zygote | None = None
+        self.pidfd = -1
+        self.pid = 0
+        self.python = ""
+        self.resting = False
+        self.line = Line(16 * limits.output_bytes + (1 << 20))
+
+    async def connect(self, sock: socket.socket, start: dict[str, Any]) -> None:
+        """Send the start frame, take the pidfd, wait until the interpreter is ready. Raises Lost."""
+        loop = asyncio.get_running_loop()
+        sock.setblocking(False)
+        sock.send(encode_frame(start))
+        readable = loop.create_future()
+        loop.add_reader(sock, lambda: readable.done() or readable.set_result(None))
+        try:
+            await readable
+        finally:
+            loop.remove_reader(sock)
+        try:
+            data, fds, _, _ = socket.recv_fds(sock, 1, 1)
+        except OSError as error:
+            raise Lost(str(error)) from error
+        if fds:
+            self.pidfd = fds[0]
+            self.pid = _pid_of(self.pidfd)
+        await loop.create_connection(lambda: self.line, sock=sock)
+        if data == b"":
+            raise Lost("the zygote hung up")
+        if data != b"P":
+            self.line.data_received(data)
+        header, _ = await self.line.receive()
+        self._check_ready(header)
+
+    def rest(self) -> None:
+        """Kill what ran and forget it; the room is kept if nothing was left in it. Raises Lost."""
+        self.line.send({"kind": "rest"})
+        self.resting = True
+
+    async def again(self) -> None:
+        """After `rest`: a fresh process in the same room. Raises Lost where the room was not kept."""
+        self.line.send({"kind": "again"})
+        self.resting = False
+        try:
+            self._check_ready((await self.line.receive())[0])
+        except asyncio.CancelledError:
+            # The answer is still to come, and the next run would take it for its own.
+            self.line.lost = "its start was cancelled"
+            self.kill()
+            raise
+        if self.group is not None:
+            self.group.forget()
+
+    def _check_ready(self, header: dict[str, Any]) -> None:
+        if header.get("kind") != "ready":
+            raise Lost(str(header.get("reason") or header))
+        self.python = str(header.get("python"))
+
+    def kill(self) -> None:
+        """Kill everything of the session.
+
+        Its first process takes the namespace along. Without one, that is left to the supervisor, which sees
+        the end of its line and kills the program's process group, all in one call: whoever lists processes
+        to kill them would miss those that fork faster.
+        """
+        self.line.close()
+        if self.namespaces:
+            self._kill_first()
+
+    def _kill_first(self) -> None:
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    async def ended(self, seconds: float) -> bool:
+        """After `kill`: wait for the end, and enforce it where a supervisor does not answer."""
+        if not self.namespaces and not await self.gone(seconds / 2):
+            for pid in _session_members(self.pid):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            self._kill_first()
+        return await self.gone(seconds)
+
+    async def gone(self, seconds: float) -> bool:
+        """Wait until the kernel has taken the session's first process away."""
+        if self.pidfd < 0:
+            return True
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        loop.add_reader(self.pidfd, lambda: ended.done() or ended.set_result(None))
+        try:
+            await asyncio.wait_for(ended, seconds)
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(self.pidfd)
+
+    def release(self) -> None:
+        """Close the pidfd."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+Start = Callable[[Limits, int | None], Awaitable[Interpreter]]
+Release = Callable[[Interpreter], Awaitable[None]]
+
+
+class LocalSession(Session):
+    """A session of the local jail; see `Session`."""
+
+    def __init__(
+        self,
+        start: Start,
+        release: Release,
+        limits: Limits,
+        stateless: bool,
+        seed: int | None,
+        on_close: Callable[[LocalSession], None],
+        crowd: Crowd,
+    ):
+        self._start, self._release, self._limits, self._on_close = start, release, limits, on_close
+        self._crowd = crowd
+        self._turn: Turn | None = None
+        self._stateless, self._seed = stateless, seed
+        self._lock = asyncio.Lock()
+        self._interpreter: Interpreter | None = None
+        self._unread: str | None = None
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the supervisor, None while there is none."""
+        return self._interpreter.pid if self._interpreter else None
+
+    async def begin(self) -> None:
+        """Start the interpreter now, so that errors show at `open`."""
+        self._interpreter = await self._start(self._limits, self._seed)
+
+    async def run(self, code: str, timeout: float | None = None, *, stdin: str = "") -> Result:
+        """See `Session.run`."""
+        if self._closed:
+            raise SessionClosed("the session was closed")
+        source, given = code.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass")
+        limit = self._limits.source_bytes
+        if max(len(source), len(given)) > limit:
+            what = "source code" if len(source) > limit else "stdin"
+            return Result(Status.ERROR, error=f"The {what} is longer than {limit} bytes.")
+        time_s = self._limits.seconds(timeout)
+        async with self._lock:
+            if self._closed:
+                raise SessionClosed("the session was closed")
+            try:
+                interpreter = await self._ready()
+            except SandboxError as error:
+                reason = f"No interpreter could be started: {error}"
+                return Result(Status.INFRASTRUCTURE_FAILURE, error=reason, session_alive=False)
+            try:
+                self._turn = self._crowd.turn()
+                async with self._turn:
+                    result = await self._call(interpreter, source, given, time_s)
+            except PoolExhausted as error:
+                return Result(Status.INFRASTRUCTURE_FAILURE, error=str(error))
+            except asyncio.CancelledError:
+                self._let_go(interpreter)
+                raise
+            if not result.session_alive:
+                await self._drop()
+            elif self._stateless:
+                await self._forget(interpreter)
+            return result
+
+    async def _forget(self, interpreter: Interpreter) -> None:
+        """The next run of a session without state gets a fresh process, and a fresh room if this one is not
+        as it was."""
+        try:
+            if not interpreter.namespaces:
+                raise Lost("its processes and files are not in a room of their own")
+            interpreter.rest()
+        except Lost:
+            await self._drop()
+
+    async def _ready(self) -> Interpreter:
+        """The live interpreter, after what a cancelled run left behind; a fresh one where it died."""
+        interpreter = self._interpreter
+        if interpreter is not None and self._unread is not None:
+            try:
+                wait = 10 * self._limits.grace_s
+                header, _ = await asyncio.wait_for(interpreter.line.receive(), wait)
+                if header.get("id") != self._unread or not header.get("alive"):
+                    raise Lost("the cancelled run took the session with it")
+                if self._stateless:
+                    await self._forget(interpreter)
+            except (Lost, TimeoutError):
+                await self._drop()
+            self._unread = None
+        interpreter = self._interpreter
+        if interpreter is not None and interpreter.resting:
+            try:
+                await asyncio.wait_for(interpreter.again(), AGAIN_S)
+            except (Lost, TimeoutError):
+                await self._drop()
+        if self._interpreter is not None and self._interpreter.line.lost:
+            await self._drop()
+        if self._interpreter is None:
+            self._interpreter = await self._start(self._limits, self._seed)
+        return self._interpreter
+
+    async def _call(self, interpreter: Interpreter, code: bytes, stdin: bytes, time_s: float) -> Result:
+        request = secrets.token_hex(16)
+        began = time.monotonic()
+        self._unread = request
+        try:
+            interpreter.line.send({"kind": "run", "id": request, "time_s": time_s}, (code, stdin))
+            frame = await self._receive(interpreter, time_s)
+            if frame is None:
+                return self._overdue(time_s, began)
+            header, blobs = frame
+            if header.get("kind") != "result" or header.get("id") != request:
+                raise Lost("a frame that nobody asked for")
+        except Lost as error:
+            return await self._explain(interpreter, str(error), began)
+        self._unread = None
+        wall = time.monotonic() - began
+        dead = not header.get("alive")
+        killed = dead and interpreter.group is not None and interpreter.group.out_of_memory()
+        return result_from_frame(header, blobs, self._limits, wall, time_s=time_s, out_of_memory=killed)
+
+    async def _receive(
+        self, interpreter: Interpreter, time_s: float
+    ) -> tuple[dict[str, Any], list[bytes]] | None:
+        """The next frame; None when the back-stop is reached. Raises Lost."""
+        began, usual = time.monotonic(), time_s + min(time_s, self._limits.grace_s) + SLACK_S
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(usual):
+                return await interpreter.line.receive()
+        answer = asyncio.ensure_future(interpreter.line.receive())
+        try:
+            return answer.result() if await arrives(answer, began, max(BACK_STOP * time_s, usual)) else None
+        finally:
+            answer.cancel()
+
+    def _overdue(self, time_s: float, began: float) -> Result:
+        """The program kept its limits from being looked at, or waits where nothing can wait so long."""
+        self._unread = None
+        wall = time.monotonic() - began
+        reason = f"The time limit of {time_s:g} s was reached; the program was killed after {wall:.1f} s."
+        return Result(Status.TIMEOUT, error=reason, wall_s=wall, session_alive=False)
+
+    def _broken(self, reason: str, began: float) -> Result:
+        self._unread = None
+        wall = time.monotonic() - began
+        return Result(Status.INFRASTRUCTURE_FAILURE, error=reason, wall_s=wall, session_alive=False)
+
+    async def _explain(self, interpreter: Interpreter, reason: str, began: float) -> Result:
+        """The supervisor is gone without a word: for memory, or something of ours broke."""
+        if interpreter.group is not None and interpreter.group.out_of_memory():
+            self._unread = None
+            wall = time.monotonic() - began
+            text = f"The memory limit of {self._limits.memory_mb} MiB was reached and the program was killed."
+            return Result(Status.OUT_OF_MEMORY, error=text, wall_s=wall, session_alive=False)
+        return self._broken(f"The connection to the session's supervisor was lost: {clean(reason)}.", began)
+
+    def _let_go(self, interpreter: Interpreter) -> None:
+        """The caller has gone: interrupt the program; the next run finds the state, or a fresh session."""
+        with contextlib.suppress(Lost):
+            if self._unread is not None:
+                interpreter.line.send({"kind": "interrupt", "id": self._unread})
+
+    async def _drop(self) -> None:
+        interpreter, self._interpreter, self._unread = self._interpreter, None, None
+        if interpreter is not None:
+            await self._release(interpreter)
+
+    async def close(self) -> None:
+        """See `Session.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._on_close(self)
+        if self._turn is not None:
+            self._turn.give_up(SessionClosed("the session was closed"))
+        if self._interpreter is not None:
+            self._interpreter.kill()
+        async with self._lock:
+            await self._drop()
+
+
+def _pid_of(pidfd: int) -> int:
+    """The process id, as this process sees it, behind a pidfd."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    raise SessionStartFailed("the kernel does not say which process a pidfd is of")
+
+
+def _session_members(leader: int) -> list[int]:
+    """Processes of the session (setsid) of `leader`, itself apart."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == leader:
+            continue
+        with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{name}/stat", "rb") as file:
+            if int(file.read().rpartition(b")")[2].split()[3]) == leader:
+                found.append(int(name))
+    return found
