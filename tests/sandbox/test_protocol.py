@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agentrl_sandbox import Limits, Status
 from agentrl_sandbox.inside import frames, supervisor
+from agentrl_sandbox.inside.meter import Meter
 from agentrl_sandbox.inside.seccomp import Surroundings, build
 from agentrl_sandbox.local.session import Line, Lost, decode_frame, encode_frame
 from agentrl_sandbox.outcome import clean, parse_reply, readable, result_from_frame
@@ -199,7 +200,7 @@ def test_what_runs_inside_imports_nothing_else_of_the_package():
         assert all(re.match(r"from \.[a-z]* ?import", line) for line in ours), ours
 
 
-class Scripted:
+class Scripted(Meter):
     """What the kernel says of an interpreter, written down: booked runs and waits, and its state."""
 
     schedstat = True

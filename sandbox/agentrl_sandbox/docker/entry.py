@@ -14,10 +14,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..inside import frames, generators, seccomp, supervisor
+    from ..inside import frames, generators, interpreter, seccomp, supervisor
 else:
     import frames
     import generators
+    import interpreter
     import seccomp
     import supervisor
 
@@ -110,6 +111,7 @@ def become_supervisor(libraries, cores):
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
     os.cpu_count = lambda: cores
     missing = warm(libraries)
+    interpreter.Furnishing()
     generators.find()
     version = ".".join(map(str, sys.version_info[:3]))
     frames.send_frame(host_out, {"kind": "warm", "missing": missing, "python": version})

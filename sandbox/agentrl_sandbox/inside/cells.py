@@ -45,7 +45,7 @@ _INSTEAD |= {"file": _INSTEAD["writefile"], "whos": _INSTEAD["who"], "sx": _INST
 
 def split_lines(text):
     """Lines as Python counts them: a form feed or U+2028 ends none."""
-    return re.split(r"\r\n|\r|\n", text)
+    return text.split("\n") if "\r" not in text else re.split(r"\r\n|\r|\n", text)
 
 
 def read(code, parse):
@@ -60,7 +60,7 @@ def read(code, parse):
     known.
     """
     text, notes = code, []
-    if _FIRST_OF_IPYTHON.match(code):  # it may well compile: as a type of a variable `In[1]`
+    if "In" in code and _FIRST_OF_IPYTHON.match(code):  # it may well compile: as a type of a variable `In[1]`
         text = "\n".join(_without_prompts(split_lines(code), None, notes) or ())
     try:
         return parse(text), text, notes

@@ -17,8 +17,9 @@ import struct
 import sys
 import traceback
 import types
+from _json import make_encoder
 from json.encoder import encode_basestring_ascii
-from os import _exit, dup2, getpid, read, scandir, stat
+from os import _exit, dup2, getpid, read, scandir
 from sys import exc_info
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,14 @@ if TYPE_CHECKING or __package__:
     from . import cells, generators
     from .frames import LINE_LOST, read_exactly, write_all
     from .notebook import Notebook
+    from .processes import read_small
     from .upkeep import Unusable, Upkeep, name_of, outline
 else:
     import cells
     import generators
     from frames import LINE_LOST, read_exactly, write_all
     from notebook import Notebook
+    from processes import read_small
     from upkeep import Unusable, Upkeep, name_of, outline
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -44,13 +47,71 @@ _OURS = (
 )  # fmt: skip
 _BLOCK, _UNBLOCK = 0, 1
 _eval = eval  # a program may replace the name
-_ALL_SIGNALS = signal.valid_signals()
+_ALL_SIGNALS = tuple(int(number) for number in signal.valid_signals())
 _LENGTH = struct.Struct("!I")
 _RESTART = b'{"kind": "error", "value": null, "error": null, "exit_code": null, "files": [], "restart": "%s"}'
 _NO_MEMORY = _RESTART % b"it left no memory to go on with"
 _NO_TOOLS = _RESTART % b"it replaced what the interpreter itself needs"
 _OF_THE_TEXT = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
 """What compile() raises for a text; anything else comes of what a program did to compile()."""
+_VALUE = " value"
+"""Where the value of a cell's last expression lies for a moment; programs cannot name a variable so."""
+_encoder = make_encoder(None, str, encode_basestring_ascii, None, ": ", ", ", False, False, True)
+
+
+class Furnishing:
+    """What an interpreter has that is the same in every session. Made before the fork, or by who needs it."""
+
+    made: Furnishing | None = None
+
+    def __init__(self):
+        self.main = types.ModuleType("__main__")
+        self.main.__dict__["__builtins__"] = __import__("builtins")
+        self.notebook = Notebook()
+        for name in _OURS:
+            sys.modules.pop(name, None)
+        self.upkeep = Upkeep(self.main)
+        self.streams = Streams()
+        Furnishing.made = self
+
+
+class Streams:
+    """Text streams over descriptors 0 to 2, with what they remember of being given pipes."""
+
+    def __init__(self):
+        saved = [(fd, os.dup(fd)) for fd in (0, 1, 2)]
+        null, pipe = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        try:
+            for fd, other in ((0, null), (1, pipe[1]), (2, pipe[1])):
+                dup2(other, fd)
+            self.stdin, self.stdout, self.stderr = _reader(), _writer(1), _writer(2)
+        finally:
+            for fd, copy in saved:
+                dup2(copy, fd)
+            for fd in (*(copy for _, copy in saved), null, *pipe):
+                os.close(fd)
+
+    def renew(self):
+        """Make anew what a program closed or detached."""
+        # A stream of the program's own over ours closes ours when it goes: let it go first.
+        self.use()
+        try:
+            if not (self.stdin.closed or self.stdout.closed or self.stderr.closed):
+                return
+        except ValueError:
+            pass  # detached
+        if not _usable(self.stdin):
+            self.stdin = _reader()
+        if not _usable(self.stdout):
+            self.stdout = _writer(1)
+        if not _usable(self.stderr):
+            self.stderr = _writer(2)
+        self.use()
+
+    def use(self):
+        """Let programs find them in `sys`."""
+        sys.stdin, sys.stdout, sys.stderr = self.stdin, self.stdout, self.stderr
+        sys.__stdin__, sys.__stdout__, sys.__stderr__ = self.stdin, self.stdout, self.stderr
 
 
 class Interpreter:
@@ -61,7 +122,7 @@ class Interpreter:
         self.start, self.limits = start, start["limits"]
         self.count, self.flags, self.running = 0, 0, False
         self.seen_files, self.directory_mark, self.loop = {}, None, None
-        self.shown = []
+        self.shown, self.fed = [], False
         try:
             self._prepare(confine, keep)
         except BaseException as error:
@@ -72,7 +133,8 @@ class Interpreter:
     def _prepare(self, confine, keep):
         os.setpgid(0, 0)
         self.directory = self.start.get("directory") or os.getcwd()
-        os.makedirs(self.directory, exist_ok=True)
+        if not os.path.isdir(self.directory):
+            os.makedirs(self.directory, exist_ok=True)
         os.chdir(self.directory)
         self.null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         os.dup2(self.null, 0)
@@ -80,35 +142,22 @@ class Interpreter:
         self.private_err = os.dup(2)
         close_others({0, 1, 2, self.line, self.null, self.private_out, self.private_err} | keep)
         self.spare = os.memfd_create("stdin") if self.start.get("watch_memory") else -1
-        self.stdin = self.stdout = self.stderr = None
-        self._use_streams()
-        sys.path[:] = [path for path in sys.path if path] + list(self.start.get("paths", ()))
+        extra = list(self.start.get("paths", ()))
+        if extra or "" in sys.path:
+            sys.path[:] = [path for path in sys.path if path] + extra
         sys.argv = [""]
         generators.seed(self.start.get("seed"))
-        self.main = types.ModuleType("__main__")
-        self.main.__dict__["__builtins__"] = __import__("builtins")
+        furnishing = Furnishing.made or Furnishing()
+        self.streams, self.main = furnishing.streams, furnishing.main
+        self.notebook, self.upkeep = furnishing.notebook, furnishing.upkeep
+        self.streams.use()
         sys.modules["__main__"] = self.main
-        for name in _OURS:
-            sys.modules.pop(name, None)
         limit_resources(self.limits, self.start)
         if confine is not None:
             confine()
         signal.signal(signal.SIGINT, self._on_interrupt)
-        self.notebook = Notebook(self.directory)
-        self.upkeep = Upkeep(self.directory, self.main)
-
-    def _use_streams(self):
-        """Text streams over descriptors 0 to 2, new ones where a program closed or detached them."""
-        # A stream of the program's own over ours closes ours when it goes: let it go first.
-        sys.stdin, sys.stdout, sys.stderr = self.stdin, self.stdout, self.stderr
-        if not _usable(self.stdin):
-            self.stdin = open(0, closefd=False, encoding="utf-8", errors="replace")  # noqa: SIM115
-        if not _usable(self.stdout):
-            self.stdout = _writer(1)
-        if not _usable(self.stderr):
-            self.stderr = _writer(2)
-        sys.stdin, sys.stdout, sys.stderr = self.stdin, self.stdout, self.stderr
-        sys.__stdin__, sys.__stdout__, sys.__stderr__ = self.stdin, self.stdout, self.stderr
+        self.notebook.begin_session(self.directory)
+        self.upkeep.begin_session(self.directory)
 
     def _on_interrupt(self, *_):
         if self.running:
@@ -158,9 +207,20 @@ class Interpreter:
 
     def _begin(self, stdin):
         """Undo what an earlier program did to the streams and signals that this one needs."""
-        _signal.signal(2, _signal.SIG_IGN)  # forgets an interrupt that came too late for the program before
-        _signal.signal(2, self._on_interrupt)  # the C functions: `signal` wraps them in enumerations
-        self._restore_descriptors()
+        if self.upkeep.wary:
+            _signal.signal(2, _signal.SIG_IGN)  # forgets an interrupt that came too late for the last program
+            _signal.signal(2, self._on_interrupt)  # the C functions: `signal` wraps them in enumerations
+            self._restore_descriptors()
+        if stdin or self.fed or self.upkeep.wary:
+            self._feed(stdin)
+        self.count += 1
+        self.notebook.begin(self.count, None if stdin else self.streams.stdin)
+        if self.upkeep.wary:
+            _signal.pthread_sigmask(_UNBLOCK, _ALL_SIGNALS)
+
+    def _feed(self, stdin):
+        """Streams as they should be, and what the program may read."""
+        self.fed = bool(stdin)
         if stdin:
             source = self._empty_file()
             write_all(source, stdin)
@@ -169,12 +229,9 @@ class Interpreter:
             os.close(source)
         else:
             dup2(self.null, 0)
-        self._use_streams()
-        if stdin:  # a stream of its own: it may read ahead
-            sys.stdin = sys.__stdin__ = open(0, closefd=False, encoding="utf-8", errors="replace")  # noqa: SIM115
-        self.count += 1
-        self.notebook.begin(self.count, None if stdin else self.stdin)
-        _signal.pthread_sigmask(_UNBLOCK, _ALL_SIGNALS)
+        self.streams.renew()
+        if stdin:
+            sys.stdin = sys.__stdin__ = _reader()  # of its own: it may read ahead
 
     def _empty_file(self):
         """A file in memory; where programs may not make such files, one that was made before they came."""
@@ -193,16 +250,18 @@ class Interpreter:
 
     def _end(self, said):
         """What follows a program: repairs, its last words, its files. No signal handler of it runs now."""
-        _signal.pthread_sigmask(_BLOCK, _ALL_SIGNALS)
-        for timer in (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF):
-            _signal.setitimer(timer, 0)  # an alarm is for the program that set it
+        if self.upkeep.wary:
+            _signal.pthread_sigmask(_BLOCK, _ALL_SIGNALS)
+            for timer in (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF):
+                _signal.setitimer(timer, 0)  # an alarm is for the program that set it
         try:
             said["notes"] += self.upkeep.mend(self.lost)
-            self._restore_descriptors()
+            if not (_flush(self.streams.stdout) and _flush(self.streams.stderr)):
+                self._restore_descriptors()  # what is stuck would come out in the next run
+                _flush(self.streams.stdout)
+                _flush(self.streams.stderr)
         except Unusable as error:
             said["restart"] = said["restart"] or str(error)
-        for stream in (self.stdout, self.stderr):
-            _flush(stream)
         said["files"] = self._new_files()
 
     def _execute(self, code, notes):
@@ -224,38 +283,32 @@ class Interpreter:
         notes += left_out
         if text is not code:
             self._remember(name, text)
-        last = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr) and not cells.ends_quietly(tree.body[-1], text):
-            last = ast.Expression(tree.body.pop().value)
-        body = compile(tree, name, "exec", flags, dont_inherit=True)
-        self.flags |= body.co_flags & _FUTURE
-        final = compile(last, name, "eval", flags | self.flags, dont_inherit=True) if last else None
-        self.upkeep.begin_program()
+        body = tree.body
+        if body and isinstance(body[-1], ast.Expr) and not cells.ends_quietly(body[-1], text):
+            body[-1] = _keep(body[-1])
+        program = compile(tree, name, "exec", flags, dont_inherit=True)
+        self.flags |= program.co_flags & _FUTURE
+        self.upkeep.begin_program(code)
         try:
-            return self._evaluate([body] if final is None else [body, final])
+            self._evaluate(program)
         finally:
             self.lost = self.upkeep.end_program()
+            value = self.main.__dict__.pop(_VALUE, None)
+        return value
 
-    def _evaluate(self, parts):
-        """Value of the last part; all of them run in the event loop when one has a top-level await."""
-        if not [code for code in parts if code.co_flags & 0x80]:  # CO_COROUTINE
-            return [_eval(code, self.main.__dict__) for code in parts][-1]
+    def _evaluate(self, program):
+        """Run a compiled cell; in the event loop of the session when it has a top-level await."""
+        coroutine = _eval(program, self.main.__dict__)
+        if not program.co_flags & 0x80:  # CO_COROUTINE
+            return
         import asyncio
-
-        async def run():
-            value = None
-            for code in parts:
-                value = _eval(code, self.main.__dict__)
-                if code.co_flags & 0x80:
-                    value = await value
-            return value
 
         if self.loop is None or self.loop.is_closed():
             self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)  # kept: tasks live on from cell to cell
-        task = self.loop.create_task(run())
+        task = self.loop.create_task(coroutine)
         try:
-            return self.loop.run_until_complete(task)
+            self.loop.run_until_complete(task)
         finally:
             task.cancel()  # of no effect on a task that is done
 
@@ -273,16 +326,20 @@ class Interpreter:
         names = self.main.__dict__
         if "_" in names and not (self.shown and names["_"] is self.shown[0]):
             return
-        self.shown = [value, *self.shown[:2]]
-        for name, old in zip(("_", "__", "___"), self.shown, strict=False):
-            names[name] = old
+        if self.shown:
+            names["__"] = self.shown[0]
+            if len(self.shown) > 1:
+                names["___"] = self.shown[1]
+        names["_"] = value
+        self.shown = [value, *self.shown[:1]]
 
     def _remember(self, name, code):
         """Lets tracebacks show lines of the cell."""
         lines = [line + "\n" for line in cells.split_lines(code)]
         with contextlib.suppress(Exception):
             linecache.cache[name] = (len(code), None, lines, name)
-            linecache.cache.pop(f"<cell {self.count - 200}>", None)
+            if self.count > 200:
+                linecache.cache.pop(f"<cell {self.count - 200}>", None)
 
     def _report(self, failure):
         """What is said of the exception that ended a program. Code of the program may run here."""
@@ -317,14 +374,18 @@ class Interpreter:
         if code is None:
             return 0
         if not isinstance(code, int):
-            self._use_streams()  # the program may have closed its own
+            self.streams.renew()  # the program may have closed its own
             sys.stderr.write(self._cut(plain_text(str(code))) + "\n")
             return 1
         return max(-(2**31), min(2**31, int(code)))
 
     def _flush(self):
-        for stream in (sys.stdout, sys.stderr, self.stdout, self.stderr):
+        ours = self.streams
+        for stream in (ours.stdout, ours.stderr):
             _flush(stream)
+        if sys.stdout is not ours.stdout or sys.stderr is not ours.stderr:
+            _flush(sys.stdout)
+            _flush(sys.stderr)
 
     def _cut(self, text):
         limit = self.limits["output_bytes"]
@@ -337,7 +398,7 @@ class Interpreter:
         """Regular files at the top of the working directory, new or changed since the last call."""
         found = []
         try:
-            changed = stat(self.directory).st_mtime_ns
+            changed = self.upkeep.changed
             if changed == self.directory_mark and not self.seen_files:
                 return []
             self.directory_mark = changed
@@ -356,16 +417,14 @@ class Interpreter:
 
 
 def encode(said):
-    """JSON of strings, integers, None, lists and dicts of them; the json module may not be what it was."""
-    if said is None:
-        return b"null"
-    if isinstance(said, str):
-        return encode_basestring_ascii(said).encode()
-    if isinstance(said, int):
-        return b"%d" % said
-    if isinstance(said, dict):
-        return b"{%s}" % b", ".join([encode(name) + b": " + encode(value) for name, value in said.items()])
-    return b"[%s]" % b", ".join([encode(item) for item in said])
+    """JSON, by a part of the json module that a program cannot reach."""
+    return "".join(_encoder(said, 0)).encode()
+
+
+def _keep(expression):
+    """A statement that keeps the value of an expression statement."""
+    kept = ast.Assign([ast.Name(_VALUE, ast.Store())], expression.value)
+    return ast.fix_missing_locations(ast.copy_location(kept, expression))
 
 
 def plain_text(text):
@@ -382,15 +441,21 @@ def _usable(stream):
         return False
 
 
+def _reader():
+    return open(0, closefd=False, encoding="utf-8", errors="replace")
+
+
 def _writer(fd):
     return open(fd, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
 
 
 def _flush(stream):
+    """False when what was written to it cannot go where it should."""
     try:
         stream.flush()
+        return True
     except Exception:
-        return
+        return False
 
 
 def _cut_frames(exception):
@@ -425,8 +490,7 @@ def limit_resources(limits, start):
     """Lower the rlimits, hard ones too. RLIMIT_AS counts from what the interpreter already maps."""
     mib = 1 << 20
     try:
-        with open("/proc/self/statm", "rb") as file:
-            mapped = int(file.read().split()[0]) * _PAGE
+        mapped = int(read_small("/proc/self/statm").split()[0]) * _PAGE
     except OSError:
         mapped = 256 * mib
     wanted = {

@@ -19,7 +19,25 @@ def cpu_of_children():
     return usage.ru_utime + usage.ru_stime
 
 
-class GroupMeter:
+class Meter:
+    """What was seen at the last look: `last` of all that the program ran, `main` of its main thread.
+
+    `looked` is when; set later by who knows that nothing before is of interest.
+    """
+
+    last = main = looked = 0.0
+
+    def look(self, main):
+        """CPU seconds until now; `main`: those of the main thread."""
+        self.last, self.main = self.seconds(), main
+        return self.last
+
+    def seconds(self) -> float:
+        """Count them."""
+        raise NotImplementedError
+
+
+class GroupMeter(Meter):
     """Counts by the kernel's own account of a control group: one read, exact, the dead included.
 
     The supervisor is in the group and takes its own part off.
@@ -38,7 +56,7 @@ class GroupMeter:
         return used - time.process_time()
 
 
-class TreeMeter:
+class TreeMeter(Meter):
     """Counts by /proc, at every look, where no control group does.
 
     Live processes are exact. What died is counted twice, and the larger number holds: once as the kernel adds

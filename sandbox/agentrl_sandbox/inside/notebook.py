@@ -78,10 +78,10 @@ class AfterImport:
 
 
 class Notebook:
-    """The additions of one session; `directory` is where figures go."""
+    """The additions to plain Python."""
 
-    def __init__(self, directory):
-        self.directory = directory
+    def __init__(self):
+        self.directory = ""
         self.cell = self.saved = 0
         self.stdin = None
         builtins.exit, builtins.quit, builtins.help = Leave("exit"), Leave("quit"), Help()
@@ -91,6 +91,10 @@ class Notebook:
         sys.breakpointhook = lambda *_, **__: say("There is no debugger here: breakpoint() does nothing.")
         self._after_import("matplotlib.pyplot", self._take_over_pyplot)
         self._after_import("socket", name_the_missing_network)
+
+    def begin_session(self, directory):
+        """A session begins. `directory`: where figures go."""
+        self.directory = directory
         share_libraries()
 
     def _after_import(self, name, action):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 _EPERM, _ENOSYS = 1, 38
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-_LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCH, _ARGUMENT = 0, 4, 16
 _AF_UNIX, _TIOCSTI, _TIOCLINUX = 1, 0x5412, 0x541C
 _NEW_NAMESPACES = (
@@ -109,6 +109,7 @@ class Surroundings:
         signals: other processes could be signalled (Landlock before version 6).
         shared_user: the host has other processes of this user.
         uncounted: no control group counts the session's memory.
+        protected: processes to which nothing can be done; see `build_guard`.
     """
 
     on_host: bool = False
@@ -116,6 +117,7 @@ class Surroundings:
     signals: bool = False
     shared_user: bool = False
     uncounted: bool = False
+    protected: tuple[int, ...] = ()
 
 
 _JAIL = Surroundings()
@@ -142,6 +144,8 @@ def build(machine: str, around: Surroundings = _JAIL) -> bytes:
     ]
     if machine == "x86_64":  # x32 calls carry bit 30
         out += [_instruction(_JUMP_GREATER, 0x40000000, 0, 1), _instruction(_RETURN, _KILL)]
+    if around.protected:
+        out += _guard(column, around.protected)
     denied = {
         **_DENIED,
         **(_DENIED_ON_HOST if around.on_host else {}),
@@ -234,23 +238,30 @@ def build_guard(machine: str, protected: tuple[int, ...]) -> bytes:
     so are the process groups with these numbers.
     """
     column = _ARCHITECTURES[machine][0]
-    typing = [_instruction(_JUMP_EQUAL, _TIOCSTI, 1, 0), _instruction(_JUMP_EQUAL, _TIOCLINUX, 0, 1)]
+    return b"".join([_instruction(_LOAD, _NUMBER), *_guard(column, protected), _PERMIT])
+
+
+def _guard(column: int, protected: tuple[int, ...]) -> list[bytes]:
+    """The tests of `build_guard`; what they have nothing against goes on to those that follow."""
     targets = sorted({-1, *protected, *(-pid for pid in protected)})
-    deny, allow = _DENY, _PERMIT
-    tests = [_instruction(_JUMP_EQUAL, pid, len(targets) - at, 0) for at, pid in enumerate(targets)]
-    out = [_instruction(_LOAD, _NUMBER)]
+    out = []
     for numbers, argument in _TOWARDS_PROCESSES.values():
-        out += _with_argument(numbers[column], argument, [*tests, allow, deny])
+        out += _unless(numbers[column], argument, targets)
     for numbers, user in _TOWARDS_MANY.values():
-        everybody = [_instruction(_JUMP_EQUAL, user, 0, 1), deny]
-        out += _with_argument(
-            numbers[column], 0, [*everybody, _instruction(_LOAD, _ARGUMENT + 8), *tests, allow, deny]
-        )
+        out += _unless(numbers[column], 0, [user])
+        out += _unless(numbers[column], 1, targets)
     # Leases and watches on shared files, and more than its part of what all sessions' user may have in pipes.
-    out += _with_argument(_FCNTL[column], 1, _none_of([_SETLEASE, _NOTIFY, _SETPIPE_SZ]))
+    out += _unless(_FCNTL[column], 1, [_SETLEASE, _NOTIFY, _SETPIPE_SZ])
     # An engine's profile compares 64 bits of the request, the kernel obeys 32: deny typing here once more.
-    out += _with_argument(_IOCTL[column], 1, [*typing, deny, allow])
-    return b"".join([*out, allow])
+    return out + _unless(_IOCTL[column], 1, [_TIOCSTI, _TIOCLINUX])
+
+
+def _unless(number: int, argument: int, refused: list[int]) -> list[bytes]:
+    """Deny the call `number` when the low half of an argument is one of `refused`, else go on."""
+    load = _instruction(_LOAD, _ARGUMENT + 8 * argument)
+    tests = [_instruction(_JUMP_EQUAL, value, len(refused) - at, 0) for at, value in enumerate(refused)]
+    body = [load, *tests, _instruction(_JUMP, 1), _DENY, _instruction(_LOAD, _NUMBER)]
+    return [_instruction(_JUMP_EQUAL, number, 0, len(body)), *body]
 
 
 def _with_argument(number: int, argument: int, tests: list[bytes]) -> list[bytes]:

@@ -50,7 +50,7 @@ else:
 _PULSE_S = 0.1
 _LOOK_S = 0.02  # longer than the kernel takes to book what a running program has run
 _SAMPLE_S = 0.04  # longest time between two looks of a meter that counts by looking
-_SHORT_S = 0.05  # what ends sooner is not worth a look at more than its main thread
+_SHORT_S = 0.01  # what ends sooner is not worth a look at more than its main thread
 _GRACE_CPU = 0.25  # of the limit, and as CPU seconds, after the interrupt
 _SOCKET_BYTES = 212_992  # what the kernel lets a program put into one socket, if it does not raise that
 
@@ -125,8 +125,8 @@ class Run:
         self.processes, self.meter = processes, meter
         self.began = self.pulse = time.monotonic()
         self.main, self.wait = processes.quick()
-        self.base = self.last = meter.seconds()
         self.slept = 0.0
+        self._begin_to_count(self.main)
         self.interrupted: tuple[float, float] | None = None  # wall and CPU seconds
         self.cause: str | None = None
         self.suspect: bytes | None = None
@@ -135,15 +135,33 @@ class Run:
         """Wall seconds."""
         return time.monotonic() - self.began
 
+    def _begin_to_count(self, main):
+        """From here on; `main`: CPU seconds of the interpreter's main thread.
+
+        A look at the meter costs as much as half a short program. Without one, what others than the main
+        thread have used since the last look is not known; `cpu` finds out how much of it is too old.
+        """
+        self.since = self.meter.looked = time.monotonic()
+        self.counted, self.main_now = False, main
+        self.last = self.meter.last
+        self.base = self.last + max(0.0, main - self.meter.main)
+
     def cpu(self):
         """CPU seconds of all that the program ran."""
-        self.last = self.meter.seconds()
+        self.last = self.meter.look(self.processes.quick()[0])
+        most = (time.monotonic() - self.since) * (os.cpu_count() or 1)
+        self.base, self.counted = max(self.base, self.last - most), True
         return max(0.0, self.last - self.base)
 
     def spent(self):
         """CPU seconds for the result; of a short run the main thread's, at the price of one system call."""
-        quick = self.processes.quick()[0] - self.main
-        return max(0.0, quick, self.cpu() if self.elapsed() > _SHORT_S else 0.0)
+        self.main_now = self.processes.quick()[0]
+        return max(0.0, self.main_now - self.main, self.cpu() if self.elapsed() > _SHORT_S else 0.0)
+
+    def rest(self):
+        """The program has ended: what is left behind is charged to the time from here on."""
+        self.cause = None
+        self._begin_to_count(self.main_now)
 
     def over(self):
         """True when the time limit has been reached."""
@@ -201,7 +219,9 @@ class Run:
         if wall_left <= 0:
             wall_left = _SAMPLE_S  # it waits, who knows for how long
         soonest = max(_LOOK_S / 2, min(cpu_left / cores, wall_left))
-        return soonest if self.meter.exact else min(soonest, _SAMPLE_S, max(_LOOK_S / 2, self.time_s / 30))
+        if not self.meter.exact:
+            return min(soonest, _SAMPLE_S, max(_LOOK_S / 2, self.time_s / 30))
+        return soonest if self.counted else min(soonest, _SAMPLE_S)
 
 
 class Supervisor:
@@ -281,6 +301,7 @@ class Supervisor:
             return False
         self.processes = Processes(self.child, bool(self.start.get("alone")))
         self.meter = GroupMeter(self.usage_fd) if self.usage_fd >= 0 else TreeMeter(self.processes)
+        self.meter.look(self.processes.quick()[0])
         self.cores = max(1, min(os.cpu_count() or 1, int(self.limits["processes"])))
         self.between = self._new_run(None, self.limits["time_s"])
         self._look_again()
@@ -503,11 +524,15 @@ class Supervisor:
 
     def _watch_rest(self):
         """Between two runs: the same for what was left behind, threads among it, as long as there is any."""
+        booked = self.processes.booked()
+        if self.between.cause == "at rest" and booked == self.between.suspect and booked:
+            return  # there is one thread, and it has not run
         if cause := self._overdrawn():
             return self._lose(cause)
         if self.between.cpu() > self.limits["time_s"]:
             return self._lose("time")
         self.between.cause = "at rest" if self.processes.at_rest() else None
+        self.between.suspect = booked
 
     def _overdrawn(self):
         """What the program has too much of, among the things that the kernel does not limit."""
@@ -599,8 +624,8 @@ class Supervisor:
         self.run = None
         frames.send_frame(self.host_out, header, (said, stdout, stderr))
         if alive:
-            self.between = run  # its clock goes on; what is left behind is charged to it
-            run.base, run.cause = run.last, None
+            self.between = run  # its clock goes on
+            run.rest()
             self._look_again()
 
     def _bury(self):

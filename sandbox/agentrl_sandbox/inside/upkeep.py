@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import resource
 import sys
+from operator import is_, itemgetter
 from os import W_OK, X_OK, access, chdir, chmod, getcwd, makedirs, stat
 from os.path import dirname, isdir
 
@@ -29,6 +30,14 @@ _CORE = (
     "types",
     "warnings",
 )
+# A program with none of these words can reach nothing that an interpreter stands on, or hides that it does.
+_REACHING = (
+    "__", "os", "sys", "builtins", "open", "IO", "Path", "std", "exec", "eval", "compile", "globals",
+    "locals", "vars", "frame", "gc", "ctypes", "importlib", "inspect", "resource", "signal", "alarm",
+    "shutil", "process", "tempfile", "thread", "Thread", "runpy", "pydoc", "pdb", "trace", "profile",
+    "faulthandler", "fcntl", "tty", "socket", "select", "mmap", "asyncio", "marshal", "codeop", "site",
+    "weakref", "cffi", "recursion",
+)  # fmt: skip
 
 
 class Unusable(Exception):
@@ -38,19 +47,33 @@ class Unusable(Exception):
 class Upkeep:
     """What the interpreter stood on when the session began, and how to get back there."""
 
-    def __init__(self, directory, main):
-        self.directory, self.main = directory, main
+    def __init__(self, main):
+        self.main, self.replaced, self.wary = main, {}, False
         self.builtins = dict(_LIVE)
-        self.replaced = {}
-        self.modules, self.all_modules = sys.modules, dict(sys.modules)
+        self.modules, self.all_modules = sys.modules, {**sys.modules, "__main__": main}
         self.core = {name: sys.modules[name] for name in _CORE if name in sys.modules}
+        self._core_of, self.core_modules = itemgetter(*self.core), tuple(self.core.values())
         self.importers = dict(sys.path_importer_cache)
+
+    def begin_session(self, directory):
+        """What differs from one session to the next; for the process that runs its programs."""
+        self.directory, self.changed = directory, None
         self.path, self.finders, self.hooks = list(sys.path), list(sys.meta_path), list(sys.path_hooks)
         self.limits = {kind: resource.getrlimit(kind) for kind in (*_MEMORY_LIMITS, resource.RLIMIT_NOFILE)}
         self.recursion = sys.getrecursionlimit()
 
-    def begin_program(self):
-        """Give the program back the functions of `builtins` that an earlier one replaced."""
+    def begin_program(self, code):
+        """Give the program back the functions of `builtins` that an earlier one replaced.
+
+        From the first program on that could do damage, everything is looked at after each; until then there
+        is nothing to look at but files. Who gets past this harms no session but its own, which is restarted
+        when the interpreter comes to grief.
+        """
+        if not self.wary:
+            for word in _REACHING:
+                if word in code:
+                    self.wary = True
+                    break
         if self.replaced:
             _LIVE.update(self.replaced)
 
@@ -59,6 +82,8 @@ class Upkeep:
 
         Until this has run no name of `builtins` can be relied on here, so it uses none.
         """
+        if not self.wary:
+            return []
         real, lost, self.replaced = self.builtins, [], {}
         try:
             if real == _LIVE:
@@ -83,6 +108,9 @@ class Upkeep:
 
         `lost`: of `end_program`.
         """
+        if not self.wary:
+            self._look_at_directory()
+            return []
         mended = []
         if lost:
             shown = ", ".join(sorted(lost, key=str.swapcase)[:5]) + (", ..." if len(lost) > 5 else "")
@@ -92,11 +120,29 @@ class Upkeep:
         if sys.getrecursionlimit() < _SHALLOWEST:
             sys.setrecursionlimit(self.recursion)
             mended.append("the recursion limit")
-        mended += self._mend_main()
-        mended += self._mend_imports()
-        mended += self._mend_directory()
+        if self.main.__dict__.get("__builtins__") is not builtins or not self._imports_are_sound():
+            mended += self._mend_main()
+            mended += self._mend_imports()
+        if not self._directory_is_sound():
+            mended += self._mend_directory()
         self._check_limits()
         return [f"The program had damaged {', '.join(mended)}; that was put right."] if mended else []
+
+    def _imports_are_sound(self):
+        """True when nothing is other than at first; in as few steps as can be, for it is asked every time."""
+        try:
+            return (
+                sys.modules is self.modules
+                and all(map(is_, self._core_of(self.modules), self.core_modules))
+                and self.modules.get("__main__") is self.main
+                and sys.path == self.path
+                and sys.meta_path == self.finders
+                and sys.path_hooks == self.hooks
+                and len(sys.path_importer_cache) >= len(self.importers)
+                and type(self.main.__dict__.get("__name__")) is str
+            )
+        except Exception:
+            return False  # a module or a name is missing, or something of the program's was compared
 
     def _mend_main(self):
         names, mended = self.main.__dict__, []
@@ -135,13 +181,26 @@ class Upkeep:
             mended.append(f"sys.{name}")
         return mended
 
-    def _mend_directory(self):
+    def _directory_is_sound(self):
+        """True when it can be worked in."""
         try:
             getcwd()
-            if stat(self.directory).st_mode & 0o700 == 0o700:
-                return []
         except OSError:
-            pass
+            return False
+        found = self._look_at_directory()
+        return found is not None and found.st_mode & 0o700 == 0o700
+
+    def _look_at_directory(self):
+        """Its status, None where it has gone; sets `changed`, the time of its last change."""
+        try:
+            found = stat(self.directory)
+        except OSError:
+            self.changed = None
+            return None
+        self.changed = found.st_mtime_ns
+        return found
+
+    def _mend_directory(self):
         mended, parent = ["the working directory"], dirname(self.directory)
         try:
             if not access(parent, X_OK | W_OK):

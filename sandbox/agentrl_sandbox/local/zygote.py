@@ -168,11 +168,12 @@ class Zygote:
         self.uid, self.gid = os.geteuid(), os.getegid()
         self.landlock = landlock.abi() if config.get("landlock", True) else 0
         self.filters = {
-            uncounted: seccomp.build(os.uname().machine, seccomp.Surroundings(uncounted=uncounted))
+            uncounted: seccomp.build(
+                os.uname().machine, seccomp.Surroundings(uncounted=uncounted, protected=(1,))
+            )
             for uncounted in (False, True)
             if self.protect and self.namespaces
         }
-        self.guard = seccomp.build_guard(os.uname().machine, (1,)) if self.protect else b""
         self.flags = _NEWUSER | _NEWNS | _NEWPID | _NEWIPC | _NEWUTS | (_NEWNET * bool(config["own_network"]))
         self.libraries = config["library_paths"]
 
@@ -241,7 +242,6 @@ class Zygote:
         if self.namespaces:
             if self.landlock:
                 landlock.restrict(["/"], ["/tmp"], files=devices)
-            seccomp.install(self.guard)
             seccomp.install(self.filters[start["watch_memory"]])
             return
         _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with its supervisor
@@ -253,8 +253,8 @@ class Zygote:
             signals=self.landlock < 6,
             shared_user=self.uid != 0,
             uncounted=start["watch_memory"],
+            protected=(os.getppid(),),
         )
-        seccomp.install(seccomp.build_guard(os.uname().machine, (os.getppid(),)))
         seccomp.install(seccomp.build(os.uname().machine, around))
 
 
@@ -335,6 +335,7 @@ def main():
     sys.dont_write_bytecode = True
     sys.path += config["library_paths"]
     failed = warm(config["warm"], config["exercise"])
+    interpreter.Furnishing()
     generators.find()
     gc.collect()
     gc.disable()
