@@ -72,13 +72,18 @@ _NAMES = re.compile(
 )
 _LATEX = {"sqrt": r"\sqrt", "pi": r"\pi ", "oo": r"\infty ", "theta": r"\theta ", "E": "e"}
 _LATEX |= {f"a{name}": f"\\arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")}
-_PAIRS = re.compile(
-    r"(?<![\\A-Za-z])(Rational|C|binomial|comb|binom|factorial|Abs|abs)\s*\(([^(),]*)(?:,([^(),]*))?\)"
-)
+_CALLED = [  # what Python calls by other names
+    (re.compile(rf"(?<![\\A-Za-z]){call}"), latex)
+    for call, latex in (
+        (r"Rational\s*\(([^(),]*),([^(),]*)\)", r"\\frac{\1}{\2}"),
+        (r"(?:C|comb|binom|binomial)\s*\(([^(),]*),([^(),]*)\)", r"\\binom{\1}{\2}"),
+        (r"factorial\s*\(([^(),]*)\)", r"(\1)!"),
+        (r"[Aa]bs\s*\(([^(),]*)\)", r"|\1|"),
+    )
+]
 _CHOOSE = re.compile(  # C_5^2 and C_{2n}^{n}
     r"(?<![\\A-Za-z])C_\s*(\d|\{[^{}]*\})\s*\^\s*(\w|\{[^{}]*\})"
 )
-_MATRIX = re.compile(r"(?<![\\A-Za-z])Matrix\s*\(\s*\[\s*(\[.*\])\s*\]\s*\)\Z")
 _ROOT_OF_DIGITS = re.compile(r"\\sqrt\s*(\d+(?:\.\d+)?)")
 _POWER = re.compile(r"\*\*\s*(-?\d+)?")
 _BRACKET = re.compile(r"(\\sqrt|\^)?\s*\(|\)")
@@ -115,23 +120,10 @@ def _latex(match: re.Match[str]) -> str:
     return _LATEX.get(name, f"\\{name}" if match["name"] or match["upright"] else name)
 
 
-def _call(match: re.Match[str]) -> str:
-    name, first, second = match.groups()
-    if name == "factorial" and second is None:
-        return f"({first})!"
-    if name in ("Abs", "abs") and second is None:
-        return f"|{first}|"
-    if second is None or name in ("factorial", "Abs", "abs"):
-        return match.group()
-    return f"\\{'frac' if name == 'Rational' else 'binom'}{{{first}}}{{{second}}}"
-
-
 def _from_python(text: str) -> str:
     r"""Names, powers and roots of Python as LaTeX; `\sqrt13` is the root of 13, whatever TeX makes of it."""
-    text = _PAIRS.sub(_call, text)
-    if match := _MATRIX.search(text):
-        rows = re.sub(r"\]\s*,\s*\[", r" \\\\ ", match[1]).strip("[] ").replace(",", " & ")
-        text = f"{text[: match.start()]}\\begin{{pmatrix}}{rows}\\end{{pmatrix}}"
+    for call, latex in _CALLED:
+        text = call.sub(latex, text)
     text = _NAMES.sub(_latex, text)
     text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text)
     text = _POWER.sub(lambda match: f"^{{{match[1]}}}" if match[1] else "^", text)

@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -31,7 +30,6 @@ __all__ = ["Grader", "default_grader"]
 
 _LONGEST = 2000  # characters of an answer, beyond three times the gold's: no gold answer needs more
 _DEEPEST = 60  # brackets within brackets
-_WAIT_S = 900.0  # for a verdict, requests queued before it included
 
 
 class Grader:
@@ -83,7 +81,7 @@ class Grader:
             outcome = self.function(answer, gold)
             return _as_verdict(asyncio.run(_awaited(outcome)) if inspect.isawaitable(outcome) else outcome)
         verdict = self.exact(answer, gold)
-        return self._wait(self._ask(answer, gold)) if verdict is None else verdict
+        return self._ask(answer, gold).result() if verdict is None else verdict
 
     async def grade(self, answer: str | None, gold: str | Sequence[str]) -> Verdict:
         """Verdict on the text of an answer.
@@ -99,7 +97,7 @@ class Grader:
             outcome = await asyncio.to_thread(self.function, answer, gold)
             return _as_verdict(await outcome if inspect.isawaitable(outcome) else outcome)
         verdict = self.exact(answer, gold)
-        return await self._wait_async(self._ask(answer, gold)) if verdict is None else verdict
+        return await asyncio.wrap_future(self._ask(answer, gold)) if verdict is None else verdict
 
     def exact(self, answer: str | None, gold: str) -> Verdict | None:
         """The verdict when it needs no algebra, at once; None when only the symbolic path can tell."""
@@ -108,8 +106,6 @@ class Grader:
         stated = last_answer(answer)
         if stated is None:
             return Verdict.NO_ANSWER
-        if self.conventions.differ(stated, gold):
-            return Verdict.WRONG
         return _exact(self.conventions.read(stated), self.conventions.read(gold), self.tolerance)
 
     @staticmethod
@@ -143,7 +139,7 @@ class Grader:
         if isinstance(pending, bool):
             return pending
         for one, other in pending:
-            if (await self._wait_async(self._submit(one, other))).right:
+            if (await asyncio.wrap_future(self._submit(one, other))).right:
                 return True
         return False
 
@@ -152,11 +148,11 @@ class Grader:
         pending = self._equivalent(a, b)
         if isinstance(pending, bool):
             return pending
-        return any(self._wait(self._submit(one, other)).right for one, other in pending)
+        return any(self._submit(one, other).result().right for one, other in pending)
 
     def _equivalent(self, a: str | None, b: str | None) -> bool | list[tuple[str, str]]:
         one, other = _bare(a), _bare(b)
-        if not one or not other or self.conventions.differ(one, other):
+        if not one or not other:
             return False
         if self.canonical(one) == self.canonical(other):
             return True
@@ -194,7 +190,7 @@ class Grader:
 
     @property
     def last_own_s(self) -> float:
-        """Own seconds (wall less run queue) of the last symbolic comparison that ended; for benchmarks."""
+        """CPU seconds of the last symbolic comparison that ended; for benchmarks."""
         return 0.0 if self._pool is None else self._pool.own_s
 
     # ---- the pool ------------------------------------------------------------------------------------------
@@ -209,24 +205,12 @@ class Grader:
                 self._pool, self._owner = Pool(self._limits, self._processes), os.getpid()
             return self._pool.submit(stated, gold, tolerance)
 
-    def _wait(self, future: Future[Verdict]) -> Verdict:
-        try:
-            return future.result(_WAIT_S)
-        except FutureTimeout:
-            return Verdict.GRADER_FAILED
-
-    async def _wait_async(self, future: Future[Verdict]) -> Verdict:
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), _WAIT_S)
-        except TimeoutError:
-            return Verdict.GRADER_FAILED
-
     def start(self) -> None:
         """Start the processes now (they start by themselves with the first symbolic comparison).
 
         Blocks a second.
         """
-        self._wait(self._submit("\\sqrt{4}", "2"))
+        self._submit("\\sqrt{4}", "2").result()
 
     def close(self) -> None:
         """End the grader's processes; the next symbolic comparison starts new ones."""
@@ -254,12 +238,7 @@ def _as_verdict(outcome: Any) -> Verdict:
 
 def _best(verdicts: Iterable[Verdict]) -> Verdict:
     """Right if any is; else a failure if any is, since that one might have been right; else the first."""
-    found: list[Verdict] = []
-    for verdict in verdicts:
-        if verdict.right:
-            return verdict
-        found.append(verdict)
-    return next((verdict for verdict in found if verdict.failed), found[0] if found else Verdict.WRONG)
+    return min(verdicts, key=lambda verdict: (not verdict.right, not verdict.failed), default=Verdict.WRONG)
 
 
 def _bare(answer: str | None) -> str | None:

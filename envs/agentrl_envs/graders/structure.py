@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 from .cleaning import compact
 from .exact import number_of
@@ -34,7 +35,9 @@ _ORDER = {
 _NOT_EQUAL = {"\\ne", "\\neq", "!="}
 _OTHER_RELATIONS = {*_NOT_EQUAL, "\\approx", "\\equiv", "\\sim"}
 _OTHER_RELATIONS |= {"\\to", "\\mapsto", "\\simeq", "\\implies"}
-_BASED = re.compile(r"([+-]?[0-9A-Za-z.]+)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d{1,2}))\Z", re.ASCII)
+_BASED = re.compile(  # 1024_5, (101)_2, 101_{\text{two}}
+    r"(?=[^_]*\d)\(?([+-]?[0-9A-Za-z.]+)\)?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*\Z", re.ASCII
+)
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?(.*)\\end\s*\{\1\}\Z", re.DOTALL)
 _SHORT_WORDS = {"yes", "no", "on", "off", "odd", "all", "one", "two", "six", "ten"}
 _WORD = re.compile(r"[A-Za-z][A-Za-z'\-. :]*\Z")
@@ -108,6 +111,10 @@ def form_of(text: str) -> Form:
     """The outer form of cleaned text. Raises RecursionError for absurdly deep nesting."""
     text = _without_braces(text)
     parts = [p for p in _split(text, _is_list_mark) if p]
+    if excluded := _EXCLUSION.match(text):
+        points = [part.removeprefix(excluded.group()) for part in parts]
+        if not any(map(is_name, points)):
+            return _everything_but(points)
     if len(parts) > 1:
         return Items(_flat(parts))
     text = _without_braces(parts[0]) if parts else ""
@@ -129,26 +136,24 @@ _BUILDER = re.compile(
     r"\\?\{\s*\\?[A-Za-z]+(?:_\w)?\s*(?:\\in\s*(?:\\mathbb\s*)?\{?\s*([A-Z])\s*\}?)?\s*"
     r"(?:\\(?:mid|vert)(?![A-Za-z])|:|\|)"
 )
+_EXCLUSION = re.compile(r"[A-Za-z]\s*(?:\\neq?(?![A-Za-z])|!=)\s*")
 _REALS = re.compile(
-    r"\\mathbb\s*\{?\s*R\s*\}?\Z|(?:the set of )?(?:all |any |every )?(?:the )?"
-    r"reals?(?: numbers?| values?)?(?: of)?(?: [a-z])?\Z"
+    r"(?:\\mathbb\s*\{?\s*R\s*\}?|(?:the set of )?(?:all |any |every )?(?:the )?reals?(?: numbers?| values?)?"
+    r"(?: of)?(?: [a-z])?)(?:\s*(?:\\setminus|except(?: for)?)(?![A-Za-z])\s*(.+))?\Z",
+    re.IGNORECASE,
 )
 _NOTHING = re.compile(
-    r"no (?:real |integer |such )?(?:solutions?|values?|roots?)(?: exists?)?\Z|(?:the )?(?:empty|null) set\Z"
+    r"(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|values?|roots?)(?: exists?)?\Z"
+    r"|(?:the )?(?:empty|null) set\Z",
+    re.IGNORECASE,
 )
-_MINUS = re.compile(r"\\setminus(?![A-Za-z])|\\text\s*\{\s*except(?: for)?\s*\}|(?<=\s)except(?: for)?(?=\s)")
 
 
-def _everything_but(
-    points: list[str], low: str = "-\\infty", high: str = "\\infty", ends: str = "()"
-) -> Form:
-    """An interval without some points, as the union of what is left."""
-    if None not in (numbers := {point: number_of(point) for point in points}).values():
-        points = sorted(points, key=lambda point: numbers[point] or 0)
-    edges = [low, *points, high]
-    marks = zip([ends[0], *"(" * len(points)], [*")" * len(points), ends[1]], strict=True)
-    pairs = zip(marks, edges[:-1], edges[1:], strict=True)
-    intervals = tuple(Ordered(*ends, (form_of(one), form_of(other))) for ends, one, other in pairs)
+def _everything_but(points: list[str]) -> Form:
+    """The reals without some points, as the union of intervals that is left."""
+    forms = sorted(_flat(points), key=lambda form: number_of(getattr(form, "text", "")) or 0)
+    edges = [Value("-\\infty"), *forms, Value("\\infty")]
+    intervals = tuple(Ordered("(", ")", pair) for pair in pairwise(edges))
     return Items(intervals) if points else intervals[0]
 
 
@@ -163,19 +168,11 @@ def _set_of(text: str) -> Form | None:
         return form_of(text[match.end() : -1].removesuffix("\\").strip())
     if text.startswith("\\{") and text.endswith("\\}") and _closes_at_end(text):
         return Items(tuple(dict.fromkeys(_flat([text[2:-2].strip()]))))  # a set has each of its items once
-    words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()
-    lower = " ".join(words.lower().split()) if "\\mathbb" not in words else words
-    if _REALS.match(lower):
-        return _everything_but([])
-    if _NOTHING.match(lower):
-        return Items(())
-    whole, *rest = _MINUS.split(text if "\\{" in text else words, maxsplit=1)
-    if not rest or not isinstance(base := form_of(whole.strip()), Ordered) or len(base.items) != 2:
-        return None
-    points = _split(rest[0].strip().removeprefix("\\{").removesuffix("\\}"), _is_list_mark)
-    points = [re.sub(r"^[a-zA-Z]\s*=\s*", "", point) for point in points if point]
-    low, high = (getattr(item, "text", "") for item in base.items)
-    return _everything_but(points, low, high, base.opening + base.closing)
+    words = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
+    if match := _REALS.match(words):
+        points = (match[1] or "").strip().removeprefix("\\{").removesuffix("\\}")
+        return _everything_but([point for point in _split(points, _is_list_mark) if point])
+    return Items(()) if _NOTHING.match(words) else None
 
 
 def _flat(parts: list[str]) -> tuple[Form, ...]:
@@ -236,13 +233,10 @@ def _relation(text: str) -> Form | None:
     edges = [0, *(e for _, _, e in marks)]
     sides = [text[a:b].strip() for a, b in zip(edges, [*(b for _, b, _ in marks), len(text)], strict=True)]
     kinds = [t for t, _, _ in marks]
-    if all(kind == "\\ne" for kind in kinds) and all(sides) and len(sides) == 2:
-        names = [is_name(side) for side in sides]
-        if names == [True, True]:
-            return Relation("\\ne".join(sorted(map(compact, sides))))
-        if any(names):
-            points = _split(sides[names.index(False)].strip(), _is_list_mark)
-            return _everything_but(points)
+    if kinds == ["\\ne"] and all(sides):
+        if is_name(sides[1]) and not is_name(sides[0]):
+            return form_of(f"{sides[1]} \\ne {sides[0]}")
+        return Relation("\\ne".join(sorted(map(compact, sides))))
     if all(kind in ("=", "\\equiv") for kind in kinds):
         return Equation(tuple(sides)) if all(sides) else Relation(compact(text))
     if any(kind not in _ORDER for kind in kinds) or not all(sides):
@@ -251,7 +245,6 @@ def _relation(text: str) -> Form | None:
 
 
 _ABSOLUTE = re.compile(r"\|\s*([a-zA-Z])\s*([-+][^|a-zA-Z]*)?\|\Z")
-_FLIPPED = str.maketrans("+-", "-+")
 
 
 def _interval(sides: list[str], kinds: list[str]) -> Ordered | None:
@@ -260,14 +253,10 @@ def _interval(sides: list[str], kinds: list[str]) -> Ordered | None:
         sides, kinds = sides[::-1], [k.replace(">", "<") for k in reversed(kinds)]
     if any(kind[0] == ">" for kind in kinds):
         return None
+    if len(sides) == 2 and (match := _ABSOLUTE.match(sides[0])):  # |x - a| < b
+        center = f"-({match[2]})" if match[2] else ""
+        return _interval([f"-({sides[1]}){center}", match[1], f"{sides[1]}{center}"], kinds * 2)
     opening, closing = "(", ")"
-    if len(sides) == 2 and (match := _ABSOLUTE.match(sides[0])) and (match[2] or "").count("|") == 0:
-        low, high = (
-            (f"{match[2].translate(_FLIPPED)}{sign}({sides[1]})" for sign in "-+")
-            if match[2]
-            else (f"-({sides[1]})", sides[1])
-        )
-        return _interval([low, match[1], high], kinds * 2)
     if len(sides) == 3 and is_name(sides[1]):
         opening, closing = "[" if kinds[0] == "<=" else "(", "]" if kinds[1] == "<=" else ")"
         low, high = sides[0], sides[2]
@@ -326,32 +315,26 @@ def _bracketed(text: str) -> Form | None:
     return Ordered(opening, closing, tuple(form_of(part) for part in parts))
 
 
-_BASES = {
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-}
-_BASES |= {"ten": "10", "twelve": "12", "sixteen": "16"}
-_WRITTEN_BASE = re.compile(r"\(?([0-9A-Za-z]+)\)?\s*_\s*\{?\s*\\?(?:text\s*\{)?\s*([a-z]+|\d+)\s*\}*\Z")
+_BASES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10")
 _COLONS = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+\Z")
+
+
+def _based(text: str) -> Based | None:
+    if not (match := _BASED.match(text)):
+        return None
+    try:
+        base = int(_BASES.get(match[2], match[2]))
+        int(match[1].replace(".", ""), base)
+    except ValueError:  # an index, or no digits of the base
+        return None
+    return Based(match[1].upper().lstrip("+"), base)
 
 
 def _single(text: str) -> Form:
     if _COLONS.match(text):
         return Ordered(":", ":", tuple(Value(part.strip()) for part in text.split(":")))
-    if (match := _WRITTEN_BASE.match(text)) and (match[2] in _BASES or text[0] == "("):
-        text = f"{match[1]}_{{{_BASES.get(match[2], match[2])}}}"
-    if (
-        (match := _BASED.match(text))
-        and any(c.isdigit() for c in match[1])
-        and 2 <= int(match[2] or match[3]) <= 36
-    ):
-        return Based(match[1].upper().lstrip("+"), int(match[2] or match[3]))
+    if based := _based(text):
+        return based
     wrapped = re.match(r"\\text\s*\{([^{}]*)\}\Z", text)
     inner = wrapped[1].strip().strip('"') if wrapped else text.strip('"')
     if wrapped and not _WORD.match(inner):

@@ -6,7 +6,6 @@ are compared to 40 digits, expressions at points; where points cannot tell, math
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 from functools import lru_cache
@@ -78,22 +77,10 @@ def _canonical(text: str) -> str:
 
 def _conventional(value: Any) -> Any:
     """`value` with i as the imaginary unit, and with the real odd roots of negative numbers."""
-    from sympy import Expr, I, MatrixBase
+    from sympy import I, real_root
 
-    if not isinstance(value, Expr | MatrixBase):
-        return value
-    imaginary = [symbol for symbol in value.free_symbols if str(symbol) == "i"]
-    if imaginary:
-        value = value.subs(dict.fromkeys(imaginary, I))
-    return value.replace(_odd_root, lambda power: -((-power.base) ** power.exp))
-
-
-def _odd_root(value: Any) -> bool:
-    if not (
-        value.is_Pow and value.exp.is_Rational and value.exp.p == 1 and value.exp.q % 2 and value.exp.q > 1
-    ):
-        return False
-    return bool(value.base.is_number and value.base.is_negative)
+    imaginary = [symbol for symbol in getattr(value, "free_symbols", ()) if str(symbol) == "i"]
+    return real_root(value.subs(dict.fromkeys(imaginary, I)) if imaginary else value)
 
 
 def symbolic_leaf(answer: str, gold: str, tolerance: float = 0.0) -> bool:
@@ -151,30 +138,17 @@ def _same_expression(given: Any, expected: Any) -> bool:
     from sympy import Expr, MatrixBase, MatrixExpr, nan, zoo
 
     if any(isinstance(value, MatrixBase | MatrixExpr) for value in (given, expected)):
-        return _same_matrix(given, expected)
+        return bool(given.doit().equals(expected.doit()))
     if not (isinstance(given, Expr) and isinstance(expected, Expr)):
         return _verified(expected, given)
     if given.has(nan, zoo) or expected.has(nan, zoo):
         return False
     if given == expected:
         return True
-    if given.free_symbols != expected.free_symbols and _renamed(given, expected):
-        return True
     agree = _agree_at_points(given, expected)
-    if agree is False and _same_up_to_constant(given, expected):
-        return True
-    return _verified(expected, given) if agree is None else agree
-
-
-def _same_matrix(given: Any, expected: Any) -> bool:
-    from sympy import MatrixBase
-
-    given, expected = given.doit(), expected.doit()
-    if not (
-        isinstance(given, MatrixBase) and isinstance(expected, MatrixBase) and given.shape == expected.shape
-    ):
-        return False
-    return all(_same_expression(a, g) for a, g in zip(given.flat(), expected.flat(), strict=True))
+    if agree is None:
+        return _verified(expected, given)
+    return agree or _same_antiderivative(given, expected)
 
 
 def _values(given: Any, expected: Any) -> Any:
@@ -215,38 +189,20 @@ def _agree_at_points(given: Any, expected: Any) -> bool | None:
     return True if compared >= 2 else None
 
 
-def _renamed(given: Any, expected: Any) -> bool:
-    """Whether constants of integration, named differently, are all that tells two solutions apart."""
-    ours = sorted(given.free_symbols - expected.free_symbols, key=str)
-    theirs = sorted(expected.free_symbols - given.free_symbols, key=str)
-    if not 0 < len(ours) == len(theirs) <= 3:
+def _same_antiderivative(given: Any, expected: Any) -> bool:
+    """Whether two expressions with a constant of integration, whatever its name, differ by a number."""
+    values, names = [], ""
+    for value in (given, expected):
+        constants = [s for s in value.free_symbols if _CONSTANT.match(str(s)) and value.diff(s) == 1]
+        if len(constants) != 1 or len(value.free_symbols) == 1:
+            return False
+        values.append(value - constants[0])
+        names += str(constants[0])
+    if names.islower():  # c and k are letters of other expressions, too
         return False
-    if not all(_linear(given, s) for s in ours) or not all(_linear(expected, s) for s in theirs):
-        return False
-    marks = [all(_CONSTANT.match(str(s)) for s in side) for side in (ours, theirs)]
-    if len(ours) == 1 and not (all(marks) and (given.diff(ours[0]) == 1 or expected.diff(theirs[0]) == 1)):
-        return False
-    if not any(marks) or not any(str(s)[0] in "CK" or len(str(s)) > 1 for s in ours + theirs):
-        return False
-    return any(
-        _same_expression(given.subs(dict(zip(ours, names, strict=True)), simultaneous=True), expected)
-        for names in itertools.permutations(theirs)
-    )
-
-
-def _linear(value: Any, symbol: Any) -> bool:
-    return not value.diff(symbol).has(symbol)
-
-
-def _same_up_to_constant(given: Any, expected: Any) -> bool:
-    """Whether two antiderivatives, both written with + C, differ by a number."""
-    for symbol in given.free_symbols & expected.free_symbols:
-        if str(symbol) not in ("C", "K") or given.free_symbols == {symbol}:
-            continue
-        if given.diff(symbol) == 1 and expected.diff(symbol) == 1:
-            pairs = list(_values(given, expected))
-            return len(pairs) >= 3 and all(_close(a - b, pairs[0][0] - pairs[0][1]) for a, b in pairs)
-    return False
+    differences = [left - right for left, right in _values(*values)]
+    same = len(differences) >= 3 and all(_close(one, differences[0]) for one in differences)
+    return same or values[0] == values[1]
 
 
 def _same_equation(answer: str, gold: str, tolerance: float) -> bool:

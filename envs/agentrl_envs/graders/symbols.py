@@ -33,6 +33,9 @@ _LEIBNIZ = re.compile(
 )
 _DECIMAL = re.compile(r"(\^\s*)?(\d*\.\d+)")
 _ROOT = re.compile(r"\\sqrt\s*([A-Za-z]|\\[A-Za-z]+)(?![A-Za-z\[{])")
+_GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+_BARE_TOP = re.compile(r"\\frac\s*(\\[A-Za-z]+|\w)")  # \frac\pi6 and \frac{x}y
+_BARE_BOTTOM = re.compile(rf"(\\frac\s*{_GROUP})\s*(\\[A-Za-z]+|\w)")
 _FACTORIAL = re.compile(r"(\d+|[A-Za-z]|\\variable\{\w+\}|\([^()]*\))\s*(!+)\s*\^")
 _DOTS = {"dot": 1, "ddot": 2}
 _ACCENT_NAMES = {"overline": "bar", "overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde"}
@@ -68,7 +71,8 @@ def _name(match: re.Match[str]) -> str:
 
 def readable(text: str, canonical: Callable[[str], str]) -> str:
     """`text` as the parser reads it rightly. canonical: one spelling of an argument of a function."""
-    text = _LEIBNIZ.sub(lambda m: _variable(f"d{symbol_name(m[1])}/d{symbol_name(m[3])}"), _with_braces(text))
+    text = _BARE_BOTTOM.sub(r"\1{\2}", _BARE_TOP.sub(r"\\frac{\1}", text))
+    text = _LEIBNIZ.sub(lambda m: _variable(f"d{symbol_name(m[1])}/d{symbol_name(m[3])}"), text)
     text = _ROOT.sub(r"\\sqrt{\1}", _DECIMAL.sub(_exact, text))
     out: list[str] = []
     position = 0
@@ -78,7 +82,7 @@ def readable(text: str, canonical: Callable[[str], str]) -> str:
         if command == "variable":
             position = text.index("}", position) + 1
             piece = text[match.start() : position]
-        elif command in _NO_NUMBERS and re.search("[A-Za-z]", _inside(text, position, "()")):
+        elif command in _NO_NUMBERS and re.search("[A-Za-z]", _inside(text, position)):
             piece, position = _application(command or "", text, position, canonical)
         elif match["marks"] is not None:
             piece, position = _symbol(text, match, canonical)
@@ -89,7 +93,7 @@ def readable(text: str, canonical: Callable[[str], str]) -> str:
 def _symbol(text: str, match: re.Match[str], canonical: Callable[[str], str]) -> tuple[str, int]:
     """(what to write for a symbol, where to go on), with its arguments when it is a function's name."""
     name, letter, end = _name(match), match["letter"], match.end()
-    inside = _inside(text, end, "()") if name not in ("e", "i", "Gamma") else ""
+    inside = _inside(text, end) if name not in ("e", "i", "Gamma") else ""
     simple = re.fullmatch(r"\s*\\?[A-Za-z]+\s*", inside) and inside.strip() != name
     if inside and (simple or match["text"] or (name[0] in _FUNCTIONS and not match["greek"])):
         return _application(name, text, end, canonical)
@@ -100,48 +104,22 @@ def _symbol(text: str, match: re.Match[str], canonical: Callable[[str], str]) ->
 
 
 def _application(name: str, text: str, end: int, canonical: Callable[[str], str]) -> tuple[str, int]:
-    inside = _inside(text, end, "()")
-    return _variable(name + _arguments(inside, canonical)), end + len(inside) + 2
+    inside = _inside(text, end)
+    arguments = ",".join(canonical(part) for part in inside.split(","))
+    return _variable(f"{name}({arguments})"), end + len(inside) + 2
 
 
-def _inside(text: str, start: int, brackets: str) -> str:
-    """What stands in the brackets that open at `start`; "" when none do, or nothing closes them."""
+def _inside(text: str, start: int) -> str:
+    """What stands in the round brackets that open at `start`; "" when none do, or nothing closes them."""
     depth = 0
-    for i in range(start, len(text) if text[start : start + 1] == brackets[0] else start):
-        depth += (text[i] == brackets[0]) - (text[i] == brackets[1])
+    for i in range(start, len(text) if text[start : start + 1] == "(" else start):
+        depth += (text[i] == "(") - (text[i] == ")")
         if depth == 0:
             return text[start + 1 : i]
     return ""
-
-
-def _arguments(text: str, canonical: Callable[[str], str]) -> str:
-    return "(" + ",".join(canonical(part) for part in text.split(",")) + ")"
 
 
 def _exact(match: re.Match[str]) -> str:
     number = Fraction(match[2])
     fraction = f"\\frac{{{number.numerator}}}{{{number.denominator}}}"
     return f"^{{{fraction}}}" if match[1] else fraction
-
-
-def _with_braces(text: str) -> str:
-    r"""`\frac\pi6` and `\frac{x}y` with their braces."""
-    out, position = [], 0
-    while (at := text.find("\\frac", position)) >= 0:
-        out.append(text[position : at + 5])
-        position = at + 5
-        for _ in range(2):
-            inner, position = _argument(text, position)
-            out.append("{" + _with_braces(inner) + "}")
-    return "".join([*out, text[position:]])
-
-
-def _argument(text: str, position: int) -> tuple[str, int]:
-    """(argument of a command, where it ends): what is in braces, a command, or one character."""
-    while text[position : position + 1].isspace():
-        position += 1
-    if text[position : position + 1] == "{":
-        inside = _inside(text, position, "{}")
-        return inside, position + len(inside) + 2
-    match = re.compile(r"\\[A-Za-z]+|.?", re.DOTALL).match(text, position)
-    return (match.group(), match.end()) if match else ("", position)

@@ -36,25 +36,6 @@ _SPELLINGS = {
     "degrees celsius": "celsius", "degrees c": "celsius", "degrees fahrenheit": "fahrenheit",
     "degrees f": "fahrenheit",
 }  # fmt: skip
-_SYMBOLS = {
-    *_MEASURES,
-    "n",
-    "j",
-    "w",
-    "v",
-    "a",
-    "k",
-    "pa",
-    "hz",
-    "ohm",
-    "mol",
-    "c",
-    "t",
-    "ev",
-    "kj",
-    "kw",
-    "rad",
-}
 _TEMPERATURES = {None: "degree", "C": "celsius", "F": "fahrenheit"}
 _NO_UNITS = {  # parts of the value, and words of a hedge
     "or", "and", "not",
@@ -69,6 +50,7 @@ _POWER = r"\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?\s*"
 _PIECE = rf"(?:\\text\s*\{{[^{{}}^\d]*{_POWER}\}}|\\Omega(?![A-Za-z])|\\mu(?=\s*\\text))"
 _TEXT = re.compile(rf"\s*({_PIECE}(?:\s*(?:\\cdot|/)?\s*{_PIECE}|\s*\^\s*\{{?\s*-?\d\s*\}}?)*)\Z")
 _WORDS = re.compile(rf"(?:(?<=[\d.}})])|(?<=\\pi ))\s*([A-Za-z](?:[A-Za-z. ]|/(?=[A-Za-z]))*?){_POWER}\Z")
+_INVERSE = re.compile(r" ([a-z]+) ?\^ ?-(\d)")
 _PLURAL = re.compile(r"(?:(?<=[sxz])|(?<=[cs]h))es\Z|(?<!s)s\Z")
 
 
@@ -105,37 +87,23 @@ def _stands_alone(words: str, unit: str) -> bool:
 
 
 def _spelt(words: str, power: str | None) -> str:
-    """One spelling of a unit: `m/s^2` of "m s^-2", "metres per second^2" and "m / s ^2"."""
+    """One spelling of a unit: `mile/hour` of "miles per hour", `m/second^2` of "m s^-2"."""
     name = " ".join(words.lower().replace(".", "").split())
     for prefix, exponent in (("square ", "2"), ("sq ", "2"), ("cubic ", "3"), ("cu ", "3")):
         if name.startswith(prefix):
             name, power = name.removeprefix(prefix), exponent
-    name = _SPELLINGS.get(name, name)
-    powers: dict[str, int] = {}
-    for i, side in enumerate(re.split(r" ?/ ?| per ", name)):
-        one = _one_spelling(side)
-        factors = [(one, "1")] if one in _MEASURES or ("^" not in side + name and " " not in side) else []
-        factors = factors or re.findall(r"([a-z%¢]+) ?(?:\^ ?(-?\d))?", side)
-        if len(factors) > 1 and not all(_one_spelling(factor) in _SYMBOLS for factor, _ in factors):
-            factors = [(one, "1")]
-        for factor, exponent in factors:
-            factor = _one_spelling(factor)
-            powers[factor] = powers.get(factor, 0) + int(exponent or 1) * (-1 if i else 1)
-    if power and len(powers) == 1:
-        powers = {factor: exponent * int(power) for factor, exponent in powers.items()}
-    sides = [
-        " ".join(u if abs(n) == 1 else f"{u}^{abs(n)}" for u, n in sorted(powers.items()) if n * sign > 0)
-        for sign in (1, -1)
-    ]
-    return sides[0] + ("/" + sides[1] if sides[1] else "")
+    name = _INVERSE.sub(r"/\1^\2", _SPELLINGS.get(name, name)).replace(" ^ ", "^")
+    sides = re.split(r" ?/ ?| per ", name.replace("^1", ""))
+    return "/".join(_one_spelling(side) for side in sides) + (f"^{power}" if power else "")
 
 
 def _one_spelling(name: str) -> str:
-    name = _SPELLINGS.get(name, name)
-    if name in _MEASURES:
-        return name
-    name = _PLURAL.sub("", name)
-    return _SPELLINGS.get(name, name)
+    name, mark, power = name.partition("^")
+    name = _SPELLINGS.get(name.strip(), name.strip())
+    if name not in _MEASURES:
+        name = _PLURAL.sub("", name)
+        name = _SPELLINGS.get(name, name)
+    return name + mark + power.strip()
 
 
 def _measure(unit: str) -> tuple[str, Fraction] | None:
