@@ -56,8 +56,6 @@ _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(
     r"(?<=\d)\s*(?:\\text\s*\{\s*)?(?:\b)(thousand|million|billion|trillion)(?![A-Za-z])\s*\}?"
 )
-_BY = re.compile(r"(?<=[\d}])\s*\\text\s*\{\s*by\s*\}\s*(?=[\d\\])")
-_FULL_HOUR = re.compile(r":00(?=\s*(?:\\text\s*\{)?\s*[ap]\.?\s*m)", re.IGNORECASE)
 _POSITIVE = re.compile(r"(?<![\w)}\]!'])\s*\+\s*(?=\\infty|oo(?![A-Za-z]))")
 
 _CALLS = (
@@ -81,9 +79,6 @@ _CALLED = [  # what Python calls by other names
         (r"[Aa]bs\s*\(([^(),]*)\)", r"|\1|"),
     )
 ]
-_CHOOSE = re.compile(  # C_5^2 and C_{2n}^{n}
-    r"(?<![\\A-Za-z])C_\s*(\d|\{[^{}]*\})\s*\^\s*(\w|\{[^{}]*\})"
-)
 _ROOT_OF_DIGITS = re.compile(r"\\sqrt\s*(\d+(?:\.\d+)?)")
 _POWER = re.compile(r"\*\*\s*(-?\d+)?")
 _BRACKET = re.compile(r"(\\sqrt|\^)?\s*\(|\)")
@@ -106,13 +101,6 @@ def _plain(character: str) -> str:
         return ""
     wide = "\uff01" <= character <= "\uff5e"
     return chr(ord(character) - 0xFEE0) if wide else " " if character.isspace() else character
-
-
-def _binomial(match: re.Match[str]) -> str:
-    upper, lower = match[1].strip("{}"), match[2].strip("{}")
-    if upper.isdigit() and (not lower.isdigit() or int(lower) > int(upper)):
-        return match.group()  # a power of a constant
-    return f"\\binom{{{upper}}}{{{lower}}}"
 
 
 def _latex(match: re.Match[str]) -> str:
@@ -147,8 +135,6 @@ def cleaned(text: str) -> str:
         for opening, closing, mark in (("\x01", "\x02", "^"), ("\x03", "\x04", "_")):
             text = text.replace(closing + opening, "").replace(opening, mark + "{").replace(closing, "}")
     text = _CONTROLS.sub("", text).strip()
-    if len(text) > 4 and text[:2] == text[-2:] == "**":  # bold, in Markdown
-        text = text[2:-2]
     if "\\\\" in text and ("\\begin" not in text or "\\\\begin" in text):  # backslashes doubled by JSON
         text = text.replace("\\\\", "\\") if "\\begin" in text else _DOUBLED.sub(r"\\", text)
     text = _DELIMITERS.sub(" ", text) if "$" in text or "\\" in text else text
@@ -156,11 +142,9 @@ def cleaned(text: str) -> str:
     if "\\" in text or "{" in text:
         text = _latex_marks(text)
     text = _from_python(text) if _PYTHON.search(text) else text
-    text = _CHOOSE.sub(_binomial, text) if "C_" in text else text
     text = _SPACES.sub(" ", _POSITIVE.sub("", text)).strip()
-    text = _FULL_HOUR.sub("", text) if ":00" in text else text
-    if "lion" in text or "thousand" in text or "by" in text:
-        text = _BY.sub(r" \\times ", _SCALE.sub(lambda m: f"\\times 10^{{{_SCALES[m[1]]}}}", text))
+    if "lion" in text or "thousand" in text:
+        text = _SCALE.sub(lambda m: f"\\times 10^{{{_SCALES[m[1]]}}}", text)
     text = text.rstrip(" .,;:\\").strip() if text[-1:] in ".,;:\\" else text
     while (match := _INTRODUCTION.match(text)) and match.end() < len(text):
         text = text[match.end() :]

@@ -146,8 +146,7 @@ def _same_approximation(answer: str, gold: str, leaf: Leaf) -> bool:
         return _decided(any, (lambda value=value: equal(answer, value, leaf) for value in values))
     if is_name(given[0]) or not equal(given[0], gold, leaf):
         return False
-    if not (number := number_of(given[-1])):
-        return equal(given[-1], gold, leaf)
+    number = number_of(given[-1]) or Fraction(1)
     unit = Fraction(1, 10 ** (decimals_of(given[-1]) or 0))
     return leaf(given[-1], given[0].split("=")[-1], tolerance=float(unit / abs(number)))
 
@@ -165,8 +164,6 @@ def _same(a: Form, g: Form, leaf: Leaf) -> bool:
     if isinstance(a, Items) or isinstance(g, Items):
         answers, golds = (form.items if isinstance(form, Items) else (form,) for form in (a, g))
         return _same_items(answers, golds, leaf)
-    if _is_ratio(a) or _is_ratio(g):
-        return _same_ratio(a, g, leaf)
     if isinstance(a, Ordered) and isinstance(g, Ordered):
         if (a.opening, a.closing) != (g.opening, g.closing) or len(a.items) != len(g.items):
             return False
@@ -213,24 +210,6 @@ def _head(side: str) -> str:
     r"""The name on the left of an equation, without what it is a function of: `y` of `y(x)`."""
     name, _, subscript = re.sub(r"(?<=[A-Za-z])\s*\([^()]*\)\s*\Z", "", side).partition("_")
     return symbol_name(name) + ("_" + symbol_name(subscript) if subscript else "")
-
-
-def _is_ratio(form: Form) -> bool:
-    return isinstance(form, Ordered) and form.opening == ":"
-
-
-def _same_ratio(a: Form, g: Form, leaf: Leaf) -> bool:
-    """Ratios are equal when they are in proportion; what may be times of day, when they are the same."""
-    ratios = [form for form in (a, g) if isinstance(form, Ordered) and _is_ratio(form)]
-    parts = [[part.text for part in ratio.items if isinstance(part, Value)] for ratio in ratios]
-    if any(re.fullmatch(r"[0-5]\d", part[1]) for part in parts) or len({len(part) for part in parts}) > 1:
-        return len(parts) == 2 and list(map(number_of, parts[0])) == list(map(number_of, parts[1]))
-    if len(parts) == 1:
-        other = g if _is_ratio(a) else a
-        whole = isinstance(other, Value) and len(parts[0]) == 2
-        return whole and leaf(getattr(other, "text", ""), "\\frac{{{}}}{{{}}}".format(*parts[0]))
-    x, y = ([number_of(part) or Fraction(0) for part in side] for side in parts)
-    return x == y or (all(x + y) and len({one / other for one, other in zip(x, y, strict=True)}) == 1)
 
 
 def _same_items(answers: tuple[Form, ...], golds: tuple[Form, ...], leaf: Leaf) -> bool:
@@ -290,10 +269,10 @@ def _unknowns(side: str) -> set[str]:
 def _same_equations(a: Equation, g: Equation, leaf: Leaf) -> bool:
     first, wanted, last = a.sides[0], g.sides[0], form_of(g.sides[-1])
     named = is_name(first) or is_name(wanted)
-    if len(a.sides) == len(g.sides):
-        pairs = [(x, y) for x, y in zip(a.sides, g.sides, strict=True) if _plain(x) != _plain(y)]
-        forms = [(form_of(x), form_of(y)) for x, y in pairs]
-        if not pairs or ((pairs[0] != (first, wanted) or not named) and _all_sides(forms, leaf)):
+    for sides in (a.sides, a.sides[::-1]) if len(a.sides) == len(g.sides) else ():
+        pairs = [(x, y) for x, y in zip(sides, g.sides, strict=True) if _plain(x) != _plain(y)]
+        renamed = named and pairs[:1] == [(sides[0], wanted)]
+        if not renamed and _all_sides([(form_of(x), form_of(y)) for x, y in pairs], leaf):
             return True
     if named and _head(first) == _head(wanted):
         return _chain(a, last, leaf)

@@ -135,58 +135,32 @@ class Grader:
 
     async def equivalent(self, a: str | None, b: str | None) -> bool:
         """Whether two answers are equal, in either direction; False when that could not be decided."""
-        pending = self._equivalent(a, b)
-        if isinstance(pending, bool):
-            return pending
-        for one, other in pending:
-            if (await asyncio.wrap_future(self._submit(one, other))).right:
-                return True
-        return False
-
-    def equivalent_sync(self, a: str | None, b: str | None) -> bool:
-        """As `equivalent`, blocking. Not for an event loop."""
-        pending = self._equivalent(a, b)
-        if isinstance(pending, bool):
-            return pending
-        return any(self._submit(one, other).result().right for one, other in pending)
-
-    def _equivalent(self, a: str | None, b: str | None) -> bool | list[tuple[str, str]]:
         one, other = _bare(a), _bare(b)
         if not one or not other:
             return False
         if self.canonical(one) == self.canonical(other):
             return True
         one, other = self.conventions.read(one), self.conventions.read(other)
-        pending = []
         for left, right in ((one, other), (other, one)):
             verdict = _exact(left, right)
-            if verdict is Verdict.RIGHT:
-                return True
             if verdict is None:
-                pending.append((left, right))
-        return pending or False
+                verdict = await asyncio.wrap_future(self._submit(left, right))
+            if verdict.right:
+                return True
+        return False
 
     async def check_gold(self, gold: str) -> Verdict:
         """RIGHT for a gold answer that answers can be compared with; else why they cannot.
 
-        A number, a word or a list of these is one. The rest is compared with once itself, and with 1:
-        what is no mathematics, is empty, or takes too long is undecided against whatever a model writes.
+        One that can be told from 1 without algebra is one. The rest is compared with once itself: what is no
+        mathematics, is empty, or takes too long is undecided against whatever a model writes.
         """
         if not gold.strip() or gold.count("{") - gold.count("\\{") != gold.count("}") - gold.count("\\}"):
             return Verdict.CANNOT_PARSE
-        try:
-            form = form_of(join_thousands(cleaned(gold)))
-        except RecursionError:
-            return Verdict.TOO_LONG
-        known = isinstance(form, Value) and number_of(split_unit(form.text)[0]) is not None
-        if self.function is not None or known or isinstance(form, Word | Based):
-            return Verdict.RIGHT
-        probes = [f"\\boxed{{1 \\cdot ({gold})}}"] * isinstance(form, Value) + ["\\boxed{1}"]
-        for probe in probes:
-            verdict = await self.grade(probe, gold)
-            if verdict.undecided or verdict.failed:
-                return verdict
-        return Verdict.RIGHT
+        verdict = Verdict.RIGHT if self.function is not None else self.exact("\\boxed{1}", gold)
+        if verdict is None:
+            verdict = await self.grade(f"\\boxed{{1 \\cdot ({gold})}}", gold)
+        return verdict if verdict.undecided or verdict.failed else Verdict.RIGHT
 
     @property
     def last_own_s(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 
@@ -315,7 +316,10 @@ def _bracketed(text: str) -> Form | None:
     return Ordered(opening, closing, tuple(form_of(part) for part in parts))
 
 
-_BASES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10")
+_BASES = {
+    name: str(base)
+    for base, name in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 2)
+}
 _COLONS = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+\Z")
 
 
@@ -330,9 +334,19 @@ def _based(text: str) -> Based | None:
     return Based(match[1].upper().lstrip("+"), base)
 
 
+def _ratio(parts: list[str]) -> Form:
+    """Parts of a ratio in proportion, a quotient when there are two; a time of day as it is written."""
+    numbers = [number_of(part.strip()) or Fraction(0) for part in parts]
+    if not all(numbers) or re.fullmatch(r"[0-5]\d", parts[1].strip()):
+        return Ordered(":", ":", tuple(Value(part.strip()) for part in parts))
+    if len(parts) == 2:
+        return Value("\\frac{{{}}}{{{}}}".format(*parts))
+    return Ordered(":", ":", tuple(Value(str(number / numbers[0])) for number in numbers))
+
+
 def _single(text: str) -> Form:
     if _COLONS.match(text):
-        return Ordered(":", ":", tuple(Value(part.strip()) for part in text.split(":")))
+        return _ratio(text.split(":"))
     if based := _based(text):
         return based
     wrapped = re.match(r"\\text\s*\{([^{}]*)\}\Z", text)

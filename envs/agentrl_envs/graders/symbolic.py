@@ -13,7 +13,7 @@ from typing import Any
 
 from .comparison import CannotParse, Undecided, exact_leaf
 from .exact import decimals_of, enough_digits, number_of
-from .symbols import readable, with_primes
+from .symbols import readable
 from .units import TRIGONOMETRY
 
 __all__ = ["symbolic_leaf", "warm_up"]
@@ -31,7 +31,6 @@ _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Z
 _PRODUCT = re.compile(r"((?<![_^\d}])(?<!\\variable\{)\d+|\))\s*(?=\()")
 _CONSTANT = re.compile(r"[CcKk](Z5fZ\w+)?\Z")  # of integration, with its subscript
 _EQUALS = re.compile(r"=(?![^{]*\})")  # not that of a sum's index
-_PRIMED = re.compile(r"'|\\prime|\\d?dot(?![A-Za-z])")
 
 
 def warm_up() -> None:
@@ -89,10 +88,8 @@ def symbolic_leaf(answer: str, gold: str, tolerance: float = 0.0) -> bool:
         return exact_leaf(answer, gold, tolerance)
     except Undecided:
         pass
-    if bool(_PRIMED.search(answer)) != bool(_PRIMED.search(gold)):
-        answer, gold = with_primes(answer), with_primes(gold)
     if _EQUALS.search(answer) and _EQUALS.search(gold):
-        return _same_equation(answer, gold, tolerance)
+        return _proportional(answer, gold)
     given, expected = _parsed(answer), _parsed(gold)
     if given is None:
         raise CannotParse
@@ -205,24 +202,14 @@ def _same_antiderivative(given: Any, expected: Any) -> bool:
     return same or values[0] == values[1]
 
 
-def _same_equation(answer: str, gold: str, tolerance: float) -> bool:
-    """Whether two equations have the same sides, or are constant multiples of each other."""
+def _proportional(answer: str, gold: str) -> bool:
+    """Whether one equation is a constant multiple of the other."""
     from sympy import Expr
 
-    texts = [_EQUALS.split(text) for text in (answer, gold)]
-    sides = [[_parsed(side) for side in text] for text in texts]
+    sides = [[_parsed(side) for side in _EQUALS.split(text)] for text in (answer, gold)]
     if None in sides[0]:
         raise CannotParse
-    if None in sides[1] or len(sides[0]) != len(sides[1]):
-        return False
-
-    def pairwise(order: int) -> bool:
-        pairs = zip(texts[0], texts[1][::order], strict=True)
-        return all(a.strip() == g.strip() or symbolic_leaf(a, g, tolerance) for a, g in pairs)
-
-    if pairwise(1) or pairwise(-1):
-        return True
-    if len(sides[0]) != 2 or not all(isinstance(side, Expr) for side in (*sides[0], *sides[1])):
+    if any(len(side) != 2 or not all(isinstance(one, Expr) for one in side) for side in sides):
         return False
     given, expected = sides[0][0] - sides[0][1], sides[1][0] - sides[1][1]
     if not expected.free_symbols or given.free_symbols != expected.free_symbols:

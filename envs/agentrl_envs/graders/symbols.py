@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-__all__ = ["readable", "symbol_name", "with_primes"]
+__all__ = ["readable", "symbol_name"]
 
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|rho|varrho|"
@@ -47,11 +47,6 @@ _MISREAD = "IETd"  # imaginary unit, an error, transpose, differential
 def symbol_name(text: str) -> str:
     r"""The name of a symbol without its mark-up: `m_{\max }` and `m_{\text{max}}` are one."""
     return re.sub(r"\\text|[{}\s\\_]", "", text)
-
-
-def with_primes(text: str) -> str:
-    r"""`\frac{dy}{dx}` as `y'`, for comparison with a side that writes primes or dots."""
-    return _LEIBNIZ.sub(lambda match: f"{match[1]}'" if match[2] == "d" else match.group(), text)
 
 
 def _variable(name: str) -> str:
