@@ -23,45 +23,51 @@ _UNICODE = {
     "✔": "", "℃": r"^\circ C", "℉": r"^\circ F", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
     "⌉": r"\rceil ", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "∖": r"\setminus ",
 }  # fmt: skip
-_SIZES = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|mathopen|mathclose|bf|rm|boldsymbol"
-    r"|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bm|underline|mathop|mathbin"
-    r"|fbox|boxed|therefore|checkmark|blacksquare|square)(?![A-Za-z])\.?"
-    r"|\\(?:text)?color(?:box)?\s*(?:\[[^][]*\])?\{[^{}]*\}"
-)
 # Words that introduce an answer and say nothing of it.
 _INTRODUCTION = re.compile(
-    r"(?:=|\\(?:Rightarrow|implies|Longrightarrow)(?![A-Za-z])|\\text\s*\{\s*(?:(?:so|thus|hence|therefore|the|final|"
-    r"correct|required|set|exactly|precisely|simply|answer|solution|result|value|is|are|equals|to|be)\b[\s:,]*)+\}|:)\s*",
+    r"(?:=|\\(?:Rightarrow|implies|Longrightarrow)(?![A-Za-z])|\\text\s*\{\s*(?:(?:so|thus|hence|therefore|the"
+    r"|final|correct|required|set|exactly|precisely|simply|answer|solution|result|value|is|are|equals|to|be)\b"
+    r"[\s:,]*)+\}|:)\s*",
     re.IGNORECASE,
 )
-_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}&?")
+_SIZES = (
+    "left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|mathopen|mathclose|mathop|mathbin|bf|rm|bm|boldsymbol"
+    "|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|underline|fbox|boxed|therefore"
+    "|checkmark|blacksquare|square"
+)
+_LOOKS = [  # in this order
+    (re.compile(pattern), usual)
+    for pattern, usual in (
+        (rf"\\(?:{_SIZES})(?![A-Za-z])\.?|\\(?:text)?color(?:box)?\s*(?:\[[^][]*\])?\{{[^{{}}]*\}}", ""),
+        (r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}&?", ""),
+        (r"(?<=\\\\)\[[\d.]+ ?(?:pt|em|ex|mm|cm)\]", ""),  # gaps between rows
+        (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,|\\!)\s*(?=\d{3}(?!\d))", ""),  # separators of thousands
+        (r"\\mathrm\s+([a-z])(?![A-Za-z])", r"\1"),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:text(?:bf|it|rm|normal|sf)|mathrm|mbox|operatorname)\s*(?=\{)", r"\\text"),
+        (r"\\(?:math(?:bf|it|sf|cal)|text(?=\s*\{[^{}]*\{))\s*(?=\{)", ""),  # around mathematics
+        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+    )
+]
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
-_SEPARATED = re.compile(r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,|\\!)\s*(?=\d{3}(?!\d))")
 _USUAL = {
     "\\!": "", "\\%": "%", "{:}": ":", "\\colon": ":", "\\lbrace": "\\{", "\\rbrace": "\\}",
     "\\not=": "\\ne ",
     "\\backslash": "\\setminus ",
 }  # fmt: skip
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z{}()\[\],;!%])")
-_ROW_GAPS = re.compile(r"(?<=\\\\)\[[\d.]+ ?(?:pt|em|ex|mm|cm)\]")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|hspace\{[^{}]*\}|enspace(?![A-Za-z]))|~|\s+")
-_FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_TEXTS = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf)|mathrm|mbox|operatorname)\s*(?=\{)")
-_FONTS = re.compile(r"\\(?:math(?:bf|it|sf|cal)|text(?=\s*\{[^{}]*\{))\s*(?=\{)")  # around mathematics
 _THOUSANDS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _UPRIGHT = re.compile(r"\\text\s*\{\s*(?:(e)\s*\}(?=\s*\^)|(i)\s*\}|(d)\s*\}(?=\s*[a-z]))")
-_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALE = re.compile(
-    r"(?<=\d)\s*(?:\\text\s*\{\s*)?(?:\b)(thousand|million|billion|trillion)(?![A-Za-z])\s*\}?"
-)
 _POSITIVE = re.compile(r"(?<![\w)}\]!'])\s*\+\s*(?=\\infty|oo(?![A-Za-z]))")
 
 _CALLS = (
-    r"a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|cot|sec|csc|ln|log|exp|gcd|lcm"
+    "a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|cot|sec|csc|ln|log|exp|gcd|lcm|max"
+    "|min|det"
 )
-_CALLS += "|max|min|det"
 _PYTHON = re.compile(r"sqrt|pi|oo|theta|\*\*|\^\s*\(|\b[a-zA-Z]{2,}\(|(?<![A-Za-z\\])C\(|\\text")
 _NAMES = re.compile(
     rf"\\text\s*\{{\s*(?P<upright>{_CALLS})\s*\}}|\\text\s*\{{[^{{}}]*\}}|\bE(?=\s*\*\*)"
@@ -70,20 +76,15 @@ _NAMES = re.compile(
 )
 _LATEX = {"sqrt": r"\sqrt", "pi": r"\pi ", "oo": r"\infty ", "theta": r"\theta ", "E": "e"}
 _LATEX |= {f"a{name}": f"\\arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")}
-_CALLED = [  # what Python calls by other names
-    (re.compile(rf"(?<![\\A-Za-z]){call}"), latex)
-    for call, latex in (
-        (r"Rational\s*\(([^(),]*),([^(),]*)\)", r"\\frac{\1}{\2}"),
-        (r"(?:C|comb|binom|binomial)\s*\(([^(),]*),([^(),]*)\)", r"\\binom{\1}{\2}"),
-        (r"factorial\s*\(([^(),]*)\)", r"(\1)!"),
-        (r"[Aa]bs\s*\(([^(),]*)\)", r"|\1|"),
-    )
-]
+_CALLED = {  # what Python calls by other names
+    r"(?<![\\A-Za-z])Rational\s*\(([^(),]*),([^(),]*)\)": r"\\frac{\1}{\2}",
+    r"(?<![\\A-Za-z])(?:C|comb|binom|binomial)\s*\(([^(),]*),([^(),]*)\)": r"\\binom{\1}{\2}",
+    r"(?<![\\A-Za-z])factorial\s*\(([^(),]*)\)": r"(\1)!",
+    r"(?<![\\A-Za-z])[Aa]bs\s*\(([^(),]*)\)": r"|\1|",
+}
 _ROOT_OF_DIGITS = re.compile(r"\\sqrt\s*(\d+(?:\.\d+)?)")
 _POWER = re.compile(r"\*\*\s*(-?\d+)?")
 _BRACKET = re.compile(r"(\\sqrt|\^)?\s*\(|\)")
-
-
 _FORMS = {"<fraction>": "{}", "<super>": "\x01{}\x02", "<sub>": "\x03{}\x04", "<font>": "{}"}
 
 
@@ -110,8 +111,8 @@ def _latex(match: re.Match[str]) -> str:
 
 def _from_python(text: str) -> str:
     r"""Names, powers and roots of Python as LaTeX; `\sqrt13` is the root of 13, whatever TeX makes of it."""
-    for call, latex in _CALLED:
-        text = call.sub(latex, text)
+    for call, latex in _CALLED.items():
+        text = re.sub(call, latex, text)
     text = _NAMES.sub(_latex, text)
     text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text)
     text = _POWER.sub(lambda match: f"^{{{match[1]}}}" if match[1] else "^", text)
@@ -143,8 +144,6 @@ def cleaned(text: str) -> str:
         text = _latex_marks(text)
     text = _from_python(text) if _PYTHON.search(text) else text
     text = _SPACES.sub(" ", _POSITIVE.sub("", text)).strip()
-    if "lion" in text or "thousand" in text:
-        text = _SCALE.sub(lambda m: f"\\times 10^{{{_SCALES[m[1]]}}}", text)
     text = text.rstrip(" .,;:\\").strip() if text[-1:] in ".,;:\\" else text
     while (match := _INTRODUCTION.match(text)) and match.end() < len(text):
         text = text[match.end() :]
@@ -153,16 +152,11 @@ def cleaned(text: str) -> str:
 
 def _latex_marks(text: str) -> str:
     """Sizes, fonts and other commands that change the looks of a formula only."""
-    text = _ROW_GAPS.sub("", _ENVIRONMENT.sub("", _SIZES.sub("", text)))
-    text = _SEPARATED.sub("", text)
     for written, usual in _USUAL.items():
         text = text.replace(written, usual)
-    text = _FONTS.sub("", _TEXTS.sub(r"\\text", _FRACTIONS.sub(r"\\frac", text)))
-    if "\\text" in text:
-        text = _UPRIGHT.sub(lambda m: text if m.group() == text else m[1] or m[2] or m[3], text)
-    if "\\choose" in text:
-        text = re.sub(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}", text)
-    return text.replace("\\lt", "<").replace("\\gt", ">") if re.search(r"\\[lg]t(?![A-Za-z])", text) else text
+    for mark, usual in _LOOKS:
+        text = mark.sub(usual, text)
+    return _UPRIGHT.sub(lambda m: text if m.group() == text else m[1] or m[2] or m[3], text)
 
 
 def join_thousands(text: str) -> str:

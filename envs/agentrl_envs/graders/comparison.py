@@ -15,7 +15,7 @@ from operator import eq
 
 from .cleaning import cleaned, compact, join_thousands
 from .exact import decimals_of, number_of, same_number
-from .structure import Based, Equation, Form, Items, Matrix, Ordered, Relation, Value, Word, form_of, is_name
+from .structure import Based, Equation, Form, Items, Ordered, Relation, Value, Word, form_of, is_name
 from .symbols import symbol_name
 from .units import conversion, split_unit
 
@@ -113,7 +113,8 @@ def _same_kind(answer: str, gold: str) -> tuple[str, str]:
 
 # What a side may add that the other leaves out: where it holds, modulo what.
 _QUALIFIER = re.compile(
-    r"\s*[,;]?\s*(?:\\forall(?![A-Za-z]).*|\(\s*[^()=]*\\in(?![A-Za-z])[^()]*\)|\\text\s*\{\s*[,;(]?\s*"
+    r"\s*[,;]\s*[A-Za-z]\s*\\in\s*\\mathbb.*\Z"
+    r"|\s*[,;]?\s*(?:\\forall(?![A-Za-z]).*|\(\s*[^()=]*\\in(?![A-Za-z])[^()]*\)|\\text\s*\{\s*[,;(]?\s*"
     r"(?:for|where|when|with|as long as|such that|provided|i\.e\.|that is)(?![A-Za-z]).*)\Z",
     re.DOTALL,
 )
@@ -128,11 +129,10 @@ def _without_qualifiers(answer: str, gold: str) -> tuple[str, str]:
     """Both sides without what only one of them adds to its value, or both add alike."""
     for mark in (_QUALIFIER, _MODULUS) if "\\" in answer or "\\" in gold else ():
         given, expected = mark.search(answer), mark.search(gold)
-        alike = given and expected and mark is _MODULUS and given[1] == expected[1]
-        if given and given.start() and (not expected or alike):
-            answer = answer[: given.start()]
-        if expected and expected.start() and (not given or alike):
-            gold = gold[: expected.start()]
+        if given and expected and (mark is _QUALIFIER or given[1] != expected[1]):
+            continue
+        answer = answer[: given.start()] or answer if given else answer
+        gold = gold[: expected.start()] or gold if expected else gold
     return answer, gold
 
 
@@ -168,8 +168,9 @@ def _same(a: Form, g: Form, leaf: Leaf) -> bool:
         if (a.opening, a.closing) != (g.opening, g.closing) or len(a.items) != len(g.items):
             return False
         return _all_same(a.items, g.items, leaf)
-    if isinstance(a, Matrix) or isinstance(g, Matrix):
-        return _same_matrix(a, g, leaf)
+    texts = [form.text if isinstance(form, Value | Ordered) else "" for form in (a, g)]
+    if all("\\begin" in text for text in texts):  # 2A, A + B
+        return leaf(*texts)
     if isinstance(a, Word) or isinstance(g, Word):
         return _same_word(a, g)
     if isinstance(g, Based):
@@ -239,10 +240,6 @@ def _same_items(answers: tuple[Form, ...], golds: tuple[Form, ...], leaf: Leaf) 
     return not left
 
 
-def _plain(side: str) -> str:
-    return re.sub(r"\\text|[{}]", "", compact(side))
-
-
 def _same_equation(a: Form, g: Form, leaf: Leaf) -> bool:
     if isinstance(a, Equation) and isinstance(g, Equation):
         return _same_equations(a, g, leaf)
@@ -256,9 +253,10 @@ def _same_equation(a: Form, g: Form, leaf: Leaf) -> bool:
 def _states_a_value(g: Equation, value: Form) -> bool:
     """Whether a gold equation states its last side: the first names it, or is a number that equals it."""
     side = g.sides[0]
-    if is_name(side) or not _unknowns("".join(g.sides)):
+    if is_name(side) or not _unknowns("".join(g.sides)) or re.match(r"\\(?:lim|int|sum)(?![A-Za-z])", side):
         return True
-    return bool(_unknowns(side)) and _names_the_question(side, value) and not re.search(r"[-+]|[xyz]", side)
+    solved = _unknowns(side) and not re.search(r"(?<!\{)[-+]|[xyz]", side)
+    return bool(solved) and _names_the_question(side, value)
 
 
 def _unknowns(side: str) -> set[str]:
@@ -270,7 +268,7 @@ def _same_equations(a: Equation, g: Equation, leaf: Leaf) -> bool:
     first, wanted, last = a.sides[0], g.sides[0], form_of(g.sides[-1])
     named = is_name(first) or is_name(wanted)
     for sides in (a.sides, a.sides[::-1]) if len(a.sides) == len(g.sides) else ():
-        pairs = [(x, y) for x, y in zip(sides, g.sides, strict=True) if _plain(x) != _plain(y)]
+        pairs = [(x, y) for x, y in zip(sides, g.sides, strict=True) if compact(x) != compact(y)]
         renamed = named and pairs[:1] == [(sides[0], wanted)]
         if not renamed and _all_sides([(form_of(x), form_of(y)) for x, y in pairs], leaf):
             return True
@@ -299,8 +297,6 @@ def _chain(a: Equation, g: Form, leaf: Leaf) -> bool:
         sides = sides[1:]
     while len(sides) > 1 and is_name(sides[0]):  # x = y = 12
         sides = sides[1:]
-    if isinstance(g, Equation):
-        g = form_of(g.sides[-1])
     return all(_same(form_of(side), g, leaf) for side in reversed(sides))
 
 
@@ -332,30 +328,8 @@ def _letters(form: Form) -> set[str]:
     """Letters that occur in the values of an answer."""
     if isinstance(form, Items | Ordered):
         return set().union(*(_letters(item) for item in form.items))
-    if isinstance(form, Matrix):
-        return set().union(*(_letters(cell) for row in form.rows for cell in row))
-    text = getattr(form, "text", "")
-    text = re.sub(r"\\[a-z]+", "", text)  # commands are no letters
-    return set(re.findall(r"[A-Za-z]", text)) | set(re.findall(r"[A-Za-z]", text.upper()))
-
-
-def _same_matrix(a: Form, g: Form, leaf: Leaf) -> bool:
-    if isinstance(a, Value) or isinstance(g, Value):  # 2A, A + B
-        texts = [form.text if isinstance(form, Value | Matrix) else "" for form in (a, g)]
-        return all("\\begin" in text for text in texts) and leaf(*texts)
-    rows, wanted = _rows(a), _rows(g)
-    if rows is None or wanted is None or [len(row) for row in rows] != [len(row) for row in wanted]:
-        return False
-    return _all_same(tuple(c for row in rows for c in row), tuple(c for row in wanted for c in row), leaf)
-
-
-def _rows(form: Form) -> tuple[tuple[Form, ...], ...] | None:
-    """Rows of a matrix; a point in brackets is a column."""
-    if isinstance(form, Ordered) and (form.opening, form.closing) == ("(", ")"):
-        return tuple((item,) for item in form.items)
-    if isinstance(form, Matrix):
-        return tuple((cell,) for cell in form.rows[0]) if len(form.rows) == 1 else form.rows
-    return None
+    letters = _unknowns(getattr(form, "text", ""))
+    return letters | {letter.upper() for letter in letters}
 
 
 def _same_word(a: Form, g: Form) -> bool:

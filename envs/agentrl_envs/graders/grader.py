@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any, Literal
 
 from .cleaning import cleaned, compact, join_thousands
@@ -162,11 +163,6 @@ class Grader:
             verdict = await self.grade(f"\\boxed{{1 \\cdot ({gold})}}", gold)
         return verdict if verdict.undecided or verdict.failed else Verdict.RIGHT
 
-    @property
-    def last_own_s(self) -> float:
-        """CPU seconds of the last symbolic comparison that ended; for benchmarks."""
-        return 0.0 if self._pool is None else self._pool.own_s
-
     # ---- the pool ------------------------------------------------------------------------------------------
 
     def _ask(self, answer: str | None, gold: str) -> Future[Verdict]:
@@ -245,14 +241,8 @@ def _too_long(stated: str, gold: str = "") -> bool:
 
 
 def _depth(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        if character in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth -= 1
-    return deepest
+    """Most brackets within brackets."""
+    return max(accumulate((mark in "([{") - (mark in ")]}") for mark in text), default=0)
 
 
 def _key(form: Form) -> str:

@@ -145,11 +145,6 @@ class Pool:
         self._jobs.put((future, {"answer": answer, "gold": gold, "tolerance": tolerance}))
         return future
 
-    @property
-    def own_s(self) -> float:
-        """CPU seconds of the request that ended last."""
-        return self._state["own_s"]
-
     def close(self) -> None:
         """End all processes; pending requests get GRADER_FAILED."""
         self._finalizer()

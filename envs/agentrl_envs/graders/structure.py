@@ -17,7 +17,7 @@ from .cleaning import compact
 from .exact import number_of
 
 __all__ = [
-    "Based", "Equation", "Form", "Items", "Matrix", "Ordered", "Relation", "Value", "Word", "form_of",
+    "Based", "Equation", "Form", "Items", "Ordered", "Relation", "Value", "Word", "form_of",
     "is_name",
 ]  # fmt: skip
 
@@ -34,11 +34,8 @@ _ORDER = {
     "\\geqslant": ">=", ">=": ">=",
 }  # fmt: skip
 _NOT_EQUAL = {"\\ne", "\\neq", "!="}
-_OTHER_RELATIONS = {*_NOT_EQUAL, "\\approx", "\\equiv", "\\sim"}
-_OTHER_RELATIONS |= {"\\to", "\\mapsto", "\\simeq", "\\implies"}
-_BASED = re.compile(  # 1024_5, (101)_2, 101_{\text{two}}
-    r"(?=[^_]*\d)\(?([+-]?[0-9A-Za-z.]+)\)?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*\Z", re.ASCII
-)
+_OTHER_RELATIONS = {*_NOT_EQUAL, r"\approx", r"\equiv", r"\sim", r"\to", r"\mapsto", r"\simeq", r"\implies"}
+_BASED = re.compile(r"(?=[^_]*\d)\(?([+-]?[0-9A-Za-z.]+)\)?\s*_\s*\{?\s*(\d{1,2})[\s}]*\Z", re.ASCII)
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?(.*)\\end\s*\{\1\}\Z", re.DOTALL)
 _SHORT_WORDS = {"yes", "no", "on", "off", "odd", "all", "one", "two", "six", "ten"}
 _WORD = re.compile(r"[A-Za-z][A-Za-z'\-. :]*\Z")
@@ -75,11 +72,15 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """A tuple, a point or an interval: the brackets and the order count. A ratio's bracket is its colon."""
+    """A tuple, a point, an interval, a matrix: the brackets and the order count.
+
+    A vector is a point, any other matrix a point of its rows. A ratio's bracket is its colon.
+    """
 
     opening: str
     closing: str
     items: tuple[Form, ...]
+    text: str = field(default="", compare=False)  # of a matrix, as it is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +97,7 @@ class Relation:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A matrix, by rows, and as it is written."""
-
-    rows: tuple[tuple[Form, ...], ...]
-    text: str = field(default="", compare=False)
-
-
-Form = Value | Word | Based | Items | Ordered | Equation | Relation | Matrix
+Form = Value | Word | Based | Items | Ordered | Equation | Relation
 
 
 @lru_cache(maxsize=4096)
@@ -257,21 +250,18 @@ def _interval(sides: list[str], kinds: list[str]) -> Ordered | None:
     if len(sides) == 2 and (match := _ABSOLUTE.match(sides[0])):  # |x - a| < b
         center = f"-({match[2]})" if match[2] else ""
         return _interval([f"-({sides[1]}){center}", match[1], f"{sides[1]}{center}"], kinds * 2)
-    opening, closing = "(", ")"
-    if len(sides) == 3 and is_name(sides[1]):
-        opening, closing = "[" if kinds[0] == "<=" else "(", "]" if kinds[1] == "<=" else ")"
-        low, high = sides[0], sides[2]
-    elif len(sides) == 2 and is_name(sides[0]) and not is_name(sides[1]):
-        low, high, closing = "-\\infty", sides[1], "]" if kinds[0] == "<=" else ")"
-    elif len(sides) == 2 and is_name(sides[1]) and not is_name(sides[0]):
-        low, high, opening = sides[0], "\\infty", "[" if kinds[0] == "<=" else "("
-    else:
+    if len(sides) == 2 and is_name(sides[0]) != is_name(sides[1]):
+        low = [] if is_name(sides[1]) else ["-\\infty"]
+        sides, kinds = [*low, *sides, "\\infty"][:3], [*("<" for _ in low), *kinds, "<"]
+    if len(sides) != 3 or not is_name(sides[1]):
         return None
-    return Ordered(opening, closing, (form_of(low), form_of(high)))
+    opening, closing = "[" if kinds[0] == "<=" else "(", "]" if kinds[1] == "<=" else ")"
+    return Ordered(opening, closing, (form_of(sides[0]), form_of(sides[2])))
 
 
 _NAME = re.compile(
-    r"(?:\\[A-Za-z]+\s*)?[A-Za-z]{0,3}(?:_\s*(?:\{[^{}]*\}|\w))?'*(?:\s*\(\s*(?:\\[a-z]+\s*\{?\s*)?[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\}?\s*\))?\Z"
+    r"(?:\\[A-Za-z]+\s*)?[A-Za-z]{0,3}(?:_\s*(?:\{[^{}]*\}|\w))?'*"
+    r"(?:\s*\(\s*(?:\\[a-z]+\s*\{?\s*)?[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\}?\s*\))?\Z"
 )
 
 
@@ -301,8 +291,10 @@ def _bracketed(text: str) -> Form | None:
         return Items(())
     if (match := _MATRIX.match(text)) and "\\begin" not in match[2]:
         rows = [row for row in _split(match[2].strip(), lambda token: token == "\\\\") if row]
-        cells = tuple(tuple(form_of(cell) for cell in _split(row, lambda t: t == "&")) for row in rows)
-        return Matrix(cells, text)
+        cells = [tuple(form_of(cell) for cell in _split(row, lambda token: token == "&")) for row in rows]
+        if len(cells) == 1 or all(len(row) == 1 for row in cells):
+            return Ordered("(", ")", sum(cells, ()), text)
+        return Ordered("(", ")", tuple(Ordered("(", ")", row) for row in cells), text)
     tokens = list(_tokens(text))
     if len(tokens) < 2 or tokens[0][0] not in ("(", "[", "\\langle") or not _closes_at_end(text):
         return None
@@ -316,10 +308,6 @@ def _bracketed(text: str) -> Form | None:
     return Ordered(opening, closing, tuple(form_of(part) for part in parts))
 
 
-_BASES = {
-    name: str(base)
-    for base, name in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 2)
-}
 _COLONS = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+\Z")
 
 
@@ -327,11 +315,10 @@ def _based(text: str) -> Based | None:
     if not (match := _BASED.match(text)):
         return None
     try:
-        base = int(_BASES.get(match[2], match[2]))
-        int(match[1].replace(".", ""), base)
+        int(match[1].replace(".", ""), int(match[2]))
     except ValueError:  # an index, or no digits of the base
         return None
-    return Based(match[1].upper().lstrip("+"), base)
+    return Based(match[1].upper().lstrip("+"), int(match[2]))
 
 
 def _ratio(parts: list[str]) -> Form:

@@ -48,68 +48,46 @@ def warm_up() -> None:
 
 @lru_cache(maxsize=256)
 def _parsed(text: str) -> Any:
-    """sympy expression of a LaTeX value, or None."""
+    """sympy expression of a LaTeX value, with i as the imaginary unit and real odd roots; or None."""
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from sympy import I, real_root
 
     if TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     try:
-        text = _PRODUCT.sub(r"\1 \\cdot ", readable(text, _canonical))
-        value = latex2sympy(
+        text = _PRODUCT.sub(r"\1 \\cdot ", readable(text))
+        value: Any = latex2sympy(
             text,
             is_real=True,
             normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=False),
         )
-        return _conventional(value)
+        imaginary = [symbol for symbol in getattr(value, "free_symbols", ()) if str(symbol) == "i"]
+        return real_root(value.subs(dict.fromkeys(imaginary, I)) if imaginary else value)
     except (MemoryError, RecursionError):
         raise
     except Exception:  # whatever a parser of LaTeX dislikes means that this is none
         return None
 
 
-def _canonical(text: str) -> str:
-    """One spelling of what a function is applied to."""
-    value = _parsed(text)
-    return text.replace(" ", "") if value is None else str(value.doit() if hasattr(value, "doit") else value)
-
-
-def _conventional(value: Any) -> Any:
-    """`value` with i as the imaginary unit, and with the real odd roots of negative numbers."""
-    from sympy import I, real_root
-
-    imaginary = [symbol for symbol in getattr(value, "free_symbols", ()) if str(symbol) == "i"]
-    return real_root(value.subs(dict.fromkeys(imaginary, I)) if imaginary else value)
-
-
 def symbolic_leaf(answer: str, gold: str, tolerance: float = 0.0) -> bool:
     """Equality of two values. Raises CannotParse when the answer is no mathematics."""
+    from sympy import Expr
+
     try:
         return exact_leaf(answer, gold, tolerance)
     except Undecided:
         pass
     if _EQUALS.search(answer) and _EQUALS.search(gold):
         return _proportional(answer, gold)
-    given, expected = _parsed(answer), _parsed(gold)
+    values = given, expected = _parsed(answer), _parsed(gold)
     if given is None:
         raise CannotParse
     if expected is None:
         return False
-    if _is_number(given) and _is_number(expected):
+    if all(isinstance(value, Expr) and not value.free_symbols and not value.is_Matrix for value in values):
         return _same_constant(answer, given, gold, expected, tolerance)
     return _same_expression(given, expected)
-
-
-def _verified(expected: Any, given: Any) -> bool:
-    from math_verify import verify
-
-    return bool(verify(expected, given, timeout_seconds=None))
-
-
-def _is_number(value: Any) -> bool:
-    from sympy import Expr
-
-    return isinstance(value, Expr) and not value.free_symbols and not value.is_Matrix
 
 
 def _same_constant(answer: str, given: Any, gold: str, expected: Any, tolerance: float = 0.0) -> bool:
@@ -132,19 +110,19 @@ def _same_constant(answer: str, given: Any, gold: str, expected: Any, tolerance:
 
 
 def _same_expression(given: Any, expected: Any) -> bool:
+    from math_verify import verify
     from sympy import Expr, MatrixBase, MatrixExpr, nan, zoo
 
     if any(isinstance(value, MatrixBase | MatrixExpr) for value in (given, expected)):
         return bool(given.doit().equals(expected.doit()))
-    if not (isinstance(given, Expr) and isinstance(expected, Expr)):
-        return _verified(expected, given)
-    if given.has(nan, zoo) or expected.has(nan, zoo):
+    algebraic = isinstance(given, Expr) and isinstance(expected, Expr)
+    if algebraic and (given.has(nan, zoo) or expected.has(nan, zoo)):
         return False
     if given == expected:
         return True
-    agree = _agree_at_points(given, expected)
+    agree = _agree_at_points(given, expected) if algebraic else None
     if agree is None:
-        return _verified(expected, given)
+        return bool(verify(expected, given, timeout_seconds=None))
     return agree or _same_antiderivative(given, expected)
 
 
@@ -152,9 +130,7 @@ def _values(given: Any, expected: Any) -> Any:
     """Pairs of values where both are defined; real ones only, unless an imaginary unit is written."""
     from sympy import Derivative, I, Integral, Limit, Product, Rational, Sum, ceiling, floor
 
-    if given.has(Integral, Sum, Product, Limit, Derivative) or expected.has(
-        Integral, Sum, Product, Limit, Derivative
-    ):
+    if any(value.has(Integral, Sum, Product, Limit, Derivative) for value in (given, expected)):
         given, expected = given.doit(), expected.doit()
     symbols = sorted(given.free_symbols | expected.free_symbols, key=str)
     points = _POINTS

@@ -9,15 +9,14 @@ become fractions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 
 __all__ = ["readable", "symbol_name"]
 
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|rho|varrho|"
-    "sigma|varsigma|tau|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|"
-    "Omega|hbar|ell|nabla|aleph"
+    "sigma|varsigma|tau|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|"
+    "Psi|Omega|hbar|ell|nabla|aleph"
 )
 _ACCENTS = "dot|ddot|vec|hat|bar|tilde|overline|overrightarrow|widehat|widetilde|mathbb"
 _SUBSCRIPT = r"\s*_\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|\w)"
@@ -28,9 +27,8 @@ _TOKEN = re.compile(
     rf"(?P<marks>(?:{_SUBSCRIPT}|{_PRIMES})*)"
     r"|\\(?:begin|end)\s*\{[^{}]*\}|\\(?P<command>[A-Za-z]+)"
 )
-_LEIBNIZ = re.compile(
-    r"\\frac\s*\{\s*(?:d|\\partial)\s*(\\?[A-Za-z]+(?:_\w)?)\s*\}\s*\{\s*(d|\\partial)\s*(\\?[A-Za-z]+(?:_\w)?)\s*\}"
-)
+_DIFFERENTIAL = r"\{\s*(d|\\partial)\s*(\\?[A-Za-z]+(?:_\w)?)\s*\}"
+_LEIBNIZ = re.compile(rf"\\frac\s*{_DIFFERENTIAL}\s*{_DIFFERENTIAL}")
 _DECIMAL = re.compile(r"(\^\s*)?(\d*\.\d+)")
 _ROOT = re.compile(r"\\sqrt\s*([A-Za-z]|\\[A-Za-z]+)(?![A-Za-z\[{])")
 _GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
@@ -58,16 +56,14 @@ def _name(match: re.Match[str]) -> str:
     accent, marks = match["accent"] or "", match["marks"] or ""
     primes = marks.count("'") + marks.count("prime") + _DOTS.get(accent, 0)
     subscript = symbol_name(re.sub(_PRIMES, "", marks))
-    if "+" in subscript:
-        subscript = "+".join(sorted(subscript.split("+")))
     accent = "" if accent in _DOTS else _ACCENT_NAMES.get(accent, accent)
     return accent + symbol_name(base) + ("_" + subscript if subscript else "") + "'" * primes
 
 
-def readable(text: str, canonical: Callable[[str], str]) -> str:
-    """`text` as the parser reads it rightly. canonical: one spelling of an argument of a function."""
+def readable(text: str) -> str:
+    """`text` as the parser reads it rightly."""
     text = _BARE_BOTTOM.sub(r"\1{\2}", _BARE_TOP.sub(r"\\frac{\1}", text))
-    text = _LEIBNIZ.sub(lambda m: _variable(f"d{symbol_name(m[1])}/d{symbol_name(m[3])}"), text)
+    text = _LEIBNIZ.sub(lambda m: _variable(f"d{symbol_name(m[2])}/d{symbol_name(m[4])}"), text)
     text = _ROOT.sub(r"\\sqrt{\1}", _DECIMAL.sub(_exact, text))
     out: list[str] = []
     position = 0
@@ -78,30 +74,29 @@ def readable(text: str, canonical: Callable[[str], str]) -> str:
             position = text.index("}", position) + 1
             piece = text[match.start() : position]
         elif command in _NO_NUMBERS and re.search("[A-Za-z]", _inside(text, position)):
-            piece, position = _application(command or "", text, position, canonical)
+            piece, position = _application(command or "", text, position)
         elif match["marks"] is not None:
-            piece, position = _symbol(text, match, canonical)
+            piece, position = _symbol(text, match)
         out.append(piece)
     return _FACTORIAL.sub(r"{\1\2}^", "".join([*out, text[position:]]))
 
 
-def _symbol(text: str, match: re.Match[str], canonical: Callable[[str], str]) -> tuple[str, int]:
+def _symbol(text: str, match: re.Match[str]) -> tuple[str, int]:
     """(what to write for a symbol, where to go on), with its arguments when it is a function's name."""
     name, letter, end = _name(match), match["letter"], match.end()
     inside = _inside(text, end) if name not in ("e", "i", "Gamma") else ""
     simple = re.fullmatch(r"\s*\\?[A-Za-z]+\s*", inside) and inside.strip() != name
     if inside and (simple or match["text"] or (name[0] in _FUNCTIONS and not match["greek"])):
-        return _application(name, text, end, canonical)
+        return _application(name, text, end)
     differential = letter == "d" and "\\int" in text
     if name == "Gamma" or (letter and not match["marks"] and (letter not in _MISREAD or differential)):
         return match.group(), end
     return _variable(name), end
 
 
-def _application(name: str, text: str, end: int, canonical: Callable[[str], str]) -> tuple[str, int]:
+def _application(name: str, text: str, end: int) -> tuple[str, int]:
     inside = _inside(text, end)
-    arguments = ",".join(canonical(part) for part in inside.split(","))
-    return _variable(f"{name}({arguments})"), end + len(inside) + 2
+    return _variable(f"{name}({inside.replace(' ', '')})"), end + len(inside) + 2
 
 
 def _inside(text: str, start: int) -> str:
