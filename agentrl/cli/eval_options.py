@@ -72,7 +72,7 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of the data set's answers: decimal_comma, log_base, percent_signs, units (docs/grading.md)",
+        help="of the data set's answers: decimal_comma, log_base (docs/grading.md)",
     )
     scoring.add_argument("--by", action="append", default=[], metavar="COLUMN", help="accuracy by its values")
     scoring.add_argument("--rescore", type=Path, metavar="FOLDER", help="score stored results again")

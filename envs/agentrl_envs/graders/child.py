@@ -128,9 +128,8 @@ def _verdict(answer: str, gold: str, tolerance: float) -> tuple[str, bool]:
     from .symbolic import symbolic_leaf
 
     try:
-        return (
-            "right" if equal(answer, gold, partial(symbolic_leaf, tolerance=tolerance)) else "wrong"
-        ), False
+        right = equal(answer, gold, partial(symbolic_leaf, tolerance=tolerance))
+        return "right" if right else "wrong", False
     except CannotParse:
         return "cannot_parse", False
     except RecursionError:

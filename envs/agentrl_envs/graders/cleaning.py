@@ -31,9 +31,9 @@ _INTRODUCTION = re.compile(
     re.IGNORECASE,
 )
 _SIZES = (
-    "left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|mathopen|mathclose|mathop|mathbin|bf|rm|bm|boldsymbol"
-    "|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|underline|fbox|boxed|therefore"
-    "|checkmark|blacksquare|square"
+    "left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|mathopen|mathclose|mathop|mathbin|bf|rm|bm"
+    "|boldsymbol|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|underline|fbox|boxed"
+    "|therefore|checkmark|blacksquare|square"
 )
 _LOOKS = [  # in this order
     (re.compile(pattern), usual)
@@ -65,8 +65,8 @@ _UPRIGHT = re.compile(r"\\text\s*\{\s*(?:(e)\s*\}(?=\s*\^)|(i)\s*\}|(d)\s*\}(?=\
 _POSITIVE = re.compile(r"(?<![\w)}\]!'])\s*\+\s*(?=\\infty|oo(?![A-Za-z]))")
 
 _CALLS = (
-    "a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|cot|sec|csc|ln|log|exp|gcd|lcm|max"
-    "|min|det"
+    "a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|cot|sec|csc|ln|log|exp|gcd|lcm"
+    "|max|min|det"
 )
 _PYTHON = re.compile(r"sqrt|pi|oo|theta|\*\*|\^\s*\(|\b[a-zA-Z]{2,}\(|(?<![A-Za-z\\])C\(|\\text")
 _NAMES = re.compile(
@@ -152,10 +152,10 @@ def cleaned(text: str) -> str:
 
 def _latex_marks(text: str) -> str:
     """Sizes, fonts and other commands that change the looks of a formula only."""
-    for written, usual in _USUAL.items():
-        text = text.replace(written, usual)
     for mark, usual in _LOOKS:
         text = mark.sub(usual, text)
+    for written, usual in _USUAL.items():
+        text = text.replace(written, usual)
     return _UPRIGHT.sub(lambda m: text if m.group() == text else m[1] or m[2] or m[3], text)
 
 

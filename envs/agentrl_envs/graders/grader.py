@@ -150,6 +150,10 @@ class Grader:
                 return True
         return False
 
+    def equivalent_sync(self, a: str | None, b: str | None) -> bool:
+        """As `equivalent`, blocking. Not for an event loop."""
+        return asyncio.run(self.equivalent(a, b))
+
     async def check_gold(self, gold: str) -> Verdict:
         """RIGHT for a gold answer that answers can be compared with; else why they cannot.
 
@@ -227,9 +231,8 @@ def _exact(stated: str, gold: str, tolerance: float = 0.0) -> Verdict | None:
     if _too_long(stated, gold):
         return Verdict.TOO_LONG
     try:
-        return (
-            Verdict.RIGHT if equal(stated, gold, partial(exact_leaf, tolerance=tolerance)) else Verdict.WRONG
-        )
+        right = equal(stated, gold, partial(exact_leaf, tolerance=tolerance))
+        return Verdict.RIGHT if right else Verdict.WRONG
     except Undecided:
         return None
     except (CannotParse, RecursionError):

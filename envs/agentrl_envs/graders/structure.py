@@ -212,8 +212,7 @@ def _without_braces(text: str) -> str:
 
 def _closes_at_end(text: str) -> bool:
     """Whether the bracket that opens `text` is closed by its last token."""
-    inner = [token for token, begin, _, depth in _tokens(text) if depth == 0 and begin > 0]
-    return len(inner) == 1
+    return sum(depth == 0 and begin > 0 for _, begin, _, depth in _tokens(text)) == 1
 
 
 def _relation(text: str) -> Form | None:
@@ -259,6 +258,7 @@ def _interval(sides: list[str], kinds: list[str]) -> Ordered | None:
     return Ordered(opening, closing, (form_of(sides[0]), form_of(sides[2])))
 
 
+_SIGNS = re.compile(r"\\[pm][pm](?![A-Za-z])")
 _NAME = re.compile(
     r"(?:\\[A-Za-z]+\s*)?[A-Za-z]{0,3}(?:_\s*(?:\{[^{}]*\}|\w))?'*"
     r"(?:\s*\(\s*(?:\\[a-z]+\s*\{?\s*)?[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\}?\s*\))?\Z"
@@ -281,9 +281,6 @@ def _plus_minus(text: str) -> Form | None:
         value = re.sub(r"\\pm(?![A-Za-z])", plus, re.sub(r"\\mp(?![A-Za-z])", minus, text)).strip()
         values.append(re.sub(r"(^|[=({,])\s*\+", r"\1", value).strip())
     return Items(tuple(form_of(value) for value in values))
-
-
-_SIGNS = re.compile(r"\\[pm][pm](?![A-Za-z])")
 
 
 def _bracketed(text: str) -> Form | None:
