@@ -190,7 +190,10 @@ def adversarial(limit_s: float) -> dict[str, Any]:
         started, boxed, gold = time.monotonic(), f"\\boxed{{{answer}}}", r"x^2+\sqrt{3}"
         at_once = grader.exact(boxed, gold)
         verdict = at_once or grader.grade_sync(boxed, gold)
-        wall, own = time.monotonic() - started, 0.0 if at_once or grader._pool is None else grader._pool._state["own_s"]
+        wall, own = (
+            time.monotonic() - started,
+            0.0 if at_once or grader._pool is None else grader._pool._state["own_s"],
+        )
         results[name] = {"verdict": verdict.value, "wall_s": round(wall, 2), "own_s": round(own, 2)}
         print(f"{name:28} {verdict.value:14} {own:6.2f} s of its own, {wall:6.2f} s wall")
     after = grader.grade_sync(r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
