@@ -8,14 +8,14 @@ tokenizers, environments, engines or losses; it needs the standard library only.
 from __future__ import annotations
 
 import base64
-import math
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import compress
 from typing import Any, Literal, cast
+
+import numpy as np
 
 from agentrl.errors import DataError
 
@@ -149,21 +149,19 @@ class Segment:
 def _check_segment(segment: Segment) -> None:
     if segment.loss_mask.count(0) + segment.loss_mask.count(1) != len(segment.loss_mask):
         raise DataError("loss_mask holds something other than 0 and 1")
-    # `compress` and friends run in C: this check is made of every token of every episode.
-    logprobs = list(compress(segment.logprobs, segment.loss_mask))
+    # In NumPy: this check is made of every token of every episode, in the event loop.
+    sampled = np.frombuffer(segment.loss_mask, np.uint8).astype(bool)
+    logprobs = np.frombuffer(segment.logprobs, np.float32)
+    versions = np.frombuffer(segment.policy_versions, np.int32)
     # A sum of float32 roundings may put a certain token a hair above probability one.
-    if logprobs and not (all(map(math.isfinite, logprobs)) and max(logprobs) <= 1e-3):
-        wrong = next(value for value in logprobs if not (math.isfinite(value) and value <= 1e-3))
-        raise DataError(f"a sampled token has log-probability {wrong}")
-    versions = list(compress(segment.policy_versions, segment.loss_mask))
-    if versions and (versions[0] < 0 or versions != sorted(versions)):
+    wrong = sampled & ~(np.isfinite(logprobs) & (logprobs <= 1e-3))
+    if wrong.any():
+        raise DataError(f"a sampled token has log-probability {float(logprobs[wrong][0])}")
+    own = versions[sampled]
+    if len(own) and (own[0] < 0 or (np.diff(own) < 0).any()):
         raise DataError("policy versions of sampled tokens must be at least 0 and never fall")
-    given = segment.loss_mask.translate(_FLIP)
-    if any(compress(segment.logprobs, given)) or not set(compress(segment.policy_versions, given)) <= {-1}:
+    if (~sampled & ((logprobs != 0.0) | (versions != -1))).any():
         raise DataError("a token that was not sampled must have logprob 0.0 and version -1")
-
-
-_FLIP = bytes((1, 0)) + bytes(254)
 
 
 @dataclass(frozen=True, slots=True)

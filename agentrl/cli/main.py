@@ -10,13 +10,14 @@ import difflib
 import importlib
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from agentrl import __version__
-from agentrl.cluster.event_loop import end_process
-from agentrl.errors import AgentRLError, Interrupted, StallError
+from agentrl.cluster.event_loop import ProcessEnd
+from agentrl.errors import AgentRLError, Interrupted
 
 COMMANDS = {
     "demo": "a small model learns to use Python, on this machine, in a few minutes",
@@ -44,12 +45,15 @@ EXTRAS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a process of its own ends soon after."""
-    code = 1
+    if arguments is not None:
+        return _main(list(arguments))
+    end, code = ProcessEnd(), 1
+    # As Ctrl-C: what is open is closed, and nothing half is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        code = _main(list(sys.argv[1:] if arguments is None else arguments))
+        code = _main(sys.argv[1:])
     finally:
-        if arguments is None:
-            end_process(code)
+        end.begin(code)
     return code
 
 
@@ -90,10 +94,6 @@ def _main(arguments: list[str]) -> int:
         if text is None:
             raise
         print(f"error: {text}", file=sys.stderr)
-        if isinstance(error, StallError):
-            # Whoever stalls may sit in a thread that never returns; the interpreter would wait for it.
-            sys.stderr.flush()
-            os._exit(1)
         return 1
 
 

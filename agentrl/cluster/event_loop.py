@@ -7,17 +7,21 @@ not keep agentrl's own work waiting for a free thread, nor the program from endi
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import logging
 import os
-import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
-__all__ = ["DaemonThreads", "end_process", "run"]
+from agentrl_envs.threads import THREADS
+
+__all__ = ["DaemonThreads", "ProcessEnd", "run"]
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -57,60 +61,67 @@ class DaemonThreads(ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(max_workers=1)
-        self._free: list[queue.SimpleQueue[Callable[[], None] | None]] = []
-        self._guard = threading.Lock()
         self._ended = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn` in a thread that has nothing to do, or in a new one."""
+        if self._ended:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         future: Future[T] = Future()
 
-        def job() -> None:
+        def job() -> tuple[bool, Callable[[], None]]:
             if not future.set_running_or_notify_cancel():
-                return
+                return False, lambda: None
             try:
-                future.set_result(fn(*args, **kwargs))
+                settle = partial(future.set_result, fn(*args, **kwargs))
             except BaseException as error:  # handed to the waiter, whatever it is
-                future.set_exception(error)
+                settle = partial(future.set_exception, error)
+            return False, settle
 
-        with self._guard:
-            if self._ended:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            jobs = self._free.pop() if self._free else None
-        if jobs is None:
-            jobs = queue.SimpleQueue()
-            threading.Thread(target=self._serve, args=(jobs,), name="agentrl-thread", daemon=True).start()
-        jobs.put(job)
+        THREADS.take(future).put(job, "agentrl-thread")
         return future
 
-    def _serve(self, jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-        while (job := jobs.get()) is not None:
-            job()
-            del job
-            with self._guard:
-                if self._ended:
-                    return
-                self._free.append(jobs)
-
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let idle threads end; those at work are not waited for."""
-        with self._guard:
-            self._ended = True
-            free, self._free = self._free, []
-        for jobs in free:
-            jobs.put(None)
+        """Take no more jobs; those under way are not waited for."""
+        self._ended = True
 
 
-def end_process(code: int) -> None:
-    """End this process soon, whatever threads user code has left behind: Python would wait for them."""
-    threading.Thread(target=_end, args=(code,), name="agentrl-exit", daemon=True).start()
+class ProcessEnd:
+    """Ends this process once its work is done, whatever threads were left behind.
 
+    Python would wait for those that are no daemons, and end the others in the middle of what they do: inside
+    of a library in C++ that aborts the process ("terminate called without an active exception"). Made before
+    anything else is imported, so that what others do at exit comes before.
+    """
 
-def _end(code: int) -> None:
-    time.sleep(EXIT_LIMIT_S)
-    own = (threading.main_thread(), threading.current_thread())
-    names = ", ".join(thread.name for thread in threading.enumerate() if thread not in own)
-    sys.stderr.write(f"agentrl: leaving threads behind that do not end: {names:.300}\n")
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(code)
+    def __init__(self) -> None:
+        self._code = 1
+        self._exiting: threading.Thread | None = None
+        atexit.register(self._leave)
+
+    def begin(self, code: int) -> None:
+        """Nothing more is to be done: end with this code, now or when `EXIT_LIMIT_S` has passed."""
+        self._code = code
+        self._exiting = threading.Thread(target=self._give_up, name="agentrl-exit", daemon=True)
+        self._exiting.start()
+
+    def _give_up(self) -> None:
+        time.sleep(EXIT_LIMIT_S)
+        names = ", ".join(thread.name for thread in self._others())
+        sys.stderr.write(f"agentrl: leaving threads behind that do not end: {names:.300}\n")
+        self._exit()
+
+    def _leave(self) -> None:
+        if self._others():
+            self._exit()
+
+    def _others(self) -> list[threading.Thread]:
+        own = (threading.main_thread(), self._exiting)
+        return [thread for thread in threading.enumerate() if thread not in own]
+
+    def _exit(self) -> NoReturn:
+        with contextlib.suppress(OSError, ValueError):
+            logging.shutdown()
+            sys.stderr.flush()
+            sys.stdout.flush()
+        os._exit(self._code)

@@ -7,7 +7,6 @@ template, and without one for tokenizers that have none. Knows nothing of who ru
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from agentrl.errors import RendererError
 from agentrl.inference.policy import FinishReason
 from agentrl.renderers.making import ParsedMessage, runs_code
 from agentrl.renderers.template import ChatTemplate, Step
-from agentrl.renderers.text import TextCodec, cut_text, fenced_code
+from agentrl.renderers.text import TextCodec, cut_text, fenced_code, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
 
 OPEN, CLOSE = "<code>", "</code>"
@@ -124,7 +123,7 @@ class CodeRenderer:
             return None
         block = text[begin + len(OPEN) : end]
         code = fenced_code(block)
-        call_id = f"call_{zlib.crc32(repr(list(token_ids)).encode()):08x}"
+        call_id = message_id(token_ids)
         raw = text[begin : end + len(CLOSE)]
         if not code.strip():
             error = "the code block is empty; write Python between <code> and </code>"

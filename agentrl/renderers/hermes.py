@@ -9,7 +9,6 @@ nothing of who runs the tools.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from agentrl.errors import RendererError
 from agentrl.inference.policy import FinishReason
 from agentrl.renderers.making import ParsedMessage
 from agentrl.renderers.template import ChatTemplate, Step
-from agentrl.renderers.text import TextCodec, cut_text
+from agentrl.renderers.text import TextCodec, cut_text, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
 from agentrl_envs.plain import read_json
 
@@ -100,9 +99,9 @@ class HermesRenderer:
         text = self._codec.decode(token_ids[:-1] if ended else token_ids)
         found = _spoken_calls(text)
         # Once for all: a model that repeats itself opens thousands of calls in as many tokens.
-        message_id = f"call_{zlib.crc32(repr(list(token_ids)).encode()):08x}"
+        first = message_id(token_ids)
         calls = tuple(
-            _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], f"{message_id}_{i}")
+            _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], f"{first}_{i}")
             for i, (begin, stop, end) in enumerate(found)
         )
         message: Message = {"role": "assistant", "content": text}

@@ -6,6 +6,8 @@ Knows nothing of messages, templates or tools.
 from __future__ import annotations
 
 import re
+import zlib
+from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -42,6 +44,11 @@ def decode_exactly(tokenizer: Any, token_ids: Sequence[int]) -> str:
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
     return tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+
+def message_id(token_ids: Sequence[int]) -> str:
+    """Id for the calls of a message: the same for the same tokens."""
+    return f"call_{zlib.crc32(array('i', list(token_ids))):08x}"
 
 
 class TextCodec:

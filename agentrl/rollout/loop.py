@@ -12,7 +12,7 @@ import copy
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -33,7 +33,7 @@ from agentrl_envs import (
     Transcript,
 )
 from agentrl_envs.raised import error_text, message_of, place
-from agentrl_envs.user_code import ends_caller
+from agentrl_envs.user_code import Waits, ends, ends_caller
 
 logger = logging.getLogger(__name__)
 
@@ -254,32 +254,21 @@ class Conversation(ABC):
         await asyncio.shield(closing)
 
     async def _close(self) -> None:
-        closing = [self.release()] if self.env is None else [self.release(), self.env.aclose()]
-        outcomes = await asyncio.gather(
-            *(_ended(step, CLEANUP_LIMIT_S) for step in closing), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                logger.warning(
-                    "episode %s: closing failed: %s", self.dispatch.episode_id, error_text(outcome)
-                )
+        waits = Waits()
+        with waits.counted():
+            steps = [self.release()] if self.env is None else [self.release(), self.env.aclose()]
+            tasks = [asyncio.ensure_future(step) for step in steps]
+        for task in tasks:
+            if error := await _failure(task, waits):
+                logger.warning("episode %s: closing failed: %s", self.dispatch.episode_id, error_text(error))
 
 
-async def _ended(step: Coroutine[Any, Any, None], limit_s: float) -> None:
-    """Await it, at least a few turns of an event loop that is busy with thousands of others.
-
-    Raises:
-        TimeoutError: it did not end.
-    """
-    task = asyncio.ensure_future(step)
-    await asyncio.wait({task}, timeout=limit_s)
-    for _ in range(10):
-        if not task.done():
-            await asyncio.wait({task}, timeout=0.01)
-    if not task.done():
+async def _failure(task: asyncio.Future[Any], waits: Waits) -> BaseException | None:
+    """What kept a clean-up from its end, if anything."""
+    if not await ends(task, CLEANUP_LIMIT_S, waits):
         task.cancel()
-        raise TimeoutError(f"it did not end within {limit_s:g} s")
-    task.result()
+        return TimeoutError(f"it did not end within {CLEANUP_LIMIT_S:g} s")
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 _CLOSING: set[asyncio.Future[None]] = set()

@@ -120,6 +120,7 @@ class Orchestrator:
         self.initialised = False
         self.history: History | None = None  # what a resumed run still has to redo
         self.begun = False  # initial values and the first evaluation are done
+        self.evaluation_due = False  # of this version; a run that is stopped meanwhile makes it up later
         self.forgive = not settings.run.deterministic
         """Whether prompts that an earlier attempt set aside are drawn again."""
         self.earlier_s = self.earlier_cpu_s = 0.0  # of earlier attempts
@@ -153,8 +154,9 @@ class Orchestrator:
         try:
             await asyncio.wait((work, stop, self._failed), return_when=asyncio.FIRST_COMPLETED)
             if stop.done() and not self._failed.done():
-                # A step under way is finished and recorded: only waiting may be cut short.
-                await self._between_steps.wait()
+                # A step under way is finished and recorded: only waiting and evaluating may be cut short.
+                while not self._between_steps.is_set():
+                    await self._between_steps.wait()
             if self._failed.done():
                 self._failed.result()
             if work.done():
@@ -199,6 +201,7 @@ class Orchestrator:
             await self._evaluate()
             self.begun = True
             await self._checkpoint()
+        await self._evaluate_if_due()
         self.log.begin()
         self.outages.wake = self.dispatcher.wake
         dispatching = asyncio.ensure_future(self.dispatcher.run())
@@ -243,6 +246,13 @@ class Orchestrator:
         )
         self.evaluations += 1
         self.parts.metrics.write("eval", step=self.version, version=self.version, attempt=self.attempt, **row)
+
+    async def _evaluate_if_due(self) -> None:
+        """An evaluation may be cut short at any time: it is no part of the step that it follows."""
+        if self.evaluation_due:
+            self._between_steps.set()
+            await self._evaluate()
+            self.evaluation_due = False
 
     async def _one_step(self, batch: Sequence[Episode]) -> None:
         self._between_steps.clear()
@@ -385,8 +395,9 @@ class Orchestrator:
     async def _due(self) -> None:
         """What is due after a step: evaluation, weights, checkpoint."""
         settings, last = self.settings, self.version >= self.settings.run.steps
-        if settings.eval.every and self.version % settings.eval.every == 0:
-            await self._evaluate()
+        self.evaluation_due = settings.eval.every > 0 and self.version % settings.eval.every == 0
+        await self._evaluate_if_due()
+        self._between_steps.clear()
         if last:
             return  # `_finish` does the rest
         if settings.checkpoint.weights_every and self.version % settings.checkpoint.weights_every == 0:

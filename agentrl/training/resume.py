@@ -100,6 +100,7 @@ def _restore(orchestrator: Orchestrator, state: RunState) -> None:
     orchestrator.totals.load_state_dict(state.totals)
     orchestrator.evaluations = state.extra.get("evaluations", 0)
     orchestrator.begun = state.extra.get("begun", False)
+    orchestrator.evaluation_due = state.extra.get("evaluation_due", False)
     orchestrator.initialised = state.extra.get("initialised", False)
     _restore_staleness(orchestrator, state)
     orchestrator.earlier_s = state.extra.get("elapsed_s", 0.0)

@@ -38,6 +38,7 @@ def run_state(orchestrator: Orchestrator) -> RunState:
         previous=orchestrator.replay.episodes() if orchestrator.replay else (),
         extra={
             "begun": orchestrator.begun,
+            "evaluation_due": orchestrator.evaluation_due,
             "initialised": orchestrator.initialised,
             "evaluations": orchestrator.evaluations,
             "staleness": orchestrator.buffer.staleness,

@@ -13,6 +13,8 @@ import difflib
 import inspect
 import math
 import random
+import sys
+import threading
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -47,9 +49,10 @@ class Env:
     """Base class of environments. Write `prompt` and `reward`, mark tools with `@tool`; the rest is optional.
 
     You write (each sync or async): `setup()`, `prompt(row)`, `@tool` methods, `reward(row, answer)` or
-    `reward(row, answer, episode)`, `reply(message)` and `close()`. Sync ones run in a thread that belongs to
-    the instance, so they never block other episodes. Annotated class attributes are settings:
-    `digits: int = 3` makes `MyEnv(digits=4)` and `--env.digits 4` work.
+    `reward(row, answer, episode)`, `reply(message)` and `close()`. Sync ones run in a thread, so they never
+    block other episodes; always in the same one where they keep more than data in `self`, such as a
+    connection. Annotated class attributes are settings: `digits: int = 3` makes `MyEnv(digits=4)` and
+    `--env.digits 4` work.
     """
 
     max_turns: ClassVar[int] = 8
@@ -82,7 +85,7 @@ class Env:
         self._sandbox = None if sandbox is None else GuardedSandbox(sandbox)
         self._grader = grader
         self.rng = rng if rng is not None else random.Random()
-        self._thread = CallThread(f"env-{type(self).__name__}")
+        self._thread = CallThread(f"env-{type(self).__name__}", keeps=self._keeps_thread)
         self._closing: asyncio.Future[None] | None = None
         self._verdict: Verdict | None = None
         # What an instance changes in place is its own, neither the class's nor that of other episodes.
@@ -342,6 +345,14 @@ class Env:
             error = raised.error if isinstance(raised, Raised) else raised
             raise EnvError(f"{who} raised {error_text(error)} ({place(error)})") from error
 
+    def _keeps_thread(self) -> bool:
+        """Whether user code may have made something that only the thread that made it may use."""
+        module = sys.modules.get(type(self).__module__)
+        if any(isinstance(value, threading.local) for value in [*vars(module or self).values()]):
+            return True
+        room = [_DATA_LOOKED_AT]
+        return not all(_is_data(value, room) for name, value in [*vars(self).items()] if name not in _OWN)
+
     def _messages(self, opening: Any) -> list[Message]:
         if isinstance(opening, str):
             return [{"role": "user", "content": clean_text(opening)}]
@@ -375,6 +386,29 @@ class Env:
             )
         verdict = None if self._verdict is None else self._verdict.value
         return Reward(value=min(max(total, low), high), parts=numbers, verdict=verdict)
+
+
+_OWN = {"_sandbox", "_grader", "rng", "_thread", "_closing", "_verdict"}
+"""Attributes of every instance; none belongs to a thread."""
+
+_DATA_LOOKED_AT = 200
+"""Values of an instance that are looked at; where there are more, they are taken for anything."""
+
+
+def _is_data(value: Any, room: list[int]) -> bool:
+    """Whether a value is plain data (or ours): any thread may use it."""
+    room[0] -= 1
+    if room[0] < 0:
+        return False
+    if isinstance(value, _PLAIN) or type(value).__module__.partition(".")[0] in _OURS:
+        return True
+    if type(value) is dict:
+        return all(_is_data(one, room) for one in [*value.values()])
+    return type(value) in (list, tuple, set, frozenset) and all(_is_data(one, room) for one in [*value])
+
+
+_PLAIN = (str, bytes, bytearray, int, float, complex, type(None), random.Random, type)
+_OURS = ("agentrl_envs", "agentrl_sandbox", "numpy")
 
 
 _METHODS = {

@@ -11,21 +11,23 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
-import queue
-import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from agentrl_sandbox.crowd import while_waiting
 
 from .errors import EnvError
 from .raised import Raised, error_text, place, raised_by_statement, spoken
+from .threads import THREADS, Thread
 
-__all__ = ["CallThread", "LimitExceeded", "call", "ends_caller"]
+__all__ = ["CallThread", "LimitExceeded", "Waits", "call", "ends", "ends_caller"]
 
-_TURNS = 10  # of the event loop after a limit, for one that is busy with thousands of others
+Outcome = tuple[Any, BaseException | None]
+"""What a call returned, or what it raised."""
+
 _GRACE_S = 1.0  # how long a cancelled coroutine may take to clean up before it is left behind
 
 
@@ -55,6 +57,15 @@ class Waits:
                 if self._under_way == 0:
                     self._ended += time.monotonic() - self._since
 
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """What is started inside tells this object of its waits."""
+        token = while_waiting.set(self.one)
+        try:
+            yield
+        finally:
+            while_waiting.reset(token)
+
     @property
     def seconds(self) -> float:
         """Seconds waited so far."""
@@ -62,44 +73,52 @@ class Waits:
 
 
 class CallThread:
-    """One lazily started daemon thread that runs sync functions in order.
+    """Where the sync functions of one environment run, one after another.
 
-    One thread per environment (and not a pool) because things made in `setup`, such as an sqlite connection,
-    may only be used from the thread that made them.
+    Args:
+        name: of the thread while it runs them.
+        tasks: what user code has started with `asyncio.create_task` and the like.
+        keeps: asked after each call: whether the next one must run in the same thread, because the call left
+            something behind, such as an sqlite connection, that may only be used by the thread that made it.
+            Else any thread will do: an episode that waits for its model needs none.
     """
 
-    def __init__(self, name: str, tasks: weakref.WeakSet[asyncio.Task[Any]] | None = None) -> None:
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        tasks: weakref.WeakSet[asyncio.Task[Any]] | None = None,
+        keeps: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._name, self._keeps = name, keeps
         self.tasks = weakref.WeakSet[asyncio.Task[Any]]() if tasks is None else tasks
-        """What user code has started with `asyncio.create_task` and the like."""
-        self._queue: queue.SimpleQueue[Any] | None = None
+        self._thread: Thread | None = None
 
-    async def run(self, function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-        """What `function()` returned or raised. When the waiter is cancelled the thread is left behind."""
-        end = await _begin()
-        try:
-            return await self._run(function)
-        finally:
-            end()
+    def start(self, function: Callable[[], Any]) -> asyncio.Future[Outcome]:
+        """What `function()` returns or raises; cancelled, its thread is left behind."""
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        context.run(_tasks.set, self.tasks)
+        future: asyncio.Future[Outcome] = loop.create_future()
+        thread = self._thread = self._thread or THREADS.take(self)
 
-    async def _run(self, function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-        if self._queue is None:
-            self._queue = queue.SimpleQueue()
-            threading.Thread(target=_serve, args=(self._queue,), name=self._name, daemon=True).start()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-        self._queue.put((contextvars.copy_context(), function, loop, future))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.stop()
-            raise
+        def settle(outcome: Outcome, kept: bool) -> None:
+            if not kept and self._thread is thread:
+                self._thread = None
+            if not future.done():
+                future.set_result(outcome)
+
+        def job() -> tuple[bool, Callable[[], None]]:
+            outcome = _run(context, function)
+            kept = self._keeps()
+            return kept, lambda: _in_loop(loop, settle, outcome, kept)
+
+        thread.put(job, self._name)
+        return future
 
     def stop(self) -> None:
-        """Let the thread end once it is done with what it has; the next `run` starts another."""
-        if self._queue is not None:
-            self._queue.put(None)
-            self._queue = None
+        """Let others have the thread once it is done with what it has; the next call gets another."""
+        if self._thread is not None:
+            self._thread.leave(self)
+            self._thread = None
 
     def end(self) -> None:
         """Stop, and cancel the tasks that user code has left behind."""
@@ -108,56 +127,87 @@ class CallThread:
             task.cancel()
 
 
+def _run(context: contextvars.Context, function: Callable[[], Any]) -> Outcome:
+    try:
+        return context.run(function), None
+    except BaseException as error:  # handed to the waiter, whatever it is
+        return None, error
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+        loop.call_soon_threadsafe(function, *arguments)
+
+
 FRESH_CALLS, FRESH_S = 32, 0.02
 """Calls that may have begun within the last so many seconds and have not ended."""
 
-_PERMITS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-    weakref.WeakKeyDictionary()
-)
 
-
-async def _begin() -> Callable[[], None]:
-    """Wait until a call may begin; returns what to call when it has ended.
+class Gate:
+    """Lets a bounded number of calls of one event loop begin at once.
 
     A thread that waits for the interpreter's lock wakes every 5 ms. Thousands that begin together, as when
     ten thousand episodes start, spend more on that than on what they do. A call that takes its time blocks
     on something else, and is forgotten.
     """
+
+    def __init__(self) -> None:
+        self._fresh: dict[asyncio.Future[None], float] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def begin(self) -> asyncio.Future[None]:
+        """Wait until a call may begin; what it returns is for `end`."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._waiting and self._room():
+            self._fresh[turn] = time.monotonic()
+            return turn
+        self._waiting.append(turn)
+        self._admit()
+        waiting = while_waiting.get()
+        try:
+            with waiting() if waiting else contextlib.nullcontext():
+                await turn
+        except asyncio.CancelledError:
+            self.end(turn)
+            raise
+        return turn
+
+    def end(self, turn: asyncio.Future[None]) -> None:
+        """The call has ended."""
+        self._fresh.pop(turn, None)
+        if self._waiting:
+            self._admit()
+
+    def _room(self) -> bool:
+        limit = time.monotonic() - FRESH_S
+        while self._fresh and self._fresh[oldest := next(iter(self._fresh))] < limit:
+            del self._fresh[oldest]
+        return len(self._fresh) < FRESH_CALLS
+
+    def _admit(self) -> None:
+        while self._waiting and self._room():
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._fresh[turn] = time.monotonic()
+                turn.set_result(None)
+        if self._waiting and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FRESH_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._admit()
+
+
+_GATES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Gate] = weakref.WeakKeyDictionary()
+
+
+def _gate() -> Gate:
     loop = asyncio.get_running_loop()
-    permits = _PERMITS.setdefault(loop, asyncio.Semaphore(FRESH_CALLS))
-    waiting = while_waiting.get() if permits.locked() else None
-    with waiting() if waiting else contextlib.nullcontext():
-        await permits.acquire()
-    begun = True
-
-    def end() -> None:
-        nonlocal begun
-        if begun:
-            begun = False
-            timer.cancel()
-            permits.release()
-
-    timer = loop.call_later(FRESH_S, end)
-    return end
-
-
-def _serve(jobs: queue.SimpleQueue[Any]) -> None:
-    while (job := jobs.get()) is not None:
-        context, function, loop, future = job
-        try:
-            outcome = context.run(function), None
-        except BaseException as error:  # handed to the waiter, whatever it is
-            outcome = None, error
-        try:
-            loop.call_soon_threadsafe(_settle, future, outcome)
-        except RuntimeError:
-            return  # the loop has closed: nobody waits any more
-        del job, future, outcome
-
-
-def _settle(future: asyncio.Future[Any], outcome: tuple[Any, BaseException | None]) -> None:
-    if not future.done():
-        future.set_result(outcome)
+    gate = _GATES.get(loop)
+    if gate is None:
+        gate = _GATES[loop] = Gate()
+    return gate
 
 
 async def call(function: Callable[[], Any], thread: CallThread, limit_s: float) -> Any:
@@ -174,23 +224,12 @@ async def call(function: Callable[[], Any], thread: CallThread, limit_s: float) 
     loop = asyncio.get_running_loop()
     if loop.get_task_factory() is None:
         loop.set_task_factory(_make_task)
-    began, waits = time.monotonic(), Waits()
-    token = while_waiting.set(waits.one)
-    task = asyncio.ensure_future(_outcome(function, thread))
-    while_waiting.reset(token)
-    try:
-        while not task.done() and (left := limit_s + waits.seconds - (time.monotonic() - began)) > 0:
-            await asyncio.wait({task}, timeout=max(left, 0.05))
-        for _ in range(_TURNS):
-            if not task.done():
-                await asyncio.wait({task}, timeout=0.01)
-    except asyncio.CancelledError:
-        await _cancel(task)
-        raise
-    if not task.done():
-        await _cancel(task)
-        raise LimitExceeded(f"no end within {limit_s:g} s")
-    value, error = (None, asyncio.CancelledError()) if task.cancelled() else task.result()
+    if _is_async(function):
+        value, error = await _ended(function, thread, limit_s)
+    else:
+        value, error = await _ended_in_thread(function, thread, limit_s)
+        if error is None and inspect.isawaitable(value):
+            value, error = await _ended(lambda: value, thread, limit_s)
     if error is None:
         return value
     said = spoken(error)
@@ -201,18 +240,89 @@ async def call(function: Callable[[], Any], thread: CallThread, limit_s: float) 
     raise said
 
 
-async def _outcome(function: Callable[[], Any], thread: CallThread) -> tuple[Any, BaseException | None]:
-    """What the function returned or raised. A task must not end with SystemExit: that would end the loop."""
+def _is_async(function: Callable[[], Any]) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(getattr(function, "func", function)))
+
+
+async def _ended_in_thread(function: Callable[[], Any], thread: CallThread, limit_s: float) -> Outcome:
+    gate = _gate()
+    turn = await gate.begin()
+    waits = Waits()
+    with waits.counted():
+        future = thread.start(function)
+    try:
+        if await ends(future, limit_s, waits):
+            return future.result()
+        thread.stop()
+        raise LimitExceeded(f"no end within {limit_s:g} s")
+    except asyncio.CancelledError:
+        thread.stop()
+        raise
+    finally:
+        gate.end(turn)
+        future.cancel()
+
+
+async def _ended(begin: Callable[[], Awaitable[Any]], thread: CallThread, limit_s: float) -> Outcome:
+    waits = Waits()
+    with waits.counted():
+        task = asyncio.ensure_future(_outcome(begin, thread))
+    try:
+        ended = await ends(task, limit_s, waits)
+    except asyncio.CancelledError:
+        await _cancel(task)
+        raise
+    if not ended:
+        await _cancel(task)
+        raise LimitExceeded(f"no end within {limit_s:g} s")
+    return (None, asyncio.CancelledError()) if task.cancelled() else task.result()
+
+
+async def _outcome(begin: Callable[[], Awaitable[Any]], thread: CallThread) -> Outcome:
+    """What it returned or raised. A task must not end with SystemExit: that would end the loop."""
     _tasks.set(thread.tasks)
     try:
-        if inspect.iscoroutinefunction(inspect.unwrap(getattr(function, "func", function))):
-            return await function(), None
-        outcome, error = await thread.run(function)
-        return (await outcome if inspect.isawaitable(outcome) else outcome), error
+        return await begin(), None
     except BaseException as error:
         if ends_caller(error, cancelled=False):
             raise
         return None, error
+
+
+_LOOKS = 10  # at a call within its limit; a loop that comes late to one cannot use up more than this share
+
+
+async def ends(future: asyncio.Future[Any], limit_s: float, waits: Waits | None = None) -> bool:
+    """Whether it ends within so many seconds. Cancelled, it leaves the future as it is.
+
+    What counts against the limit is its own time: neither waits for a turn in a crowded sandbox, nor the
+    time for which an event loop that is busy with thousands of others comes late.
+    """
+    left, share = limit_s, limit_s / _LOOKS
+    while not future.done() and left > 1e-6:
+        began, waited = time.monotonic(), waits.seconds if waits else 0.0
+        await _wait(future, min(left, share))
+        took = time.monotonic() - began - ((waits.seconds if waits else 0.0) - waited)
+        left -= min(max(took, 0.0), share)
+    return future.done()
+
+
+async def _wait(future: asyncio.Future[Any], limit_s: float) -> None:
+    """`asyncio.wait` of one future, at a fifth of its cost."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake(*_: Any) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    timer = loop.call_later(limit_s, wake)
+    future.add_done_callback(wake)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        future.remove_done_callback(wake)
 
 
 def ends_caller(error: BaseException, *, cancelled: bool | None = None) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
+import shutil
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 
@@ -197,30 +197,13 @@ def monstrous_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({"id": str(i), "problem": f"What is {i}*{i + 3}? \ud800"}) for i in range(16)]
     (folder / "rows.jsonl").write_text("\n".join(lines))
     words = f"train monsters.py --model {files('agentrl.demo') / 'model'} --data rows.jsonl --run.steps=2"
-    words += " --run.name=odd --stream.batch=8 --rollout.max_tokens=48 --rollout.format=code --engine.slots=8"
-    done = call(
-        folder,
-        *words.split(),
-        "--engine.context_tokens=512",
-        "--rollout.tool_output_chars=64",
-        "--checkpoint.every=1",
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    words += " --run.name=odd --stream.batch=8 --rollout.max_tokens=32 --rollout.format=code --engine.slots=8"
+    words += " --engine.context_tokens=512 --rollout.tool_output_chars=64 --checkpoint.every=1 --quiet"
+    main = next(iter(entry_points(group="console_scripts", name="agentrl"))).load()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(words.split()) == 0
     return folder / "runs" / "odd"
-
-
-def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from importlib.metadata import entry_points as e; "
-    program += "sys.exit(next(iter(e(group='console_scripts', name='agentrl'))).load()())"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
 
 
 @pytest.mark.timeout(300)
@@ -237,12 +220,11 @@ def test_a_run_of_monsters_is_written_and_read(monstrous_run: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_run_of_monsters_is_resumed_and_evaluated(monstrous_run: Path) -> None:
-    folder = monstrous_run.parent.parent
-    resumed = call(folder, "train", "--resume", str(monstrous_run), "--run.steps=3")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
-    evaluated = call(
-        folder, "eval", str(monstrous_run), "--data", "rows.jsonl", "--samples", "1", "--limit", "8", "--json"
-    )
-    assert evaluated.returncode == 0, evaluated.stderr[-3000:]
-    json.loads(evaluated.stdout)
+def test_a_run_of_monsters_is_resumed_and_evaluated(agentrl, tmp_path: Path, monstrous_run: Path) -> None:
+    shutil.copytree(monstrous_run.parent.parent, tmp_path, dirs_exist_ok=True)
+    code, _, errors = agentrl("train", "--resume", "runs/odd", "--run.steps=3", "--quiet")
+    assert code == 0, errors[-3000:]
+    told = ("--data", "rows.jsonl", "--samples", "1", "--limit", "8", "--json")
+    code, out, errors = agentrl("eval", "runs/odd", *told)
+    assert code == 0, errors[-3000:]
+    json.loads(out)
