@@ -195,42 +195,39 @@ def _result(text: str) -> ToolResult:
     return ToolResult(call_id="call_0", name=_PROBE.name, text=text, ok=True, seconds=0.0)
 
 
-def _calls(text: str, start: int = 0) -> list[tuple[int, int, int]]:
-    """(begin, end of the body, end) of each call from `start` on; one that is not closed ends at the next."""
+def _calls(text: str) -> list[tuple[int, int, int]]:
+    """(begin, end of the body, end) of each call; one that is not closed ends at the next."""
     found: list[tuple[int, int, int]] = []
-    begin, close = text.find(OPEN, start), -1
-    while begin >= 0:
-        body = begin + len(OPEN)
-        following = text.find(OPEN, body)
-        if close < body and close != len(text):
-            close = text.find(CLOSE, body)
-            close = len(text) if close < 0 else close
-        stop = min(close, len(text) if following < 0 else following)
-        found.append((begin, stop, stop + len(CLOSE) if stop == close < len(text) else stop))
-        begin = following if following < 0 or following >= stop else text.find(OPEN, stop)
+    before, *pieces = text.split(OPEN)
+    begin = len(before)
+    for piece in pieces:
+        closed = piece.find(CLOSE)
+        stop = begin + len(OPEN) + (len(piece) if closed < 0 else closed)
+        found.append((begin, stop, stop if closed < 0 else stop + len(CLOSE)))
+        begin += len(OPEN) + len(piece)
     return found
 
 
 def _spoken_calls(text: str) -> list[tuple[int, int, int]]:
     """The calls after the thought: `</think>` inside a call that can be read ends none."""
-    end = text.rfind(THOUGHT_END)
-    if end < 0:
-        return _calls(text)
-    inside = [
-        (begin, stop)
-        for begin, stop, _ in _calls(text)
-        if THOUGHT_END in text[begin:stop] and _is_json(text[begin + len(OPEN) : stop])
-    ]
-    for begin, stop in reversed(inside):
-        if begin < end < stop:
+    found, end = _calls(text), text.rfind(THOUGHT_END)
+    for begin, stop, _ in reversed(found):
+        if end >= stop or end < 0:
+            break
+        if begin < end:
+            if not _is_json(text[begin + len(OPEN) : stop]):
+                break
             end = text.rfind(THOUGHT_END, 0, begin)
-    return _calls(text, max(end, 0))
+    return [call for call in found if call[0] >= end]
+
+
+_JSON = json.JSONDecoder(strict=False)  # made once: `json.loads` makes one a call
 
 
 def _is_json(body: str) -> bool:
     """Whether a call was meant; what is wrong with its numbers is said when it is read."""
     try:
-        json.loads(body, strict=False)
+        _JSON.decode(body)
     except (ValueError, RecursionError):
         return False
     return True

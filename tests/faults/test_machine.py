@@ -32,26 +32,22 @@ MODEL = Path(package.__file__).parent / "demo" / "model"
 ENVIRONMENT = '''
 import os
 import signal
-import time
 
 from agentrl_envs import Env, SandboxFailure
 
 
 class Service(Env):
-    """Needs a service that is down for a while, or for ever."""
+    """Needs a service that is down for a number of uses, or for ever."""
 
     max_turns = 1
     calls = 0
-    until = 0.0
 
     def need(self, place):
         if place != os.environ.get("DOWN_WHERE"):
             return
         kind = type(self)
         kind.calls += 1
-        if kind.calls == int(os.environ["DOWN_AT"]):
-            kind.until = time.monotonic() + float(os.environ["DOWN_S"])
-        if time.monotonic() < kind.until:
+        if 0 <= kind.calls - int(os.environ["DOWN_AT"]) < int(os.environ["DOWN_FOR"]):
             raise {"sandbox": SandboxFailure, "hang": TimeoutError}.get(place, ConnectionError)("the service is down")
 
     async def setup(self):
@@ -368,9 +364,9 @@ def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on_later(
     check_ledger(copy, 6)
 
 
-def down(monkeypatch: pytest.MonkeyPatch, where: str, at: int, seconds: float) -> None:
-    """From its so-manieth use on, the service is down for so many seconds."""
-    for name, value in (("WHERE", where), ("AT", at), ("S", seconds)):
+def down(monkeypatch: pytest.MonkeyPatch, where: str, at: int, uses: int) -> None:
+    """From its so-manieth use on, the service is down for so many uses."""
+    for name, value in (("WHERE", where), ("AT", at), ("FOR", uses)):
         monkeypatch.setenv(f"DOWN_{name}", str(value))
 
 
@@ -386,7 +382,7 @@ def test_an_outage_pauses_dispatch_and_costs_no_prompt(
     where: str, tmp_path: Path, agentrl: Command, stranger: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(tmp_path)
-    down(monkeypatch, where, 10, 1.0)
+    down(monkeypatch, where, 10, 12)
     code, errors, run = train(agentrl, tmp_path, "--steps=5")
     assert code == 0, errors
     assert check_ledger(run, 5)["failed"] < 30
@@ -408,7 +404,7 @@ def test_of_a_mixture_the_other_environment_goes_on(
     prepare(tmp_path, "other.py")
     (tmp_path / "other.py").write_text(ENVIRONMENT.replace("DOWN_WHERE", "NEVER_DOWN"))
     prepare(tmp_path)
-    down(monkeypatch, "reward", 4, 1.5)
+    down(monkeypatch, "reward", 4, 14)
     (tmp_path / "run.toml").write_text(
         '[data]\ntrain = "rows.jsonl"\n[[env]]\nname = "service.py"\n[[env]]\nname = "other.py"\n'
     )
@@ -437,25 +433,25 @@ def test_a_broken_row_is_set_aside_counted_and_brought_back(
 ) -> None:
     prepare(tmp_path)
     monkeypatch.setenv("BROKEN_ROWS", "p10 p11")
-    code, errors, run = train(agentrl, tmp_path, "--steps=16", "--run.deterministic=true")
+    code, errors, run = train(agentrl, tmp_path, "--steps=24", "--run.deterministic=true")
     assert code == 0, errors
     step = [row for row in lines(run / "metrics.jsonl") if row["kind"] == "step"][-1]
     assert step["set_aside"] == {"service.py": 2}
     assert "set aside" in (run / "report.html").read_text()
     monkeypatch.delenv("BROKEN_ROWS")
-    code, errors = resume(agentrl, run, "--forgive", steps=18)
+    code, errors = resume(agentrl, run, "--forgive", steps=26)
     assert code == 0, errors
     row = next(row for row in lines(run / "metrics.jsonl") if row["kind"] == "forgiven")
     assert row["environments"] == {"service.py": 2}
     assert any(event["e"] == "forgiven" for event in events(run))
-    check_ledger(run, 18)
+    check_ledger(run, 26)
 
 
 def test_an_outage_without_end_stops_the_run_with_its_error_and_resume_goes_on(
     tmp_path: Path, agentrl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(tmp_path)
-    down(monkeypatch, "reward", 1, 1000.0)
+    down(monkeypatch, "reward", 1, 10**9)
     code, errors, run = train(agentrl, tmp_path, "--steps=2", "--run.outage_limit_s=1")
     assert code == 1
     for word in ("nothing has worked", "the service is down", f"--resume runs/{run.name}"):
@@ -470,7 +466,7 @@ def test_an_outage_in_initial_rollouts_loses_none(
     tmp_path: Path, agentrl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(tmp_path)
-    down(monkeypatch, "setup", 6, 1.0)
+    down(monkeypatch, "setup", 6, 10)
     code, errors, run = train(agentrl, tmp_path, "--steps=1", "--tracker.initial_rollouts=1")
     assert code == 0, errors
     initial = next(row for row in lines(run / "metrics.jsonl") if row["kind"] == "initial")
@@ -541,6 +537,7 @@ def test_a_run_that_is_asked_to_end_does_not_wait_for_an_evaluation(
         finally:
             for one in (process, *busy):
                 one.kill()
+                one.wait()
     assert process.returncode == 130, told_at_last
     assert "stopped at version 2" in told_at_last
     assert "terminate called" not in told_at_last
