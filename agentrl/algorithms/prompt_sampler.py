@@ -188,7 +188,16 @@ class PromptSampler:
 
     def failed(self, prompt: int) -> None:
         """An episode of the prompt failed: it rests, or is set aside for long after too many in a row."""
-        index = self._end(prompt)
+        self._fail(self._end(prompt))
+
+    def put_aside(self, prompt: int) -> None:
+        """Set a prompt aside at once: it is known that its episodes would fail."""
+        index = self._index(prompt)
+        if self._failures[index] < self._settings.quarantine_after:
+            self._failures[index] = self._settings.quarantine_after - 1
+            self._fail(index)
+
+    def _fail(self, index: int) -> None:
         self._failures[index] += 1
         beyond = int(self._failures[index]) - self._settings.quarantine_after
         if beyond == 0:

@@ -154,32 +154,48 @@ async def rendered_prompts(
         context_tokens: what the engine holds.
 
     Returns:
-        The prompts, and the reason by name of each row that was looked at and left out.
+        The prompts, and the reason by name of each row that was looked at twice and cannot be used.
 
     Raises:
         PolicyError: no row can be used; the text has the first reason.
     """
     prompts: list[list[int]] = []
     left_out: dict[str, str] = {}
-    for number, name in enumerate(names):
+    numbers = {name: number for number, name in enumerate(names)}
+
+    async def rendered(name: str) -> list[int]:
+        token_ids = await render(numbers[name])
+        if len(token_ids) + 1 >= context_tokens:
+            raise ContextOverflow(len(token_ids), context_tokens)
+        return token_ids
+
+    for name in names:
         if len(prompts) == count:
             break
         try:
-            token_ids = await render(number)
-            if len(token_ids) + 1 >= context_tokens:
-                raise ContextOverflow(len(token_ids), context_tokens)
-            prompts.append(token_ids)
+            prompts.append(await rendered(name))
         except Finish:
-            left_out[name] = "its episode ends before the model is asked"
+            logger.info("the episode of prompt %s ends before the model is asked", name)
         except Exception as error:  # whatever it is, episodes of the other rows can be played
-            left_out[name] = (
-                message_of(error) if isinstance(error, AgentRLError | EnvError) else error_text(error)
-            )
-            logger.warning("prompt %s cannot be played as it is: %s", name, left_out[name])
+            left_out[name] = _reason(error)
     if not prompts:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+        reasons = reasons or "their episodes end before the model is asked"
         raise PolicyError(f"none of the first {len(names)} prompts can be given to the model: {reasons}")
+    for name in [*left_out]:  # once more: others worked since, so it is the row that does not
+        try:
+            await rendered(name)
+            del left_out[name]
+        except Finish:
+            del left_out[name]
+        except Exception as error:
+            left_out[name] = _reason(error)
+            logger.warning("prompt %s is set aside, it cannot be played: %s", name, left_out[name])
     return prompts, left_out
+
+
+def _reason(error: Exception) -> str:
+    return message_of(error) if isinstance(error, AgentRLError | EnvError) else error_text(error)
 
 
 class ParityGate:

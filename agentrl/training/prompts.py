@@ -224,6 +224,10 @@ class PromptPool:
         """An episode of the prompt failed."""
         self.samplers[self._task_of[prompt]].failed(prompt)
 
+    def put_aside(self, prompt: int) -> None:
+        """Set a prompt aside that cannot be played, without an episode of it."""
+        self.samplers[self._task_of[prompt]].put_aside(prompt)
+
     def forgive(self) -> int:
         """Forget all failures; returns how many prompts had been set aside and are drawn again."""
         return sum(sampler.forgive() for sampler in self.samplers)

@@ -256,6 +256,8 @@ async def _parity_gate(
     prompts, left_out = await rendered_prompts(
         render, pool.prompt_ids[:PARITY_ROWS], PARITY_PROMPTS, policy.context_tokens
     )
+    for name in left_out:
+        pool.put_aside(pool.index[name])
     if left_out:
         metrics.write("left_out", rows=left_out)
 

@@ -411,7 +411,7 @@ def wild_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Compl
     """A real run in which a third of the rows goes wrong."""
     folder = tmp_path_factory.mktemp("wild")
     (folder / "wild.py").write_text(WILD)
-    kinds = ["long", "exit", "cancelled", "key", "threads", "tasks"] + ["good"] * 12
+    kinds = ["long", "exit", "cancelled", "key", "threads", "tasks", "key", "key"] + ["good"] * 8
     rows = [
         {
             "id": f"{kind}-{i}",
@@ -451,11 +451,10 @@ def test_failures_of_a_run_name_method_file_and_line(wild_run: Any) -> None:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
             episodes = [json.loads(line) for line in file]
         found |= {e["prompt_id"].partition("-")[0]: e["failure"][2] for e in episodes if e.get("failure")}
-    for kind, message in found.items():
-        if kind != "long":
-            assert re.search(r"Wild\.(prompt|reward) raised \w+.*\(wild\.py:\d+\)$", message), message
-    assert {"exit", "cancelled"} & set(found)
-    assert "good" not in found
+    for message in found.values():
+        assert re.search(r"Wild\.(prompt|reward) raised \w+.*\(wild\.py:\d+\)$", message), message
+    assert "key" in found
+    assert not {"good", "long", "exit", "cancelled"} & set(found)
 
 
 def test_rows_that_cannot_be_played_are_named_and_the_run_starts(wild_run: Any) -> None:
@@ -463,6 +462,8 @@ def test_rows_that_cannot_be_played_are_named_and_the_run_starts(wild_run: Any) 
     left_out = next(row["rows"] for row in rows if row["kind"] == "left_out")
     assert "the context holds 512" in left_out["long-0"]
     assert "SystemExit: 3 (wild.py:" in left_out["exit-1"]
+    last = next(row for row in reversed(rows) if row["kind"] == "step")
+    assert last["set_aside"] == {"wild.py": len(left_out)}
 
 
 def test_more_than_a_twentieth_failed_is_a_warning_with_the_first_failure(wild_run: Any) -> None:
