@@ -134,6 +134,39 @@ def _wait_for_child(pool: Pool, before: set[int]) -> set[int]:
     return new
 
 
+def test_a_tower_that_is_kept_from_the_processor_is_still_the_answer_s_own_doing():
+    # Fails if the limits, or the back-stop, count wall time: the machine would be blamed for the answer.
+    pool = Pool(PoolLimits(time_s=0.3), processes=1)
+    try:
+        pool.submit("x+1", "1+x").result(120)
+        (child,) = _children(pool)
+        pending = [pool.submit(r"5^{5^{5^{5^5}}}", "x+1")]
+        time.sleep(0.05)
+        os.kill(child, signal.SIGSTOP)
+        time.sleep(6.0)  # twenty times the limit
+        assert not pending[0].done()
+        os.kill(child, signal.SIGCONT)
+        pending += [pool.submit(tower, "x+1") for tower in (r"9^{9^{9^{9}}}+x", r"x+7^{7^{7^{7}}}")]
+        assert [one.result(120) for one in pending] == [Verdict.TIMED_OUT] * 3
+        assert pool.submit("x+2", "2+x").result(120) is Verdict.RIGHT
+    finally:
+        pool.close()
+
+
+def test_an_honest_answer_waits_for_the_processor_without_harm():
+    pool = Pool(PoolLimits(time_s=1.5), processes=1)
+    try:
+        pool.submit("x+1", "1+x").result(120)
+        (child,) = _children(pool)
+        os.kill(child, signal.SIGSTOP)
+        pending = [pool.submit(f"{i}+\\sqrt{{x}}", f"\\sqrt{{x}}+{i}") for i in range(3)]
+        time.sleep(4.0)
+        os.kill(child, signal.SIGCONT)
+        assert [one.result(120) for one in pending] == [Verdict.RIGHT] * 3
+    finally:
+        pool.close()
+
+
 def test_when_the_server_dies_another_is_started():
     pool = Pool(PoolLimits(time_s=20.0), processes=1)
     try:
@@ -199,7 +232,7 @@ def _cpu_s(pid: int) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_busy_machine_changes_no_verdict():
-    # Fails if limits count plain wall time: `own = wall` in _Slot._watch.
+    # Fails if limits count wall time: `_cpu_s = lambda pid: time.monotonic()` in pool.py.
     # The parser is slow at long sums.
     heavy = [("+".join(f"{k + i}x^{{{k}}}" for k in range(2, 42)), "x+1") for i in range(4)]
     pool = Pool(PoolLimits(time_s=60.0), processes=1)

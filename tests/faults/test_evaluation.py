@@ -373,9 +373,8 @@ def test_each_of_the_adversary_s_ways_is_counted_for_what_it_is(fooled: dict[str
     assert counts["undecided"]["too_long"] == 4  # a flood and a nest, twice
     assert counts["refused"] == counts["failures"]["policy: RequestRefused"] == 4  # with status 400 and 200
     assert counts["failures"]["policy: EndpointUnavailable"] >= 2
-    # A machine that is busy enough starves the grader, which is no answer's fault.
-    towers = counts["undecided"].get("timed_out", 0) + counts["failures"].get("env: GraderFailure", 0)
-    assert towers == 2
+    assert counts["undecided"]["timed_out"] == 2  # the towers, however busy the machine is
+    assert "env: GraderFailure" not in counts["failures"]
     sizes = fooled["table"]["answers_per_problem"]
     assert sizes["2"] >= 12
     assert sizes["0"] >= 3

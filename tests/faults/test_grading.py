@@ -2,6 +2,9 @@ r"""Verdicts that graders get wrong, by kind: of each kind one answer that is ri
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -76,6 +79,25 @@ def test_an_answer_that_cannot_be_compared_is_wrong_and_says_why(answer: str):
         grader.close()
     assert not verdict.right
     assert verdict.undecided
+    assert not verdict.failed
+
+
+@pytest.mark.parametrize("tower", [r"6^{6^{6^{6}}}+x", r"\binom{10^{9}}{10^{8}}+x", r"x+8^{8^{8^{8}}}"])
+def test_an_answer_that_computes_for_ever_is_wrong_while_others_take_the_processor(tower: str):
+    from agentrl_envs.graders.pool import PoolLimits
+
+    burners = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 2)
+    ]
+    grader = Grader(limits=PoolLimits(time_s=0.3), processes=1)
+    try:
+        verdict = grader.grade_sync(f"\\boxed{{{tower}}}", "x+3")
+    finally:
+        grader.close()
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert not verdict.right
     assert not verdict.failed
 
 

@@ -46,7 +46,7 @@ _LOOKS = [  # in this order
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:text(?:bf|it|rm|normal|sf)|mathrm|mbox|operatorname)\s*(?=\{)", r"\\text"),
         (r"\\(?:math(?:bf|it|sf|cal)|text(?=\s*\{[^{}]*\{))\s*(?=\{)", ""),  # around mathematics
-        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"\{([^{}\\]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
     )
@@ -59,6 +59,7 @@ _USUAL = {
 }  # fmt: skip
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z{}()\[\],;!%])")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|hspace\{[^{}]*\}|enspace(?![A-Za-z]))|~|\s+")
+PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?\Z", re.ASCII)  # the usual answer, quickly
 _THOUSANDS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _UPRIGHT = re.compile(r"\\text\s*\{\s*(?:(e)\s*\}(?=\s*\^)|(i)\s*\}|(d)\s*\}(?=\s*[a-z]))")
@@ -131,19 +132,20 @@ def _from_python(text: str) -> str:
 @lru_cache(maxsize=2048)
 def cleaned(text: str) -> str:
     """`text` in one spelling; "" for what is nothing but marks."""
+    if PLAIN_NUMBER.match(text):
+        return text
     if not text.isascii():
         text = "".join(c if c.isascii() else _plain(c) for c in text)
         for opening, closing, mark in (("\x01", "\x02", "^"), ("\x03", "\x04", "_")):
             text = text.replace(closing + opening, "").replace(opening, mark + "{").replace(closing, "}")
-    text = _CONTROLS.sub("", text).strip()
+    text = text.strip() if text.isprintable() else _CONTROLS.sub("", text).strip()
     if "\\\\" in text and ("\\begin" not in text or "\\\\begin" in text):  # backslashes doubled by JSON
         text = text.replace("\\\\", "\\") if "\\begin" in text else _DOUBLED.sub(r"\\", text)
     text = _DELIMITERS.sub(" ", text) if "$" in text or "\\" in text else text
     text = text.replace("\\$", "")
-    if "\\" in text or "{" in text:
-        text = _latex_marks(text)
+    text = _latex_marks(text) if "\\" in text or "{" in text else text
     text = _from_python(text) if _PYTHON.search(text) else text
-    text = _SPACES.sub(" ", _POSITIVE.sub("", text)).strip()
+    text = _SPACES.sub(" ", _POSITIVE.sub("", text) if "+" in text else text).strip()
     text = text.rstrip(" .,;:\\").strip() if text[-1:] in ".,;:\\" else text
     while (match := _INTRODUCTION.match(text)) and match.end() < len(text):
         text = text[match.end() :]

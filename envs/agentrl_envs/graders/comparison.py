@@ -49,7 +49,9 @@ def equal(answer: str, gold: str, leaf: Leaf) -> bool:
 
     Where a comma may be a thousands separator, either reading counts.
     """
-    answer, gold = _without_qualifiers(*_same_kind(cleaned(answer), cleaned(gold)))
+    answer, gold = cleaned(answer), cleaned(gold)
+    if answer != gold:
+        answer, gold = _without_qualifiers(*_same_kind(answer, gold))
     if answer == gold:
         return True
     if not answer:
@@ -179,9 +181,7 @@ def _same(a: Form, g: Form, leaf: Leaf) -> bool:
         return isinstance(g, Value) and _value_in_base(a) == number_of(split_unit(g.text)[0])
     if isinstance(a, Value) and isinstance(g, Value):
         return _same_value(a.text, g.text, leaf)
-    if isinstance(a, Relation) and isinstance(g, Relation):
-        return leaf(a.text, g.text)
-    return False
+    return isinstance(a, Relation) and isinstance(g, Relation) and leaf(a.text, g.text)
 
 
 def _all_same(answers: Iterable[Form], golds: Iterable[Form], leaf: Leaf) -> bool:

@@ -240,7 +240,8 @@ def _exact(stated: str, gold: str, tolerance: float = 0.0) -> Verdict | None:
 
 
 def _too_long(stated: str, gold: str = "") -> bool:
-    return len(stated) > _LONGEST + 3 * len(gold) or _depth(stated) > max(_DEEPEST, _depth(gold))
+    deep = len(stated) > _DEEPEST and _depth(stated) > max(_DEEPEST, _depth(gold))
+    return deep or len(stated) > _LONGEST + 3 * len(gold)
 
 
 def _depth(text: str) -> int:

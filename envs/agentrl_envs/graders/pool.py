@@ -125,13 +125,8 @@ class Pool:
         self.limits = limits or PoolLimits()
         self.processes = processes or max(2, min(8, (os.cpu_count() or 2) // 2))
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._state: dict[str, Any] = {
-            "server": None,
-            "closed": False,
-            "own_s": 0.0,
-            "owner": os.getpid(),
-            "lock": threading.Lock(),
-        }
+        self._state: dict[str, Any] = {"server": None, "closed": False, "own_s": 0.0, "owner": os.getpid()}
+        self._state["lock"] = threading.Lock()
         for i in range(self.processes):
             slot = _Slot(self._state, self._jobs, self.limits)
             threading.Thread(target=slot.work, name=f"grader-{i}", daemon=True).start()

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 
-from .cleaning import compact
+from .cleaning import PLAIN_NUMBER, compact
 from .exact import number_of
 
 __all__ = [
@@ -103,6 +103,8 @@ Form = Value | Word | Based | Items | Ordered | Equation | Relation
 @lru_cache(maxsize=4096)
 def form_of(text: str) -> Form:
     """The outer form of cleaned text. Raises RecursionError for absurdly deep nesting."""
+    if PLAIN_NUMBER.match(text):
+        return Value(text)
     text = _without_braces(text)
     parts = [p for p in _split(text, _is_list_mark) if p]
     if excluded := _EXCLUSION.match(text):
