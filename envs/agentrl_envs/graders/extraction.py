@@ -60,8 +60,12 @@ def boxed_answers(text: str) -> list[tuple[int, int, str]]:
         return [(*simple.span(), simple[1])]  # the usual case
     found: list[tuple[int, int, int, int]] = []  # box, then its content
     opened: list[int] = []  # where each brace not closed yet opens: its box, or -1
-    last = text.rfind("}")  # no box with braces ends after it
-    for match in _BOX_OR_BRACE.finditer(text, 0, last + 1):
+    start, last = text.find("}"), text.rfind("}")  # no box with braces ends before one or after the other
+    closing = text.count("}") + text.count("\\{")  # and none of more braces opens one
+    for _ in range(closing if closing < 100 else 0):
+        start = text.rfind("{", 0, max(start, 0))
+    begin = text.rfind("\\", 0, max(start, 0)) if closing < 100 else 0
+    for match in _BOX_OR_BRACE.finditer(text, max(begin, 0), last + 1):
         mark = match.group()
         if mark == "}":
             start = opened.pop() if opened else -1

@@ -180,10 +180,7 @@ class Grader:
             return self._pool.submit(stated, gold, tolerance)
 
     def start(self) -> None:
-        """Start the processes now (they start by themselves with the first symbolic comparison).
-
-        Blocks a second.
-        """
+        """Start the processes now, not with the first symbolic comparison. Blocks a second."""
         self._submit("\\sqrt{4}", "2").result()
 
     def close(self) -> None:
