@@ -26,8 +26,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
 
 def run(options: argparse.Namespace) -> int:
     """Compare; of two folders of several tasks, each task that both have."""
-    tasks = [] if (options.a / "results.jsonl").exists() else sorted(options.a.glob("*/results.jsonl"))
-    names = [file.parent.name for file in tasks if (options.b / file.parent.name / "results.jsonl").exists()]
+    from agentrl.evaluation.results import task_folders
+
+    names = [
+        folder.name
+        for folder in task_folders(options.a)
+        if folder != options.a and (options.b / folder.name / "results.jsonl").exists()
+    ]
     if not names:
         return _compare(options)
     for name in names:

@@ -13,6 +13,7 @@ from agentrl.cli.eval_options import EPILOG, add_options
 if TYPE_CHECKING:
     from agentrl.config.settings import EnvSettings, Settings
     from agentrl.evaluation.experiment import Experiment
+    from agentrl.evaluation.rescoring import Rescoring
     from agentrl.evaluation.run import Progress
     from agentrl.evaluation.scoring import JudgeOptions
 
@@ -71,7 +72,8 @@ def _show(options: argparse.Namespace, summaries: list[dict[str, Any]], folders:
     if len(summaries) > 1:
         found = suite_summary(summaries, folders)
         out = folders[0].parent
-        write_file(out / "summary.json", json.dumps(found, indent=2).encode(), "suite")
+        if options.report is None:  # which only reads
+            write_file(out / "summary.json", json.dumps(found, indent=2).encode(), "suite")
     if options.json:
         print(json.dumps(found, indent=2))
         return
@@ -84,34 +86,40 @@ def _show(options: argparse.Namespace, summaries: list[dict[str, Any]], folders:
 
 
 def _stored(options: argparse.Namespace) -> int:
-    """Print stored results again, or score them again first."""
+    """Print stored results again, or score them again first; of a folder of several tasks, each of them."""
     from agentrl.errors import ConfigError
-    from agentrl.evaluation.rescoring import Rescoring, report, rescore
+    from agentrl.evaluation.rescoring import report, rescore
+    from agentrl.evaluation.results import task_folders
 
-    by = _by(options)
     if options.report is not None:
         if options.grader or options.tolerance is not None or options.convention or options.judge:
             raise ConfigError("--report prints what is stored; --rescore scores it again")
-        _show(options, [report(options.report, by)], [options.report])
+        folders = task_folders(options.report)
+        _show(options, [report(folder, _by(options)) for folder in folders], folders)
         return 0
     folder = options.rescore
     way = Path(options.grader or "judged").stem if options.grader or options.judge else "again"
     out = options.out or folder.with_name(f"{folder.name}-{way.replace(':', '-')}")
-    summary = rescore(
-        Rescoring(
-            folder,
-            out,
-            options.grader or "",
-            options.tolerance,
-            _key_values("--convention", options.convention),
-            _judge(options),
-            by,
-            options.votes,
-            options.env or "",
-        )
-    )
-    _show(options, [summary], [out])
+    folders = task_folders(folder)
+    outs = [out if one == folder else out / one.name for one in folders]
+    _show(options, [rescore(_rescoring(options, *pair)) for pair in zip(folders, outs, strict=True)], outs)
     return 0
+
+
+def _rescoring(options: argparse.Namespace, folder: Path, out: Path) -> Rescoring:
+    from agentrl.evaluation.rescoring import Rescoring
+
+    return Rescoring(
+        folder,
+        out,
+        options.grader or "",
+        options.tolerance,
+        _key_values("--convention", options.convention),
+        _judge(options),
+        _by(options),
+        options.votes,
+        options.env or "",
+    )
 
 
 def _by(options: argparse.Namespace) -> tuple[str, ...]:

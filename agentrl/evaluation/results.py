@@ -306,6 +306,12 @@ class ResultFolder:
         self._lock.close()
 
 
+def task_folders(path: Path) -> list[Path]:
+    """The folder of an evaluation, or, of a folder of several tasks, those of its tasks."""
+    tasks = [] if (path / "results.jsonl").exists() else sorted(path.glob("*/results.jsonl"))
+    return [file.parent for file in tasks] or [path]
+
+
 def read_records(path: Path) -> list[Record]:
     """Records of an evaluation, one per problem and draw: the last one written.
 

@@ -686,10 +686,28 @@ def test_several_tasks_have_a_table_and_a_mean(place: Place, capfd):
     assert 0 < low < sum(values) / 3 < high < 1
     assert "mean of 3 tasks" in capfd.readouterr().out
     assert place.summary("suite/close")["table"]["by"]["level"]
-    assert place.run("eval", "--report", "suite") == 1
-    assert "several tasks: close, evens, rows" in capfd.readouterr().err
     assert place.run("compare", "suite", "suite") == 0
     assert capfd.readouterr().out.count("problems in both") == 3
+    assert place.run("compare", "suite", "few.jsonl") == 1
+    assert place.run("eval", "--report", "suite") == 0
+    told = capfd.readouterr().out
+    assert "mean of 3 tasks" in told
+    assert told.count("avg@1 ") >= 3
+
+
+def test_several_tasks_are_scored_again_in_one_command(place: Place, capfd):
+    place.rows("odds.jsonl", [{"answer": "1"}, {"answer": "1"}])
+    assert place.evaluate("half", "--data", "few.jsonl,odds.jsonl", "--out", "two") == 0
+    capfd.readouterr()
+    assert place.run("eval", "--rescore", "two", "--tolerance", "0.5", "--out", "two-close") == 0
+    assert "mean of 2 tasks" in capfd.readouterr().out
+    before, after = place.summary("two"), place.summary("two-close")
+    assert [task["task"] for task in after["tasks"]] == ["few", "odds"]
+    assert [task["avg@k"]["value"] for task in after["tasks"]] == [pytest.approx(5 / 6), 0.0]
+    assert before["mean"]["value"] < after["mean"]["value"]
+    assert place.records("two-close/odds")
+    assert place.run("eval", "--rescore", "two", "--grader", "strict") == 0
+    assert place.summary("two-strict")["mean"]["value"] == 0.0
 
 
 @pytest.mark.parametrize(
