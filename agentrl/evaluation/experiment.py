@@ -7,6 +7,7 @@ experiments with one policy share it (`run_experiments`).
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import random
 import sys
@@ -19,15 +20,18 @@ from typing import Any
 from agentrl.cluster import event_loop
 from agentrl.config.settings import RolloutSettings, SandboxSettings
 from agentrl.evaluation.results import Record, ResultFolder, read_records
-from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate
+from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate, outlasting
 from agentrl.evaluation.scoring import Judge, JudgeOptions, Scoring, open_judge
 from agentrl.evaluation.subjects import Subject, SubjectOptions, check_subject, open_subject, training_cost
 from agentrl.evaluation.summary import effort, summarise
 from agentrl.evaluation.task import Task, prepare
+from agentrl.rollout.outage import Outages, describe_outage
 from agentrl.rollout.token_completer import Decoding
 from agentrl.tasks.datasets import DataSet
 from agentrl_envs import Env
 from agentrl_sandbox import Sandbox
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("agentrl", "numpy", "torch", "transformers", "vllm", "openai", "math-verify", "sympy")
 
@@ -182,10 +186,16 @@ async def _run(
         tools=bool(task.env.tool_specs()),
     )
     finished: list[Record] | None = None
+    outages = Outages(
+        [experiment.env],
+        tell=_tell_outage,
+        remedy="run the same command again: what was finished is kept",
+    )
+    player = place.subject.player(make_env, rollout, experiment.decoding)
     try:
         finished = await evaluate(
             episodes,
-            place.subject.player(make_env, rollout, experiment.decoding),
+            outlasting(player, outages, from_start=False),
             concurrency=experiment.subject.concurrency,
             done=done,
             on_record=keep,
@@ -194,6 +204,7 @@ async def _run(
             score=Scoring(task.grader, place.judge),
         )
     finally:
+        outages.close()
         about |= {"sandbox": place.sandbox.describe(), "resumed_from": len(done)}
         about |= {"wall_s": round(time.monotonic() - started, 3), "complete": finished is not None}
         about |= {"address": place.subject.address}
@@ -201,6 +212,11 @@ async def _run(
         summary = await _summary(experiment, task, about, in_order)
         folder.write_summary(summary)
     return summary
+
+
+def _tell_outage(row: Mapping[str, Any]) -> None:
+    if row["state"] != "waiting":
+        logger.warning("%s", describe_outage(row))
 
 
 def _with_spent(subject: SubjectOptions, folders: Sequence[Path]) -> SubjectOptions:

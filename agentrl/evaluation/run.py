@@ -30,6 +30,7 @@ from agentrl.evaluation.results import (
 )
 from agentrl.evaluation.statistics.intervals import Interval, new_problems_interval
 from agentrl.evaluation.summary import Equivalence, effort, summarise
+from agentrl.rollout.outage import FIRST_DELAY_S
 from agentrl.rollout.token_completer import Decoding, Dispatch, run_episode
 from agentrl_envs import Env, Grader, last_answer, prompt_id
 
@@ -44,7 +45,7 @@ PAUSES_S = (1.0, 4.0)
 ATTEMPTS = len(PAUSES_S) + 1
 """Times an episode is played before its infrastructure failure is kept."""
 OUTAGE_TRIES = 6
-"""Times an episode is played again because it failed while everything did."""
+"""Times an episode is played again because nothing else has worked since it failed before."""
 FAILURES_IN_A_ROW = 20
 """Kept failures without a success between them after which the evaluation stops."""
 
@@ -390,8 +391,12 @@ def equivalence_of(grader: Grader, kind: str) -> Equivalence:
     return Equivalence(lambda text: grader.canonical(text) or text, equivalent, kind)
 
 
-def outlasting(play: Play, outages: Outages) -> Play:
-    """The same player, which waits while everything fails and then plays again what failed meanwhile."""
+def outlasting(play: Play, outages: Outages, *, from_start: bool = True) -> Play:
+    """The same player, which waits while everything fails and then plays again what failed meanwhile.
+
+    Without `from_start` nothing is waited for before something has worked, which is a mistake rather than an
+    outage, nor for episodes that used up their time: the last ones of an evaluation are the slow ones.
+    """
     tries: Counter[int] = Counter()
 
     async def play_on(row: Mapping[str, Any], dispatch: Dispatch) -> Played:
@@ -400,13 +405,22 @@ def outlasting(play: Play, outages: Outages) -> Play:
             again = f"{dispatch.episode_id}/outage-{number}" if number else dispatch.episode_id
             await outages.admission(dispatch.environment, again)
             played = await play(row, replace(dispatch, episode_id=again))
-            if played.episode.failure is None:
+            failure = played.episode.failure
+            if failure is None or failure.error == REFUSED:  # an endpoint that declines to answer works
                 outages.succeeded(played.episode)
                 return played
-            outages.failed(played.episode)
-            if dispatch.environment not in outages.paused or number >= OUTAGE_TRIES:
+            if not from_start and (
+                failure.error == "StallError" or not outages.has_worked(dispatch.environment)
+            ):
+                return played
+            says_something = outages.failed(played.episode)
+            if outages.given_up is not None:
+                raise outages.given_up
+            if says_something or number >= OUTAGE_TRIES:
                 return played
             tries[dispatch.dispatch_index] += 1
+            if dispatch.environment not in outages.paused:  # yet: nothing has worked since it failed before
+                await asyncio.sleep(FIRST_DELAY_S * 2**number)
 
     return play_on
 

@@ -60,7 +60,7 @@ class Outages:
         tell: told what changes, as values of a row of metrics.
         give_up: told the error when no environment has anything left that works.
         exhausted: whether an environment has no prompts left to draw.
-        run: folder of the run, for the remedy.
+        remedy: what to do once the cause is mended, for the error of `give_up`.
         clock: monotonic seconds.
     """
 
@@ -72,12 +72,14 @@ class Outages:
         tell: Callable[[Mapping[str, Any]], object] = lambda row: None,
         give_up: Callable[[AgentRLError], object] = lambda error: None,
         exhausted: Callable[[str], bool] = lambda environment: False,
-        run: object = "RUN",
+        remedy: str = "run it again",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._gates = {name: _Gate() for name in environments}
         self._limit_s, self._tell, self._give_up = limit_s, tell, give_up
-        self._exhausted, self._run, self._clock = exhausted, run, clock
+        self._exhausted, self._remedy, self._clock = exhausted, remedy, clock
+        self.given_up: AgentRLError | None = None
+        """What `give_up` was told."""
         self._opened = asyncio.Event()
         self.wake: Callable[[], None] = lambda: None
         """Called when an episode of a paused environment may be tried."""
@@ -149,6 +151,10 @@ class Outages:
             gate.counted[episode.prompt_id] = gate.successes
         return counts
 
+    def has_worked(self, environment: str) -> bool:
+        """Whether an episode of the environment has ended with a reward."""
+        return self._gate(environment).successes > 0
+
     def close(self) -> None:
         """Try nothing more; idempotent."""
         for gate in self._gates.values():
@@ -184,7 +190,8 @@ class Outages:
         limit_s = min(self._limit_s, MISTAKE_LIMIT_S) if mistake else self._limit_s
         gate.hopeless = self._clock() - gate.since >= limit_s
         if gate.hopeless and all(g.hopeless or self._exhausted(name) for name, g in self._gates.items()):
-            self._give_up(AgentRLError(self._hopeless(episode.environment, gate)))
+            self.given_up = AgentRLError(self._hopeless(episode.environment, gate))
+            self._give_up(self.given_up)
         self._tell(self._row(episode.environment, gate, "waiting"))
         self._schedule(episode.environment, gate)
 
@@ -194,8 +201,7 @@ class Outages:
         same = f" (all of prompt {next(iter(gate.prompts))})" if len(gate.prompts) == 1 else ""
         return (
             f"{began}: the last {gate.streak} episodes of {environment or 'the environment'} failed{same}, "
-            f"the last one at the {gate.boundary}: {gate.last}; mend that and go on with `agentrl train "
-            f"--resume {self._run}` (no prompt is lost; run.outage_limit_s says how long to keep trying)"
+            f"the last one at the {gate.boundary}: {gate.last}; mend that and {self._remedy}"
         )
 
     def _schedule(self, environment: str, gate: _Gate) -> None:

@@ -85,7 +85,8 @@ class Orchestrator:
             tell=self._tell_outage,
             give_up=self._fail,
             exhausted=parts.pool.exhausted_in,
-            run=parts.folder.path,
+            remedy=f"go on with `agentrl train --resume {parts.folder.path}` (no prompt is lost; "
+            "run.outage_limit_s says how long to keep trying)",
         )
         self.buffer = EpisodeBuffer(
             batch=stream.batch,
@@ -346,10 +347,11 @@ class Orchestrator:
     def _starvation(self) -> str:
         pool = self.parts.pool
         set_aside = [prompt_id for ids in pool.set_aside.values() for prompt_id in ids]
+        last = self.stream.last_failure or "none, but see the row left_out of metrics.jsonl"
         return (
             f"a batch can never fill: {len(set_aside)} of {len(pool)} prompts were set aside after "
             f"{self.settings.sampler.quarantine_after} failures in a row ({', '.join(set_aside[:3])}, ...); "
-            f"the last failure: {self.stream.last_failure}; mend that and go on with "
+            f"the last failure: {last}; mend that and go on with "
             f"`agentrl train --resume {self.parts.folder.path} --forgive`, which draws them again"
         )
 

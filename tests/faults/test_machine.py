@@ -547,6 +547,39 @@ def test_threads_left_in_native_code_do_not_abort_the_end_of_a_process(tmp_path:
     assert "check" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("where", ["setup", "prompt", "reward"])
+def test_an_evaluation_pauses_in_an_outage_and_loses_no_answer(
+    where: str,
+    tmp_path: Path,
+    agentrl: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    prepare(tmp_path)
+    down(monkeypatch, where, 14, 11)
+    told = ("--env=service.py", "--data=rows.jsonl", "--samples=3", "--max-tokens=8", "--concurrency=4")
+    code, out, errors = agentrl("eval", MODEL, *told, "--format=code", "--json", "--out=out")
+    assert code == 0, errors
+    assert json.loads(out)["table"]["counts"]["failed"] == 0
+    told_meanwhile = errors + caplog.text
+    assert "service.py is paused: its last 8 episodes failed" in told_meanwhile
+    assert "service.py works again" in told_meanwhile
+
+
+def test_an_evaluation_of_what_has_never_worked_is_told_so_soon(
+    tmp_path: Path, agentrl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path)
+    down(monkeypatch, "prompt", 1, 10**9)
+    told = ("--env=service.py", "--data=rows.jsonl", "--samples=2", "--max-tokens=8", "--concurrency=24")
+    code, _, errors = agentrl("eval", MODEL, *told, "--format=code", "--out=out")
+    assert code == 1
+    assert (
+        "in a row failed, the last one at the env: EnvError: Service.prompt raised ConnectionError" in errors
+    )
+    assert "paused" not in errors
+
+
 def test_forgive_without_a_run_says_what_it_is_for(agentrl: Command) -> None:
     code, _, errors = agentrl("train", "service.py", "--forgive")
     assert code == 1
