@@ -69,13 +69,16 @@ class Crowd:
             if not given:
                 self._waiting.remove(turn)
         if given:
-            self.leave()
+            self.leave(turn.loop)
 
-    def leave(self) -> None:
-        """Give a place to the next one who waits."""
+    def leave(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give a place to the next one who waits. `loop`: the event loop that runs this."""
         with self._lock:
             while self._waiting:
                 turn = self._waiting.popleft()
+                if turn.loop is loop:
+                    turn.come()
+                    return
                 with contextlib.suppress(RuntimeError):  # its loop is closed, and nobody waits in it
                     turn.loop.call_soon_threadsafe(turn.come)
                     return
@@ -91,22 +94,23 @@ class Turn:
 
     def __init__(self, crowd: Crowd) -> None:
         self.loop = asyncio.get_running_loop()
-        self._crowd, self._coming = crowd, self.loop.create_future()
+        self._crowd = crowd
+        self._coming: asyncio.Future[None] | None = None  # while one waits
 
     def come(self) -> None:
         """The place is there."""
-        if not self._coming.done():
+        if self._coming is not None and not self._coming.done():
             self._coming.set_result(None)
 
     def give_up(self, error: Exception) -> None:
-        """Raise `error` in who waits, if somebody still does."""
-        if not self._coming.done():
+        """Raise `error` in who waits, if somebody does."""
+        if self._coming is not None and not self._coming.done():
             self._coming.set_exception(error)
 
     async def __aenter__(self) -> None:
         if self._crowd.take(self):
-            self.come()
             return
+        self._coming = self.loop.create_future()  # before `come` can be called, in this loop
         began, pause = time.monotonic(), while_waiting.get()
         try:
             with pause() if pause else contextlib.nullcontext():
@@ -124,4 +128,4 @@ class Turn:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._crowd.leave()
+        self._crowd.leave(self.loop)

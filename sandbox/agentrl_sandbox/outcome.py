@@ -97,7 +97,7 @@ def _dead(
 def parse_reply(said: bytes, output_bytes: int) -> dict[str, Any] | None:
     """Fields for `Result` from the interpreter's own words; None when they are not as agreed."""
     try:
-        reply = json.loads(said)
+        reply = json.loads(str(said, "utf-8"))
     except (ValueError, RecursionError):
         return None
     if not isinstance(reply, dict) or reply.get("kind") not in ("ok", "error", "exit"):

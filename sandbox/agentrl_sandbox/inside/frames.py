@@ -103,7 +103,7 @@ def receive_frame(fd):
 def split_frame(body):
     """`(header, blobs)` of a payload; the blobs are slices of it."""
     end = 4 + struct.unpack_from("!I", body)[0]
-    header = json.loads(bytes(body[4:end]))
+    header = json.loads(str(body[4:end], "utf-8"))
     blobs = []
     for length in header.get("blobs", ()):
         blobs.append(body[end : end + length])

@@ -188,8 +188,10 @@ class Interpreter:
                 _exit(LINE_LOST)
 
     def _answer(self, code, stdin):
-        said = {"kind": "ok", "value": None, "error": None, "exit_code": None, "files": []}
-        said |= {"notes": [], "restart": None}
+        said = {
+            "kind": "ok", "value": None, "error": None, "exit_code": None, "files": [], "notes": [],
+            "restart": None,
+        }  # fmt: skip
         self.lost = []
         try:
             try:
@@ -336,10 +338,12 @@ class Interpreter:
     def _remember(self, name, code):
         """Lets tracebacks show lines of the cell."""
         lines = [line + "\n" for line in cells.split_lines(code)]
-        with contextlib.suppress(Exception):
+        try:
             linecache.cache[name] = (len(code), None, lines, name)
             if self.count > 200:
                 linecache.cache.pop(f"<cell {self.count - 200}>", None)
+        except Exception:
+            return  # the program has replaced it
 
     def _report(self, failure):
         """What is said of the exception that ended a program. Code of the program may run here."""
@@ -423,8 +427,13 @@ def encode(said):
 
 def _keep(expression):
     """A statement that keeps the value of an expression statement."""
-    kept = ast.Assign([ast.Name(_VALUE, ast.Store())], expression.value)
-    return ast.fix_missing_locations(ast.copy_location(kept, expression))
+    where = {
+        "lineno": expression.lineno,
+        "col_offset": expression.col_offset,
+        "end_lineno": expression.end_lineno,
+        "end_col_offset": expression.end_col_offset,
+    }
+    return ast.Assign([ast.Name(_VALUE, ast.Store(), **where)], expression.value, **where)
 
 
 def plain_text(text):

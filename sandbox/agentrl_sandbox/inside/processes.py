@@ -6,12 +6,15 @@ Reads /proc and directories; knows nothing of runs, limits of time, or frames. S
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import struct
 import time
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read_small(path):
@@ -35,6 +38,18 @@ def read_all(path):
     """A file of /proc of any length."""
     with open(path, "rb", buffering=0) as file:
         return file.read()
+
+
+def be_served_soon(soon):
+    """Ask the scheduler for short turns, which come early: who watches a crowd must not queue behind it.
+
+    Or for turns of the usual length again, which cost less: short ones end in the middle of a small task. Of
+    Linux 6.12; an older kernel refuses or does nothing. Children do not inherit it.
+    """
+    number = 314 if os.uname().machine == "x86_64" else 274
+    size, reset_on_fork, turn_ns = 48, 1, 100_000 if soon else 0
+    attributes = struct.pack("=IIQiIQQQ", size, 0, reset_on_fork, os.nice(0), 0, turn_ns, 0, 0)
+    _libc.syscall(number, 0, attributes, 0)
 
 
 class Usage:

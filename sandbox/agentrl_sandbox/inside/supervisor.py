@@ -38,19 +38,20 @@ if TYPE_CHECKING or __package__:
     from . import frames
     from .interpreter import Interpreter
     from .meter import GroupMeter, TreeMeter
-    from .processes import Processes
+    from .processes import Processes, be_served_soon
     from .room import describe_room, exceeds
 else:
     import frames
     from interpreter import Interpreter
     from meter import GroupMeter, TreeMeter
-    from processes import Processes
+    from processes import Processes, be_served_soon
     from room import describe_room, exceeds
 
 _PULSE_S = 0.1
 _LOOK_S = 0.02  # longer than the kernel takes to book what a running program has run
 _SAMPLE_S = 0.04  # longest time between two looks of a meter that counts by looking
-_SHORT_S = 0.01  # what ends sooner is not worth a look at more than its main thread
+_REST_S = 5.0  # between two looks at a session where nothing runs
+_SHORT_S = 0.05  # what ends sooner is not worth a look at more than its main thread
 _GRACE_CPU = 0.25  # of the limit, and as CPU seconds, after the interrupt
 _SOCKET_BYTES = 212_992  # what the kernel lets a program put into one socket, if it does not raise that
 
@@ -155,8 +156,9 @@ class Run:
 
     def spent(self):
         """CPU seconds for the result; of a short run the main thread's, at the price of one system call."""
-        self.main_now = self.processes.quick()[0]
-        return max(0.0, self.main_now - self.main, self.cpu() if self.elapsed() > _SHORT_S else 0.0)
+        self.main_now, waited = self.processes.quick()
+        long = self.counted or self.elapsed() - (waited - self.wait) > _SHORT_S
+        return max(0.0, self.main_now - self.main, self.cpu() if long else 0.0)
 
     def rest(self):
         """The program has ended: what is left behind is charged to the time from here on."""
@@ -205,7 +207,10 @@ class Run:
         return wall - max(0.0, own, *(wait for wait in self.processes.waits() if wait <= wall))
 
     def patience(self, grace_s, cores):
-        """Seconds until the limit can be reached at the earliest."""
+        """Seconds until the limit can be reached at the earliest, or a first look is due."""
+        often = min(_SAMPLE_S, max(_LOOK_S / 2, self.time_s / 30))
+        if not self.counted:
+            return min(_PULSE_S, self.time_s / 10) if self.meter.exact else often
         if self.suspect is not None:
             return _LOOK_S
         if not self.processes.schedstat:
@@ -219,9 +224,7 @@ class Run:
         if wall_left <= 0:
             wall_left = _SAMPLE_S  # it waits, who knows for how long
         soonest = max(_LOOK_S / 2, min(cpu_left / cores, wall_left))
-        if not self.meter.exact:
-            return min(soonest, _SAMPLE_S, max(_LOOK_S / 2, self.time_s / 30))
-        return soonest if self.counted else min(soonest, _SAMPLE_S)
+        return soonest if self.meter.exact else min(soonest, often)
 
 
 class Supervisor:
@@ -232,7 +235,7 @@ class Supervisor:
         self.run: Any = None  # the Run in progress
         self.between: Any = None  # a Run that stands for the time since the last one
         self.wait_status = None
-        self.resting = False
+        self.resting = self.hurried = False
         self.inbox, self.reply = frames.Inbox(host_in), memoryview(bytearray(frames.BUFFER))
         self.scratch = memoryview(b"")
         self.counted = self.due = 0.0  # when memory and files were looked at last, and when the clock will be
@@ -303,6 +306,9 @@ class Supervisor:
         self.meter = GroupMeter(self.usage_fd) if self.usage_fd >= 0 else TreeMeter(self.processes)
         self.meter.look(self.processes.quick()[0])
         self.cores = max(1, min(os.cpu_count() or 1, int(self.limits["processes"])))
+        self.watched = self.start.get("watch_memory") or self.start.get("watch_files")
+        # The first look at what a program left behind: when it can have used its limit of time.
+        self.soon = _PULSE_S if self.watched else min(_REST_S, max(1.0, self.limits["time_s"] / self.cores))
         self.between = self._new_run(None, self.limits["time_s"])
         self._look_again()
         os.set_blocking(self.line, False)
@@ -404,12 +410,11 @@ class Supervisor:
 
     def _look_again(self):
         """Set the time of the next look: not at every event, of which a program can make many."""
-        watched = self.start.get("watch_memory") or self.start.get("watch_files")
         if self.run is None:
-            left = 5.0 if self.between.cause == "at rest" else _PULSE_S if watched else 1.0
+            left = _REST_S if self.between.cause == "at rest" else self.soon
         else:
             left = self.run.patience(self.limits["grace_s"], self.cores)
-            left = min(left, _PULSE_S) if watched else left
+            left = min(left, _PULSE_S) if self.watched else left
         self.due = time.monotonic() + left
 
     def _from_host(self):
@@ -514,6 +519,9 @@ class Supervisor:
     def _watch(self):
         """Look at the clock and, where nobody else does, at memory and files."""
         run = self.run
+        if not self.hurried:
+            self.hurried = True
+            be_served_soon(True)
         if run.interrupted is not None:
             if run.over_again(self.limits["grace_s"]):
                 return self._lose(run.cause)
@@ -622,6 +630,9 @@ class Supervisor:
             "truncated": cut_out or cut_err,
         }
         self.run = None
+        if self.hurried:
+            self.hurried = False
+            be_served_soon(False)
         frames.send_frame(self.host_out, header, (said, stdout, stderr))
         if alive:
             self.between = run  # its clock goes on

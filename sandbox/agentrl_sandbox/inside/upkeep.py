@@ -31,10 +31,11 @@ _CORE = (
     "warnings",
 )
 # A program with none of these words can reach nothing that an interpreter stands on, or hides that it does.
-_REACHING = (
-    "__", "os", "sys", "builtins", "open", "IO", "Path", "std", "exec", "eval", "compile", "globals",
-    "locals", "vars", "frame", "gc", "ctypes", "importlib", "inspect", "resource", "signal", "alarm",
-    "shutil", "process", "tempfile", "thread", "Thread", "runpy", "pydoc", "pdb", "trace", "profile",
+_REACHING = ("__", "exec", "eval", "open", "compile", "globals", "locals", "vars", "frame", "std")
+# The same of those that import modules, here or in a cell before.
+_REACHING_MODULES = (
+    "os", "sys", "builtins", "IO", "Path", "gc", "ctypes", "importlib", "inspect", "resource", "signal",
+    "alarm", "shutil", "process", "tempfile", "hread", "runpy", "pydoc", "pdb", "trace", "profile",
     "faulthandler", "fcntl", "tty", "socket", "select", "mmap", "asyncio", "marshal", "codeop", "site",
     "weakref", "cffi", "recursion",
 )  # fmt: skip
@@ -48,7 +49,7 @@ class Upkeep:
     """What the interpreter stood on when the session began, and how to get back there."""
 
     def __init__(self, main):
-        self.main, self.replaced, self.wary = main, {}, False
+        self.main, self.replaced, self.imports, self.wary = main, {}, False, False
         self.builtins = dict(_LIVE)
         self.modules, self.all_modules = sys.modules, {**sys.modules, "__main__": main}
         self.core = {name: sys.modules[name] for name in _CORE if name in sys.modules}
@@ -70,7 +71,8 @@ class Upkeep:
         when the interpreter comes to grief.
         """
         if not self.wary:
-            for word in _REACHING:
+            self.imports = self.imports or "import" in code
+            for word in _REACHING + _REACHING_MODULES if self.imports else _REACHING:
                 if word in code:
                     self.wary = True
                     break

@@ -129,7 +129,7 @@ def decode_frame(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """`(header, blobs)`; ValueError when the lengths do not agree."""
     (head,) = _HEAD.unpack_from(body)
     end = 4 + head
-    header = json.loads(body[4:end])
+    header = json.loads(str(body[4:end], "utf-8"))
     if not isinstance(header, dict) or not isinstance(header.get("blobs", []), list):
         raise ValueError("a header that is no object")
     blobs = []
@@ -382,9 +382,11 @@ class LocalSession(Session):
     ) -> tuple[dict[str, Any], list[bytes]] | None:
         """The next frame; None when the back-stop is reached. Raises Lost."""
         began, usual = time.monotonic(), time_s + min(time_s, self._limits.grace_s) + SLACK_S
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(usual):
                 return await interpreter.line.receive()
+        except TimeoutError:
+            pass
         answer = asyncio.ensure_future(interpreter.line.receive())
         try:
             return answer.result() if await arrives(answer, began, max(BACK_STOP * time_s, usual)) else None

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import sys
 
 # In the jail all files lie in one directory.
@@ -213,7 +212,6 @@ class Zygote:
             if self.protect:
                 drop_privileges()
             announce(line)
-            be_served_soon()
             supervisor.Supervisor(line, line, lambda: self._confine(start), usage).serve(start)
         except BaseException as error:
             try:
@@ -286,17 +284,6 @@ def readable_on_host(libraries):
             if not name.startswith("python") and name not in ("site-packages", "dist-packages"):
                 paths.append(path)
     return [path for path in paths if path != "/lib" or not os.path.islink(path)]
-
-
-def be_served_soon():
-    """Ask the scheduler for short turns, which come early: a supervisor must not queue behind its crowd.
-
-    Of Linux 6.12; an older kernel refuses or does nothing. Children do not inherit it.
-    """
-    number = 314 if os.uname().machine == "x86_64" else 274
-    size, reset_on_fork, turn_ns = 48, 1, 100_000
-    attributes = struct.pack("=IIQiIQQQ", size, 0, reset_on_fork, os.nice(0), 0, turn_ns, 0, 0)
-    _libc.syscall(number, 0, attributes, 0)
 
 
 def announce(line):
