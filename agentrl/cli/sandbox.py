@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,23 @@ def _about_sessions() -> list[str]:
 
     return [
         f"programs at once: {Crowd().places} (max_running); more wait, and their limits do not run meanwhile",
+        f"CPU time without control groups: {_clock()}",
+        "not held apart: the kernel's quotas of pipes and of descriptors under way are those of a user",
+        "not held apart: locks (flock) on files that all sessions read can carry signs from one to another",
         "programs have no network, no keyboard and no packages but those of libraries=",
     ]
+
+
+def _clock() -> str:
+    """How CPU time is counted where no control group does it."""
+    from agentrl_sandbox.inside.meter import open_clock
+
+    descriptor, strictness = open_clock(), Path("/proc/sys/kernel/perf_event_paranoid")
+    if descriptor >= 0:
+        os.close(descriptor)
+        if int(strictness.read_text()) <= 2:  # what root may have here, a session may not
+            return "exact, by a clock of the kernel that children inherit"
+    return "estimated from looks at /proc (exact with kernel.perf_event_paranoid at 2 or less)"
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ import contextlib
 import math
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 
@@ -232,6 +234,34 @@ def test_the_dead_are_counted_whoever_waited_for_them(monkeypatch):
     kernel.now = {(2, "a"): Usage(1.0, 0.0, 2.1, False, 1)}
     clock += 0.05
     assert abs(meter.seconds() - 3.6) < 1e-9
+
+
+def test_a_clock_of_the_kernel_counts_children_that_nobody_waited_for():
+    # In a process of its own: the clock is inherited by all that is forked after it.
+    code = """
+import os, signal, time
+from agentrl_sandbox.inside.meter import ClockMeter, open_clock
+fd = open_clock()
+if fd < 0:
+    print("none"); raise SystemExit
+meter = ClockMeter(fd)
+before = meter.seconds()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(10):
+    if os.fork() == 0:
+        end = time.process_time() + 0.03
+        while time.process_time() < end: pass
+        os._exit(0)
+try:
+    os.wait()
+except ChildProcessError:
+    pass
+print(meter.seconds() - before)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    if said.strip() == "none":
+        pytest.skip("the kernel gives ordinary users no clock (kernel.perf_event_paranoid)")
+    assert 0.25 < float(said) < 3.0
 
 
 def test_one_that_is_seen_once_stands_for_those_that_are_not_seen(monkeypatch):

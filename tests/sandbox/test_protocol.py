@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from agentrl_sandbox import Limits, Status
 from agentrl_sandbox.inside import frames, supervisor
 from agentrl_sandbox.inside.meter import Meter
-from agentrl_sandbox.inside.seccomp import Surroundings, build
+from agentrl_sandbox.inside.seccomp import Surroundings, build, build_guard
 from agentrl_sandbox.local.session import Line, Lost, decode_frame, encode_frame
 from agentrl_sandbox.outcome import clean, parse_reply, readable, result_from_frame
 from agentrl_sandbox.result import Result, plain
@@ -189,6 +190,46 @@ def test_the_filter_is_whole_for_both_machines():
             assert instructions[-1] == struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)
     with pytest.raises(ValueError, match="riscv64"):
         build("riscv64")
+
+
+class Kernel:
+    """Runs a filter as the kernel does: `answer(number, arguments)` is what it returns."""
+
+    def __init__(self, program):
+        self.code = [struct.unpack("=HBBI", program[i : i + 8]) for i in range(0, len(program), 8)]
+
+    def answer(self, number, arguments=()):
+        words = [*arguments, *[0] * (6 - len(arguments))]
+        data = struct.pack("=IIQ6Q", number, 0xC000003E, 0, *(word % (1 << 64) for word in words))
+        at = held = 0
+        while True:
+            code, if_true, if_false, value = self.code[at]
+            at += 1
+            if code == 0x06:
+                return value
+            if code == 0x20:
+                held = struct.unpack_from("=I", data, value)[0]
+            elif code == 0x05:
+                at += value
+            else:
+                holds = {0x15: held == value, 0x35: held >= value, 0x45: bool(held & value)}[code]
+                at += if_true if holds else if_false
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_one_filter_denies_what_the_two_that_it_is_made_of_deny(on_host):
+    # Fails when a test of the guard allows a call that a later test has something against.
+    around = Surroundings(on_host, 42, on_host, on_host, on_host)
+    whole = Kernel(build("x86_64", replace(around, protected=(1,))))
+    parts = [Kernel(build("x86_64", around)), Kernel(build_guard("x86_64", (1,)))]
+    values = (-1, 0, 1, 2, 3, 8, 42, 1024, 1026, 1031, 0x5412, 0x541C, 0x8901, 0x40086602)
+    looked_into = (16, 44, 53, 54, 56, 62, 72, 109, 129, 141, 142, 157, 200, 203, 234, 251, 297, 302, 434)
+    for number in range(470):
+        for first in values if number in looked_into else (0,):
+            for second in values if number in looked_into else (0,):
+                got = whole.answer(number, (first, second))
+                wanted = min(part.answer(number, (first, second)) for part in parts)
+                assert got == wanted, (number, first, second)
 
 
 def test_what_runs_inside_imports_nothing_else_of_the_package():

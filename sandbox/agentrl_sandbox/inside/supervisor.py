@@ -37,13 +37,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING or __package__:
     from . import frames
     from .interpreter import Interpreter
-    from .meter import GroupMeter, TreeMeter
+    from .meter import ClockMeter, GroupMeter, TreeMeter, open_clock
     from .processes import Processes, be_served_soon
     from .room import describe_room, exceeds
 else:
     import frames
     from interpreter import Interpreter
-    from meter import GroupMeter, TreeMeter
+    from meter import ClockMeter, GroupMeter, TreeMeter, open_clock
     from processes import Processes, be_served_soon
     from room import describe_room, exceeds
 
@@ -255,6 +255,7 @@ class Supervisor:
         self.poll, self.wake = select.poll(), wake
         for fd in (self.host_in, wake):
             self.poll.register(fd, select.POLLIN)
+        self.clock_fd = open_clock() if self.usage_fd < 0 else -1
         self.room = describe_room(self._directory())
         if not self._begin():
             return
@@ -303,12 +304,14 @@ class Supervisor:
             frames.send_frame(self.host_out, {"kind": "failed", "reason": reason.decode(errors="replace")})
             return False
         self.processes = Processes(self.child, bool(self.start.get("alone")))
-        self.meter = GroupMeter(self.usage_fd) if self.usage_fd >= 0 else TreeMeter(self.processes)
+        self.meter = self._find_meter()
         self.meter.look(self.processes.quick()[0])
         self.cores = max(1, min(os.cpu_count() or 1, int(self.limits["processes"])))
         self.watched = self.start.get("watch_memory") or self.start.get("watch_files")
         # The first look at what a program left behind: when it can have used its limit of time.
-        self.soon = _PULSE_S if self.watched else min(_REST_S, max(1.0, self.limits["time_s"] / self.cores))
+        self.soon = (
+            _PULSE_S if self.watched else min(_REST_S, max(_PULSE_S, self.limits["time_s"] / self.cores))
+        )
         self.between = self._new_run(None, self.limits["time_s"])
         self._look_again()
         os.set_blocking(self.line, False)
@@ -316,6 +319,11 @@ class Supervisor:
         version = ".".join(map(str, sys.version_info[:3]))
         frames.send_frame(self.host_out, {"kind": "ready", "python": version, "pid": os.getpid()})
         return True
+
+    def _find_meter(self):
+        if self.usage_fd >= 0:
+            return GroupMeter(self.usage_fd)
+        return ClockMeter(self.clock_fd) if self.clock_fd >= 0 else TreeMeter(self.processes)
 
     def _directory(self):
         return self.start.get("directory") or os.getcwd()
@@ -411,11 +419,17 @@ class Supervisor:
     def _look_again(self):
         """Set the time of the next look: not at every event, of which a program can make many."""
         if self.run is None:
-            left = _REST_S if self.between.cause == "at rest" else self.soon
+            left = _REST_S if self.between.cause == "at rest" else self._leisure()
         else:
             left = self.run.patience(self.limits["grace_s"], self.cores)
             left = min(left, _PULSE_S) if self.watched else left
         self.due = time.monotonic() + left
+
+    def _leisure(self):
+        """Between two runs: seconds until what was left behind can have used as much as one run may."""
+        rest = self.between
+        left = (self.limits["time_s"] - (rest.last - rest.base)) / self.cores
+        return min(self.soon, max(_LOOK_S, left)) if rest.counted else self.soon
 
     def _from_host(self):
         try:
