@@ -119,7 +119,7 @@ def form_of(text: str) -> Form:
     if match := _CASES.match(text):
         rows = _split(match[1].strip(), lambda token: token == "\\\\")
         return Items(_flat([row for row in rows if row.strip("& ")]))
-    unions = _split(text, lambda token: token == "\\cup")
+    unions = _split(text, lambda token: token == "\\cup") if "\\cup" in text else []
     if len(unions) > 1:
         return Items(_flat(unions))
     if text.startswith("+"):
@@ -294,8 +294,8 @@ def _bracketed(text: str) -> Form | None:
         if len(cells) == 1 or all(len(row) == 1 for row in cells):
             return Ordered("(", ")", sum(cells, ()), text)
         return Ordered("(", ")", tuple(Ordered("(", ")", row) for row in cells), text)
-    tokens = list(_tokens(text))
-    if len(tokens) < 2 or tokens[0][0] not in ("(", "[", "\\langle") or not _closes_at_end(text):
+    tokens = list(_tokens(text)) if text.startswith(("(", "[", "\\langle")) else []
+    if len(tokens) < 2 or not _closes_at_end(text):
         return None
     opening, closing = tokens[0][0], tokens[-1][0]
     inside = text[tokens[0][2] : tokens[-1][1]].strip()
