@@ -62,6 +62,7 @@ CELLS = {
     "a fence of tildes": ("~~~\n1 + 1\n~~~\n", "2", Status.OK),
     "a fence that was left at the end": ("1 + 1\n```", "2", Status.OK),
     "a fence and an indentation": ("```py\n    x = 1\n    x + 1\n```", "2", Status.OK),
+    "no value but a name like ours": ("globals()[' value'] = 5", "(no output)", Status.OK),
     "a fence in a string": ('"""\n```\n"""', "'\\n```\\n'", Status.OK),
     "fences in the middle": ("Here it is:\n```python\n1\n```\n", "send only what is between", Status.ERROR),
     "a common indentation": ("    x = 1\n    if x:\n        x + 1\n    x + 1", "2", Status.OK),

@@ -286,7 +286,8 @@ class Interpreter:
         if text is not code:
             self._remember(name, text)
         body = tree.body
-        if body and isinstance(body[-1], ast.Expr) and not cells.ends_quietly(body[-1], text):
+        shown = body and isinstance(body[-1], ast.Expr) and not cells.ends_quietly(body[-1], text)
+        if shown:
             body[-1] = _keep(body[-1])
         program = compile(tree, name, "exec", flags, dont_inherit=True)
         self.flags |= program.co_flags & _FUTURE
@@ -296,7 +297,7 @@ class Interpreter:
         finally:
             self.lost = self.upkeep.end_program()
             value = self.main.__dict__.pop(_VALUE, None)
-        return value
+        return value if shown else None
 
     def _evaluate(self, program):
         """Run a compiled cell; in the event loop of the session when it has a top-level await."""
