@@ -4,6 +4,7 @@
 
     AgentRLError
     ├── ConfigError(ValueError)        settings, command lines and files that name them
+    ├── PartError                      a loss, estimator, ... of a user's own raised
     ├── DataError(ValueError)          rows and recorded episodes that cannot be used
     ├── RendererError(ValueError)      a chat template that cannot be rendered append-only
     ├── PolicyError                    the engine that samples tokens
@@ -29,6 +30,10 @@ class AgentRLError(Exception):
 
 class ConfigError(AgentRLError, ValueError):
     """Settings are wrong; the text names file, line, value and what would be right."""
+
+
+class PartError(AgentRLError):
+    """A part of a user's own (loss, estimator, ...) raised; the text names it, its file and line."""
 
 
 class DataError(AgentRLError, ValueError):

@@ -32,7 +32,7 @@ from benchmarks.demo_run import Job, Row, file_name, mean_interval, play, sweep
 COMMON = (
     "--run.steps=200",
     "--learner.learning_rate=1e-4",
-    "--learner.kl_coefficient=0",
+    "--loss.kl_coefficient=0",
     "--eval.every=4",
     "--eval.limit=128",
 )

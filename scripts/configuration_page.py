@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from agentrl.config import settings as sections
-from agentrl.config.loading import describe_type, section_type
+from agentrl.config.loading import describe_type, section_type, shipped
 from agentrl.config.settings import Settings
 
 HEAD = """# Settings
@@ -19,6 +19,21 @@ One TOML file, and the same names as flags: `agentrl train run.toml --learner.le
 file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. This page is made from `agentrl/config/settings.py` by
 `scripts/configuration_page.py`; a test keeps it current.
 """
+
+
+def own_rows(section: str) -> list[str]:
+    """Rows of the settings that the package's own parts add to a section."""
+    rows = []
+    for part in shipped(section):
+        defaults = part.defaults()
+        for name, hint in (
+            typing.get_type_hints(part.settings, include_extras=True) if part.settings else {}
+        ).items():
+            rows.append(
+                f"| `{section}.{name}` | {describe_type(hint)} | `{defaults[name]!r}` | `{part.kind}` only: "
+                f"{part.texts[name]} |"
+            )
+    return rows
 
 
 def documentation() -> dict[str, dict[str, str]]:
@@ -46,6 +61,9 @@ def page() -> str:
             f"## {texts[kind.__name__]['']}\n\n| setting | type | default | meaning |\n|---|---|---|---|"
         )
         for field in fields(kind):
+            if field.name == "own":
+                parts += own_rows(section.name)
+                continue
             made = field.default_factory() if field.default_factory is not MISSING else field.default
             default = f"`{made!r}`" if isinstance(made, str | int | float | bool | tuple) else ""
             meaning = texts[kind.__name__].get(field.name, "").replace("|", "\\|")

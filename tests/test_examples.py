@@ -229,10 +229,11 @@ def test_the_paper_s_settings():
     settings = load_settings(EXAMPLES / "qwen3_8b_dapo.toml")
     learner, tracker = settings.learner, settings.tracker
     assert (settings.stream.batch, learner.mini_batch) == (2048, 256)
-    assert (learner.learning_rate, learner.clip_low, learner.clip_high) == (1e-6, 0.2, 0.28)
+    assert learner.learning_rate == 1e-6
+    assert settings.loss.own == {}, "the clip of the paper is the default"
     assert (tracker.rho_min, tracker.rho_max, tracker.initial_rollouts) == (0.875, 0.96, 8)
-    assert (settings.sampler.kind, settings.sampler.epsilon) == ("priority", 0.05)
+    assert (settings.sampler.kind, settings.sampler.own) == ("priority", {})
     # Eight turns that call the tool, and one that answers.
     assert (settings.rollout.max_turns, settings.rollout.max_tokens) == (9, 16_384)
-    assert (learner.kl_coefficient, learner.entropy_coefficient) == (0.0, 0.0)
+    assert (settings.loss.kl_coefficient, settings.loss.entropy_coefficient) == (0.0, 0.0)
     assert settings.estimator.kind == "spo"

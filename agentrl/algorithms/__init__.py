@@ -5,10 +5,10 @@ knows nothing of torch, asyncio, environments or tokens.
 """
 
 from agentrl.algorithms.advantage import (
+    CreditBatch,
     Estimator,
     advantages,
     grpo_advantages,
-    make_estimator,
     mixed_groups,
     normalise,
 )
@@ -18,6 +18,7 @@ from agentrl.algorithms.value_tracker import Fold, ValueTracker
 
 __all__ = [
     "Calibration",
+    "CreditBatch",
     "Estimator",
     "Fold",
     "PromptSampler",
@@ -27,7 +28,6 @@ __all__ = [
     "calibration",
     "grpo_advantages",
     "log_loss",
-    "make_estimator",
     "mixed_groups",
     "normalise",
 ]

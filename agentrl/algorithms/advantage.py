@@ -1,4 +1,4 @@
-"""From scores to advantages: one number per episode, for all its trainable tokens.
+"""From scores to advantages, of whole episodes or of each token.
 
 Pure functions over a batch of B episodes, and the estimators a run can choose from. This module knows
 nothing of how values are tracked, how episodes are drawn, or what the loss does with an advantage.
@@ -6,13 +6,15 @@ nothing of how values are tracked, how episodes are drawn, or what the loss does
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agentrl.config.settings import EstimatorSettings
+from agentrl.config.ranges import Positive
+from agentrl.episode import Episode
 from agentrl.errors import ConfigError, DataError
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -111,150 +113,118 @@ def mixed_groups(scores: ArrayLike, groups: ArrayLike) -> NDArray[np.bool_]:
     return np.bincount(member_of, weights=differs.astype(np.float64))[member_of] > 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class CreditBatch:
+    """What an estimator sees of a batch of B episodes."""
+
+    scores: FloatArray
+    """[B] rewards mapped to [0, 1]."""
+    baselines: FloatArray | None = None
+    """[B] values of the prompts, read before any of these scores was folded."""
+    counts: FloatArray | None = None
+    """[B] effective counts of those values."""
+    groups: NDArray[np.int64] | None = None
+    """[B] equal for episodes of one group; None where there are no groups."""
+    episodes: Sequence[Episode] = ()
+    """[B] the episodes, with their turns and token ids."""
+
+
+Advantages: TypeAlias = FloatArray | Sequence[Sequence[ArrayLike]]
+"""[B], one number for all tokens of an episode; or, of each episode and segment, [T], one for each token."""
+
+
 class Estimator(Protocol):
-    """Turns the scores of a batch into advantages."""
+    """Turns a batch into advantages.
 
-    @property
-    def needs_baselines(self) -> bool:
-        """Whether baselines must be given."""
-        ...
+    It may have a method `keep(batch)`, which says of a unit (an episode, or the episodes of a group) by [B]
+    booleans whether it is learned from; a unit that is not is drawn again.
+    """
 
-    @property
-    def group_size(self) -> int:
-        """Episodes per prompt that belong together; 1 where no groups exist."""
-        ...
-
-    def __call__(
-        self,
-        scores: ArrayLike,
-        *,
-        baselines: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> FloatArray:
-        """[B] advantages of a batch."""
-        ...
-
-    def keep(self, scores: ArrayLike, groups: ArrayLike | None = None) -> NDArray[np.bool_]:
-        """[B] which episodes may be learned from (all, but for dynamic sampling)."""
+    def __call__(self, batch: CreditBatch) -> Advantages:
+        """[B] advantages, or one for each token: of each episode and segment [T]."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Ungrouped:
-    """What estimators without groups share: every episode is learned from."""
+class SPOEstimator:
+    """Score less the tracker's value, normalised over the batch (arXiv 2509.13232, equations 8 and 9)."""
 
-    floor: float | None
-    """Smallest deviation divided by; None leaves advantages as they are."""
-    group_size: int = 1
+    requires = ("baselines",)
 
-    def keep(self, scores: ArrayLike, groups: ArrayLike | None = None) -> NDArray[np.bool_]:
-        """[B] all true."""
-        return np.ones(np.size(scores), dtype=np.bool_)
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Settings of `spo`."""
 
+        normalise: Literal["batch", "none"] = "batch"
+        """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
+        deviation_floor: Positive = 0.1
+        """Smallest deviation divided by, so that a nearly solved batch is not blown up to unit noise."""
 
-@dataclass(frozen=True, slots=True)
-class SPOEstimator(_Ungrouped):
-    """Score less the tracker's value, normalised over the batch."""
+    def __init__(self, settings: Settings) -> None:
+        self._floor = settings.deviation_floor if settings.normalise == "batch" else None
 
-    needs_baselines: bool = True
-
-    def __call__(
-        self,
-        scores: ArrayLike,
-        *,
-        baselines: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> FloatArray:
-        """[B] advantages; `groups` is not looked at."""
-        if baselines is None:
+    def __call__(self, batch: CreditBatch) -> FloatArray:
+        """[B] advantages; needs baselines."""
+        if batch.baselines is None:
             raise DataError("the estimator 'spo' needs the baselines of the batch")
-        raw = advantages(scores, baselines)
-        return raw if self.floor is None else normalise(raw, self.floor)
+        raw = advantages(batch.scores, batch.baselines)
+        return raw if self._floor is None else normalise(raw, self._floor)
 
 
-@dataclass(frozen=True, slots=True)
-class NoBaselineEstimator(_Ungrouped):
+class NoBaselineEstimator:
     """The score itself, normalised over the batch (the paper's ablation)."""
 
-    needs_baselines: bool = False
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Settings of `no_baseline`."""
 
-    def __call__(
-        self,
-        scores: ArrayLike,
-        *,
-        baselines: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> FloatArray:
-        """[B] advantages; neither `baselines` nor `groups` is looked at."""
-        raw = _vector(scores, "scores")
-        return raw if self.floor is None else normalise(raw, self.floor)
+        normalise: Literal["batch", "none"] = "batch"
+        """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
+        deviation_floor: Positive = 0.1
+        """Smallest deviation divided by."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._floor = settings.deviation_floor if settings.normalise == "batch" else None
+
+    def __call__(self, batch: CreditBatch) -> FloatArray:
+        """[B] advantages."""
+        raw = _vector(batch.scores, "scores")
+        return raw if self._floor is None else normalise(raw, self._floor)
 
 
-@dataclass(frozen=True, slots=True)
 class GRPOEstimator:
-    """Score less the mean of its group, divided by the group's deviation (reference only)."""
+    """Score less the mean of its group, divided by the group's deviation (GRPO, arXiv 2402.03300)."""
 
-    group_size: int
-    floor: float | None
-    dynamic_sampling: bool = False
-    needs_baselines: bool = False
+    requires = ("groups",)
 
-    def __call__(
-        self,
-        scores: ArrayLike,
-        *,
-        baselines: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> FloatArray:
-        """[B] advantages; `baselines` is not looked at."""
-        return grpo_advantages(scores, self._checked(scores, groups), floor=self.floor)
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Settings of `grpo`."""
 
-    def keep(self, scores: ArrayLike, groups: ArrayLike | None = None) -> NDArray[np.bool_]:
-        """[B] with dynamic sampling, which episodes belong to a group of different scores."""
-        checked = self._checked(scores, groups)
-        if not self.dynamic_sampling:
-            return np.ones(np.size(scores), dtype=np.bool_)
-        return mixed_groups(scores, checked)
+        normalise: Literal["batch", "none"] = "batch"
+        """Divide by the deviation of the group, or subtract its mean only."""
+        deviation_floor: Positive = 0.1
+        """Smallest deviation divided by; that of 8 rewards of 0 and 1 which differ is at least 0.35."""
+        dynamic_sampling: bool = False
+        """Groups whose rewards are all equal are not learned from, and are drawn again (arXiv 2503.14476)."""
 
-    def _checked(self, scores: ArrayLike, groups: ArrayLike | None) -> ArrayLike:
-        if groups is None:
-            raise DataError("the estimator 'grpo' needs the group of every episode")
-        _, sizes = np.unique(_groups(groups, int(np.size(scores))), return_counts=True)
-        if len(sizes) and int(sizes.max()) > self.group_size:
-            raise DataError(f"a group has {int(sizes.max())} episodes and `group_size` is {self.group_size}")
-        return groups
+    def __init__(self, settings: Settings) -> None:
+        self._floor = settings.deviation_floor if settings.normalise == "batch" else None
+        self.keep = _keep_mixed if settings.dynamic_sampling else None
+
+    def __call__(self, batch: CreditBatch) -> FloatArray:
+        """[B] advantages; needs groups."""
+        return grpo_advantages(batch.scores, _given(batch.groups), floor=self._floor)
 
 
-def make_estimator(settings: EstimatorSettings) -> Estimator:
-    """The estimator that the settings name.
+def _keep_mixed(batch: CreditBatch) -> NDArray[np.bool_]:
+    """[B] which episodes belong to a group of different scores."""
+    return mixed_groups(batch.scores, _given(batch.groups))
 
-    Raises:
-        ConfigError: the group size does not fit the estimator, or a setting belongs to another one.
-    """
-    if not settings.deviation_floor > 0.0:
-        raise ConfigError(f"estimator.deviation_floor = {settings.deviation_floor} must be positive")
-    floor = settings.deviation_floor if settings.normalise == "batch" else None
-    if settings.kind == "grpo":
-        if settings.group_size < 2:
-            raise ConfigError(
-                f"estimator.kind = 'grpo' compares the episodes of a group and needs estimator.group_size "
-                f"of at least 2, got {settings.group_size} (8 is usual)"
-            )
-        return GRPOEstimator(settings.group_size, floor, settings.dynamic_sampling)
-    if settings.group_size != 1:
-        raise ConfigError(
-            f"estimator.kind = {settings.kind!r} takes one episode per prompt and needs "
-            f"estimator.group_size = 1, got {settings.group_size}"
-        )
-    if settings.dynamic_sampling:
-        raise ConfigError(
-            f"estimator.dynamic_sampling needs groups (estimator.kind = 'grpo'), got {settings.kind!r}"
-        )
-    if settings.kind == "spo":
-        return SPOEstimator(floor)
-    if settings.kind == "no_baseline":
-        return NoBaselineEstimator(floor)
-    raise ConfigError(f"estimator.kind = {settings.kind!r} must be 'spo', 'grpo' or 'no_baseline'")
+
+def _given(groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    if groups is None:
+        raise DataError("the estimator 'grpo' needs the group of every episode")
+    return groups
 
 
 def _vector(values: ArrayLike, name: str, size: int | None = None) -> FloatArray:

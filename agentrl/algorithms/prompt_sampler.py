@@ -12,13 +12,15 @@ import heapq
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agentrl.algorithms.sum_tree import SumTree
 from agentrl.algorithms.value_tracker import UNSEEN_COUNT, ValueTracker
+from agentrl.config.ranges import Amount, Positive
 from agentrl.config.settings import SamplerSettings
 from agentrl.errors import CheckpointError, ConfigError, DataError
 
@@ -57,6 +59,53 @@ def sampling_weight(value: float, count: float, *, epsilon: float, gamma: float 
     return (deviation / count**gamma if gamma != 0.0 else deviation) + epsilon
 
 
+class Weights(Protocol):
+    """How much each prompt is worth playing; what `sampler.kind` names.
+
+    It may have a method `one(value, count)`, the weight of one prompt without the cost of arrays.
+    """
+
+    def __call__(self, values: FloatArray, counts: FloatArray) -> FloatArray:
+        """[N] positive weights from values v in [0, 1] and effective counts N_eff, [N] each."""
+        ...
+
+
+class PriorityWeights:
+    """By what is left to learn (paper equation 11)."""
+
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Settings of `priority`."""
+
+        epsilon: Positive = 0.05
+        """Added to sqrt(v (1 - v)), so that no prompt is forgotten."""
+        gamma: Amount = 0.0
+        """Divides the weight by the effective count to this power."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self, values: FloatArray, counts: FloatArray) -> FloatArray:
+        """[N] `sampling_weights`."""
+        return sampling_weights(values, counts, epsilon=self._settings.epsilon, gamma=self._settings.gamma)
+
+    def one(self, value: float, count: float) -> float:
+        """`sampling_weight`."""
+        return sampling_weight(value, count, epsilon=self._settings.epsilon, gamma=self._settings.gamma)
+
+
+class UniformWeights:
+    """All prompts alike."""
+
+    def __call__(self, values: FloatArray, counts: FloatArray) -> FloatArray:
+        """[N] ones."""
+        return np.ones(len(values))
+
+    def one(self, value: float, count: float) -> float:
+        """1."""
+        return 1.0
+
+
 class PromptSampler:
     """Draws prompts of a tracker by how much there is left to learn from them.
 
@@ -65,7 +114,8 @@ class PromptSampler:
 
     Args:
         tracker: whose values and counts make the weights.
-        settings: see `SamplerSettings`.
+        settings: see `SamplerSettings`; its kind is not looked at.
+        weights: the kind; `priority` as it is by default.
         seed: of the draws.
         prompts: the part of the tracker's prompts to draw from, for one of several mixed environments;
             all by default.
@@ -75,13 +125,21 @@ class PromptSampler:
     """
 
     def __init__(
-        self, tracker: ValueTracker, settings: SamplerSettings, *, seed: int, prompts: range | None = None
+        self,
+        tracker: ValueTracker,
+        settings: SamplerSettings,
+        weights: Weights | None = None,
+        *,
+        seed: int,
+        prompts: range | None = None,
     ) -> None:
         _check(settings)
         self._prompts = range(len(tracker)) if prompts is None else prompts
         if not len(self._prompts) or self._prompts.step != 1 or self._prompts[-1] >= len(tracker):
             raise ConfigError(f"the sampler cannot draw from {self._prompts} of {len(tracker)} prompts")
         self._tracker, self._settings = tracker, settings
+        self._weigh = weights or PriorityWeights(PriorityWeights.Settings())
+        self._weigh_one = getattr(self._weigh, "one", self._as_arrays)
         self._random = np.random.Generator(np.random.PCG64(seed))
         size = len(self._prompts)
         self._copies = np.zeros(size, dtype=np.int32)
@@ -267,35 +325,26 @@ class PromptSampler:
         )
         return min(idle, default=(0, None))[1]
 
+    def _as_arrays(self, value: float, count: float) -> float:
+        return float(self._checked(self._weigh(np.array([value]), np.array([count])), 1)[0])
+
+    def _checked(self, weights: FloatArray, size: int) -> FloatArray:
+        weights = np.asarray(weights, dtype=np.float64)
+        if weights.shape != (size,) or not (np.isfinite(weights) & (weights > 0.0)).all():
+            raise DataError(
+                f"the weights of {size} prompts must be as many positive numbers, got {weights!r:.200}"
+            )
+        return weights
+
     def _weight_of(self, prompt: int) -> float:
-        if self._settings.kind == "uniform":
-            return 1.0
-        return sampling_weight(
-            self._tracker.value(prompt),
-            self._tracker.effective_count(prompt),
-            epsilon=self._settings.epsilon,
-            gamma=self._settings.gamma,
-        )
+        return self._weigh_one(self._tracker.value(prompt), self._tracker.effective_count(prompt))
 
     def _weights_of(self, prompts: NDArray[np.int64]) -> FloatArray:
-        if self._settings.kind == "uniform":
-            return np.ones(len(prompts))
-        return sampling_weights(
-            self._tracker.values(prompts),
-            self._tracker.effective_counts(prompts),
-            epsilon=self._settings.epsilon,
-            gamma=self._settings.gamma,
-        )
+        values, counts = self._tracker.values(prompts), self._tracker.effective_counts(prompts)
+        return self._checked(self._weigh(values, counts), len(prompts))
 
     def _fresh_weight(self) -> float:
-        if self._settings.kind == "uniform":
-            return 1.0
-        return sampling_weight(
-            self._tracker.first_visit_mean,
-            UNSEEN_COUNT,
-            epsilon=self._settings.epsilon,
-            gamma=self._settings.gamma,
-        )
+        return self._weigh_one(self._tracker.first_visit_mean, UNSEEN_COUNT)
 
     def _idle(self, index: int) -> bool:
         return not self._copies[index] and not self._is_resting[index]
@@ -388,15 +437,6 @@ class PromptSampler:
 
 
 def _check(settings: SamplerSettings) -> None:
-    if settings.kind not in ("priority", "uniform"):
-        raise ConfigError(f"sampler.kind = {settings.kind!r} must be 'priority' or 'uniform'")
-    if not settings.epsilon > 0.0:
-        raise ConfigError(
-            f"sampler.epsilon = {settings.epsilon} must be positive: with 0 a prompt of value 0 or 1 "
-            "would never be drawn again"
-        )
-    if settings.gamma < 0.0:
-        raise ConfigError(f"sampler.gamma = {settings.gamma} must be at least 0")
     if settings.copies_per_prompt < 1:
         raise ConfigError(f"sampler.copies_per_prompt = {settings.copies_per_prompt} must be at least 1")
     if settings.quarantine_after < 1:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from agentrl.cluster.model_shape import ModelShape
 from agentrl.cluster.placement import EngineKind, Gpu, Machine, gpu_layout
+from agentrl.config import registry
 from agentrl.config.settings import EngineSettings, ModelSettings, Settings
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -62,6 +63,11 @@ class Plan:
         return min(1.0, (self.capacity - (self.total - waiting)) / waiting) if waiting else 1.0
 
 
+def _has_reference(settings: Settings) -> bool:
+    requires = registry.declared("loss", settings.loss.kind).requires
+    return settings.loss.kl_coefficient > 0 or "reference" in requires
+
+
 def learner_needs(shape: ModelShape, settings: Settings, *, gpu: bool = False) -> tuple[Need, ...]:
     """Weights, gradients, AdamW, reference, activations and logits of one learner rank, in bytes.
 
@@ -82,7 +88,7 @@ def learner_needs(shape: ModelShape, settings: Settings, *, gpu: bool = False) -
         Need("learner: gradients, float32", learned * 4 // ranks),
         Need("learner: AdamW moments, float32", learned * 8 // ranks),
         Need("learner: float32 masters", learned * 4 if own < 4 else 0),
-        Need("learner: reference weights (KL)", count * own // ranks if learner.kl_coefficient > 0 else 0),
+        Need("learner: reference weights (KL)", count * own // ranks if _has_reference(settings) else 0),
         Need("learner: gathered layers and embeddings", _gathered(shape, width) if ranks > 1 else 0),
         Need(f"learner: activations of {tokens} tokens", _activations(shape, settings, tokens) * width),
         Need(

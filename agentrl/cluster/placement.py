@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from agentrl.config.settings import EngineSettings, Settings
 from agentrl.errors import ConfigError
@@ -20,7 +20,8 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     from agentrl.inference.policy import Policy
 
-EngineKind = Literal["transformers", "vllm", "scripted"]
+EngineKind: TypeAlias = str
+"""`transformers`, `vllm`, `scripted`, or a class in a file, `my.py:Name`."""
 
 _GPU_QUERY = (
     "nvidia-smi",

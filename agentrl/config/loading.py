@@ -20,8 +20,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from agentrl.config import registry
 from agentrl.config import settings as sections
-from agentrl.config.ranges import out_of_range, range_of
+from agentrl.config.ranges import PartOf, out_of_range, part_of, range_of
 from agentrl.config.settings import EnvSettings, SandboxSettings, Settings
 from agentrl.errors import ConfigError
 
@@ -76,10 +77,43 @@ def load_settings(path: Path | None = None, flags: Sequence[str] = ()) -> Settin
     places = {key: Place(source, line) for key, line in lines.items()}
     for key, text, flag in _split_flags(flags, errors):
         _put(table, key, _FlagText(text), Place(flag), places, errors)
+    if path is not None:
+        _find_files(table, path.parent)
     settings = _build(Settings, table, "", places, Place(source or "settings"), errors)
     _check_rules(settings, places, errors)
     errors.raise_if_any()
     return settings
+
+
+def _find_files(table: Mapping[str, Any], folder: Path) -> None:
+    """Let a part's file stand beside the settings file."""
+    for section in fields(Settings):
+        given = table.get(section.name)
+        if not isinstance(given, dict):
+            continue
+        for name, hint in _hints(section_type(section.name)).items():
+            value, item = given.get(name), (typing.get_args(hint) or (hint,))[0]
+            if isinstance(value, str) and part_of(hint) is not None:
+                given[name] = type(value)(registry.beside(value, folder))
+            elif isinstance(value, list) and part_of(item) is not None:
+                given[name] = [registry.beside(str(one), folder) for one in value]
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, dict(vars(sections)), include_extras=True)
+
+
+def _open_field(section: str) -> tuple[str, PartOf] | None:
+    """The setting that names the part whose own settings stand in a section; None where there is none."""
+    if section not in {field.name for field in fields(Settings)}:
+        return None
+    kind = section_type(section)
+    if "own" not in {field.name for field in fields(kind)}:
+        return None
+    for name, hint in _hints(kind).items():
+        if (part := part_of(hint)) is not None:
+            return name, part
+    return None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -149,7 +183,8 @@ def _flag_value(text: str, hint: Any) -> Any:
     """
     hint = _plain(hint)
     is_text = hint is str or typing.get_origin(hint) is Literal
-    may_be_text = hint is Any or hint == tuple[str, ...]
+    arguments = typing.get_args(hint)
+    may_be_text = hint is Any or (arguments[1:] == (...,) and _plain(arguments[0]) is str)
     if is_text or (may_be_text and not text.lstrip().startswith(("[", "{"))):
         return str(text)
     try:
@@ -159,8 +194,8 @@ def _flag_value(text: str, hint: Any) -> Any:
 
 
 def _plain(hint: Any) -> Any:
-    """The type below its range."""
-    return typing.get_args(hint)[0] if range_of(hint) is not None else hint
+    """The type below its range, or below what its text names."""
+    return typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
 
 
 def _put(
@@ -187,24 +222,67 @@ def _build(
     if not isinstance(table, dict):
         errors.add(place, f"[{name}] must be a table, got {table!r}", name)
         return kind()
-    known = {field.name: field for field in fields(kind)}
-    hints = typing.get_type_hints(kind, dict(vars(sections)), include_extras=True)
+    hints = _hints(kind)
+    known = [field.name for field in fields(kind) if field.name != "own"]
+    part = _declared(kind, table, name)
+    own = _own_hints(part)
     values: dict[str, Any] = {}
     for key, value in table.items():
         full = f"{name}.{key}" if name else key
         below = (at for written, at in places.items() if written.startswith(f"{full}."))
         where = places.get(full) or next(below, place)
-        if key not in known:
-            errors.add(where, _unknown(full, key, list(known)), full)
+        if key not in known and key not in own:
+            if part is not _BAD:  # else nobody can say which settings there are
+                errors.add(where, _unknown(full, key, [*known, *own]), full)
             continue
-        values[key] = _convert(hints[key], value, full, places, where, errors)
-    return kind(**{key: value for key, value in values.items() if value is not _BAD})
+        values[key] = _convert(hints.get(key) or own[key], value, full, places, where, errors)
+    values = {key: value for key, value in values.items() if value is not _BAD}
+    if isinstance(part, registry.Declaration):
+        mine = {key: values.pop(key) for key in list(values) if key in own}
+        for key in part.needed():
+            if key not in table:
+                errors.add(place, f"{part.family} {part.kind!r} needs {name}.{key}", f"{name}.{key}")
+        # Defaults are left out, so that equal settings are equal however they were written.
+        defaults = part.defaults()
+        values["own"] = {key: value for key, value in mine.items() if value != defaults.get(key, _BAD)}
+    return kind(**values)
+
+
+def _declared(kind: type, table: Any, name: str) -> Any:
+    """What the part that a section names says of itself; None where a section names none."""
+    opened = _open_field(name)
+    if opened is None:
+        return None
+    setting, named = opened
+    chosen = str(table.get(setting, getattr(kind(), setting)))
+    try:
+        return _declaration(named, chosen)
+    except ConfigError:  # told where the setting is read
+        return _BAD
+
+
+def _declaration(named: PartOf, kind: str) -> registry.Declaration:
+    """What a part says of itself; words such as `auto` have no settings."""
+    if kind in named.also:
+        return registry.Declaration(named.family, kind)
+    return registry.declared(named.family, kind)
+
+
+def _own_hints(part: Any) -> dict[str, Any]:
+    """Types of the settings of a part."""
+    kind = part.settings if isinstance(part, registry.Declaration) else None
+    return {} if kind is None else typing.get_type_hints(kind, include_extras=True)
 
 
 _BAD = object()
 
 
 def _unknown(full: str, key: str, known: Sequence[str]) -> str:
+    section, _, setting = full.rpartition(".")
+    owners = [part for part in shipped(section) if setting in _own_hints(part)]
+    if owners:
+        names = " or ".join(repr(one.kind) for one in owners)
+        return f"{full!r} is a setting of the {owners[0].family} {names} only"
     everywhere = [name for name in all_keys() if name.rpartition(".")[2] == key]
     if everywhere:
         return f"unknown setting {full!r}; did you mean {everywhere[0]!r}?"
@@ -220,8 +298,36 @@ def all_keys() -> list[str]:
     keys: list[str] = []
     for section in fields(Settings):
         kind = section_type(section.name)
-        keys += [f"{section.name}.{field.name}" for field in fields(kind)]
-    return keys
+        keys += [f"{section.name}.{field.name}" for field in fields(kind) if field.name != "own"]
+        for part in shipped(section.name):
+            keys += [f"{section.name}.{key}" for key in _own_hints(part)]
+    return list(dict.fromkeys(keys))
+
+
+def shipped(section: str) -> list[registry.Declaration]:
+    """The package's own parts whose settings may stand in a section."""
+    opened = _open_field(section)
+    if opened is None:
+        return []
+    family = opened[1].family
+    return [registry.declared(family, kind) for kind in registry.BUILT_IN[family]]
+
+
+def parts_of(settings: Settings) -> list[registry.Declaration]:
+    """What the parts that a run names in files say of themselves."""
+    found: list[registry.Declaration] = []
+    for section in fields(Settings):
+        if section.name == "env":
+            continue
+        value = getattr(settings, section.name)
+        for name, hint in _hints(type(value)).items():
+            one = part_of(hint)
+            item = part_of(next(iter(typing.get_args(hint)), None))
+            if one is not None and getattr(value, name) not in one.also:
+                found.append(registry.declared(one.family, getattr(value, name)))
+            elif item is not None and typing.get_origin(hint) is tuple:
+                found += [registry.declared(item.family, kind) for kind in getattr(value, name)]
+    return [part for part in found if part.kind not in registry.BUILT_IN[part.family]]
 
 
 def section_type(name: str) -> type:
@@ -277,7 +383,7 @@ def _convert_tuple(
     item, variable = arguments[0], len(arguments) == 2 and arguments[1] is Ellipsis
     if is_dataclass(item) and isinstance(value, dict):
         return (_build(item, value, name, places, place, errors),)  # pyright: ignore[reportArgumentType]
-    if isinstance(value, str) and variable and item is str:
+    if isinstance(value, str) and variable and _plain(item) is str:
         value = [value]
     if not isinstance(value, list | tuple) or (not variable and len(value) != len(arguments)):
         want = "a list" if variable else f"a list of {len(arguments)}"
@@ -305,6 +411,12 @@ def _convert_scalar(hint: Any, value: Any, name: str, place: Place, errors: _Err
     if within is not None and value not in within:
         errors.add(place, f"{name} = {value!r} must be {within.wanted(value)}", name)
         return _BAD
+    if (part := part_of(hint)) is not None and value not in part.also:
+        try:
+            registry.declared(part.family, str(value))
+        except ConfigError as error:
+            errors.add(place, f"{name} = {value!r}: {error}", name)
+            return _BAD
     return value
 
 
@@ -358,6 +470,11 @@ def _broken_rules(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             ("tracker.initial_rollouts", "tracker.initial_file"),
             ("tracker.initial_file takes the place of tracker.initial_rollouts: give one of them"),
         )
+    if tracker.initial_rollouts and settings.shaper.kind != "none":
+        yield (
+            ("tracker.initial_rollouts", "shaper.kind"),
+            "tracker.initial_rollouts would set values of rewards that are not shaped: set it to 0",
+        )
     if stream.batch % settings.estimator.group_size:
         yield (
             ("stream.batch", "estimator.group_size"),
@@ -409,8 +526,19 @@ def to_toml(settings: Settings) -> str:
         if section.name == "env":
             parts += [_env_table(env) for env in value]
         else:
-            parts.append(f"[{section.name}]\n" + _lines(value))
+            parts.append(
+                f"[{section.name}]\n" + _lines(value, leave_out=("own",)) + _own_lines(section.name, value)
+            )
     return "\n".join(parts)
+
+
+def _own_lines(name: str, section: Any) -> str:
+    opened = _open_field(name)
+    if opened is None:
+        return ""
+    setting, named = opened
+    values = _declaration(named, getattr(section, setting)).defaults() | section.own
+    return "".join(f"{key} = {literal(value)}\n" for key, value in values.items())
 
 
 def _env_table(env: EnvSettings) -> str:
@@ -418,29 +546,30 @@ def _env_table(env: EnvSettings) -> str:
     if env.data != type(env.data)():
         text += "[env.data]\n" + _lines(env.data)
     if env.settings:
-        text += "[env.settings]\n" + "".join(f"{key} = {_literal(v)}\n" for key, v in env.settings.items())
+        text += "[env.settings]\n" + "".join(f"{key} = {literal(v)}\n" for key, v in env.settings.items())
     return text
 
 
 def _lines(section: Any, leave_out: Sequence[str] = ()) -> str:
     return "".join(
-        f"{field.name} = {_literal(getattr(section, field.name))}\n"
+        f"{field.name} = {literal(getattr(section, field.name))}\n"
         for field in fields(section)
         if field.name not in leave_out
     )
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value)
     if dataclasses.is_dataclass(value):
-        return "{" + ", ".join(f"{f.name} = {_literal(getattr(value, f.name))}" for f in fields(value)) + "}"
+        return "{" + ", ".join(f"{f.name} = {literal(getattr(value, f.name))}" for f in fields(value)) + "}"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_literal(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(k)} = {literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_literal, value)) + "]"
+        return "[" + ", ".join(map(literal, value)) + "]"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
@@ -457,6 +586,9 @@ def describe_type(hint: Any) -> str:
     """A type as `docs/configuration.md` shows it."""
     if (within := range_of(hint)) is not None:
         return f"{describe_type(_plain(hint))}, {within}"
+    if (part := part_of(hint)) is not None:
+        words = [f'`"{word}"`' for word in (*part.also, *registry.BUILT_IN[part.family], "file.py:Name")]
+        return " or ".join(words)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " or ".join(f"`{argument!r}`".replace("'", '"') for argument in arguments)

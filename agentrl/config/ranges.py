@@ -1,4 +1,4 @@
-"""Ranges of numeric settings: written in a setting's type, checked in one place, named in every refusal.
+"""What a setting's type says besides: the range of a number, the family of a part that is named.
 
 `Annotated[int, Range(least=1)]` is a whole number from 1. No range holds NaN or an infinity.
 """
@@ -64,6 +64,21 @@ def _shown(bound: float) -> str:
 def range_of(hint: Any) -> Range | None:
     """The range written in a type, None where there is none."""
     found = (part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Range))
+    return next(found, None)
+
+
+@dataclass(frozen=True, slots=True)
+class PartOf:
+    """Says in a setting's type that it names a part: `Annotated[str, PartOf("loss")]`."""
+
+    family: str
+    also: tuple[str, ...] = ()
+    """Words besides names of parts."""
+
+
+def part_of(hint: Any) -> PartOf | None:
+    """The family that a type names parts of, None where it names none."""
+    found = (one for one in getattr(hint, "__metadata__", ()) if isinstance(one, PartOf))
     return next(found, None)
 
 

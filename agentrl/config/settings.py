@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from agentrl.config.ranges import Amount, Count, Number, Positive, Range, Seconds, Seed, Share
+from agentrl.config.ranges import Amount, Count, Number, PartOf, Positive, Range, Seconds, Seed, Share
 
 Forgetting = Annotated[float, Range(above=0, below=1)]
 Beta = Annotated[float, Range(least=0, below=1)]
@@ -40,6 +40,10 @@ class RunSettings:
     """How long every episode may fail, with pauses between the tries, before the run stops and says why."""
     episodes_kept: Number = 20000
     """Newest recorded episodes kept on disk; 0 keeps none."""
+    metrics: tuple[Annotated[str, PartOf("metric")], ...] = ()
+    """Functions in files, `my.py:name`: from a batch to numbers that are logged with its step."""
+    listeners: tuple[Annotated[str, PartOf("listener")], ...] = ()
+    """Functions or classes in files, `my.py:name`: told every row of metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +123,10 @@ class SandboxSettings:
 class RolloutSettings:
     """`[rollout]`: how one episode is played."""
 
-    format: Literal["auto", "code", "hermes"] = "auto"
-    """How tools are called: fenced Python in `<code>` tags, or `<tool_call>` with JSON (Hermes, Qwen).
-    `auto` takes what the chat template writes, or what the tools allow where it writes neither."""
+    format: Annotated[str, PartOf("renderer", also=("auto",))] = "auto"
+    """How tools are called: fenced Python in `<code>` tags, `<tool_call>` with JSON (Hermes, Qwen), or a
+    renderer in a file, `my.py:Name`. `auto` takes what the chat template writes, or what the tools allow
+    where it writes neither."""
     max_turns: Number = 0
     """Messages the policy may write; 0 takes the environment's."""
     max_tokens: Count = 16384
@@ -142,8 +147,9 @@ class RolloutSettings:
 class EngineSettings:
     """`[engine]`: what samples tokens."""
 
-    kind: Literal["auto", "transformers", "vllm"] = "auto"
-    """`auto` takes vLLM where a GPU and vLLM are found, else transformers."""
+    kind: Annotated[str, PartOf("engine", also=("auto",))] = "auto"
+    """`auto` takes vLLM where a GPU and vLLM are found, else transformers; a class in a file, `my.py:Name`,
+    is an engine too."""
     slots: Count = 64
     """Sequences decoded together by one engine."""
     context_tokens: Number = 0
@@ -182,6 +188,8 @@ class EngineSettings:
 class TrackerSettings:
     """`[tracker]`: the value tracker of SPO (paper section 4.1)."""
 
+    kind: Annotated[str, PartOf("tracker")] = "spo"
+    """`spo` (the paper's), or a class in a file, `my.py:Name`, with the methods of `ValueTracker`."""
     drift: Literal["clock", "replay", "constant"] = "clock"
     """How far the policy moved since a prompt's last visit: a clock of the learner's own drift, the
     prompt's previous episode scored again, or not measured at all."""
@@ -200,38 +208,65 @@ class TrackerSettings:
     """Rewards of earlier rollouts, jsonl with `prompt_id` and `rewards`, in place of initial rollouts."""
     clock_tokens: Number = 2048
     """Model tokens scored again after each batch to advance the clock."""
+    own: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerSettings:
     """`[sampler]`: which prompt is drawn next (paper section 4.3)."""
 
-    kind: Literal["priority", "uniform"] = "priority"
-    """By what is left to learn, or uniformly."""
-    epsilon: Positive = 0.05
-    """Added to sqrt(v (1 - v)), so that no prompt is forgotten."""
-    gamma: Amount = 0.0
-    """Divides the weight by the effective count to this power."""
+    kind: Annotated[str, PartOf("sampler")] = "priority"
+    """`priority` (by what is left to learn), `uniform`, or a class in a file, `my.py:Name`."""
     copies_per_prompt: Count = 1
     """Episodes of one prompt in flight when all prompts are pending."""
     quarantine_after: Count = 3
     """Infrastructure failures in a row after which a prompt is set aside."""
+    own: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShaperSettings:
+    """`[shaper]`: what an episode counts for, made from its reward."""
+
+    kind: Annotated[str, PartOf("shaper", also=("none",))] = "none"
+    """`none`, or a function or class in a file, `my.py:name`: from an episode to a reward in the range of its
+    environment. The value tracker and the estimator see it; metrics show the environment's own reward."""
+    own: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class EstimatorSettings:
     """`[estimator]`: rewards to advantages."""
 
-    kind: Literal["spo", "grpo", "no_baseline"] = "spo"
-    """Reward less the tracker's value; less the mean of its group; or the reward itself."""
-    normalise: Literal["batch", "none"] = "batch"
-    """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
-    deviation_floor: Positive = 0.1
-    """Smallest deviation divided by, so that a nearly solved batch is not blown up to unit noise."""
+    kind: Annotated[str, PartOf("estimator")] = "spo"
+    """`spo` (reward less the tracker's value), `grpo` (less the mean of its group), `no_baseline` (the reward
+    itself), or a class in a file, `my.py:Name`."""
     group_size: Count = 1
-    """Episodes per prompt; 1 except for `grpo`."""
-    dynamic_sampling: bool = False
-    """`grpo` only: groups whose rewards are all equal are not learned from and are drawn again."""
+    """Episodes per prompt; 1 except for estimators that compare the episodes of a group."""
+    own: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LossSettings:
+    """`[loss]`: what is minimised at each token (paper appendix D)."""
+
+    kind: Annotated[str, PartOf("loss")] = "clipped"
+    """`clipped` (the paper's), or a class in a file, `my.py:Name`."""
+    kl_coefficient: Amount = 0.0
+    """Weight of the k3 estimate of KL(current || reference), added to any loss; 0 needs no reference."""
+    entropy_coefficient: Annotated[float, Range()] = 0.0
+    """Weight of an entropy bonus, taken from any loss."""
+    own: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorSettings:
+    """`[aggregator]`: how the losses of tokens become one number."""
+
+    kind: Annotated[str, PartOf("aggregator")] = "tokens"
+    """`tokens` (mean over all tokens of a mini-batch), `sequences` (mean of the means of its sequences),
+    `constant` (sum over a constant), or a part in a file, `my.py:Name`."""
+    own: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +284,7 @@ class AdapterSettings:
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """`[learner]`: the optimizer and the loss (paper appendix D)."""
+    """`[learner]`: the optimizer, and how a batch goes through the model."""
 
     learning_rate: Amount = 1e-6
     """Of AdamW, constant after the warm-up."""
@@ -274,23 +309,6 @@ class LearnerSettings:
     """Fuse the operations of layers and head with torch.compile: a minute or two at the first step."""
     epochs: Count = 1
     """Passes over one batch."""
-    clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
-    """The ratio current/proximal is clipped below at 1 - clip_low."""
-    clip_high: Positive = 0.28
-    """The ratio current/proximal is clipped above at 1 + clip_high."""
-    dual_clip: Annotated[float, Range(above=1, or_zero=True)] = 10.0
-    """Bound of the loss of a token with a negative advantage, in advantages; 0 switches it off."""
-    importance: Literal["truncate", "mask", "both", "metrics", "off"] = "truncate"
-    """What is done with the weight proximal/behaviour of a token: bounded, tokens outside zeroed, both,
-    only measured, or not even that."""
-    importance_max: Annotated[float, Range(above=1)] = 2.0
-    """Bound of the importance weight, and upper edge of the mask."""
-    importance_min: Annotated[float, Range(least=0, below=1)] = 0.5
-    """Lower edge of the mask."""
-    kl_coefficient: Amount = 0.0
-    """Weight of the k3 estimate of KL(current || reference); 0 needs no reference."""
-    entropy_coefficient: Annotated[float, Range()] = 0.0
-    """Weight of an entropy bonus."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     place: Literal["thread", "process"] = "thread"
@@ -365,7 +383,10 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    shaper: ShaperSettings = field(default_factory=ShaperSettings)
     estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    aggregator: AggregatorSettings = field(default_factory=AggregatorSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)

@@ -68,7 +68,7 @@ def _write(folder: RunFolder, checkpoint: Path, version: int) -> Path:
     target = folder.weights / f"step_{version}"
     logger.warning("version %d of %s is in a checkpoint only; writing %s", version, folder.path, target)
     # Neither a reference nor compiled layers: it takes no step.
-    one = replace(settings.learner, kl_coefficient=0.0, compile=False)
+    one = replace(settings.learner, compile=False)
     learner = Learner(replace(settings.model, device="cpu"), one, seed=settings.run.seed)
     learner.load(checkpoint / "learner")
     temporary = target.with_name(f".{target.name}.export.tmp")

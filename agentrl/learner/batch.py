@@ -9,16 +9,18 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from agentrl.episode import Episode, Segment
-from agentrl.errors import DataError
+from agentrl.errors import DataError, LearnerError
 
 IntArray: TypeAlias = NDArray[np.int64]
 FloatArray: TypeAlias = NDArray[np.float32]
+Advantages: TypeAlias = NDArray[np.float64] | Sequence[float] | Sequence[Sequence[ArrayLike]]
+"""[B], or of each episode and segment [T]."""
 
 
 PASS_TOKENS = 256
@@ -143,6 +145,46 @@ def _common_prefix(one: Segment, two: Segment) -> int:
     ):
         differs |= np.frombuffer(a, dtype=dtype)[:length] != np.frombuffer(b, dtype=dtype)[:length]
     return int(np.argmax(differs)) if differs.any() else length
+
+
+def spread(
+    advantages: Advantages, episodes: Sequence[Episode], sequences: Sequence[TokenSequence]
+) -> list[FloatArray]:
+    """Advantages of the targets of each sequence, [N] each.
+
+    Args:
+        advantages: [B], one number for all tokens of an episode; or, of each episode and segment, [T], one
+            for each token, of which those of the targets are read.
+        episodes: B.
+        sequences: of the episodes.
+
+    Raises:
+        DataError: the shape is neither, or an advantage is not finite.
+    """
+    if len(advantages) != len(episodes):
+        raise DataError(f"{len(episodes)} episodes came with {len(advantages)} advantages")
+    whole = not len(advantages) or np.ndim(cast("Any", advantages[0])) == 0
+    values: list[FloatArray] = []
+    for item in sequences:
+        given = advantages[item.episode]
+        episode = episodes[item.episode]
+        if whole:
+            value = np.full(len(item.targets), given, dtype=np.float32)
+        else:
+            of_segments = cast("Sequence[Any]", given)
+            lengths = [np.shape(part) for part in of_segments]
+            if lengths != [(len(segment),) for segment in episode.segments]:
+                tokens = [len(segment) for segment in episode.segments]
+                raise DataError(
+                    f"episode {episode.episode_id} has segments of {tokens} tokens and came with "
+                    f"advantages of the shapes {lengths}"
+                )
+            value = np.asarray(of_segments[item.segment], dtype=np.float32)[item.positions]
+        if not np.isfinite(value).all():
+            wrong = float(value[~np.isfinite(value)][0])
+            raise LearnerError(f"episode {episode.episode_id} has the advantage {wrong}")
+        values.append(value)
+    return values
 
 
 def split_mini_batches(episodes: int, mini_batch: int, *, seed: Sequence[int]) -> list[IntArray]:

@@ -8,32 +8,46 @@ thread or process. It knows nothing of rewards, baselines, prompts or versions.
 from __future__ import annotations
 
 import dataclasses
-import math
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agentrl.config.ranges import check_ranges
-from agentrl.config.settings import AdapterSettings, LearnerSettings, ModelSettings
+from agentrl.config.settings import (
+    AdapterSettings,
+    AggregatorSettings,
+    LearnerSettings,
+    LossSettings,
+    ModelSettings,
+)
 from agentrl.episode import Episode
-from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError
+from agentrl.errors import AgentRLError, CheckpointError, ConfigError, DataError, LearnerError
 from agentrl.learner import checkpoint
 from agentrl.learner.adapter import add_adapter
-from agentrl.learner.batch import MicroBatch, TokenSequence, build_sequences, split_mini_batches
+from agentrl.learner.batch import (
+    Advantages,
+    MicroBatch,
+    TokenSequence,
+    build_sequences,
+    pack,
+    split_mini_batches,
+    spread,
+)
 from agentrl.learner.flops import Flops, peak
 from agentrl.learner.forward import Forward
 from agentrl.learner.logprobs import LOGITS_AT_ONCE_GPU, TokenScorer, check_head
-from agentrl.learner.losses.clipped import token_loss, token_mean
+from agentrl.learner.losses.clipped import LossInputs
 from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.model import DTYPES, choose_device, load_model, save_model
+from agentrl.learner.objective import Objective
 from agentrl.learner.optimizer import MasterAdamW
 from agentrl.learner.packing import has_kernel, install
 from agentrl.learner.ranks import Ranks, local
@@ -51,14 +65,16 @@ class _Batch:
 
     episodes: Sequence[Episode]
     sequences: list[TokenSequence]
-    advantages: FloatArray
-    """[B]"""
+    advantages: list[FloatArray]
+    """[N] of each sequence."""
     tally: Tally
     norms: list[float]
     """Length of the gradient at each optimizer step."""
     proximal: list[Tensor] | None = None
     """[N] of each sequence; None where the first pass over the batch gives them."""
     reference: list[Tensor] | None = None
+    statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Of the whole batch, where the loss asks for some."""
 
     def names(self, sequences: Iterable[int]) -> str:
         """The episodes of some sequences, as a person reads them."""
@@ -69,11 +85,6 @@ class _Batch:
     def of(self, values: Sequence[Tensor], micro: MicroBatch) -> Tensor:
         """[N] values of the targets of a micro-batch, in its order, from one tensor per sequence."""
         return torch.cat([values[index] for index in micro.sequences])
-
-    def advantages_of(self, micro: MicroBatch) -> FloatArray:
-        """[N] advantage of each target's episode."""
-        owners = [self.sequences[index].episode for index in micro.sequences]
-        return np.repeat(self.advantages[owners], micro.counts)
 
 
 @dataclass(slots=True)
@@ -95,9 +106,11 @@ class Learner:
 
     Args:
         model_settings: what is learned and where.
-        settings: optimizer and loss.
+        settings: optimizer, and how a batch goes through the model.
+        loss: what is minimised at each token.
+        aggregator: how tokens become one number.
         seed: of the shuffle into mini-batches and of the clock's tokens.
-        reference: weights that `kl_coefficient` measures from; the model's own first ones by default.
+        reference: weights that the loss measures divergence from; the model's own first ones by default.
         ranks: this process among those that share the weights.
 
     Raises:
@@ -108,12 +121,15 @@ class Learner:
         self,
         model_settings: ModelSettings,
         settings: LearnerSettings,
+        loss: LossSettings | None = None,
+        aggregator: AggregatorSettings | None = None,
         *,
         seed: int = 0,
         reference: str = "",
         ranks: Ranks | None = None,
     ) -> None:
         check_ranges(settings, "learner")
+        self._objective = Objective(loss or LossSettings(), aggregator or AggregatorSettings())
         if model_settings.threads > 0:
             torch.set_num_threads(model_settings.threads)
         self._path, self._settings, self._seed = model_settings.path, settings, seed
@@ -126,7 +142,7 @@ class Learner:
             self._forward.scorer.train()
         self._optimizer = MasterAdamW(self.model, settings)
         self._reference: Forward | None = None
-        if settings.kl_coefficient > 0.0:
+        if self._objective.needs_reference:
             path = reference or model_settings.path
             self._reference = self._load(dataclasses.replace(model_settings, path=path))
             self._reference.scorer.requires_grad_(False)
@@ -193,13 +209,14 @@ class Learner:
         return self._optimizer.steps
 
     def step(
-        self, episodes: Sequence[Episode], advantages: ArrayLike, *, clock_tokens: int = 0
+        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int = 0
     ) -> StepMetrics:
         """Learn from one batch.
 
         Args:
             episodes: B episodes that did not fail.
-            advantages: [B] one number per episode, for all its trainable tokens.
+            advantages: [B] one number per episode, for all its trainable tokens; or, of each episode and
+                segment, [T] one for each token.
             clock_tokens: model tokens (at least; whole sequences are taken) scored before and after, to
                 measure how far the policy moved; 0 measures nothing.
 
@@ -220,10 +237,11 @@ class Learner:
         plan = self._plan(len(episodes))
         subset = self._clock_subset(batch.sequences, clock_tokens)
         before, clock.drift_s = self._timed_scores(batch, subset)
-        if len(plan) > 1:
+        if len(plan) > 1 or self._objective.needs_proximal:
             batch.proximal, clock.proximal_s = self._timed_scores(batch, everything)
         if self._reference is not None:
             batch.reference = self._reference.scores(batch.sequences, everything)
+        batch.statistics = self._statistics(batch)
         train_started = time.perf_counter()
         self._train(batch, plan)
         self._wait()
@@ -304,22 +322,26 @@ class Learner:
     def _own(self, folder: str | Path) -> Path:
         return Path(folder) if self._ranks.size == 1 else Path(folder) / f"rank_{self._ranks.rank}"
 
-    def _prepare(self, episodes: Sequence[Episode], advantages: ArrayLike) -> _Batch:
-        values = np.asarray(advantages, dtype=np.float32)
-        if values.shape != (len(episodes),):
-            raise DataError(f"{len(episodes)} episodes came with advantages of shape {values.shape}")
+    def _prepare(self, episodes: Sequence[Episode], advantages: Advantages) -> _Batch:
         failed = [episode.episode_id for episode in episodes if episode.failure is not None]
         if failed:
             raise DataError(f"failed episodes cannot be learned from: {', '.join(failed[:NAMES_SHOWN])}")
-        for episode, value in zip(episodes, values.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise LearnerError(f"episode {episode.episode_id} has the advantage {value}")
         sequences = build_sequences(episodes)
+        values = spread(advantages, episodes, sequences)
         if not sequences:
             raise LearnerError(
                 f"a batch of {len(episodes)} episodes has no trainable token; nothing can be learned from it"
             )
         return _Batch(episodes, sequences, values, Tally(self._device), [])
+
+    def _statistics(self, batch: _Batch) -> Mapping[str, Tensor]:
+        """What the loss wants to know of the whole batch, which is never on the device at once."""
+        statistics = self._objective.statistics
+        if statistics is None or batch.proximal is None:
+            return {}
+        micro = pack(batch.sequences, range(len(batch.sequences)))
+        proximal = batch.of(batch.proximal, micro)
+        return statistics(self._inputs(batch, micro, proximal, torch.zeros_like(proximal)))
 
     def _plan(self, episodes: int) -> list[NDArray[np.int64]]:
         """Episodes of each optimizer step. Depends on seed and counters alone."""
@@ -363,7 +385,7 @@ class Learner:
         try:
             for part in plan:
                 self._mini_batch(batch, set(part.tolist()))
-        except (LearnerError, torch.OutOfMemoryError) as error:
+        except (AgentRLError, torch.OutOfMemoryError) as error:
             self._optimizer.zero_grad()
             if snapshot is not None:
                 self._optimizer.restore(snapshot)
@@ -373,12 +395,13 @@ class Learner:
 
     def _mini_batch(self, batch: _Batch, members: set[int]) -> None:
         indices = [at for at, sequence in enumerate(batch.sequences) if sequence.episode in members]
-        total = sum(len(batch.sequences[index].targets) for index in indices)
-        if not total:
+        if not indices:
             return  # every episode of it ended before the policy said anything
+        weights = np.zeros(len(batch.sequences))
+        weights[indices] = self._objective.weights([len(batch.sequences[index].targets) for index in indices])
         sound = torch.ones((), device=self._device)
         for micro, counts in self._forward.micro_batches(batch.sequences, indices):
-            loss = self._micro_batch(batch, micro, total, counts=counts)
+            loss = self._micro_batch(batch, micro, weights, counts=counts)
             sound *= torch.isfinite(loss)
         if float(self._ranks.largest(1.0 - sound)) > 0.0:
             raise LearnerError(f"the loss is not finite for episodes {self._culprits(batch, indices)}")
@@ -387,47 +410,59 @@ class Learner:
             raise LearnerError(f"the gradient is not finite for episodes {self._culprits(batch, indices)}")
         batch.norms.append(norm)
 
-    def _micro_batch(
-        self, batch: _Batch, micro: MicroBatch, total: int, *, counts: bool = True, tally: bool = True
-    ) -> Tensor:
-        """Forward and backward; returns this micro-batch's part of the token mean."""
-        settings = self._settings
-        current, entropy = self._forward.run(micro)
-        # With one optimizer step per batch this pass sees the weights from before it: they are proximal.
-        proximal = current.detach() if batch.proximal is None else batch.of(batch.proximal, micro)
-        behaviour = self._forward.tensor(micro.behaviour)
-        result = token_loss(
-            current,
-            proximal,
-            behaviour,
-            self._forward.tensor(batch.advantages_of(micro)),
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            dual_clip=settings.dual_clip,
-            importance=settings.importance,
-            importance_min=settings.importance_min,
-            importance_max=settings.importance_max,
-            reference=None if batch.reference is None else batch.of(batch.reference, micro),
-            kl_coefficient=settings.kl_coefficient,
+    def _inputs(self, batch: _Batch, micro: MicroBatch, current: Tensor, entropy: Tensor) -> LossInputs:
+        """What the loss sees of a micro-batch."""
+        tensor = self._forward.tensor
+        chosen = [batch.sequences[index] for index in micro.sequences]
+        positions = [item.positions for item in chosen]
+        # A message ends where a token is not the next one's neighbour.
+        turns = [np.cumsum(np.diff(item, prepend=item[:1]) > 1) for item in positions]
+        return LossInputs(
+            current=current,
+            # With one optimizer step per batch this pass sees the weights from before it: they are proximal.
+            proximal=current.detach() if batch.proximal is None else batch.of(batch.proximal, micro),
+            behaviour=tensor(micro.behaviour),
+            advantage=tensor(np.concatenate([batch.advantages[index] for index in micro.sequences])),
             entropy=entropy,
-            entropy_coefficient=settings.entropy_coefficient,
+            reference=None if batch.reference is None else batch.of(batch.reference, micro),
+            sequence=tensor(np.repeat(np.arange(len(chosen)), micro.counts)),
+            position=tensor(np.concatenate(positions)),
+            turn=tensor(np.concatenate(turns)),
+            statistics=batch.statistics,
         )
-        loss = token_mean(result.loss, total)
-        # Ranks average gradients; the token mean wants their sum.
+
+    def _micro_batch(
+        self,
+        batch: _Batch,
+        micro: MicroBatch,
+        weights: NDArray[np.float64],
+        *,
+        counts: bool = True,
+        tally: bool = True,
+    ) -> Tensor:
+        """Forward and backward; returns this micro-batch's part of the loss.
+
+        `weights` are those of a token of each sequence of the batch.
+        """
+        inputs = self._inputs(batch, micro, *self._forward.run(micro))
+        tokens, metrics = self._objective(inputs)
+        of_tokens = np.repeat(weights[list(micro.sequences)], micro.counts).astype(np.float32)
+        loss = (tokens * self._forward.tensor(of_tokens)).sum()
+        # Ranks average gradients; the loss wants their sum.
         (loss * (self._ranks.size if counts else 0.0)).backward()
-        if tally and counts:
-            batch.tally.add(result, current.detach(), proximal, behaviour, entropy.detach())
-            batch.tally.add_shape(
-                sum(len(batch.sequences[index]) for index in micro.sequences), micro.input_ids.size
-            )
+        if tally:
+            batch.tally.add(inputs, tokens, metrics, counts=counts)
+            read = sum(len(batch.sequences[index]) for index in micro.sequences)
+            batch.tally.add_shape(*((read, micro.input_ids.size) if counts else (0, 0)))
         return loss.detach()
 
     def _culprits(self, batch: _Batch, indices: Sequence[int]) -> str:
         """The episodes whose loss or gradient alone is not finite; all of them where none is."""
         found: list[int] = []
+        ones = np.ones(len(batch.sequences))
         for index in indices:
             self._optimizer.zero_grad()
-            loss = self._micro_batch(batch, self._forward.layout(batch.sequences, [index]), 1, tally=False)
+            loss = self._micro_batch(batch, self._forward.layout(batch.sequences, [index]), ones, tally=False)
             finite = bool(torch.isfinite(loss)) and self._optimizer.finite_gradient()
             broken = torch.full((), 0.0 if finite else 1.0, device=self._device)
             if float(self._ranks.largest(broken)) > 0.0:
@@ -470,15 +505,11 @@ class Learner:
             learning_rate=self._optimizer.last_learning_rate,
             optimizer_steps=len(batch.norms),
             entropy=totals.mean("entropy"),
-            clip_low=totals.mean("clip_low"),
-            clip_high=totals.mean("clip_high"),
-            clip_dual=totals.mean("clip_dual"),
             ratio_mean=totals.mean("ratio"),
             kl_proximal=totals.mean("kl_proximal"),
             kl_reference=totals.mean("kl_reference"),
             importance_mean=totals.mean("importance"),
             importance_max=totals.importance_max,
-            importance_outside=totals.mean("outside"),
             behaviour_gap=totals.mean("gap"),
             effective_share=totals.effective_share,
             drift=_mean_difference(before, after),
@@ -494,6 +525,7 @@ class Learner:
             model_tflops=rate / 1e12,
             mfu=rate / fastest if fastest else 0.0,
             peak_memory_mb=_peak_memory_mb(self._device),
+            of_loss={name: totals.mean(name) for name in batch.tally.loss_metrics},
         )
 
 

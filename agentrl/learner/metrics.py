@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,6 @@ class StepMetrics:
     optimizer_steps: int
     entropy: float
     """Of the current policy at the trainable positions, in nats, at the episode's temperature."""
-    clip_low: float
-    """Share of tokens with a negative advantage whose ratio fell below 1 - clip_low: no gradient."""
-    clip_high: float
-    """Share of tokens with a positive advantage whose ratio rose above 1 + clip_high: no gradient."""
-    clip_dual: float
-    """Share of tokens whose loss was bounded by the dual clip."""
     ratio_mean: float
     """Mean of current / proximal."""
     kl_proximal: float
@@ -31,10 +26,8 @@ class StepMetrics:
     kl_reference: float
     """k3 estimate of the divergence of current from the reference; 0 without one."""
     importance_mean: float
-    """Mean of the raw weight proximal / behaviour; 1 where it is off."""
+    """Mean of the raw weight proximal / behaviour, whatever the loss does with it."""
     importance_max: float
-    importance_outside: float
-    """Share of tokens whose weight was bounded or zeroed (in `metrics` mode: lay outside the edges)."""
     behaviour_gap: float
     """Mean |log proximal - log behaviour|: staleness and engine mismatch together, nats a token."""
     effective_share: float
@@ -64,6 +57,10 @@ class StepMetrics:
     peak_memory_mb: float
     """Largest GPU memory of the step; on the CPU, largest resident memory of the process so far."""
 
+    of_loss: Mapping[str, float] = field(default_factory=dict)
+    """Means of what the loss reports of itself, for example `clip_high`."""
+
     def as_dict(self) -> dict[str, float]:
-        """All fields by name."""
-        return asdict(self)
+        """All numbers by name."""
+        values = asdict(self)
+        return values | values.pop("of_loss")

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from agentrl import errors
-from agentrl.config.settings import LearnerSettings, ModelSettings
+from agentrl.config.settings import AggregatorSettings, LearnerSettings, LossSettings, ModelSettings
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, ConfigError, LearnerError, StallError
+from agentrl.learner.batch import Advantages
 from agentrl.learner.metrics import StepMetrics
 
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -45,6 +46,8 @@ class LearnerProcesses:
     Args:
         model_settings: see `Learner`; with several GPUs, rank r takes GPU r.
         settings: see `Learner`.
+        loss: see `Learner`.
+        aggregator: see `Learner`.
         seed: see `Learner`.
         reference: see `Learner`.
         limit_s: longest wait for one call.
@@ -59,6 +62,8 @@ class LearnerProcesses:
         self,
         model_settings: ModelSettings,
         settings: LearnerSettings,
+        loss: LossSettings | None = None,
+        aggregator: AggregatorSettings | None = None,
         *,
         seed: int = 0,
         reference: str = "",
@@ -79,6 +84,8 @@ class LearnerProcesses:
             options = {
                 "model_settings": model_settings,
                 "settings": settings,
+                "loss": loss,
+                "aggregator": aggregator,
                 "seed": seed,
                 "reference": reference,
             }
@@ -98,10 +105,10 @@ class LearnerProcesses:
         self.close()
 
     def step(
-        self, episodes: Sequence[Episode], advantages: ArrayLike, *, clock_tokens: int = 0
+        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int = 0
     ) -> StepMetrics:
         """See `Learner.step`."""
-        return self._call("step", list(episodes), np.asarray(advantages), clock_tokens=clock_tokens)
+        return self._call("step", list(episodes), advantages, clock_tokens=clock_tokens)
 
     def score(self, episodes: Sequence[Episode]) -> list[list[FloatArray]]:
         """See `Learner.score`."""

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from agentrl.learner.losses.clipped import TokenLoss, effective_share, k3, log_ratio
+from agentrl.learner.losses.clipped import LossInputs, effective_share, k3, log_ratio
 from agentrl.learner.ranks import Ranks
-
-TERMS = (
-    "tokens",
-    "padded",
-    "read",
-    "loss",
-    "entropy",
-    "clip_low",
-    "clip_high",
-    "clip_dual",
-    "ratio",
-    "kl_proximal",
-    "kl_reference",
-    "importance",
-    "importance_square",
-    "outside",
-    "gap",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,41 +44,57 @@ class Tally:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
+        self._sums: dict[str, Tensor] = {}
+        self._device = device
         self._largest = torch.zeros(1, device=device)
+        self.loss_metrics: tuple[str, ...] = ()
+        """Names of what the loss reports of itself."""
 
     def add_shape(self, read: int, padded: int) -> None:
         """Add the size of one micro-batch: its tokens without and with padding."""
-        self._sums[TERMS.index("read")] += read
-        self._sums[TERMS.index("padded")] += padded
+        self._add("read", read)
+        self._add("padded", padded)
 
     def add(
-        self, result: TokenLoss, current: Tensor, proximal: Tensor, behaviour: Tensor, entropy: Tensor
+        self, inputs: LossInputs, loss: Tensor, metrics: Mapping[str, Tensor], *, counts: bool = True
     ) -> None:
-        """Add the N tokens of one micro-batch; all tensors are [N]."""
-        raw = result.importance.raw
-        kl_reference = result.kl_reference
-        terms = {
-            "tokens": torch.ones_like(raw),
-            "loss": result.loss,
-            "entropy": entropy,
-            "clip_low": result.surrogate.clipped_low,
-            "clip_high": result.surrogate.clipped_high,
-            "clip_dual": result.surrogate.clipped_dual,
-            "ratio": result.ratio,
-            "kl_proximal": k3(current, proximal),
-            "kl_reference": torch.zeros_like(raw) if kl_reference is None else kl_reference,
-            "importance": raw,
-            "importance_square": raw.double().square(),
-            "outside": result.importance.outside,
-            "gap": log_ratio(proximal, behaviour).abs(),
-        }
+        """Add the N tokens of one micro-batch.
+
+        Args:
+            inputs: of the loss.
+            loss: [N]
+            metrics: [N] each, what the loss reports of itself.
+            counts: without it nothing is added but names: every rank must know the same ones.
+        """
+        self.loss_metrics = tuple(metrics)
         with torch.no_grad():
+            current, proximal = inputs.current.detach(), inputs.proximal
+            raw = log_ratio(proximal, inputs.behaviour).exp()
+            reference = inputs.reference
+            terms = {
+                "tokens": torch.ones_like(raw),
+                "loss": loss,
+                "entropy": inputs.entropy,
+                "ratio": log_ratio(current, proximal).exp(),
+                "kl_proximal": k3(current, proximal),
+                "kl_reference": torch.zeros_like(raw) if reference is None else k3(current, reference),
+                "importance": raw,
+                "importance_square": raw.double().square(),
+                "gap": log_ratio(proximal, inputs.behaviour).abs(),
+                **metrics,
+            }
             for name, values in terms.items():
-                self._sums[TERMS.index(name)] += values.detach().double().sum()
-            self._largest = torch.maximum(self._largest, raw.max())
+                self._add(name, values.detach().double().sum() if counts else 0.0)
+            if counts:
+                self._largest = torch.maximum(self._largest, raw.max())
+
+    def _add(self, name: str, value: Tensor | float) -> None:
+        if name not in self._sums:
+            self._sums[name] = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._sums[name] += value
 
     def totals(self, ranks: Ranks) -> Totals:
         """Everything added so far, on all ranks."""
-        sums = ranks.sum(self._sums.clone()).tolist()
-        return Totals(dict(zip(TERMS, sums, strict=True)), float(ranks.largest(self._largest.clone()).item()))
+        names = sorted(self._sums)
+        sums = ranks.sum(torch.stack([self._sums[name] for name in names])).tolist()
+        return Totals(dict(zip(names, sums, strict=True)), float(ranks.largest(self._largest.clone()).item()))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from agentrl.config import registry
 from agentrl.errors import RendererError
 from agentrl.inference.policy import FinishReason
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec
@@ -99,7 +100,7 @@ def runs_code(tool: ToolSpec, name: str = "python", argument: str = "code") -> b
 
 def make_renderer(
     tokenizer: Any,
-    format: Literal["auto", "code", "hermes"] = "code",
+    format: str = "code",
     *,
     tools: Sequence[Sequence[ToolSpec]] = (),
     tool_output_chars: int = 2048,
@@ -109,8 +110,8 @@ def make_renderer(
 
     Args:
         tokenizer: a Hugging Face tokenizer, or anything with the same few methods.
-        format: fenced Python in `<code>` tags (SPO paper, section 5.1), or `<tool_call>` with JSON; `auto`
-            chooses (`choose_format`).
+        format: a renderer in a file, `my.py:Name`; `code`, fenced Python in `<code>` tags (SPO paper, section
+            5.1); `hermes`, `<tool_call>` with JSON; or `auto`, which chooses (`choose_format`).
         tools: those of each environment, for `auto`.
         tool_output_chars: longer tool output keeps head and tail.
         options: of the format; see `CodeRenderer` and `HermesRenderer`.
@@ -130,4 +131,4 @@ def make_renderer(
         from agentrl.renderers.hermes import HermesRenderer
 
         return HermesRenderer(tokenizer, tool_output_chars=tool_output_chars, **options)
-    raise RendererError(f"unknown format {format!r}; known are 'code' and 'hermes'")
+    return registry.make("renderer", format, {}, tokenizer, tool_output_chars)

@@ -7,18 +7,40 @@ Between them lies the learner's step, of which this module knows nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agentrl.algorithms.advantage import Estimator
+from agentrl.algorithms.advantage import Advantages, CreditBatch, Estimator
 from agentrl.algorithms.value_tracker import Fold
-from agentrl.config.settings import Settings
+from agentrl.config import registry
+from agentrl.config.settings import EstimatorSettings, Settings
 from agentrl.episode import Episode, replace_reward
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, ConfigError, PartError
 from agentrl.training.prompts import PromptPool
+
+
+def make_estimator(settings: EstimatorSettings) -> Estimator:
+    """The estimator that the settings name.
+
+    Raises:
+        ConfigError: there is none, or the group size does not fit it.
+    """
+    declared = registry.declared("estimator", settings.kind)
+    if "groups" in declared.requires and settings.group_size < 2:
+        raise ConfigError(
+            f"estimator.kind = {settings.kind!r} compares the episodes of a group and needs "
+            f"estimator.group_size of at least 2, got {settings.group_size} (8 is usual)"
+        )
+    if "groups" not in declared.requires and settings.group_size != 1:
+        raise ConfigError(
+            f"estimator.kind = {settings.kind!r} takes one episode per prompt and needs "
+            f"estimator.group_size = 1, got {settings.group_size}"
+        )
+    return registry.make("estimator", settings.kind, settings.own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +49,18 @@ class Assignment:
 
     trained: list[Episode]
     """The episodes that are learned from."""
-    advantages: NDArray[np.float64]
-    """One per trained episode."""
+    advantages: Advantages
+    """Of the trained episodes."""
     baselines: NDArray[np.float64]
     """[B]"""
     masked: dict[str, str]
     """Episodes that are folded but not learned from, with the reason."""
+
+    def flat(self) -> NDArray[np.float64]:
+        """All advantages: one per episode, or one per token."""
+        if isinstance(self.advantages, np.ndarray):
+            return self.advantages
+        return np.concatenate([np.asarray(part) for episode in self.advantages for part in episode])
 
 
 class Credit:
@@ -46,6 +74,8 @@ class Credit:
 
     def __init__(self, settings: Settings, pool: PromptPool, estimator: Estimator) -> None:
         self._settings, self._pool, self._estimator = settings, pool, estimator
+        shaper = settings.shaper
+        self._shape = None if shaper.kind == "none" else registry.make("shaper", shaper.kind, shaper.own)
         self.clocks = [0.0]
         """The tracker's drift clock when each version began, by version."""
 
@@ -74,11 +104,47 @@ class Credit:
                 '= "mask" leaves none to learn from: raise rollout.max_tokens (or engine.context_tokens), '
                 'or set rollout.truncated = "zero"'
             )
-        groups = [episode.group or 0 for episode in trained] if self._estimator.group_size > 1 else None
-        advantages = self._estimator(
-            [episode.score for episode in trained], baselines=baselines[kept], groups=groups
-        )
+        counts = self._pool.tracker.effective_counts(prompts[kept])
+        kind = self._settings.estimator.kind
+        with registry.blame("estimator", kind):
+            advantages = self._estimator(self.batch(trained, baselines[kept], counts))
+        advantages = _checked(advantages, trained, f"the estimator {kind!r}")
         return Assignment(trained, advantages, baselines, masked)
+
+    def score(self, episode: Episode) -> float:
+        """What an episode counts for, in [0, 1]: its reward, shaped where the settings name a shaper.
+
+        Raises:
+            PartError: the shaper raised, or gave something outside the range of the reward.
+        """
+        if self._shape is None:
+            return episode.score
+        kind = self._settings.shaper.kind
+        with registry.blame("shaper", kind):
+            reward = float(self._shape(episode))
+        low, high = episode.reward_range
+        if not low <= reward <= high:
+            raise PartError(
+                f"the shaper {kind!r} gave episode {episode.episode_id} the reward {reward}; rewards of its "
+                f"environment lie in [{low}, {high}]"
+            )
+        return (reward - low) / (high - low)
+
+    def batch(
+        self,
+        episodes: Sequence[Episode],
+        baselines: NDArray[np.float64] | None = None,
+        counts: NDArray[np.float64] | None = None,
+    ) -> CreditBatch:
+        """B episodes as parts see them."""
+        grouped = self._settings.estimator.group_size > 1
+        return CreditBatch(
+            scores=np.array([self.score(episode) for episode in episodes]),
+            baselines=baselines,
+            counts=counts,
+            groups=np.array([episode.group or 0 for episode in episodes]) if grouped else None,
+            episodes=episodes,
+        )
 
     def advance(self, drift: float) -> None:
         """A batch moved the policy by `drift`, in nats a token: the next version begins."""
@@ -99,7 +165,7 @@ class Credit:
         folds: dict[int, Fold] = {}
         for place in sorted(range(len(batch)), key=lambda place: batch[place].dispatch_index):
             folds[place] = self.fold_one(batch[place], None if drifts is None else drifts[place])
-        for start in range(0, len(batch), self._estimator.group_size):
+        for start in range(0, len(batch), self._settings.estimator.group_size):
             self._pool.folded(self._pool.index[batch[start].prompt_id])
         return [folds[place] for place in range(len(batch))]
 
@@ -107,14 +173,40 @@ class Credit:
         """Fold one episode into the tracker; whether its prompt can be drawn again is for others to say."""
         return self._pool.tracker.fold(
             self._pool.index[episode.prompt_id],
-            episode.score,
+            self.score(episode),
             start_clock=self.clocks[min(episode.start_version, len(self.clocks) - 1)],
             drift=drift,
         )
 
-    def keeps(self, unit: Sequence[Episode]) -> bool:
-        """Whether a unit is learned from (all are, but for dynamic sampling)."""
-        return bool(self._estimator.keep([episode.score for episode in unit], [0] * len(unit)).all())
+    @property
+    def keeps(self) -> Callable[[Sequence[Episode]], bool] | None:
+        """Whether a unit is learned from; None where all are."""
+        keep = getattr(self._estimator, "keep", None)
+        return None if keep is None else lambda unit: bool(np.all(keep(self.batch(unit))))
+
+
+def _checked(advantages: Any, episodes: Sequence[Episode], where: str) -> Advantages:
+    """Advantages of B episodes, or of each episode and segment [T]; refused where they are neither."""
+    if len(advantages) != len(episodes):
+        raise PartError(f"{where} gave {len(advantages)} advantages for {len(episodes)} episodes")
+    if np.ndim(advantages[0]) == 0:
+        values = np.asarray(advantages, dtype=np.float64)
+        if not np.isfinite(values).all():
+            at = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise PartError(f"{where} gave episode {episodes[at].episode_id} the advantage {values[at]}")
+        return values
+    for episode, parts in zip(episodes, advantages, strict=True):
+        shapes, wanted = [np.shape(part) for part in parts], [(len(one),) for one in episode.segments]
+        if shapes != wanted:
+            raise PartError(
+                f"{where} gave episode {episode.episode_id} advantages of the shapes {shapes}; its segments "
+                f"have the shapes {wanted}"
+            )
+        if not all(np.isfinite(part).all() for part in parts):
+            raise PartError(
+                f"{where} gave a token of episode {episode.episode_id} an advantage that is not finite"
+            )
+    return advantages
 
 
 def shuffled(batch: Sequence[Episode], seed: int) -> list[Episode]:

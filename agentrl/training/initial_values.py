@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.algorithms.advantage import Estimator
 from agentrl.cluster.cpu_time import cpu_seconds
+from agentrl.config import registry
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, ConfigError
@@ -37,11 +37,14 @@ TRIES = 3
 """Times a rollout is tried before its prompt does without it."""
 
 
-def needs_initial_rollouts(settings: Settings, estimator: Estimator) -> bool:
+def needs_initial_rollouts(settings: Settings) -> bool:
     """Whether anybody will read the values that rollouts would set."""
     if settings.tracker.initial_file or settings.tracker.initial_rollouts == 0:
         return False
-    return estimator.needs_baselines or settings.sampler.kind != "uniform"
+    return (
+        "baselines" in registry.declared("estimator", settings.estimator.kind).requires
+        or settings.sampler.kind != "uniform"
+    )
 
 
 def read_initial_file(pool: PromptPool, path: Path) -> int:
@@ -250,7 +253,7 @@ async def set_initial_values(orchestrator: Orchestrator) -> None:
         parts.metrics.write(
             "initial", episodes=0, tokens=0, prompts=known, file=settings.tracker.initial_file
         )
-    elif needs_initial_rollouts(settings, parts.estimator):
+    elif needs_initial_rollouts(settings):
         rollouts = settings.tracker.initial_rollouts
         parts.metrics.tell("phase", name="initial rollouts", total=len(parts.pool) * rollouts)
         stream = InitialStream(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from agentrl.episode import Episode
 from agentrl.inference.policy import WeightHandle
+from agentrl.learner.batch import Advantages
 
 if TYPE_CHECKING:
     from agentrl.learner.learner import Learner
@@ -40,7 +41,7 @@ class AsyncLearner(Protocol):
     """What the orchestrator asks of a learner."""
 
     async def step(
-        self, episodes: Sequence[Episode], advantages: NDArray[np.float64], *, clock_tokens: int
+        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int
     ) -> dict[str, Any]:
         """Learn from one batch; returns its metrics.
 
@@ -102,7 +103,7 @@ class LearnerThread:
         return await asyncio.wrap_future(future)
 
     async def step(
-        self, episodes: Sequence[Episode], advantages: NDArray[np.float64], *, clock_tokens: int
+        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int
     ) -> dict[str, Any]:
         """Learn from one batch."""
         metrics = await self._run(self._learner.step, episodes, advantages, clock_tokens=clock_tokens)

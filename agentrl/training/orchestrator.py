@@ -92,8 +92,8 @@ class Orchestrator:
             batch=stream.batch,
             staleness=0 if settings.run.deterministic else stream.staleness,
             stale_policy=stream.stale_policy,
-            unit=parts.estimator.group_size,
-            keep=self.credit.keeps if settings.estimator.dynamic_sampling else None,
+            unit=settings.estimator.group_size,
+            keep=self.credit.keeps,
         )
         self.stream = TrainingStream(
             pool=parts.pool,
@@ -101,7 +101,7 @@ class Orchestrator:
             ledger=parts.ledger,
             recorder=parts.recorder,
             seed=settings.run.seed,
-            group_size=parts.estimator.group_size,
+            group_size=settings.estimator.group_size,
             total=settings.run.steps * stream.batch,
             fold=self.credit.fold_one,
             quarantine_after=settings.sampler.quarantine_after,

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agentrl.algorithms.advantage import make_estimator
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.cluster import event_loop
+from agentrl.config import loading, registry
 from agentrl.config.settings import SandboxSettings, Settings
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.renderers.making import Renderer, choose_format, make_renderer
+from agentrl.training.credit import make_estimator
 from agentrl.training.held_out import HeldOut, load_held_out
 from agentrl.training.initial_values import needs_initial_rollouts, read_initial_file
 from agentrl.training.prompts import PromptPool, Task, load_tasks
@@ -66,6 +67,8 @@ def plan_run(settings: Settings, *, fetch: bool = True) -> RunPlan:
     with _noted(problems):
         make_estimator(settings.estimator)
     with _noted(problems):
+        _check_requirements(settings, tasks)
+    with _noted(problems):
         make_sandbox(settings.sandbox)
     with _noted(problems):
         if find_model(settings.model.path, fetch=fetch) is not None or fetch:
@@ -82,6 +85,23 @@ def plan_run(settings: Settings, *, fetch: bool = True) -> RunPlan:
         head = f"the run cannot start, for {len(problems)} reasons:" if several else ""
         raise ConfigError("\n  ".join([head, *problems]) if several else problems[0])
     return RunPlan(settings, tasks, held_out, tokenizer, tuple(notes))
+
+
+def _check_requirements(settings: Settings, tasks: Sequence[Task]) -> None:
+    """What parts require of the rows.
+
+    Raises:
+        ConfigError: a row has no gold answer, and a part requires one.
+    """
+    part = next((one for one in loading.parts_of(settings) if "gold" in one.requires), None)
+    if part is None:
+        return
+    for task in tasks:
+        for row in task.rows:
+            if row.get("answer") in (None, ""):
+                raise ConfigError(
+                    f"{part} requires a gold answer in every row, and a row of {task.name} has none"
+                )
 
 
 @contextlib.contextmanager
@@ -119,7 +139,7 @@ def make_pool(tasks: Sequence[Task], settings: Settings) -> PromptPool:
     """The prompts of a run with their tracker and samplers."""
 
     def make_tracker(count: int) -> ValueTracker:
-        return ValueTracker(count, settings.tracker)
+        return registry.make("tracker", settings.tracker.kind, settings.tracker.own, count, settings.tracker)
 
     return PromptPool(tasks, make_tracker, settings.sampler, seed=settings.run.seed)
 
@@ -147,8 +167,7 @@ def _check_pool(tasks: Sequence[Task], settings: Settings) -> None:
 def _costs(settings: Settings, tasks: Sequence[Task], held_out: Sequence[HeldOut]) -> Iterator[str]:
     """What is played before the first step, and what slots stay empty."""
     prompts = sum(len(task.rows) for task in tasks)
-    estimator = make_estimator(settings.estimator)
-    if needs_initial_rollouts(settings, estimator):
+    if needs_initial_rollouts(settings):
         each = settings.tracker.initial_rollouts
         yield (
             f"before the first step {prompts * each:,} episodes are played for initial values "

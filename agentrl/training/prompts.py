@@ -18,6 +18,7 @@ from typing import Any
 
 from agentrl.algorithms.prompt_sampler import PromptSampler
 from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.config import registry
 from agentrl.config.settings import DataSettings, EnvSettings, SamplerSettings
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.weights.model_files import hub_trouble, stay_offline
@@ -171,11 +172,12 @@ class PromptPool:
             raise ConfigError("two rows have one prompt id; give every environment of a mixture its own name")
         self.tracker = make_tracker(len(self.prompt_ids))
         self.samplers: list[PromptSampler] = []
+        weights = registry.make("sampler", settings.kind, settings.own)
         start = 0
         for number, task in enumerate(self.tasks):
             prompts = range(start, start + len(task.rows))
             self.samplers.append(
-                PromptSampler(self.tracker, settings, seed=seed * 1_000 + number, prompts=prompts)
+                PromptSampler(self.tracker, settings, weights, seed=seed * 1_000 + number, prompts=prompts)
             )
             start = prompts.stop
         self._drawn = [0] * len(self.tasks)

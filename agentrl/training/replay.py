@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentrl.algorithms.advantage import Estimator, make_estimator
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config import loading
 from agentrl.config.settings import Settings
@@ -21,7 +20,7 @@ from agentrl.errors import DataError
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
-from agentrl.training.credit import Credit, shuffled
+from agentrl.training.credit import Credit, make_estimator, shuffled
 from agentrl.training.drift_replay import DriftReplay
 from agentrl.training.initial_values import (
     initialise,
@@ -100,7 +99,7 @@ async def replay_steps(
     credit = Credit(settings, pool, estimator)
     ledger = Ledger(folder.ledger)
     ledger.close()
-    _initialise(pool, settings, estimator, ledger)
+    _initialise(pool, settings, ledger)
     keys = list(ledger.learned_batches(0).values())
     drift_replay = DriftReplay(learner) if settings.tracker.drift == "replay" else None
     for version, batch in enumerate(_batches(folder, keys)):
@@ -115,10 +114,10 @@ async def replay_steps(
     return len(keys)
 
 
-def _initialise(pool: PromptPool, settings: Settings, estimator: Estimator, ledger: Ledger) -> None:
+def _initialise(pool: PromptPool, settings: Settings, ledger: Ledger) -> None:
     if settings.tracker.initial_file:
         read_initial_file(pool, Path(settings.tracker.initial_file))
-    elif needs_initial_rollouts(settings, estimator):
+    elif needs_initial_rollouts(settings):
         initialise(pool, recorded_scores(pool, ledger))
 
 

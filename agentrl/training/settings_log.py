@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 FIXED = {
     "rollout.format": "the model has learned to call tools in this format",
     "estimator.kind": "episodes that wait were played for it",
+    "tracker.kind": "values were kept by it",
     "estimator.group_size": "groups under way have this size",
     "tracker.drift": "values are stamped in its unit",
 }
@@ -70,9 +71,10 @@ def _source(task: Task) -> str:
         return ""
 
 
-def log_start(folder: RunFolder, tasks: Sequence[Task]) -> None:
+def log_start(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) -> None:
     """Write what the run begins with."""
-    _append(folder, {"kind": "start", "tasks": describe_tasks(tasks)})
+    parts = {str(part): part.source for part in loading.parts_of(settings)}
+    _append(folder, {"kind": "start", "tasks": describe_tasks(tasks), "parts": parts})
 
 
 def check_changes(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -99,6 +101,11 @@ def check_changes(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) 
             if before["source"] != after["source"]:
                 changed[f"source of {after['name']}"] = (before["source"], after["source"])
                 logger.warning("the source of %s has changed since the run began", after["name"])
+        for part in loading.parts_of(settings):
+            before = started.get("parts", {}).get(str(part), part.source)
+            if before != part.source:
+                changed[f"source of {part}"] = (before, part.source)
+                logger.warning("the source of %s has changed since the run began", part)
     if refused:
         raise ConfigError(
             f"{folder.path} cannot go on with other settings than these, which say what its values and "
@@ -135,9 +142,18 @@ def _changes(old: Settings, new: Settings) -> Iterator[tuple[str, tuple[Any, Any
             if before["env"] != values:
                 yield "env", (before["env"], values)
             continue
-        for key, value in values.items():
-            if before[section][key] != value:
-                yield f"{section}.{key}", (before[section][key], value)
+        for key, value in _flat(values).items():
+            earlier = _flat(before[section]).get(key)
+            if earlier != value:
+                yield f"{section}.{key}", (earlier, value)
+        for key, earlier in _flat(before[section]).items():
+            if key not in _flat(values):
+                yield f"{section}.{key}", (earlier, None)
+
+
+def _flat(section: dict[str, Any]) -> dict[str, Any]:
+    """A section with the settings of its part among its own."""
+    return {key: value for key, value in section.items() if key != "own"} | section.get("own", {})
 
 
 def _other_model(old: str, new: str) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from agentrl.algorithms.calibration import calibration
 from agentrl.algorithms.value_tracker import Fold
 from agentrl.cluster.cpu_time import cpu_seconds
+from agentrl.config import registry
 from agentrl.episode import Episode
 from agentrl.storage.metrics import describe_batch
 from agentrl.training.audit import BiasAudit
@@ -31,6 +32,9 @@ class StepLog:
         self._run = orchestrator
         self._failures = 0
         self._audit = BiasAudit()
+        self._metrics = [
+            (kind, registry.make("metric", kind, {})) for kind in orchestrator.settings.run.metrics
+        ]
         self._began, self._tokens = 0.0, 0
         self.idle_s = 0.0
         """Seconds that the learner waited for batches."""
@@ -67,6 +71,7 @@ class StepLog:
         row = {
             **learned,
             **describe_batch(batch),
+            **self._own(batch, given),
             **self._credit(batch, given, folds),
             **self._ages(batch),
             "step": run.version,
@@ -95,7 +100,7 @@ class StepLog:
         run.parts.metrics.write("step", **row)
 
     def _credit(self, batch: Sequence[Episode], given: Assignment, folds: Sequence[Fold]) -> dict[str, Any]:
-        scores = np.array([episode.score for episode in batch])
+        scores = np.array([self._run.credit.score(episode) for episode in batch])
         fit = calibration(given.baselines, scores)
         return {
             "baseline_mean": float(given.baselines.mean()),
@@ -109,13 +114,26 @@ class StepLog:
                 )
                 if count
             },
-            "advantage_std": float(given.advantages.std()) if len(given.advantages) else 0.0,
+            "advantage_std": float(np.std(given.flat())) if len(given.trained) else 0.0,
             "clock": self._run.parts.pool.tracker.clock,
             "rho_mean": float(np.mean([fold.rho for fold in folds])),
             "rho_quartiles": np.quantile([fold.rho for fold in folds], np.linspace(0, 1, 5))
             .round(4)
             .tolist(),
         }
+
+    def _own(self, batch: Sequence[Episode], given: Assignment) -> dict[str, float]:
+        """Numbers of the metrics that the settings name.
+
+        Raises:
+            PartError: one raised, or gave something that is no number.
+        """
+        seen = self._run.credit.batch(batch, given.baselines)
+        row: dict[str, float] = {}
+        for kind, metric in self._metrics:
+            with registry.blame("metric", kind):
+                row |= {str(name): float(value) for name, value in metric(seen).items()}
+        return row
 
     def _ages(self, batch: Sequence[Episode]) -> dict[str, Any]:
         run = self._run

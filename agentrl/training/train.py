@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.algorithms.advantage import make_estimator
 from agentrl.cluster import event_loop
 from agentrl.cluster.cpu_time import cpu_seconds
-from agentrl.config import loading
+from agentrl.config import loading, registry
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.inference.policy import Policy
@@ -33,6 +32,7 @@ from agentrl.storage.metrics import Listener, MetricsWriter, read_metrics
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.storage.run_folder import RunFolder
 from agentrl.training.collector import rare_collections
+from agentrl.training.credit import make_estimator
 from agentrl.training.held_out import make_evaluation
 from agentrl.training.learner_thread import AsyncLearner, LearnerThread
 from agentrl.training.orchestrator import Orchestrator, Parts
@@ -75,7 +75,7 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
     folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
     try:
         write_config(folder, plan.settings)
-        log_start(folder, plan.tasks)
+        log_start(folder, plan.settings, plan.tasks)
         return event_loop.run(_run(plan, folder, options))
     except BaseException:
         folder.remove_unstarted()
@@ -173,7 +173,8 @@ async def _assemble(
     stack.callback(ledger.close)
     recorder = EpisodeRecorder(folder.episodes, keep=settings.run.episodes_kept)
     stack.push_async_callback(recorder.close)
-    metrics = MetricsWriter(folder.metrics, options.listeners)
+    listeners = [registry.make("listener", kind, {}) for kind in settings.run.listeners]
+    metrics = MetricsWriter(folder.metrics, (*options.listeners, *listeners))
     stack.callback(metrics.close)
 
     async def play(dispatch: Dispatch) -> Episode:
@@ -216,12 +217,16 @@ def make_learner(settings: Settings) -> Any:
         return LearnerProcesses(
             settings.model,
             settings.learner,
+            settings.loss,
+            settings.aggregator,
             seed=settings.run.seed,
             limit_s=0.9 * settings.run.wait_limit_s,  # before the run's own: it names the rank
         )
     from agentrl.learner.learner import Learner
 
-    return Learner(settings.model, settings.learner, seed=settings.run.seed)
+    return Learner(
+        settings.model, settings.learner, settings.loss, settings.aggregator, seed=settings.run.seed
+    )
 
 
 PARITY_PROMPTS, PARITY_ROWS = 8, 64
@@ -285,10 +290,13 @@ async def make_policy(settings: Settings, learner: AsyncLearner, tokenizer: Any,
     logger.info("engine: %s, %s", kind, reason)
     if kind == "vllm":
         return make_vllm_policy(settings, logs)
+    source = (await learner.handle(0, 1)).source
+    if kind != "transformers":
+        return registry.make("engine", kind, {}, settings, source, tokenizer, logs)
     from agentrl.inference.embedded.engine import TransformersPolicy
 
     return TransformersPolicy(
-        (await learner.handle(0, 1)).source,
+        source,
         tokenizer,
         slots=engine.slots,
         context_tokens=engine.context_tokens,

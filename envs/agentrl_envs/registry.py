@@ -24,7 +24,7 @@ from .errors import EnvError, EnvNotFound
 from .raised import error_text, place
 from .user_code import ends_caller
 
-__all__ = ["get_env", "load_env", "register", "registered"]
+__all__ = ["get_env", "load_env", "load_file", "register", "registered"]
 
 E = TypeVar("E", bound=type[Env])
 _ENVIRONMENTS: dict[str, type[Env]] = {}
@@ -70,7 +70,7 @@ def get_env(name: str) -> type[Env]:
         return _from_module(_SHIPPED[name])
     here = _files_that_register(name)
     if len(here) == 1:
-        _load_file(here[0])
+        load_file(here[0])
         if name in _ENVIRONMENTS:
             return _ENVIRONMENTS[name]
     if len(here) > 1:
@@ -109,13 +109,19 @@ def load_env(spec: str | Path | type[Env]) -> type[Env]:
     path, colon, name = text.rpartition(":")
     path, name = (path, name) if colon else (text, "")
     if path.endswith(".py") or Path(path).is_file():
-        return _class_of(_load_file(Path(path)), name, path)
+        return _class_of(load_file(Path(path)), name, path)
     if colon or "." in text:
         return _from_module(text if colon else ":".join(text.rpartition(".")[::2]))
     return get_env(text)
 
 
-def _load_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
+    """The module that a file of a user's is; imported once.
+
+    Raises:
+        EnvNotFound: there is no such file.
+        EnvError: it raised while it was imported; names file and line.
+    """
     if not path.is_file():
         raise EnvNotFound(f"no file {path} (looked in {Path.cwd()})")
     resolved = path.resolve()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentrl.algorithms.advantage import make_estimator
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config.loading import load_settings
 from agentrl.config.settings import Settings
@@ -25,6 +24,7 @@ from agentrl.storage.ledger import Ledger
 from agentrl.storage.metrics import MetricsWriter
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.storage.run_folder import RunFolder
+from agentrl.training.credit import make_estimator
 from agentrl.training.orchestrator import Orchestrator, Parts
 from agentrl.training.prompts import PromptPool, Task
 from agentrl.training.watchdog import Watchdog

@@ -33,7 +33,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
     )
     assert "run.toml, line 3: learner.mini_batch = 'many' must be a whole number" in text
     assert "line 6: unknown setting 'stream.stale_polcy'; did you mean 'stream.stale_policy'?" in text
-    assert "line 9: engine.kind = 'vlm' must be one of" in text
+    assert "line 9: engine.kind = 'vlm': there is no engine 'vlm'; did you mean 'vllm'?" in text
     assert "--strem.batch: unknown setting 'strem'; did you mean 'stream'?" in text
 
 

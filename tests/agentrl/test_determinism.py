@@ -74,7 +74,7 @@ async def plain_loop(settings: Settings, output: Path) -> tuple[ValueTracker, Pr
     ids = [str(row["id"]) for row in task.rows]
     tracker = ValueTracker(len(ids), settings.tracker)
     sampler = PromptSampler(tracker, settings.sampler, seed=settings.run.seed * 1000)
-    learner = Learner(settings.model, settings.learner, seed=settings.run.seed)
+    learner = Learner(settings.model, settings.learner, settings.loss, seed=settings.run.seed)
     tokenizer = load_tokenizer(settings.model.path)
     renderer = make_renderer(tokenizer, "code", tool_output_chars=settings.rollout.tool_output_chars)
     engine = settings.engine
@@ -103,7 +103,7 @@ async def plain_loop(settings: Settings, output: Path) -> tuple[ValueTracker, Pr
                 )
                 batch.append(episode)
             scores = [episode.score for episode in batch]
-            given = normalise(advantages(scores, tracker.values(prompts)), settings.estimator.deviation_floor)
+            given = normalise(advantages(scores, tracker.values(prompts)), 0.1)
             metrics = learner.step(batch, given, clock_tokens=settings.tracker.clock_tokens)
             tracker.advance_clock(float(metrics.as_dict()["drift"]))
             await policy.load(WeightHandle(version=version + 1, attempt=1, source=learner.model))

@@ -13,6 +13,7 @@ from agentrl.config.settings import (
     AdapterSettings,
     EngineSettings,
     LearnerSettings,
+    LossSettings,
     ModelSettings,
     Settings,
     StreamSettings,
@@ -40,7 +41,9 @@ def machine(*gpus: int) -> Machine:
 
 def settings(dtype: str = "float32", *, context: int = 10, **learner: object) -> Settings:
     learner = {"micro_batch_tokens": 10, "mini_batch": 256} | learner
+    kl = learner.pop("kl_coefficient", 0.0)
     return Settings(
+        loss=LossSettings(kl_coefficient=kl),  # type: ignore[arg-type]
         model=ModelSettings(dtype=dtype),  # type: ignore[arg-type]
         learner=LearnerSettings(**learner),  # type: ignore[arg-type]
         engine=EngineSettings(context_tokens=context),

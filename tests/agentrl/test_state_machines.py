@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agentrl.algorithms.advantage import make_estimator
 from agentrl.algorithms.prompt_sampler import PromptSampler
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config.loading import load_settings
@@ -29,7 +28,7 @@ from agentrl.rollout.token_completer import Dispatch
 from agentrl.storage.ledger import Ledger, State
 from agentrl.storage.recorder import EpisodeRecorder, read_episodes
 from agentrl.training.buffer import EpisodeBuffer
-from agentrl.training.credit import Credit
+from agentrl.training.credit import Credit, make_estimator
 from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.prompts import PromptPool, Task
 from agentrl.training.streams import TrainingStream
@@ -407,7 +406,7 @@ class DispatchMachine(RuleBasedStateMachine):
             f"--sampler.copies_per_prompt={copies}",
             "--estimator.kind=" + ("spo" if kind == "spo" else "grpo"),
             f"--estimator.group_size={self.group_size}",
-            f"--estimator.dynamic_sampling={str(kind == 'dynamic').lower()}",
+            *(["--estimator.dynamic_sampling=true"] if kind == "dynamic" else []),
         ]
         self.settings = load_settings(None, flags)
         self.loop = asyncio.new_event_loop()
@@ -431,7 +430,7 @@ class DispatchMachine(RuleBasedStateMachine):
             staleness=0 if in_order else staleness,
             stale_policy=settings.stream.stale_policy,
             unit=self.group_size,
-            keep=self.credit.keeps if settings.estimator.dynamic_sampling else None,
+            keep=self.credit.keeps,
         )
         self.ledger = Ledger(path / "ledger.jsonl")
         self.recorder = EpisodeRecorder(path / "episodes")

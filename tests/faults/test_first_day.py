@@ -127,7 +127,7 @@ def test_texts_are_taken_as_they_stand(agentrl, place: Path, setting: str, text:
         ("--tracker.rho_min=1", "below 1"),
         ("--engine.memory_share=0", "above 0"),
         ("--env.weight=-1", "above 0"),
-        ("--learner.entropy_coefficient=nan", "finite"),
+        ("--loss.entropy_coefficient=nan", "finite"),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_the_range(agentrl, place: Path, flag: str, wanted: str):

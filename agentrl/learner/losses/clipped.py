@@ -10,11 +10,14 @@ learner now. Log-probabilities are in nats.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from agentrl.config.ranges import Positive, Range
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are clamped to +-20, so that exp never overflows (released SPO code)."""
@@ -134,81 +137,115 @@ def k3(current: Tensor, other: Tensor) -> Tensor:
     return x.exp() - x - 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLoss:
-    """Everything that is minimised, per token, and its parts."""
-
-    loss: Tensor
-    """[N]"""
-    ratio: Tensor
-    """[N] current / proximal, detached."""
-    surrogate: Surrogate
-    importance: ImportanceWeights
-    kl_reference: Tensor | None
-    """[N] detached."""
-
-
-def token_loss(
-    current: Tensor,
-    proximal: Tensor,
-    behaviour: Tensor,
-    advantage: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float,
-    importance: Importance,
-    importance_min: float,
-    importance_max: float,
-    reference: Tensor | None = None,
-    kl_coefficient: float = 0.0,
-    entropy: Tensor | None = None,
-    entropy_coefficient: float = 0.0,
-) -> TokenLoss:
-    """[N] importance weight times clipped surrogate, plus divergence, less entropy.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """What a loss sees of the N trainable tokens of a micro-batch; whole sequences, one after the other.
 
     Only `current` and `entropy` carry a gradient.
+    """
+
+    current: Tensor
+    """[N] log-probabilities of the learner now."""
+    proximal: Tensor
+    """[N] of the learner before the batch."""
+    behaviour: Tensor
+    """[N] at sampling."""
+    advantage: Tensor
+    """[N]"""
+    entropy: Tensor
+    """[N] of the current policy, nats."""
+    reference: Tensor | None = None
+    """[N] log-probabilities of the reference, where the loss requires one or `kl_coefficient` is not 0."""
+    sequence: Tensor
+    """[N] which sequence of the micro-batch a token belongs to: 0, 0, ..., 1, 1, ..."""
+    position: Tensor
+    """[N] place of the token in its segment, prompt and tool output counted."""
+    turn: Tensor
+    """[N] which of the segment's sampled messages, from 0, among those learned from."""
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the loss's own `statistics` gave for the whole batch."""
+
+    def sequence_mean(self, values: Tensor) -> Tensor:
+        """[N] the mean of `values` over the sequence of each token."""
+        size = int(self.sequence[-1]) + 1
+        sums = values.new_zeros(size).index_add(0, self.sequence, values)
+        return (sums / torch.bincount(self.sequence, minlength=size))[self.sequence]
+
+
+class Loss(Protocol):
+    """What is minimised at each token.
+
+    It may have a method `statistics(inputs)`, which is given the whole batch before it is cut (with
+    `current` = `proximal`) and returns what `LossInputs.statistics` holds; it then requires `proximal`.
+    """
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """[N] loss, and what is logged of it: names to [N], of which the mean over tokens is reported."""
+        ...
+
+
+class ClippedLoss:
+    """Importance weight times clipped surrogate (paper equation 10 and appendix D)."""
+
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Settings of `clipped`."""
+
+        clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
+        """The ratio current/proximal is clipped below at 1 - clip_low."""
+        clip_high: Positive = 0.28
+        """The ratio current/proximal is clipped above at 1 + clip_high."""
+        dual_clip: Annotated[float, Range(above=1, or_zero=True)] = 10.0
+        """Bound of the loss of a token with a negative advantage, in advantages; 0 switches it off."""
+        importance: Literal["truncate", "mask", "both", "metrics", "off"] = "truncate"
+        """What is done with the weight proximal/behaviour of a token: bounded, tokens outside zeroed, both,
+        only counted, or nothing at all."""
+        importance_max: Annotated[float, Range(above=1)] = 2.0
+        """Bound of the importance weight, and upper edge of the mask."""
+        importance_min: Annotated[float, Range(least=0, below=1)] = 0.5
+        """Lower edge of the mask."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """[N] loss, and the shares of tokens at which a bound held."""
+        settings = self._settings
+        surrogate = clipped_surrogate(
+            log_ratio(inputs.current, inputs.proximal).exp(),
+            inputs.advantage,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
+        )
+        weights = importance_weights(
+            inputs.proximal,
+            inputs.behaviour,
+            settings.importance,
+            low=settings.importance_min,
+            high=settings.importance_max,
+        )
+        return surrogate.loss * weights.applied, {
+            "clip_low": surrogate.clipped_low,
+            "clip_high": surrogate.clipped_high,
+            "clip_dual": surrogate.clipped_dual,
+            "importance_outside": weights.outside,
+        }
+
+
+def with_regularisers(
+    loss: Tensor, inputs: LossInputs, *, kl_coefficient: float, entropy_coefficient: float
+) -> Tensor:
+    """[N] loss + kl_coefficient k3(current, reference) - entropy_coefficient entropy; what is 0 is left out.
 
     Args:
-        current: [N] log-probabilities of the learner now.
-        proximal: [N] of the learner before the batch.
-        behaviour: [N] at sampling.
-        advantage: [N] of the token's episode.
-        clip_low: see `clipped_surrogate`.
-        clip_high: see `clipped_surrogate`.
-        dual_clip: see `clipped_surrogate`.
-        importance: see `importance_weights`.
-        importance_min: see `importance_weights`.
-        importance_max: see `importance_weights`.
-        reference: [N] log-probabilities of a frozen policy, or None.
+        loss: [N]
+        inputs: of the loss.
         kl_coefficient: weight of the divergence from the reference.
-        entropy: [N] of the current policy, or None.
         entropy_coefficient: weight of the entropy.
     """
-    proximal = proximal.detach()
-    ratio = log_ratio(current, proximal).exp()
-    surrogate = clipped_surrogate(
-        ratio, advantage, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
-    )
-    weights = importance_weights(proximal, behaviour, importance, low=importance_min, high=importance_max)
-    loss = surrogate.loss * weights.applied
-    divergence = None
-    if reference is not None and kl_coefficient != 0.0:
-        divergence = k3(current, reference)
-        loss = loss + kl_coefficient * divergence
-        divergence = divergence.detach()
-    if entropy is not None and entropy_coefficient != 0.0:
-        loss = loss - entropy_coefficient * entropy
-    return TokenLoss(loss, ratio.detach(), surrogate, weights, divergence)
-
-
-def token_mean(loss: Tensor, total: int) -> Tensor:
-    """This micro-batch's part of the mean over the `total` trainable tokens of its mini-batch.
-
-    The parts of all micro-batches add up to the exact mean, however the mini-batch was cut.
-
-    Args:
-        loss: [N] of the micro-batch.
-        total: trainable tokens of the mini-batch.
-    """
-    return loss.sum() / total
+    if inputs.reference is not None and kl_coefficient != 0.0:
+        loss = loss + kl_coefficient * k3(inputs.current, inputs.reference)
+    if entropy_coefficient != 0.0:
+        loss = loss - entropy_coefficient * inputs.entropy
+    return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
 transformers = pytest.importorskip("transformers", reason="the learner needs transformers")
 
-from agentrl.config.settings import LearnerSettings, ModelSettings
+from agentrl.config.settings import LearnerSettings, LossSettings, ModelSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.learner.learner import Learner
+from agentrl.learner.losses.clipped import ClippedLoss
 
 VOCABULARY = 61
+CLIPPED = {field.name for field in fields(ClippedLoss.Settings)}
 
 
 def make_model(folder: Path, kind: str = "qwen3", *, tied: bool = False) -> Path:
@@ -61,9 +64,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_learner(model_folder: Path) -> Callable[..., Learner]:
     def make(folder: Path = model_folder, *, dtype: str = "float32", **settings: object) -> Learner:
         defaults: dict[str, object] = {"learning_rate": 1e-2, "mini_batch": 64, "undo": True}
+        names = {field.name for field in fields(LossSettings)}
+        loss = {name: settings.pop(name) for name in list(settings) if name in names}
+        own = {name: settings.pop(name) for name in list(settings) if name in CLIPPED}
         return Learner(
             ModelSettings(path=str(folder), device="cpu", dtype=dtype),  # type: ignore[arg-type]
             LearnerSettings(**(defaults | settings)),  # type: ignore[arg-type]
+            LossSettings(**({"own": own} | loss)),  # type: ignore[arg-type]
             seed=0,
         )
 

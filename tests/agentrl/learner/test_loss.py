@@ -1,6 +1,7 @@
 """Literal numbers are worked by hand from paper equation 10 and `docs/spo.md`."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -10,17 +11,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.learner.losses.clipped import (
+    ClippedLoss,
+    LossInputs,
     clipped_surrogate,
     effective_share,
     importance_weights,
     k3,
     log_ratio,
-    token_loss,
-    token_mean,
+    with_regularisers,
 )
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}
-WEIGHTS = {"importance_min": 0.5, "importance_max": 2.0}
+
+
+def inputs(
+    current: torch.Tensor,
+    proximal: torch.Tensor,
+    behaviour: torch.Tensor,
+    advantage: torch.Tensor,
+    **more: Any,
+) -> LossInputs:
+    places = torch.arange(len(current))
+    more = {"entropy": torch.zeros_like(current), "sequence": torch.zeros_like(places), "turn": places} | more
+    return LossInputs(
+        current=current, proximal=proximal, behaviour=behaviour, advantage=advantage, position=places, **more
+    )
 
 
 def t(*values: float) -> torch.Tensor:
@@ -97,24 +112,22 @@ def test_the_loss_of_a_token_by_three_policies() -> None:
     # behaviour .2, proximal .3, current .33: ratio 1.1 (inside the clip), weight 1.5, A = -2.
     # surrogate 2.2, times 1.5 = 3.3; k3 to a reference of .33 adds nothing; entropy 1 at .01 takes .01.
     current = t(math.log(0.33)).requires_grad_()
-    result = token_loss(
-        current,
-        t(math.log(0.3)),
-        t(math.log(0.2)),
-        t(-2.0),
-        **CLIP,
-        importance="truncate",
-        **WEIGHTS,
-        reference=t(math.log(0.33)),
-        kl_coefficient=0.5,
-        entropy=t(1.0),
-        entropy_coefficient=0.01,
+    it = inputs(
+        current, t(math.log(0.3)), t(math.log(0.2)), t(-2.0), reference=t(math.log(0.33)), entropy=t(1.0)
     )
-    assert float(result.loss.detach()) == pytest.approx(3.29, abs=1e-5)
-    assert float(result.ratio) == pytest.approx(1.1)
+    loss, metrics = ClippedLoss(ClippedLoss.Settings())(it)
+    assert float(loss.detach()) == pytest.approx(3.3, abs=1e-5)
+    assert {name: values.tolist() for name, values in metrics.items()} == {
+        "clip_low": [False],
+        "clip_high": [False],
+        "clip_dual": [False],
+        "importance_outside": [False],
+    }
+    loss = with_regularisers(loss, it, kl_coefficient=0.5, entropy_coefficient=0.01)
+    assert float(loss.detach()) == pytest.approx(3.29, abs=1e-5)
     # d loss / d log current = weight * ratio * -A = 1.5 * 1.1 * 2 (the weight itself has no gradient,
     # and k3 is flat where current equals the reference).
-    result.loss.sum().backward()
+    loss.sum().backward()
     assert current.grad is not None
     assert float(current.grad) == pytest.approx(3.3, abs=1e-5)
 
@@ -128,13 +141,12 @@ def test_with_equal_policies_the_loss_is_minus_the_advantage(
     logprobs: list[float], advantage: float, mode: str
 ) -> None:
     it = torch.tensor(logprobs)
-    result = token_loss(it, it, it, torch.full_like(it, advantage), **CLIP, importance=mode, **WEIGHTS)  # type: ignore[arg-type]
-    assert result.loss.tolist() == pytest.approx([-advantage] * len(logprobs), abs=1e-6)
+    loss, _ = ClippedLoss(ClippedLoss.Settings(importance=mode))(  # type: ignore[arg-type]
+        inputs(it, it, it, torch.full_like(it, advantage))
+    )
+    assert loss.tolist() == pytest.approx([-advantage] * len(logprobs), abs=1e-6)
 
 
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30), st.data())
-def test_the_token_mean_is_exact_however_it_is_cut(losses: list[float], data: st.DataObject) -> None:
-    cut = data.draw(st.integers(0, len(losses)))
-    whole = torch.tensor(losses, dtype=torch.float64)
-    parts = token_mean(whole[:cut], len(losses)) + token_mean(whole[cut:], len(losses))
-    assert float(parts) == pytest.approx(sum(losses) / len(losses), abs=1e-9)
+def test_the_mean_of_each_sequence() -> None:
+    it = inputs(t(0, 0, 0), t(0, 0, 0), t(0, 0, 0), t(1, 1, 1), sequence=torch.tensor([0, 0, 1]))
+    assert it.sequence_mean(t(1.0, 3.0, 5.0)).tolist() == [2.0, 2.0, 5.0]

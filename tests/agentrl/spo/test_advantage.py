@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,15 +8,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from agentrl.algorithms.advantage import (
+    CreditBatch,
     advantages,
     group_statistics,
     grpo_advantages,
-    make_estimator,
     mixed_groups,
     normalise,
 )
 from agentrl.config.settings import EstimatorSettings
 from agentrl.errors import ConfigError, DataError
+from agentrl.training.credit import make_estimator
 
 scores = arrays(np.float64, st.integers(1, 30), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 
@@ -52,7 +54,9 @@ def test_guards() -> None:
 def test_the_input_is_not_changed() -> None:
     given_scores = np.array([1.0, 0.0])
     normalise(given_scores, 0.1)
-    make_estimator(EstimatorSettings(kind="no_baseline", normalise="none"))(given_scores)[0] = 7.0
+    make_estimator(EstimatorSettings(kind="no_baseline", own={"normalise": "none"}))(
+        CreditBatch(given_scores)
+    )[0] = 7.0
     assert list(given_scores) == [1.0, 0.0]
 
 
@@ -107,21 +111,24 @@ def test_groups_of_equal_scores_get_exact_zeros(values: np.ndarray, modulus: int
         assert result[groups == group].sum() == pytest.approx(0.0, abs=1e-9)
 
 
+def batch(scores: list[float], **more: Any) -> CreditBatch:
+    return CreditBatch(
+        np.array(scores, dtype=float), **{name: np.array(value) for name, value in more.items()}
+    )
+
+
 def test_estimators() -> None:
     spo = make_estimator(EstimatorSettings())
-    assert spo.needs_baselines
-    assert spo.group_size == 1
-    assert spo([1, 0], baselines=[0.5, 0.5]) == pytest.approx([0.70711, -0.70711], abs=1e-5)
-    plain = make_estimator(EstimatorSettings(normalise="none"))
-    assert list(plain([1, 0], baselines=[0.25, 0.25])) == [0.75, -0.25]
+    assert spo(batch([1, 0], baselines=[0.5, 0.5])) == pytest.approx([0.70711, -0.70711], abs=1e-5)
+    plain = make_estimator(EstimatorSettings(own={"normalise": "none"}))
+    assert list(plain(batch([1, 0], baselines=[0.25, 0.25]))) == [0.75, -0.25]
     bare = make_estimator(EstimatorSettings(kind="no_baseline"))
-    assert bare([1, 0]) == pytest.approx([0.70711, -0.70711], abs=1e-5)
-    grpo = make_estimator(EstimatorSettings(kind="grpo", group_size=2, dynamic_sampling=True))
-    assert grpo.group_size == 2
-    assert not grpo.needs_baselines
-    assert grpo([1, 0, 1, 1], groups=[0, 0, 1, 1]) == pytest.approx([0.70711, -0.70711, 0, 0], abs=1e-5)
-    assert list(grpo.keep([1, 0, 1, 1], [0, 0, 1, 1])) == [True, True, False, False]
-    assert list(spo.keep([1, 0])) == [True, True]
+    assert bare(batch([1, 0])) == pytest.approx([0.70711, -0.70711], abs=1e-5)
+    grpo = make_estimator(EstimatorSettings(kind="grpo", group_size=2, own={"dynamic_sampling": True}))
+    given = batch([1, 0, 1, 1], groups=[0, 0, 1, 1])
+    assert grpo(given) == pytest.approx([0.70711, -0.70711, 0, 0], abs=1e-5)
+    assert list(grpo.keep(given)) == [True, True, False, False]  # type: ignore[attr-defined]
+    assert getattr(spo, "keep", None) is None
 
 
 @pytest.mark.parametrize(
@@ -130,9 +137,9 @@ def test_estimators() -> None:
         ({"kind": "spo", "group_size": 8}, "group_size = 1"),
         ({"kind": "no_baseline", "group_size": 2}, "group_size = 1"),
         ({"kind": "grpo"}, "at least 2"),
-        ({"dynamic_sampling": True}, "kind = 'grpo'"),
-        ({"kind": "rloo"}, "must be 'spo', 'grpo' or 'no_baseline'"),
-        ({"deviation_floor": 0.0}, "deviation_floor"),
+        ({"own": {"dynamic_sampling": True}}, "estimator.dynamic_sampling is no setting of"),
+        ({"kind": "rloo"}, "known: spo, grpo, no_baseline"),
+        ({"own": {"deviation_floor": 0.0}}, "estimator.deviation_floor = 0.0 must be above 0"),
     ],
 )
 def test_wrong_combinations_fail_at_once(settings: dict[str, object], text: str) -> None:
@@ -142,11 +149,7 @@ def test_wrong_combinations_fail_at_once(settings: dict[str, object], text: str)
 
 def test_a_batch_that_does_not_fit_its_estimator() -> None:
     with pytest.raises(DataError, match="baselines"):
-        make_estimator(EstimatorSettings())([1.0, 0.0])
+        make_estimator(EstimatorSettings())(batch([1.0, 0.0]))
     grpo = make_estimator(EstimatorSettings(kind="grpo", group_size=2))
     with pytest.raises(DataError, match="group of every episode"):
-        grpo([1.0, 0.0])
-    with pytest.raises(DataError, match="3 episodes and `group_size` is 2"):
-        grpo([1.0, 0.0, 1.0], groups=[4, 4, 4])
-    with pytest.raises(DataError, match="one integer per episode"):
-        grpo([1.0, 0.0], groups=[4])
+        grpo(batch([1.0, 0.0]))

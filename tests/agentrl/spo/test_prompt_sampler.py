@@ -5,9 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.algorithms.prompt_sampler import BACK_OFF_DRAWS, PromptSampler, sampling_weight, sampling_weights
+from agentrl.algorithms.prompt_sampler import (
+    BACK_OFF_DRAWS,
+    PriorityWeights,
+    PromptSampler,
+    UniformWeights,
+    sampling_weight,
+    sampling_weights,
+)
 from agentrl.algorithms.sum_tree import SumTree
 from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.config import registry
 from agentrl.config.settings import SamplerSettings, TrackerSettings
 from agentrl.errors import CheckpointError, ConfigError, DataError
 
@@ -22,7 +30,9 @@ def tracker(values: list[float | None]) -> ValueTracker:
 
 
 def sampler(of: ValueTracker, seed: int = 0, **settings: object) -> PromptSampler:
-    return PromptSampler(of, SamplerSettings(**settings), seed=seed)  # type: ignore[arg-type]
+    own = {name: settings.pop(name) for name in ("epsilon", "gamma") if name in settings}
+    weights = PriorityWeights(PriorityWeights.Settings(**own))  # type: ignore[arg-type]
+    return PromptSampler(of, SamplerSettings(**settings), weights, seed=seed)  # type: ignore[arg-type]
 
 
 def drain(it: PromptSampler) -> list[int]:
@@ -190,7 +200,7 @@ def test_a_success_forgives_failures() -> None:
 
 
 def test_uniform() -> None:
-    it = sampler(tracker([0.5, None, 1.0]), kind="uniform")
+    it = PromptSampler(tracker([0.5, None, 1.0]), SamplerSettings(), UniformWeights(), seed=0)
     assert it.probabilities() == pytest.approx([1 / 3] * 3)
 
 
@@ -265,10 +275,15 @@ def test_bad_input() -> None:
         it.load_state_dict(sampler(tracker([0.5, 0.5])).state_dict())
     with pytest.raises(CheckpointError, match="format"):
         it.load_state_dict({})
-    for settings in ({"epsilon": 0.0}, {"gamma": -1.0}, {"copies_per_prompt": 0}, {"quarantine_after": 0}):
+    for settings in ({"copies_per_prompt": 0}, {"quarantine_after": 0}):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             sampler(tracker([0.5]), **settings)
-    with pytest.raises(ConfigError, match="kind"):
-        sampler(tracker([0.5]), kind="hardest")
+    for own in ({"epsilon": 0.0}, {"gamma": -1.0}):
+        with pytest.raises(ConfigError, match=f"sampler.{next(iter(own))}"):
+            registry.make("sampler", "priority", own)
+    with pytest.raises(ConfigError, match="there is no sampler 'hardest'; known: priority, uniform"):
+        registry.make("sampler", "hardest", {})
+    with pytest.raises(DataError, match="2 prompts must be as many positive numbers"):
+        PromptSampler(tracker([0.5, 0.5]), SamplerSettings(), lambda values, counts: values - 1.0, seed=0)
     with pytest.raises(ConfigError, match="cannot draw"):
         PromptSampler(tracker([0.5]), SamplerSettings(), seed=0, prompts=range(3))

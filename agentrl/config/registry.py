@@ -1,0 +1,357 @@
+"""Parts of a run that a setting names: of this package, registered, or a class in a user's file.
+
+`loss.kind = "clipped"` is a part of this package, `loss.kind = "my.py:Name"` one in a file. A part is a class
+or a function. A class may hold `Settings`, a dataclass whose fields are settings of the part's section, and
+`requires`, a tuple of `REQUIREMENTS`. Both are read from the source without running it: a file of a loss
+imports torch, and the process that reads settings must not.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from agentrl.config import ranges
+from agentrl.config.ranges import check_ranges
+from agentrl.errors import AgentRLError, ConfigError, PartError
+from agentrl_envs import EnvError
+from agentrl_envs.raised import error_text, place
+from agentrl_envs.registry import load_file
+
+T = TypeVar("T")
+
+BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    "estimator": {
+        "spo": "agentrl.algorithms.advantage:SPOEstimator",
+        "grpo": "agentrl.algorithms.advantage:GRPOEstimator",
+        "no_baseline": "agentrl.algorithms.advantage:NoBaselineEstimator",
+    },
+    "loss": {"clipped": "agentrl.learner.losses.clipped:ClippedLoss"},
+    "tracker": {"spo": "agentrl.algorithms.value_tracker:ValueTracker"},
+    "sampler": {
+        "priority": "agentrl.algorithms.prompt_sampler:PriorityWeights",
+        "uniform": "agentrl.algorithms.prompt_sampler:UniformWeights",
+    },
+    "shaper": {},
+    "renderer": {
+        "code": "agentrl.renderers.code:CodeRenderer",
+        "hermes": "agentrl.renderers.hermes:HermesRenderer",
+    },
+    "engine": {
+        "transformers": "agentrl.inference.embedded.engine:TransformersPolicy",
+        "vllm": "agentrl.inference.vllm.engine:VLLMPolicy",
+    },
+    "listener": {},
+    "metric": {},
+    "aggregator": {
+        "tokens": "agentrl.learner.aggregators:token_mean",
+        "sequences": "agentrl.learner.aggregators:sequence_mean",
+        "constant": "agentrl.learner.aggregators:ConstantSum",
+    },
+}
+"""Families of parts, and where the source of each of this package stands."""
+
+REQUIREMENTS = {
+    "baselines": "the value of each prompt, from the tracker",
+    "groups": "several episodes of each prompt (estimator.group_size of at least 2)",
+    "reference": "log-probabilities of the weights that the run began with",
+    "proximal": "log-probabilities of the whole batch under the weights before its first step",
+    "gold": "a gold answer in every row (the column `answer`)",
+}
+"""What a part may require of a run."""
+
+_REGISTERED: dict[tuple[str, str], Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a part says of itself."""
+
+    family: str
+    kind: str
+    settings: type | None = None
+    """Dataclass of its own settings."""
+    requires: tuple[str, ...] = ()
+    text: str = ""
+    """Its docstring."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """What each of its settings means."""
+    source: str = ""
+    """Digest of the file it stands in; empty for a registered one."""
+
+    def __str__(self) -> str:
+        return f"the {self.family} {self.kind}"
+
+    def defaults(self) -> dict[str, Any]:
+        """Its settings as they are where nothing is said; those without a default are left out."""
+        if self.settings is None:
+            return {}
+        return {one.name: _default(one) for one in fields(self.settings) if not _is_needed(one)}
+
+    def needed(self) -> list[str]:
+        """Settings that have no default."""
+        return [one.name for one in fields(self.settings) if _is_needed(one)] if self.settings else []
+
+
+def _is_needed(one: dataclasses.Field[Any]) -> bool:
+    return one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+
+
+def _default(one: dataclasses.Field[Any]) -> Any:
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+
+
+def register(family: str, kind: str) -> Callable[[T], T]:
+    """Give a part a name that settings can use: `@register("estimator", "median")`.
+
+    For notebooks and programs; a settings file can name a part by its file, without registering it.
+
+    Args:
+        family: one of `BUILT_IN`.
+        kind: the name.
+
+    Raises:
+        ConfigError: no such family, or a part of this package has this name.
+    """
+    if kind in _known(family):
+        raise ConfigError(f"register({family!r}, {kind!r}): a part of agentrl has this name")
+
+    def add(part: T) -> T:
+        _REGISTERED[family, kind] = part
+        return part
+
+    return add
+
+
+def kinds(family: str) -> tuple[str, ...]:
+    """Names of a family's parts, registered ones included."""
+    return (*_known(family), *(name for of, name in _REGISTERED if of == family))
+
+
+def _known(family: str) -> Mapping[str, str]:
+    if family not in BUILT_IN:
+        raise ConfigError(f"there is no family of parts {family!r}; there are {', '.join(BUILT_IN)}")
+    return BUILT_IN[family]
+
+
+def declared(family: str, kind: str) -> Declaration:
+    """What a part says of itself; nothing is imported for it.
+
+    Raises:
+        ConfigError: there is no such part, or its declaration cannot be read; names file and line.
+    """
+    if (family, kind) in _REGISTERED:
+        return _of_object(family, kind, _REGISTERED[family, kind])
+    path, name = _place(family, kind)
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise ConfigError(f"the {family} {kind!r}: cannot read {path}: {error.strerror}") from error
+    return _read(family, kind, path, name, changed)
+
+
+def load(family: str, kind: str) -> Any:
+    """The class or function of a part; imports its file.
+
+    Raises:
+        ConfigError: there is no such part, or its file raised while it was imported.
+    """
+    if (family, kind) in _REGISTERED:
+        return _REGISTERED[family, kind]
+    path, name = _place(family, kind)
+    spec = _known(family).get(kind)
+    try:
+        module = importlib.import_module(spec.partition(":")[0]) if spec else load_file(path)
+        return getattr(module, name)
+    except (EnvError, AttributeError) as error:
+        raise ConfigError(f"the {family} {kind!r}: {error}") from error
+
+
+def make(family: str, kind: str, own: Mapping[str, Any], *context: Any) -> Any:
+    """A part: a function as it is; a class called with its settings, where it has some, and with `context`.
+
+    Raises:
+        ConfigError: there is no such part, or it refuses its settings.
+    """
+    part = load(family, kind)
+    if not isinstance(part, type):
+        return part
+    with blame(family, kind):
+        kind_of = cast("type[Any] | None", getattr(part, "Settings", None))
+        if kind_of is not None and not dataclasses.is_dataclass(kind_of):
+            kind_of = dataclass(frozen=True)(kind_of)  # who writes fields alone means one
+        known = () if kind_of is None else tuple(one.name for one in fields(cast("Any", kind_of)))
+        for name in own:
+            if name not in known:
+                raise ConfigError(f"{family}.{name} is no setting of the {family} {kind!r}: {known}")
+        if kind_of is None:
+            return part(*context)
+        values = cast("Any", kind_of)(**own)
+        check_ranges(values, family)
+        return part(values, *context)
+
+
+@contextlib.contextmanager
+def blame(family: str, kind: str) -> Iterator[None]:
+    """Name the part in what it raises.
+
+    Raises:
+        PartError: with the file and line where the part raised; errors of agentrl's own pass as they are.
+    """
+    try:
+        yield
+    except AgentRLError:
+        raise
+    except Exception as error:
+        raise PartError(f"the {family} {kind!r} raised {error_text(error)} ({place(error)})") from error
+
+
+def beside(kind: str, folder: Path) -> str:
+    """A kind whose file stands beside the settings file, with that folder; others as they are."""
+    path, colon, name = kind.rpartition(":")
+    there = folder / path
+    if path.endswith(".py") and not Path(path).is_file() and there.is_file():
+        return f"{there}{colon}{name}"
+    return kind
+
+
+def _place(family: str, kind: str) -> tuple[Path, str]:
+    """File and name of a part."""
+    spec = _known(family).get(kind)
+    if spec is not None:
+        module, _, name = spec.partition(":")
+        top, *rest = module.split(".")
+        return Path(str(importlib.import_module(top).__file__)).parent.joinpath(*rest).with_suffix(
+            ".py"
+        ), name
+    path, colon, name = kind.rpartition(":")
+    if colon and path.endswith(".py"):
+        return Path(path), name
+    near = difflib.get_close_matches(kind, kinds(family), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        f"there is no {family} {kind!r}; {hint}known: {', '.join(kinds(family)) or 'none by name'}; "
+        f'or "file.py:Name" takes it from a file'
+    )
+
+
+@lru_cache(maxsize=256)
+def _read(family: str, kind: str, path: Path, name: str, changed: int) -> Declaration:
+    """Read a declaration; `changed` is when the file was, so that a file changed since is read again."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text, str(path))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ConfigError(f"the {family} {kind!r}: cannot read {path}: {error}") from error
+    found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(found) or 'none'}"
+        raise ConfigError(f"the {family} {kind!r}: {path} has no class or function {name!r}; {hint}")
+    node = found[name]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if isinstance(node, ast.FunctionDef):
+        return Declaration(family, kind, text=ast.get_docstring(node) or "", source=digest)
+    inner = next((one for one in node.body if isinstance(one, ast.ClassDef) and one.name == "Settings"), None)
+    return Declaration(
+        family,
+        kind,
+        settings=None if inner is None else _settings_class(inner, path),
+        requires=_requires(node, path),
+        text=ast.get_docstring(node) or "",
+        texts={} if inner is None else field_texts(inner),
+        source=digest,
+    )
+
+
+def _of_object(family: str, kind: str, part: Any) -> Declaration:
+    return Declaration(
+        family,
+        kind,
+        settings=getattr(part, "Settings", None),
+        requires=_checked(tuple(getattr(part, "requires", ())), f"the {family} {kind!r}"),
+        text=inspect.getdoc(part) or "",
+    )
+
+
+def _requires(node: ast.ClassDef, path: Path) -> tuple[str, ...]:
+    for one in node.body:
+        targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", None)]
+        if isinstance(one, ast.Assign | ast.AnnAssign) and any(
+            isinstance(target, ast.Name) and target.id == "requires" for target in targets
+        ):
+            where = f"{path}, line {one.lineno}"
+            try:
+                requires = tuple(ast.literal_eval(one.value or ast.Tuple([])))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"{where}: `requires` must be a tuple of texts as they are written"
+                ) from error
+            return _checked(requires, where)
+    return ()
+
+
+def _checked(requires: tuple[str, ...], where: str) -> tuple[str, ...]:
+    for one in requires:
+        if one not in REQUIREMENTS:
+            raise ConfigError(
+                f"{where}: a part cannot require {one!r}; it can require {', '.join(map(repr, REQUIREMENTS))}"
+            )
+    return requires
+
+
+_NAMES: Mapping[str, Any] = {
+    "Annotated": Annotated,
+    "Any": Any,
+    "Literal": Literal,
+    "dataclass": dataclass,
+    "field": field,
+    **{name: value for name, value in vars(ranges).items() if name[0].isupper()},
+}
+"""What the class `Settings` of a part may use besides Python's own types."""
+
+
+def _settings_class(node: ast.ClassDef, path: Path) -> type:
+    """The class `Settings` of a part, made from its source alone."""
+    plain = ast.ClassDef(node.name, [], [], node.body, [])  # its decorators and bases are not ours to run
+    module = ast.Module([ast.copy_location(plain, node)], [])
+    space: dict[str, Any] = {**_NAMES, "__name__": str(path)}
+    try:
+        # The file's own rules for annotations do not hold here: names are looked up now, with their line.
+        exec(compile(module, str(path), "exec", dont_inherit=True), space)
+        return dataclass(frozen=True)(space[node.name])
+    except Exception as error:  # it is somebody else's code
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_next is not None:
+            traceback = traceback.tb_next
+        line = (
+            traceback.tb_lineno if traceback and traceback.tb_frame.f_code.co_filename == str(path) else None
+        )
+        raise ConfigError(
+            f"{path}, line {line or node.lineno}: the settings of a part cannot be read: {error}; they may "
+            "use Python's own types, Literal, Annotated and the names of agentrl.config.ranges"
+        ) from error
+
+
+def field_texts(node: ast.ClassDef) -> dict[str, str]:
+    """The text under each field of a class."""
+    texts: dict[str, str] = {}
+    for one, text in zip(node.body, node.body[1:], strict=False):
+        if (
+            isinstance(one, ast.AnnAssign)
+            and isinstance(one.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            texts[one.target.id] = " ".join(str(text.value.value).split())
+    return texts

@@ -1,0 +1,89 @@
+"""What a learner minimises: the loss of each token, and how tokens are added up; both may be a user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agentrl.config import registry
+from agentrl.config.settings import AggregatorSettings, LossSettings
+from agentrl.errors import PartError
+from agentrl.learner.losses.clipped import LossInputs, with_regularisers
+
+
+class Objective:
+    """Loss and aggregator of a run.
+
+    Args:
+        loss: names the loss, and the regularisers that are added to any.
+        aggregator: names the aggregator.
+
+    Raises:
+        ConfigError: there is no such part, or it refuses its settings.
+    """
+
+    def __init__(self, loss: LossSettings, aggregator: AggregatorSettings) -> None:
+        self._loss_settings, self._aggregator_settings = loss, aggregator
+        self._loss = registry.make("loss", loss.kind, loss.own)
+        self._aggregator = registry.make("aggregator", aggregator.kind, aggregator.own)
+        requires = registry.declared("loss", loss.kind).requires
+        self.needs_reference = loss.kl_coefficient > 0.0 or "reference" in requires
+        """Whether the loss looks at the weights that the run began with."""
+        self.needs_proximal = "proximal" in requires
+        """Whether the whole batch is scored before its first step, also where one step takes it all."""
+
+    @property
+    def statistics(self) -> Callable[[LossInputs], Mapping[str, Tensor]] | None:
+        """What the loss computes over the whole batch; None where it computes nothing."""
+        statistics = getattr(self._loss, "statistics", None)
+        if statistics is None:
+            return None
+
+        def compute(inputs: LossInputs) -> Mapping[str, Tensor]:
+            with torch.no_grad(), registry.blame("loss", self._loss_settings.kind):
+                return statistics(inputs)
+
+        return compute
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """[N] loss with regularisers, and [N] each of what the loss reports.
+
+        Raises:
+            PartError: the loss raised, or gave something of another shape.
+        """
+        settings = self._loss_settings
+        with registry.blame("loss", settings.kind):
+            loss, metrics = self._loss(inputs)
+        for name, values in {"loss": loss, **metrics}.items():
+            if values.shape != inputs.current.shape:
+                raise PartError(
+                    f"loss.kind = {settings.kind!r} gave {name!r} of shape {list(values.shape)} for "
+                    f"{len(inputs.current)} tokens; every one needs the shape [{len(inputs.current)}]"
+                )
+        loss = with_regularisers(
+            loss,
+            inputs,
+            kl_coefficient=settings.kl_coefficient,
+            entropy_coefficient=settings.entropy_coefficient,
+        )
+        return loss, metrics
+
+    def weights(self, counts: Sequence[int]) -> NDArray[np.float64]:
+        """[S] what a token of each of S sequences weighs, from how many tokens they have.
+
+        Raises:
+            PartError: the aggregator raised, or gave something else than S finite numbers.
+        """
+        kind = self._aggregator_settings.kind
+        with registry.blame("aggregator", kind):
+            weights = np.asarray(self._aggregator(np.array(counts, dtype=np.int64)), dtype=np.float64)
+        if weights.shape != (len(counts),) or not np.isfinite(weights).all():
+            raise PartError(
+                f"aggregator.kind = {kind!r} gave {weights!r:.200} for {len(counts)} sequences; it needs as "
+                "many finite numbers"
+            )
+        return weights

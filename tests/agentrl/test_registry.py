@@ -1,0 +1,155 @@
+"""Parts that settings name: their declarations are read without running them, and mistakes name file and line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agentrl.algorithms.advantage import CreditBatch
+from agentrl.config import registry
+from agentrl.config.loading import load_settings, parts_of, to_toml
+from agentrl.config.settings import EstimatorSettings
+from agentrl.errors import ConfigError, PartError
+from agentrl.training.credit import make_estimator
+
+HEAVY = '''
+"""A loss that cannot be imported here."""
+import a_module_that_is_nowhere
+
+class Mine:
+    """Squared."""
+
+    requires = ("reference", "proximal")
+
+    class Settings:
+        steps: int
+        width: Positive = 0.5
+        """How wide."""
+        mode: Literal["a", "b"] = "a"
+'''
+
+
+@pytest.fixture
+def heavy(tmp_path: Path) -> Path:
+    path = tmp_path / "heavy.py"
+    path.write_text(HEAVY)
+    return path
+
+
+def test_a_declaration_is_read_without_running_the_file(heavy: Path) -> None:
+    part = registry.declared("loss", f"{heavy}:Mine")
+    assert part.requires == ("reference", "proximal")
+    assert part.text == "Squared."
+    assert part.texts == {"width": "How wide."}
+    assert part.defaults() == {"width": 0.5, "mode": "a"}
+    assert part.needed() == ["steps"]
+
+
+def test_settings_of_a_part_stand_in_its_section(heavy: Path) -> None:
+    flags = [f"--loss.kind={heavy}:Mine", "--loss.width=0.25", "--loss.steps=3", "--loss.kl_coefficient=0.1"]
+    settings = load_settings(None, flags)
+    assert settings.loss.own == {"width": 0.25, "steps": 3}
+    assert settings.loss.kl_coefficient == 0.1
+    assert [str(part) for part in parts_of(settings)] == [f"the loss {heavy}:Mine"]
+
+
+def test_all_mistakes_are_told_with_what_would_be_right(heavy: Path) -> None:
+    flags = [
+        f"--loss.kind={heavy}:Mine",
+        "--loss.widht=1",
+        "--loss.width=-1",
+        "--loss.mode=c",
+        "--loss.clip_low=0.1",
+        "--estimator.dynamic_sampling=true",
+        "--sampler.kind=priorty",
+        f"--shaper.kind={heavy}:Min",
+        "--tracker.kind=nowhere.py:Tracker",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, flags)
+    text = str(caught.value)
+    for line in (
+        "--loss.widht: unknown setting 'loss.widht'; did you mean 'loss.width'?",
+        "--loss.width: loss.width = -1.0 must be above 0",
+        "--loss.mode: loss.mode = 'c' must be one of 'a', 'b'",
+        "--loss.clip_low: 'loss.clip_low' is a setting of the loss 'clipped' only",
+        f"loss '{heavy}:Mine' needs loss.steps",
+        "--estimator.dynamic_sampling: 'estimator.dynamic_sampling' is a setting of the estimator 'grpo' only",
+        "there is no sampler 'priorty'; did you mean 'priority'?",
+        "has no class or function 'Min'; did you mean 'Mine'?",
+        "the tracker 'nowhere.py:Tracker': cannot read nowhere.py: No such file or directory",
+    ):
+        assert line in text, (line, text)
+
+
+def test_a_file_may_stand_beside_the_settings(
+    heavy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text('[loss]\nkind = "heavy.py:Mine"\nsteps = 1\n')
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    settings = load_settings(tmp_path / "run.toml")
+    assert settings.loss.kind == f"{heavy}:Mine"
+    again = tmp_path / "again.toml"
+    again.write_text(to_toml(settings))
+    assert load_settings(again) == settings
+    assert "steps = 1\n" in to_toml(settings)
+    assert "width = 0.5\n" in to_toml(settings), "the file of settings shows defaults too"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("    class Settings:\n        width: torch.Tensor = 1\n", r"line 3: .* name 'torch' is not defined"),
+        ("    class Settings:\n        width: int = 1 / 0\n", r"line 3: .* division by zero"),
+        ("    requires = ('teacher of mine',)\n", r"line 2: a part cannot require 'teacher of mine'"),
+        ("    requires = wanted()\n", r"line 2: `requires` must be a tuple of texts"),
+        ("    def broken(:\n", "cannot read .*invalid syntax"),
+    ],
+)
+def test_a_declaration_that_cannot_be_read(tmp_path: Path, body: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("class Mine:\n" + body)
+    with pytest.raises(ConfigError, match=message):
+        registry.declared("loss", f"{path}:Mine")
+
+
+def test_a_registered_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+
+    @registry.register("estimator", "median")
+    class Median:
+        """Score less the median."""
+
+        def __call__(self, batch: CreditBatch) -> np.ndarray:
+            return batch.scores - np.median(batch.scores)
+
+    assert registry.kinds("estimator") == ("spo", "grpo", "no_baseline", "median")
+    settings = load_settings(None, ["--estimator.kind=median"])
+    estimator = make_estimator(settings.estimator)
+    assert estimator(CreditBatch(np.array([0.0, 0.5, 1.0]))).tolist() == [-0.5, 0.0, 0.5]  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="a part of agentrl has this name"):
+        registry.register("estimator", "spo")
+    with pytest.raises(ConfigError, match="no family of parts 'estimater'"):
+        registry.register("estimater", "x")
+
+
+def test_what_a_part_raises_names_it_and_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "raises.py"
+    path.write_text("class Raises:\n    def __init__(self):\n        raise KeyError('weights')\n")
+    with pytest.raises(PartError, match=r"the estimator '.*raises.py:Raises' raised KeyError.*raises.py:3\)"):
+        make_estimator(EstimatorSettings(kind=f"{path}:Raises"))
+
+
+def test_settings_are_read_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom agentrl.config.loading import load_settings, all_keys\n"
+        "load_settings(None, ['--loss.clip_low=0.1', '--engine.kind=vllm', '--rollout.format=hermes'])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
