@@ -2,7 +2,8 @@
 
 An environment is a class (`Env`, `tool`, `Finish`, `ToolError`) or a few functions (`function_env`), and may
 have a name (`register`), and so may losses, estimators and other parts (`docs/parts.md`); everything else
-is `agentrl train`, `agentrl eval` and `agentrl.training.train.train`. Importing this package imports neither torch nor transformers.
+is `agentrl train`, `agentrl eval` and `agentrl.training.train.train`. Importing this package imports neither
+torch nor transformers.
 """
 
 from collections.abc import Callable
