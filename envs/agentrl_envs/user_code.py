@@ -241,7 +241,10 @@ async def call(function: Callable[[], Any], thread: CallThread, limit_s: float) 
 
 
 def _is_async(function: Callable[[], Any]) -> bool:
-    return inspect.iscoroutinefunction(inspect.unwrap(getattr(function, "func", function)))
+    function = getattr(function, "func", function)
+    return inspect.iscoroutinefunction(
+        inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
+    )
 
 
 async def _ended_in_thread(function: Callable[[], Any], thread: CallThread, limit_s: float) -> Outcome:
