@@ -111,7 +111,7 @@ RIGHT: dict[str, list[tuple[str, str]]] = {
 }  # fmt: skip
 
 WRONG: dict[str, list[tuple[str, str]]] = {
-    "letters of two cases": [("a-A", "0"), (r"\frac{v}{V}", r"\frac{V}{v}"), ("2n", "N+n"), (r"\phi", r"\Phi"), ("t-T", "T-t"), (r"\frac{k}{K+k}", r"\frac{K}{K+k}"), ("Q(b)", "Q(B)"), ("x_N", "x_n"), ("G_1g_2", "g_1G_2")],
+    "letters of two cases": [("a-A", "0"), (r"\frac{v}{V}", r"\frac{V}{v}"), ("2n", "N+n"), (r"\phi", r"\Phi"), ("t-T", "T-t"), (r"\frac{k}{K+k}", r"\frac{K}{K+k}"), ("Q(b)", "Q(B)"), ("x_N", "x_n"), ("G_1g_2", "g_1G_2"), ("a+b+c+d+2X", "a+b+c+d+X+x"), (r"abcd\sin X+x", r"abcd\sin x+X"), ("ABCD(F-m)", "0")],
     "steps": [
         (r"\lfloor x\rfloor+1", r"\lceil x\rceil"), (r"\lceil n/3\rceil", r"\lfloor n/3\rfloor+1"), (r"\lfloor\log_3 n\rfloor", r"\lfloor\log_2 n\rfloor"), (r"\lfloor n/2\rfloor", r"\frac{n}{2}"), (r"\lfloor x\rfloor", r"\lceil x\rceil-1"),
         (r"\lfloor m/4\rfloor+1", r"\lceil m/4\rceil"),

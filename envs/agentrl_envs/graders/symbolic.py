@@ -137,8 +137,8 @@ def _values(given: Any, expected: Any) -> Any:
     if given.has(floor, ceiling) or expected.has(floor, ceiling):
         points = _WHOLE if all(str(s) in _INDICES for s in symbols) else _WHOLE + _POINTS
     complex_too = given.has(I) or expected.has(I)
-    for i in range(len(points)):
-        point = {s: Rational(points[(i + j) % len(points)]) for j, s in enumerate(symbols)}
+    for i in range(count := len(points)):  # no two symbols have one value
+        point = {s: Rational(points[(i + j) % count]) + j // count for j, s in enumerate(symbols)}
         pair = given.evalf(_DIGITS, subs=point), expected.evalf(_DIGITS, subs=point)
         if not all(value.is_number and not value.free_symbols for value in pair):
             return
