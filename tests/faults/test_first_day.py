@@ -268,12 +268,12 @@ def test_a_prompt_that_does_not_mention_its_tool_is_warned_of(agentrl, place: Pa
     assert "does not mention" not in errors
 
 
-def test_rows_that_are_equal_are_counted(agentrl, place: Path):
+def test_rows_that_are_equal_are_counted(agentrl, place: Path, caplog: pytest.LogCaptureFixture):
     (place / "twice.jsonl").write_text((place / "rows.jsonl").read_text() * 2)
     told = ["--data", "twice.jsonl", "--model", "model", *SMALL, "--dry-run"]
     code, _, errors = agentrl("train", "math_with_python", *told)
     assert code == 0
-    assert "8 rows are equal to earlier ones" in errors
+    assert "8 rows are equal to earlier ones" in errors + caplog.text
 
 
 # ---- models ------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_steps_that_are_done_again_count_their_tokens_as_before(
     [
         ("--learner.learning_rate=nan", "finite and at least 0"),
         ("--learner.learning_rate=-1e-9", "at least 0"),
-        ("--learner.betas=[.9, 2]", "at least 0 and below 1"),
+        ("--learner.betas=[0.9, 2]", "at least 0 and below 1"),
         ("--learner.betas=[-0.1, 0.9]", "at least 0 and below 1"),
         ("--rollout.temperature=inf", "finite and above 0"),
         ("--rollout.temperature=0", "above 0"),
