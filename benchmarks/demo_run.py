@@ -35,7 +35,8 @@ def play(flags: Sequence[str], enough: Callable[[Row], bool]) -> list[Row]:
     """
     from agentrl.config import loading
     from agentrl.errors import Interrupted
-    from agentrl.training.train import Options, train
+    from agentrl.training.parts import Options
+    from agentrl.training.train import train
 
     rows: list[Row] = []
     ended = False

@@ -23,11 +23,12 @@ from typing import Any
 import aiohttp
 
 from agentrl.config.settings import RolloutSettings
-from agentrl.inference.policy import FinishReason, Sampling, WeightHandle
+from agentrl.inference.policy import FinishReason, Sampling
 from agentrl.inference.vllm.engine import VLLMPolicy, request_body
 from agentrl.inference.vllm.server import ServerSpec
-from agentrl.renderers.making import ParsedMessage
+from agentrl.renderers.base import ParsedMessage
 from agentrl.rollout.token_completer import Decoding, Dispatch, run_episode
+from agentrl.weights.handle import WeightHandle
 from agentrl_envs import Env, Message, ToolCall, ToolResult, ToolSpec, tool
 
 TURNS = 3
@@ -73,9 +74,7 @@ class FixedRenderer:
         call = ToolCall("call", "python", {"code": ""})
         return ParsedMessage("", (call,), {"role": "assistant", "content": ""})
 
-    def extend(
-        self, sampled: Sequence[int], additions: Sequence[ToolResult] | str, *, last: FinishReason
-    ) -> list[int]:
+    def extend(self, sampled: Sequence[int], additions: Sequence[ToolResult] | str) -> list[int]:
         """Tool output of a fixed length."""
         return [300 + index for index in range(TOOL_TOKENS)]
 

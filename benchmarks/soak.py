@@ -32,7 +32,8 @@ from agentrl.errors import Interrupted, PolicyUnavailable
 from agentrl.inference.embedded.engine import TransformersPolicy
 from agentrl.report.terminal import PlainProgress
 from agentrl.storage.ledger import Ledger, State
-from agentrl.training.train import Options, resume, train
+from agentrl.training.parts import Options
+from agentrl.training.train import resume, train
 from agentrl_envs import Finish, SandboxFailure, ToolError, register, tool
 from agentrl_envs.arithmetic import Arithmetic
 from benchmarks.demo_run import DEMO

@@ -31,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
     from agentrl.cli.train import sentence, short_flags
     from agentrl.config import loading
     from agentrl.report.terminal import progress
-    from agentrl.training.train import Options, train
+    from agentrl.training.parts import Options
+    from agentrl.training.train import train
 
     folder = Path(agentrl.__file__).parent / "demo"
     flags = [f"--model.path={folder / 'model'}", *short_flags(options), *options.settings]

@@ -12,7 +12,7 @@ from agentrl.cli.eval_options import EPILOG, add_options
 
 if TYPE_CHECKING:
     from agentrl.config.settings import EnvSettings, Settings
-    from agentrl.evaluation.experiment import Experiment
+    from agentrl.evaluation.options import Experiment
     from agentrl.evaluation.rescoring import Rescoring
     from agentrl.evaluation.run import Progress
     from agentrl.evaluation.scoring import JudgeOptions
@@ -155,7 +155,7 @@ def _sources(options: argparse.Namespace, settings: Settings | None, env: EnvSet
 
 def make_experiments(options: argparse.Namespace) -> list[Experiment]:
     """The evaluations that the options mean: defaults, the run's settings, the preset, the options."""
-    from agentrl.evaluation.experiment import Experiment
+    from agentrl.evaluation.options import Experiment
     from agentrl.evaluation.subjects import run_settings
     from agentrl.evaluation.suite import experiments_of
     from agentrl.tasks.datasets import parse_map

@@ -78,7 +78,8 @@ def run(options: argparse.Namespace) -> int:
     from agentrl.config import loading
     from agentrl.errors import ConfigError
     from agentrl.report.terminal import progress
-    from agentrl.training.train import Options, resume, train
+    from agentrl.training.parts import Options
+    from agentrl.training.train import resume, train
 
     flags = [*short_flags(options), *options.settings]
     if options.resume is None and options.file is None:

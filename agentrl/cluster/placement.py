@@ -12,13 +12,10 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from agentrl.config.settings import EngineSettings, Settings
 from agentrl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from agentrl.inference.policy import Policy
 
 EngineKind: TypeAlias = str
 """`transformers`, `vllm`, `scripted`, or a class in a file, `my.py:Name`."""
@@ -177,41 +174,3 @@ def server_gpus(engine: EngineSettings, gpus: Sequence[int]) -> tuple[tuple[int,
         raise ConfigError(f"engine.tensor_parallel = {size} needs as many GPUs, and there are {len(gpus)}")
     servers = min(engine.replicas, len(gpus) // size)
     return tuple(tuple(gpus[i * size : (i + 1) * size]) for i in range(servers))
-
-
-def make_vllm_policy(settings: Settings, log_folder: Path) -> Policy:
-    """vLLM servers as the settings describe them; starts nothing yet.
-
-    Raises:
-        ConfigError: the layout needs more GPUs than there are.
-    """
-    from agentrl.inference.vllm.engine import VLLMPolicy
-    from agentrl.inference.vllm.server import ServerSpec
-
-    engine = settings.engine
-    layout = gpu_layout(settings, [gpu.index for gpu in find_gpus()])
-    spec = ServerSpec(
-        model=settings.model.path,
-        python=engine.python,
-        dtype=settings.model.dtype if engine.dtype == "auto" else engine.dtype,
-        context_tokens=engine.context_tokens,
-        slots=engine.slots,
-        tensor_parallel=engine.tensor_parallel,
-        memory_share=engine.memory_share,
-        transfer=layout.transfer,
-        sleep_mode=engine.layout == "shared" and bool(layout.learner),
-        args=engine.args,
-        seed=settings.run.seed,
-    )
-    return VLLMPolicy(
-        spec,
-        log_folder=log_folder,
-        replicas=engine.replicas,
-        gpus=layout.engines,
-        urls=engine.urls,
-        key=os.environ.get("VLLM_API_KEY", ""),
-        keep_keys=engine.keep_keys,
-        start_limit_s=engine.start_limit_s,
-        update_limit_s=engine.update_limit_s,
-        silence_limit_s=settings.run.wait_limit_s,
-    )

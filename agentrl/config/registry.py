@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -355,3 +356,21 @@ def field_texts(node: ast.ClassDef) -> dict[str, str]:
         ):
             texts[one.target.id] = " ".join(str(text.value.value).split())
     return texts
+
+
+def load_function(spec: str, what: str) -> Callable[..., Any]:
+    """The function of `file.py:function`.
+
+    Raises:
+        ConfigError: no such file or function.
+    """
+    path, _, name = spec.rpartition(":")
+    module_spec = importlib.util.spec_from_file_location("agentrl_function", path) if path else None
+    if module_spec is None or module_spec.loader is None or not Path(path).is_file():
+        raise ConfigError(f"{what}{spec}: want {what}file.py:function, with a file that exists")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{path} has no function {name!r}")
+    return function

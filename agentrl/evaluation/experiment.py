@@ -13,20 +13,20 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from agentrl.cluster import event_loop
-from agentrl.config.settings import RolloutSettings, SandboxSettings
+from agentrl.evaluation.options import Experiment
 from agentrl.evaluation.results import Record, ResultFolder, read_records
 from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate, outlasting
-from agentrl.evaluation.scoring import Judge, JudgeOptions, Scoring, open_judge
+from agentrl.evaluation.scoring import Judge, Scoring, open_judge
 from agentrl.evaluation.subjects import Subject, SubjectOptions, check_subject, open_subject, training_cost
 from agentrl.evaluation.summary import effort, summarise
 from agentrl.evaluation.task import Task, prepare
-from agentrl.rollout.outage import Outages, describe_outage
-from agentrl.rollout.token_completer import Decoding
+from agentrl.report.run_data import describe_outage
+from agentrl.rollout.outage import Outages
 from agentrl.tasks.datasets import DataSet
 from agentrl_envs import Env
 from agentrl_sandbox import Sandbox
@@ -34,56 +34,6 @@ from agentrl_sandbox import Sandbox
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("agentrl", "numpy", "torch", "transformers", "vllm", "openai", "math-verify", "sympy")
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """Everything an evaluation is told."""
-
-    subject: SubjectOptions
-    data: str
-    out: Path
-    env: str = "math_with_python"
-    env_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    tools: bool = True
-    """Without tools the environment's are hidden and there is one turn."""
-    columns: Mapping[str, str] = field(default_factory=dict[str, str])
-    limit: int = 0
-    data_dir: str = ""
-    name: str = ""
-    """Of the task among several; empty takes that of the data."""
-    prompt: str = ""
-    """Template of the first message, with `{column}`, or `@file`; empty leaves it to the environment."""
-    shots: int = 0
-    """Worked examples before the problem, from `shots_data` or the benchmark's training set."""
-    shots_data: str = ""
-    choices: str = ""
-    """Column with the choices of multiple choice."""
-    grader: str = "equivalence"
-    """`equivalence`, `strict` or `file.py:function`."""
-    tolerance: float = 0.0
-    """Relative difference up to which numbers are equal."""
-    conventions: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """How answers of this data set are read: fields of `agentrl_envs.graders.Conventions`."""
-    by: tuple[str, ...] = ()
-    """Columns by whose values accuracy is broken down."""
-    judge: JudgeOptions | None = None
-    samples: int = 1
-    decoding: Decoding = field(default_factory=Decoding)
-    rollout: RolloutSettings = field(default_factory=RolloutSettings)
-    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
-    seed: int = 0
-    votes: str = "equivalence"
-    """`equivalence`, `canonical`, `text` or `none`."""
-    retry_failures: bool = False
-    keep_text: bool = True
-    preset: str = ""
-    command: Sequence[str] = ()
-
-    @property
-    def task_name(self) -> str:
-        """What the task is called."""
-        return self.name or (Path(self.data).stem if Path(self.data).suffix else self.data)
 
 
 OnProgress = Callable[[Progress], None]
@@ -117,7 +67,7 @@ def run_experiments(
 async def _run_all(
     pairs: Sequence[tuple[Experiment, Task]], on_progress: OnProgress | None
 ) -> list[dict[str, Any]]:
-    from agentrl.training.plan import make_sandbox
+    from agentrl.tasks.task import make_sandbox
 
     first = pairs[0][0]
     folders = [ResultFolder(experiment.out) for experiment, _ in pairs]

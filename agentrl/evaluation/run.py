@@ -37,7 +37,7 @@ from agentrl_envs import Env, Grader, last_answer, prompt_id
 if TYPE_CHECKING:
     from agentrl.inference.endpoint.client import EndpointPolicy
     from agentrl.inference.policy import Policy
-    from agentrl.renderers.making import Renderer
+    from agentrl.renderers.base import Renderer
     from agentrl.rollout.outage import Outages
 
 PAUSES_S = (1.0, 4.0)

@@ -137,7 +137,8 @@ async def open_judge(options: JudgeOptions | None, concurrency: int) -> AsyncIte
     if options is None:
         yield None
         return
-    from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings
+    from agentrl.inference.endpoint.client import EndpointPolicy
+    from agentrl.inference.endpoint.settings import EndpointSettings
 
     settings = EndpointSettings(
         options.url, options.model, key_variable=options.key_variable, concurrency=concurrency

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.config import loading
+from agentrl.config.registry import load_function
 from agentrl.config.settings import EngineSettings, RolloutSettings, Settings
 from agentrl.errors import ConfigError, StallError
 from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
-from agentrl.evaluation.task import load_function
 from agentrl.inference.run_weights import run_weights
 from agentrl.renderers.making import choose_format
 from agentrl.rollout.token_completer import Decoding
@@ -310,7 +310,8 @@ def load_script(spec: str) -> Callable[..., Any]:
 async def _endpoint(
     options: SubjectOptions, endpoint: EndpointOptions, rollout: RolloutSettings
 ) -> AsyncIterator[Subject]:
-    from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings, Usage
+    from agentrl.inference.endpoint.client import EndpointPolicy
+    from agentrl.inference.endpoint.settings import EndpointSettings, Usage
 
     settings = EndpointSettings(
         url=endpoint.url,

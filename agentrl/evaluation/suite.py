@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from agentrl.evaluation.experiment import Experiment
+    from agentrl.evaluation.options import Experiment
 
 _KEYS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     # key of the file: field of Experiment, type

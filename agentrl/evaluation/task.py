@@ -6,7 +6,6 @@ nothing of policies.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentrl.config.registry import load_function
 from agentrl.config.settings import DataSettings
 from agentrl.errors import ConfigError, DataError
 from agentrl.tasks.catalog import BENCHMARKS
@@ -33,7 +33,7 @@ from agentrl_envs import (
 from agentrl_envs.graders import Conventions
 
 if TYPE_CHECKING:
-    from agentrl.evaluation.experiment import Experiment
+    from agentrl.evaluation.options import Experiment
 
 logger = logging.getLogger(__name__)
 
@@ -121,24 +121,6 @@ def make_grader(
         raise ConfigError(str(error)) from error
 
 
-def load_function(spec: str, what: str) -> Callable[..., Any]:
-    """The function of `file.py:function`.
-
-    Raises:
-        ConfigError: no such file or function.
-    """
-    path, _, name = spec.rpartition(":")
-    module_spec = importlib.util.spec_from_file_location("agentrl_function", path) if path else None
-    if module_spec is None or module_spec.loader is None or not Path(path).is_file():
-        raise ConfigError(f"{what}{spec}: want {what}file.py:function, with a file that exists")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"{path} has no function {name!r}")
-    return function
-
-
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +128,7 @@ def _data(experiment: Experiment, env: type[Env]) -> DataSet:
     if experiment.limit < 0:
         raise ConfigError(f"--limit must be at least 0 (all rows), got {experiment.limit}")
     if experiment.data.startswith("generated:"):
-        from agentrl.training.prompts import load_data
+        from agentrl.tasks.task import load_data
 
         rows = load_data(DataSettings(experiment.data, limit=experiment.limit), env, "--data")
         return DataSet(experiment.data, "", tuple(rows), checksum(rows))

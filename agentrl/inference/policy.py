@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from agentrl.errors import ConfigError
+from agentrl.weights.handle import WeightHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +64,6 @@ class Generation:
     policy_versions: array[int]
     """[N] version that sampled each token; an update may land in the middle."""
     finish_reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class WeightHandle:
-    """Where the weights of one version are; never the tensors themselves.
-
-    `source` is understood by the engine that loads it: the learner's live model for the embedded
-    engine, a path of safetensors for servers.
-    """
-
-    version: int
-    attempt: int
-    source: Any = field(repr=False)
 
 
 @runtime_checkable

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrl.errors import ContextOverflow, PolicyUnavailable
-from agentrl.inference.policy import FinishReason, Generation, Sampling, WeightHandle
+from agentrl.inference.policy import FinishReason, Generation, Sampling
+from agentrl.weights.handle import WeightHandle
 
 Reply = str | Sequence[int] | Mapping[str, float]
 """A text, token ids, or texts with their probabilities."""

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrl.errors import RendererError
-from agentrl.inference.policy import FinishReason
-from agentrl.renderers.making import ParsedMessage, runs_code
+from agentrl.renderers.base import ParsedMessage, runs_code
 from agentrl.renderers.template import ChatTemplate, Step
 from agentrl.renderers.text import TextCodec, cut_text, fenced_code, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
@@ -93,9 +92,7 @@ class CodeRenderer:
         message: Message = {"role": "assistant", "content": text}
         return ParsedMessage(text=text, tool_calls=() if call is None else (call,), message=message)
 
-    def extend(
-        self, sampled: Sequence[int], additions: Sequence[ToolResult] | str, *, last: FinishReason
-    ) -> list[int]:
+    def extend(self, sampled: Sequence[int], additions: Sequence[ToolResult] | str) -> list[int]:
         """Ids of `<interpreter>` text in the same turn, or of a user's reply."""
         if isinstance(additions, str):
             return self._reply(sampled, additions)

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrl.errors import RendererError
-from agentrl.inference.policy import FinishReason
-from agentrl.renderers.making import ParsedMessage
+from agentrl.renderers.base import ParsedMessage
 from agentrl.renderers.template import ChatTemplate, Step
 from agentrl.renderers.text import TextCodec, cut_text, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
@@ -113,9 +112,7 @@ class HermesRenderer:
             }
         return ParsedMessage(text=text, tool_calls=calls, message=message)
 
-    def extend(
-        self, sampled: Sequence[int], additions: Sequence[ToolResult] | str, *, last: FinishReason
-    ) -> list[int]:
+    def extend(self, sampled: Sequence[int], additions: Sequence[ToolResult] | str) -> list[int]:
         """Ids of the end of the turn unless it was sampled, the results or the reply, the announcement."""
         if isinstance(additions, str):
             return self._template.extension_ids(sampled, [{"role": "user", "content": additions}])

@@ -10,17 +10,28 @@ import fcntl
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from agentrl.report.health import find_warnings
-from agentrl.rollout.outage import describe_outage
 from agentrl.storage.cost import Cost, spent
+from agentrl.storage.ledger import TRAINING
 from agentrl.storage.metrics import Row, read_metrics
 from agentrl.storage.recorder import read_records
-from agentrl.training.streams import TRAINING
+
+
+def describe_outage(row: Mapping[str, Any]) -> str:
+    """One sentence for a row of kind `outage`."""
+    name, seconds = row.get("environment") or "the environment", row.get("seconds") or 0.0
+    if row.get("state") == "back":
+        return f"{name} works again after {seconds:.0f} s; no prompt was lost"
+    return (
+        f"{name} is paused: its last {row.get('failures')} episodes failed, the last one at the "
+        f"{row.get('boundary')}: {row.get('last')}; trying again in {row.get('retry_s', 0.0):.1f} s"
+    )
+
 
 COLUMNS = (
     "version",

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from agentrl.report.health import FAILED_SHARE
-from agentrl.report.run_data import duration, interval_text
-from agentrl.rollout.outage import describe_outage
+from agentrl.report.run_data import describe_outage, duration, interval_text
 from agentrl.storage.metrics import Row
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, Segment, SegmentBuilder, StopReason, Turn
 from agentrl.errors import ContextOverflow
-from agentrl.inference.endpoint.client import ChatReply, EndpointPolicy, Usage
+from agentrl.inference.endpoint.client import ChatReply, EndpointPolicy
 from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointRefused
+from agentrl.inference.endpoint.settings import Usage
 from agentrl.renderers.code import CLOSE, INSTRUCTIONS, OPEN
 from agentrl.renderers.text import fenced_code
 from agentrl.rollout.loop import Conversation, Decoding, Dispatch, Outcome

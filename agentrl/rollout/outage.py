@@ -253,14 +253,3 @@ class Outages:
         gate.streak = gate.streak + 1 if gate.streak + 1 < STREAK else 0
         if counted:
             gate.counted[prompt_id] = gate.successes
-
-
-def describe_outage(row: Mapping[str, Any]) -> str:
-    """One sentence for a row of kind `outage`."""
-    name, seconds = row.get("environment") or "the environment", row.get("seconds") or 0.0
-    if row.get("state") == "back":
-        return f"{name} works again after {seconds:.0f} s; no prompt was lost"
-    return (
-        f"{name} is paused: its last {row.get('failures')} episodes failed, the last one at the "
-        f"{row.get('boundary')}: {row.get('last')}; trying again in {row.get('retry_s', 0.0):.1f} s"
-    )

@@ -20,7 +20,7 @@ from agentrl.rollout.loop import Conversation, Decoding, Dispatch, Outcome
 from agentrl_envs import Env, ToolCall, ToolResult
 
 if TYPE_CHECKING:
-    from agentrl.renderers.making import Renderer
+    from agentrl.renderers.base import Renderer
 
 __all__ = ["Decoding", "Dispatch", "episode_seed", "run_episode"]
 
@@ -113,7 +113,7 @@ class _TokenConversation(Conversation):
         self.boundary = "renderer"
         turn = self.turns[-1]
         sampled = self.segment.token_ids[turn.start : turn.end]
-        token_ids = self.renderer.extend(sampled, additions, last=finish)
+        token_ids = self.renderer.extend(sampled, additions)
         if len(self.segment) + len(token_ids) >= self.policy.context_tokens:
             return False
         self.segment.append_given(token_ids)

@@ -29,6 +29,17 @@ from typing import Any
 from agentrl.errors import DataError, LedgerError
 from agentrl.storage.durable import LineFile, read_lines
 
+TRAINING = "t"
+"""First letter of the ledger keys of training episodes."""
+
+INITIAL = "i"
+"""First letter of the ledger keys of rollouts for initial values."""
+
+EQUAL_REWARDS = "all rewards of the group are equal"
+
+LOST_MEMBER = "a member of the group failed"
+"""Why a graded group is not learned from: dynamic sampling, or it can never be complete."""
+
 
 class State(StrEnum):
     """Where an episode is."""

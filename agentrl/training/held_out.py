@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agentrl.config.settings import DataSettings, Settings
-from agentrl.training.prompts import Task, load_data
+from agentrl.tasks.task import Task, load_data
 
 if TYPE_CHECKING:
     from agentrl.inference.policy import Policy
-    from agentrl.renderers.making import Renderer
+    from agentrl.renderers.base import Renderer
     from agentrl.rollout.outage import Outages
-    from agentrl.training.orchestrator import Evaluate
+    from agentrl.training.parts import Evaluate
     from agentrl_sandbox import Sandbox
 
 

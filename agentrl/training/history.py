@@ -15,10 +15,9 @@ from typing import Any
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.rollout.outage import Outages
-from agentrl.storage.ledger import Entry, Ledger
+from agentrl.storage.ledger import EQUAL_REWARDS, TRAINING, Entry, Ledger
 from agentrl.training.credit import Credit
 from agentrl.training.prompts import PromptPool
-from agentrl.training.streams import EQUAL_REWARDS, TRAINING
 
 
 class History:

@@ -22,16 +22,14 @@ from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.rollout.outage import Outages
 from agentrl.rollout.token_completer import Dispatch, episode_seed
-from agentrl.storage.ledger import Ledger, State
+from agentrl.storage.ledger import INITIAL, Ledger, State
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.prompts import PromptPool
 
 if TYPE_CHECKING:
-    from agentrl.training.orchestrator import Orchestrator
+    from agentrl.training.attempt import Attempt
 
-INITIAL = "i"
-"""First letter of the ledger keys of rollouts for initial values."""
 
 TRIES = 3
 """Times a rollout is tried before its prompt does without it."""
@@ -240,14 +238,14 @@ class InitialStream:
         initialise(self._pool, self.scores)
 
 
-async def set_initial_values(orchestrator: Orchestrator) -> None:
+async def set_initial_values(attempt: Attempt) -> None:
     """Set the value of every prompt of a run, by playing rollouts where the settings ask for them.
 
     Raises:
         AgentRLError: no rollout succeeded, or the file cannot be used.
         StallError: no rollout ended for too long.
     """
-    parts, settings = orchestrator.parts, orchestrator.settings
+    parts, settings = attempt.parts, attempt.settings
     if settings.tracker.initial_file:
         known = read_initial_file(parts.pool, Path(settings.tracker.initial_file))
         parts.metrics.write(
@@ -262,29 +260,27 @@ async def set_initial_values(orchestrator: Orchestrator) -> None:
             recorder=parts.recorder,
             seed=settings.run.seed,
             rollouts=rollouts,
-            outages=orchestrator.outages,
+            outages=attempt.outages,
         )
         started, cpu = time.monotonic(), cpu_seconds()
         try:
-            await _play(orchestrator, stream)
+            await _play(attempt, stream)
         finally:
             # An attempt that ends in the middle of it has cost its time.
-            orchestrator.totals.add_initial_time(time.monotonic() - started, cpu_seconds() - cpu)
+            attempt.totals.add_initial_time(time.monotonic() - started, cpu_seconds() - cpu)
         stream.finish()
-        _log(orchestrator, stream)
+        _log(attempt, stream)
 
 
-async def _play(orchestrator: Orchestrator, stream: InitialStream) -> None:
-    settings = orchestrator.settings
-    dispatcher = Dispatcher(
-        stream, orchestrator.parts.play, settings.stream.in_flight or settings.engine.slots
-    )
+async def _play(attempt: Attempt, stream: InitialStream) -> None:
+    settings = attempt.settings
+    dispatcher = Dispatcher(stream, attempt.parts.play, settings.stream.in_flight or settings.engine.slots)
     running = asyncio.ensure_future(dispatcher.run())
-    telling = asyncio.ensure_future(_tell(orchestrator, stream))
+    telling = asyncio.ensure_future(_tell(attempt, stream))
     done = asyncio.ensure_future(stream.done.wait())
-    orchestrator.outages.wake = dispatcher.wake
+    attempt.outages.wake = dispatcher.wake
     try:
-        await orchestrator.parts.watchdog.wait(
+        await attempt.parts.watchdog.wait(
             asyncio.wait((running, done), return_when=asyncio.FIRST_COMPLETED),
             "another rollout for an initial value to end",
             settings.run.wait_limit_s,
@@ -295,23 +291,23 @@ async def _play(orchestrator: Orchestrator, stream: InitialStream) -> None:
     finally:
         for task in (running, done, telling):
             task.cancel()
-        await orchestrator.end(dispatcher)
+        await attempt.end(dispatcher)
 
 
-async def _tell(orchestrator: Orchestrator, stream: InitialStream) -> None:
+async def _tell(attempt: Attempt, stream: InitialStream) -> None:
     """Tell listeners once a second how far the rollouts are."""
-    total = len(stream.scores) * orchestrator.settings.tracker.initial_rollouts
+    total = len(stream.scores) * attempt.settings.tracker.initial_rollouts
     while True:
         done = sum(map(len, stream.scores))
-        orchestrator.parts.metrics.tell("progress", name="initial rollouts", done=done, total=total)
+        attempt.parts.metrics.tell("progress", name="initial rollouts", done=done, total=total)
         await asyncio.sleep(1.0)
 
 
-def _log(orchestrator: Orchestrator, stream: InitialStream) -> None:
-    count, totals = sum(map(len, stream.scores)), orchestrator.totals
+def _log(attempt: Attempt, stream: InitialStream) -> None:
+    count, totals = sum(map(len, stream.scores)), attempt.totals
     totals.values["episodes_initial"] = count
     totals.values["tokens_initial"] = stream.sampled_tokens
-    orchestrator.parts.metrics.write(
+    attempt.parts.metrics.write(
         "initial",
         episodes=count,
         tokens=stream.sampled_tokens,

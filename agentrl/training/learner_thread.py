@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentrl.episode import Episode
-from agentrl.inference.policy import WeightHandle
 from agentrl.learner.batch import Advantages
+from agentrl.weights.handle import WeightHandle
 
 if TYPE_CHECKING:
     from agentrl.learner.learner import Learner

@@ -10,133 +10,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from agentrl.algorithms.advantage import Estimator
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError, Interrupted, StallError
-from agentrl.inference.policy import Policy
-from agentrl.rollout.outage import Outages
-from agentrl.rollout.token_completer import Dispatch
-from agentrl.storage.ledger import Ledger
-from agentrl.storage.metrics import MetricsWriter, Totals
-from agentrl.storage.recorder import EpisodeRecorder
-from agentrl.storage.run_folder import RunFolder
-from agentrl.training.buffer import EpisodeBuffer
-from agentrl.training.credit import Credit, shuffled
-from agentrl.training.dispatcher import Dispatcher
-from agentrl.training.drift_replay import DriftReplay
-from agentrl.training.history import History
+from agentrl.errors import AgentRLError, Interrupted
+from agentrl.training.attempt import Attempt
+from agentrl.training.credit import shuffled
 from agentrl.training.initial_values import set_initial_values
-from agentrl.training.learner_thread import AsyncLearner
-from agentrl.training.prompts import PromptPool
+from agentrl.training.parts import Parts
 from agentrl.training.snapshot import write_checkpoint, write_weights
 from agentrl.training.step_log import StepLog
-from agentrl.training.streams import TrainingStream
-from agentrl.training.watchdog import Watchdog
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-Play = Callable[[Dispatch], Awaitable[Episode]]
-Evaluate = Callable[[int, int, Callable[[], None], Outages], Awaitable[dict[str, Any]]]
-"""From (version, index of the evaluation, what to call after each episode, what is paused) to a row."""
 
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a run is made of; `agentrl.training.train` builds it from settings, tests build it by hand."""
-
-    folder: RunFolder
-    pool: PromptPool
-    policy: Policy
-    learner: AsyncLearner
-    estimator: Estimator
-    ledger: Ledger
-    recorder: EpisodeRecorder
-    metrics: MetricsWriter
-    watchdog: Watchdog
-    play: Play
-    evaluate: Evaluate | None = None
-    before_start: Callable[[int], Awaitable[Any]] | None = None
-    """Called with the first version before anything is played (the parity gate)."""
-    after_update: Callable[[int], Awaitable[None]] | None = None
-    """Called after each published version (the parity gate)."""
-    shuffle_rewards: bool = False
-    """A control: rewards are shuffled among the episodes of each batch before anything is learned."""
-
-
-class Orchestrator:
+class Orchestrator(Attempt):
     """Runs one attempt of a run, from a version to the last step."""
 
     def __init__(self, settings: Settings, parts: Parts) -> None:
-        self.settings, self.parts = settings, parts
-        stream = settings.stream
-        self.version = 0
-        self.attempt = 1
-        self.credit = Credit(settings, parts.pool, parts.estimator)
-        self.totals = Totals()
-        self.outages = Outages(
-            [task.name for task in parts.pool.tasks],
-            limit_s=settings.run.outage_limit_s,
-            tell=self._tell_outage,
-            give_up=self._fail,
-            exhausted=parts.pool.exhausted_in,
-            remedy=f"go on with `agentrl train --resume {parts.folder.path}` (no prompt is lost; "
-            "run.outage_limit_s says how long to keep trying)",
-        )
-        self.buffer = EpisodeBuffer(
-            batch=stream.batch,
-            staleness=0 if settings.run.deterministic else stream.staleness,
-            stale_policy=stream.stale_policy,
-            unit=settings.estimator.group_size,
-            keep=self.credit.keeps,
-        )
-        self.stream = TrainingStream(
-            pool=parts.pool,
-            buffer=self.buffer,
-            ledger=parts.ledger,
-            recorder=parts.recorder,
-            seed=settings.run.seed,
-            group_size=settings.estimator.group_size,
-            total=settings.run.steps * stream.batch,
-            fold=self.credit.fold_one,
-            quarantine_after=settings.sampler.quarantine_after,
-            in_order=settings.run.deterministic,
-            outages=self.outages,
-        )
-        self.dispatcher = Dispatcher(self.stream, parts.play, stream.in_flight or settings.engine.slots)
-        self.stream.wake = self.dispatcher.wake
+        super().__init__(settings, parts)
         self.log = StepLog(self)
         self.stream.observe = self.log.observe
-        self.replay = DriftReplay(parts.learner) if settings.tracker.drift == "replay" else None
         self._stop = asyncio.Event()
         self._between_steps = asyncio.Event()
         self._between_steps.set()
-        self._failed: asyncio.Future[None] | None = None
-        self._started = time.monotonic()
-        self.initialised = False
-        self.history: History | None = None  # what a resumed run still has to redo
-        self.begun = False  # initial values and the first evaluation are done
-        self.evaluation_due = False  # of this version; a run that is stopped meanwhile makes it up later
-        self.forgive = not settings.run.deterministic
-        """Whether prompts that an earlier attempt set aside are drawn again."""
-        self.earlier_s = self.earlier_cpu_s = 0.0  # of earlier attempts
-        self.evaluations = 0
-        parts.recorder.on_error(self._fail)
 
     # ------------------------------------------------------------------ control
 
     def stop(self) -> None:
         """Ask for a clean end: what is finished is saved, the rest is pending for a resumed run."""
         self._stop.set()
-
-    def _fail(self, error: Exception) -> None:
-        if self._failed is not None and not self._failed.done():
-            self._failed.set_exception(error)
 
     async def run(self) -> None:
         """Run to the last step.
@@ -299,10 +205,6 @@ class Orchestrator:
             self.parts.ledger.forgiven()
             self.parts.metrics.write("forgiven", step=self.version, environments=set_aside)
 
-    def _tell_outage(self, row: Mapping[str, Any]) -> None:
-        metrics = self.parts.metrics
-        (metrics.tell if row["state"] == "waiting" else metrics.write)("outage", step=self.version, **row)
-
     async def _take(self, dispatching: asyncio.Future[None]) -> Sequence[Episode]:
         waiting = time.monotonic()
         self.dispatcher.wake()
@@ -362,30 +264,8 @@ class Orchestrator:
         self.credit.advance(float(learned.get("drift") or 0.0))
         self.version += 1
 
-    async def end(self, dispatcher: Dispatcher) -> None:
-        """Stop it; episodes that will not end are named and left behind, for what follows matters more."""
-        try:
-            await dispatcher.stop()
-        except StallError as error:
-            self.parts.watchdog.write_stacks(str(error))
-            logger.error("%s", error)
-
     async def _flush(self) -> None:
         await self.limited(self.parts.recorder.flush(), f"the disk to write {self.parts.folder.episodes}")
-
-    async def limited(self, awaitable: Awaitable[T], owner: str) -> T:
-        """Await within `run.wait_limit_s`; the error names the owner."""
-        return await self.parts.watchdog.wait(awaitable, owner, self.settings.run.wait_limit_s)
-
-    async def load_weights(self) -> None:
-        """Give the engine the learner's weights as the present version."""
-
-        async def load() -> None:
-            await self.parts.policy.load(await self.parts.learner.handle(self.version, self.attempt))
-
-        await self.parts.watchdog.wait(
-            load(), f"the engine to take version {self.version}", self.settings.engine.update_limit_s
-        )
 
     async def _publish(self) -> float:
         started = time.monotonic()
@@ -425,7 +305,3 @@ class Orchestrator:
             self.buffer.staleness = max(0, self.buffer.staleness - 1)
         else:
             self.buffer.staleness = min(self.settings.stream.staleness, self.buffer.staleness + 1)
-
-    def elapsed(self) -> float:
-        """Wall seconds over all attempts."""
-        return self.earlier_s + time.monotonic() - self._started

@@ -16,16 +16,18 @@ from typing import Any
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.cluster import event_loop
 from agentrl.config import loading, registry
-from agentrl.config.settings import SandboxSettings, Settings
+from agentrl.config.settings import Settings
 from agentrl.errors import AgentRLError, ConfigError
-from agentrl.renderers.making import Renderer, choose_format, make_renderer
+from agentrl.renderers.base import Renderer
+from agentrl.renderers.making import choose_format, make_renderer
+from agentrl.tasks.task import Task, load_tasks, make_sandbox
 from agentrl.training.credit import make_estimator
 from agentrl.training.held_out import HeldOut, load_held_out
 from agentrl.training.initial_values import needs_initial_rollouts, read_initial_file
-from agentrl.training.prompts import PromptPool, Task, load_tasks
+from agentrl.training.prompts import PromptPool
 from agentrl.weights.model_files import find_model, load_tokenizer, trained_format
 from agentrl_envs import EnvError, Finish, Message
-from agentrl_sandbox import Limits, Sandbox, SandboxError, open_sandbox
+from agentrl_sandbox import Sandbox, SandboxError
 
 ROWS_TRIED = 8
 """Rows of an environment that are begun until one can be: the others are set aside in the run."""
@@ -111,28 +113,6 @@ def _noted(problems: list[str]) -> Iterator[None]:
         yield
     except (AgentRLError, EnvError, SandboxError) as error:
         problems.append(str(error))
-
-
-def make_sandbox(settings: SandboxSettings) -> Sandbox:
-    """The sandbox that the settings name; starts nothing yet."""
-    limits = Limits(time_s=settings.time_s, memory_mb=settings.memory_mb, processes=settings.processes)
-    if settings.backend == "broken":
-        return open_sandbox("broken")
-    more: dict[str, Any] = {}
-    if settings.backend == "remote":
-        more["urls"] = settings.urls
-    elif settings.libraries:
-        more["libraries"] = settings.libraries
-    if settings.backend == "docker":
-        more["most"] = settings.containers
-        more |= {name: value for name in ("image", "runtime") if (value := getattr(settings, name))}
-    return open_sandbox(
-        settings.backend,
-        limits=limits,
-        min_level=settings.min_level or None,
-        allow_unsafe=settings.allow_unsafe,
-        **more,
-    )
 
 
 def make_pool(tasks: Sequence[Task], settings: Settings) -> PromptPool:

@@ -9,130 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import random
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from agentrl.algorithms.prompt_sampler import PromptSampler
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config import registry
-from agentrl.config.settings import DataSettings, EnvSettings, SamplerSettings
+from agentrl.config.settings import SamplerSettings
 from agentrl.errors import CheckpointError, ConfigError
-from agentrl.weights.model_files import hub_trouble, stay_offline
-from agentrl_envs import Env, EnvError, load_env, load_rows, usable_rows
+from agentrl.tasks.task import Task
 from agentrl_envs.dataset import prompt_id as row_prompt_id
-from agentrl_envs.graders import default_grader
-from agentrl_envs.raised import error_text, place
-from agentrl_sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
-
-_GENERATED = re.compile(r"generated:(train|test):(\d+)(?::(\d+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One environment of the run with its rows."""
-
-    name: str
-    env: type[Env]
-    settings: Mapping[str, Any]
-    weight: float
-    rows: tuple[Mapping[str, Any], ...]
-
-    def make(self, sandbox: Sandbox | None, seed: int | None) -> Env:
-        """The environment's object for one episode."""
-        rng = None if seed is None else random.Random(seed)
-        try:
-            return self.env(sandbox=sandbox, rng=rng, **self.settings)
-        except BaseException as error:
-            if isinstance(error, EnvError | KeyboardInterrupt):
-                raise
-            what = f"{self.env.__name__}.__init__ raised {error_text(error)} ({place(error)})"
-            raise EnvError(what) from error
-
-
-def load_data(data: DataSettings, env: type[Env], where: str) -> tuple[Mapping[str, Any], ...]:
-    """Rows of one environment, checked for the fields it needs.
-
-    `generated:train:300` (and `generated:test:300:SEED`) asks the environment itself for rows.
-
-    Raises:
-        ConfigError: no data, or data the environment cannot use.
-    """
-    generated = _GENERATED.fullmatch(data.train)
-    try:
-        if generated is not None:
-            make = getattr(env, "generate_rows", None)
-            if make is None:
-                raise ConfigError(f"{where}: {env.__name__} does not generate rows; name a data file")
-            split, count, seed = generated.groups()
-            rows = make(int(count), split=split, seed=int(seed or 0))
-        else:
-            rows = load_rows(known_data(data.train), map=data.map, limit=data.limit or None)
-        env.check_rows(rows, where=f"{where}: {data.train}: row")
-    except EnvError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    kept, aside = usable_rows(env, rows[: data.limit] if data.limit else rows, default_grader())
-    if not kept:
-        raise ConfigError(f"{where}: no gold answer can be compared; {aside[0].answer!r}: {aside[0].why}")
-    if aside:
-        named = "; ".join(f"{one.problem} ({one.answer!r:.60}: {one.why})" for one in aside[:5])
-        logger.warning("%s: %d rows set aside for their gold answers: %s", where, len(aside), named)
-    return tuple(kept)
-
-
-def known_data(name: str) -> str:
-    """The file behind the name of a data set that `agentrl eval` knows; other names are left alone.
-
-    Raises:
-        ConfigError: the hub's id of a data set that has a name here, under which its columns are known.
-    """
-    if Path(name).exists():
-        return name
-    from agentrl.tasks.catalog import BENCHMARKS
-    from agentrl.tasks.datasets import locate
-
-    known = [known for known, one in BENCHMARKS.items() if one.hub is not None and one.hub.repository == name]
-    if known:
-        raise ConfigError(
-            f"{name} has a name here, which also says what its columns are: give {' or '.join(known)}"
-        )
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w-]+", name)
-        if on_hub and hub_trouble(f"datasets/{name}") is not None:
-            stay_offline()  # what was downloaded before may still be read
-        return name
-
-    return str(locate(name))
-
-
-def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, ...]:
-    """The environments of a run.
-
-    Raises:
-        ConfigError: an environment, its settings or its data cannot be used.
-    """
-    if not envs:
-        raise ConfigError("no environment: give [env] with a name, or a file on the command line")
-    tasks: list[Task] = []
-    for number, settings in enumerate(envs):
-        where = f"env {settings.name!r}" if len(envs) == 1 else f"env {number + 1} ({settings.name!r})"
-        source = settings.data if settings.data.train else data
-        if not source.train:
-            raise ConfigError(f"{where} has no data: set data.train to a jsonl or parquet file")
-        try:
-            env = load_env(settings.name)
-            checked = env.check_settings(settings.settings)
-        except EnvError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        if settings.weight <= 0.0:
-            raise ConfigError(f"{where}: weight must be positive, got {settings.weight}")
-        tasks.append(Task(settings.name, env, checked, settings.weight, load_data(source, env, where)))
-    return tuple(tasks)
 
 
 class PromptPool:

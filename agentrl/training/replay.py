@@ -20,6 +20,7 @@ from agentrl.errors import DataError
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
+from agentrl.tasks.task import load_tasks
 from agentrl.training.credit import Credit, make_estimator, shuffled
 from agentrl.training.drift_replay import DriftReplay
 from agentrl.training.initial_values import (
@@ -29,7 +30,7 @@ from agentrl.training.initial_values import (
     recorded_scores,
 )
 from agentrl.training.learner_thread import AsyncLearner, LearnerThread
-from agentrl.training.prompts import PromptPool, load_tasks
+from agentrl.training.prompts import PromptPool
 
 
 def replay(path: Path | str, weights: Path | str, *, shuffle_rewards: bool = False) -> ValueTracker:

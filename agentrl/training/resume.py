@@ -15,12 +15,11 @@ from pathlib import Path
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, CheckpointError, StallError
 from agentrl.storage.checkpoint import RunState, checkpoint_folders, read_state, set_damaged_aside
-from agentrl.storage.ledger import State
+from agentrl.storage.ledger import TRAINING, State
 from agentrl.storage.recorder import read_episodes
 from agentrl.training.history import History, discarded_since
 from agentrl.training.orchestrator import Orchestrator
 from agentrl.training.snapshot import run_state
-from agentrl.training.streams import TRAINING
 
 logger = logging.getLogger(__name__)
 

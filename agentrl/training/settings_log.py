@@ -22,7 +22,7 @@ from agentrl.errors import ConfigError
 from agentrl.storage.checkpoint import checkpoint_folders
 from agentrl.storage.durable import LineFile, read_lines
 from agentrl.storage.run_folder import RunFolder
-from agentrl.training.prompts import Task
+from agentrl.tasks.task import Task
 from agentrl.weights.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)

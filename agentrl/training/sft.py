@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentrl.episode import Segment, SegmentBuilder
 from agentrl.errors import DataError
-from agentrl.inference.policy import FinishReason
 from agentrl.weights.model_files import WARM_START
 from agentrl_envs import Message, ToolResult, ToolSpec, text_of
 from agentrl_envs.messages import is_content_part
@@ -25,7 +24,7 @@ from agentrl_envs.plain import read_json
 
 if TYPE_CHECKING:
     from agentrl.learner.supervised import SupervisedMetrics, SupervisedSettings
-    from agentrl.renderers.making import Renderer
+    from agentrl.renderers.base import Renderer
 
 Format = Literal["code", "hermes"]
 ROLES = ("system", "user", "assistant", "tool")
@@ -259,9 +258,7 @@ class _Rendering:
             end += 1
         additions = messages[at + 1 : end]
         if additions:
-            self._builder.append_given(
-                self._renderer.extend(ids, self._additions(at, additions, calls), last=FinishReason.STOP)
-            )
+            self._builder.append_given(self._renderer.extend(ids, self._additions(at, additions, calls)))
         elif end < len(messages):
             raise DataError(f"{self._trace.place}: messages {at} and {end} are both the assistant's")
         return end

@@ -1,4 +1,4 @@
-"""Writes what an orchestrator is at one moment: checkpoints to resume from, weights to take elsewhere.
+"""Writes what an attempt is at one moment: checkpoints to resume from, weights to take elsewhere.
 
 The counterpart of `agentrl.training.resume`. Both kinds of folder get their final name only when all of it
 is on disk. It knows nothing of when they are due.
@@ -20,50 +20,50 @@ from agentrl.storage.durable import replace_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agentrl.training.orchestrator import Orchestrator
+    from agentrl.training.attempt import Attempt
 
 
-def run_state(orchestrator: Orchestrator) -> RunState:
+def run_state(attempt: Attempt) -> RunState:
     """Everything besides the learner, at this moment."""
-    parts = orchestrator.parts
+    parts = attempt.parts
     return RunState(
-        version=orchestrator.version,
-        attempt=orchestrator.attempt,
+        version=attempt.version,
+        attempt=attempt.attempt,
         run_id=parts.folder.identity["run_id"],
         ledger_position=parts.ledger.position,
-        clocks=list(orchestrator.credit.clocks),
+        clocks=list(attempt.credit.clocks),
         pool=parts.pool.state_dict(),
-        totals=orchestrator.totals.state_dict(),
-        episodes=orchestrator.buffer.episodes(),
-        previous=orchestrator.replay.episodes() if orchestrator.replay else (),
+        totals=attempt.totals.state_dict(),
+        episodes=attempt.buffer.episodes(),
+        previous=attempt.replay.episodes() if attempt.replay else (),
         extra={
-            "begun": orchestrator.begun,
-            "evaluation_due": orchestrator.evaluation_due,
-            "initialised": orchestrator.initialised,
-            "evaluations": orchestrator.evaluations,
-            "staleness": orchestrator.buffer.staleness,
-            "stale_policy": orchestrator.buffer.stale_policy,
-            "elapsed_s": orchestrator.elapsed(),
-            "cpu_s": orchestrator.earlier_cpu_s + cpu_seconds(),
-            "tokens_generated": orchestrator.stream.sampled_tokens,
-            "outages": orchestrator.outages.state_dict(),
+            "begun": attempt.begun,
+            "evaluation_due": attempt.evaluation_due,
+            "initialised": attempt.initialised,
+            "evaluations": attempt.evaluations,
+            "staleness": attempt.buffer.staleness,
+            "stale_policy": attempt.buffer.stale_policy,
+            "elapsed_s": attempt.elapsed(),
+            "cpu_s": attempt.earlier_cpu_s + cpu_seconds(),
+            "tokens_generated": attempt.stream.sampled_tokens,
+            "outages": attempt.outages.state_dict(),
         },
     )
 
 
-async def write_checkpoint(orchestrator: Orchestrator) -> None:
+async def write_checkpoint(attempt: Attempt) -> None:
     """Write a checkpoint; episodes go on meanwhile, the learner does not.
 
     Raises:
         AgentRLError: the disk does not take it; the checkpoint before it is intact.
         StallError: learner or disk were waited for too long.
     """
-    parts, limited = orchestrator.parts, orchestrator.limited
-    state = run_state(orchestrator)
+    parts, limited = attempt.parts, attempt.limited
+    state = run_state(attempt)
     parts.ledger.sync()
-    final = parts.folder.checkpoints / f"step_{orchestrator.version:06d}"
-    keep = orchestrator.settings.checkpoint.keep
-    with _written_whole(final, f"the checkpoint of version {orchestrator.version}") as temporary:
+    final = parts.folder.checkpoints / f"step_{attempt.version:06d}"
+    keep = attempt.settings.checkpoint.keep
+    with _written_whole(final, f"the checkpoint of version {attempt.version}") as temporary:
         await limited(parts.learner.save(temporary / "learner"), "the learner to save")
         await limited(asyncio.to_thread(write_state, temporary, state), f"the disk to write {temporary}")
         await limited(asyncio.to_thread(commit, temporary, final, keep), f"the disk to take {final}")
@@ -77,15 +77,15 @@ async def write_checkpoint(orchestrator: Orchestrator) -> None:
         raise DiskError(parts.folder.episodes, error) from error
 
 
-async def write_weights(orchestrator: Orchestrator) -> None:
+async def write_weights(attempt: Attempt) -> None:
     """Write Hugging Face weights of the present version.
 
     Raises:
         AgentRLError: the disk does not take them.
     """
-    parts, limited = orchestrator.parts, orchestrator.limited
-    final = parts.folder.weights / f"step_{orchestrator.version}"
-    with _written_whole(final, f"the weights of version {orchestrator.version}") as temporary:
+    parts, limited = attempt.parts, attempt.limited
+    final = parts.folder.weights / f"step_{attempt.version}"
+    with _written_whole(final, f"the weights of version {attempt.version}") as temporary:
         await limited(parts.learner.save_weights(temporary), "the learner to write its weights")
         await limited(
             asyncio.to_thread(replace_folder, temporary, final, "weights"), f"the disk to take {final}"

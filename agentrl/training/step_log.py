@@ -1,6 +1,6 @@
 """What is logged of every learner step: batch, baselines, staleness, rates, and the audit of its bias.
 
-Reads what the orchestrator and its parts are; changes nothing. It knows nothing of files: rows go to
+Reads the state of the attempt; changes nothing. It knows nothing of files: rows go to
 `MetricsWriter`.
 """
 
@@ -22,14 +22,14 @@ from agentrl.training.audit import BiasAudit
 from agentrl.training.credit import Assignment
 
 if TYPE_CHECKING:
-    from agentrl.training.orchestrator import Orchestrator
+    from agentrl.training.attempt import Attempt
 
 
 class StepLog:
     """Rows of kind `step` of one attempt."""
 
-    def __init__(self, orchestrator: Orchestrator) -> None:
-        self._run = orchestrator
+    def __init__(self, attempt: Attempt) -> None:
+        self._run = attempt
         self._failures = 0
         self._audit = BiasAudit()
         self._metrics = [

@@ -17,19 +17,12 @@ from collections.abc import Callable, Sequence
 from agentrl.episode import Episode
 from agentrl.rollout.outage import Outages
 from agentrl.rollout.token_completer import Dispatch, episode_seed
-from agentrl.storage.ledger import Ledger, State
+from agentrl.storage.ledger import EQUAL_REWARDS, LOST_MEMBER, TRAINING, Ledger, State
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.training.buffer import EpisodeBuffer
 from agentrl.training.prompts import PromptPool
 
 logger = logging.getLogger(__name__)
-
-TRAINING = "t"
-"""First letter of the ledger keys of training episodes."""
-
-EQUAL_REWARDS = "all rewards of the group are equal"
-LOST_MEMBER = "a member of the group failed"
-"""Why a graded group is not learned from: dynamic sampling, or it can never be complete."""
 
 
 class TrainingStream:

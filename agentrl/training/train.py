@@ -15,7 +15,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,22 @@ from agentrl.cluster.cpu_time import cpu_seconds
 from agentrl.config import loading, registry
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
+from agentrl.inference.engines import make_policy
 from agentrl.inference.policy import Policy
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl.storage.durable import write_file
 from agentrl.storage.ledger import Ledger
-from agentrl.storage.metrics import Listener, MetricsWriter, read_metrics
+from agentrl.storage.metrics import MetricsWriter, read_metrics
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.storage.run_folder import RunFolder
+from agentrl.tasks.task import make_sandbox
 from agentrl.training.collector import rare_collections
 from agentrl.training.credit import make_estimator
 from agentrl.training.held_out import make_evaluation
 from agentrl.training.learner_thread import AsyncLearner, LearnerThread
-from agentrl.training.orchestrator import Orchestrator, Parts
-from agentrl.training.plan import RunPlan, make_pool, make_sandbox, plan_run
+from agentrl.training.orchestrator import Orchestrator
+from agentrl.training.parts import Options, Parts
+from agentrl.training.plan import RunPlan, make_pool, plan_run
 from agentrl.training.prompts import PromptPool
 from agentrl.training.settings_log import check_changes, log_changes, log_start
 from agentrl.training.watchdog import Watchdog
@@ -44,22 +46,6 @@ from agentrl_envs import EnvError
 from agentrl_sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a run is told besides its settings."""
-
-    listeners: Sequence[Listener] = ()
-    """Told every row of metrics: terminal, tracking services."""
-    shuffle_rewards: bool = False
-    """A control: rewards are dealt out anew among the episodes of each batch."""
-    handle_signals: bool = True
-    """Ctrl-C ends the run cleanly (needs the main thread)."""
-    forgive: bool = False
-    """Resumed: prompts that were set aside are drawn again, also in a deterministic run."""
-    on_ready: Callable[[str], None] | None = None
-    """Told a line at a time: what the run will cost, then what its programs run in."""
 
 
 def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
@@ -163,7 +149,7 @@ async def _assemble(
     watchdog = Watchdog(folder.logs)
     learner = LearnerThread(await asyncio.to_thread(make_learner, settings), folder.path / ".exchange")
     stack.push_async_callback(learner.close)
-    policy = await make_policy(settings, learner, tokenizer, folder.logs)
+    policy = await make_policy(settings, learner.handle, tokenizer, folder.logs)
     stack.push_async_callback(policy.close)
     # The engine has limits of its own, and says why it did not start; this one is the back-stop.
     await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
@@ -278,34 +264,6 @@ async def _parity_gate(
         tokens=min(64, settings.rollout.max_tokens),
         limit_s=settings.run.wait_limit_s,
         log=log,
-    )
-
-
-async def make_policy(settings: Settings, learner: AsyncLearner, tokenizer: Any, logs: Path) -> Policy:
-    """The engine that the settings name, over the learner's weights."""
-    from agentrl.cluster.placement import choose_engine, find_gpus, has_vllm, make_vllm_policy
-
-    engine = settings.engine
-    kind, reason = choose_engine(engine, gpus=len(find_gpus()), vllm_found=has_vllm(engine.python))
-    logger.info("engine: %s, %s", kind, reason)
-    if kind == "vllm":
-        return make_vllm_policy(settings, logs)
-    source = (await learner.handle(0, 1)).source
-    if kind != "transformers":
-        return registry.make("engine", kind, {}, settings, source, tokenizer, logs)
-    from agentrl.inference.embedded.engine import TransformersPolicy
-
-    return TransformersPolicy(
-        source,
-        tokenizer,
-        slots=engine.slots,
-        context_tokens=engine.context_tokens,
-        dtype=engine.dtype,
-        deterministic=settings.run.deterministic,
-        keep_keys=engine.keep_keys,
-        seed=settings.run.seed,
-        attempt=1,
-        update_limit_s=engine.update_limit_s,
     )
 
 

@@ -16,7 +16,6 @@ from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config.loading import load_settings
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
-from agentrl.inference.policy import WeightHandle
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
@@ -24,10 +23,13 @@ from agentrl.storage.ledger import Ledger
 from agentrl.storage.metrics import MetricsWriter
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.storage.run_folder import RunFolder
+from agentrl.tasks.task import Task
 from agentrl.training.credit import make_estimator
-from agentrl.training.orchestrator import Orchestrator, Parts
-from agentrl.training.prompts import PromptPool, Task
+from agentrl.training.orchestrator import Orchestrator
+from agentrl.training.parts import Parts
+from agentrl.training.prompts import PromptPool
 from agentrl.training.watchdog import Watchdog
+from agentrl.weights.handle import WeightHandle
 from agentrl_envs import Env
 
 

@@ -12,8 +12,9 @@ from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, StopReason
 from agentrl.evaluation.results import Record
 from agentrl.evaluation.run import Plan, chat_player, evaluate
-from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings
+from agentrl.inference.endpoint.client import EndpointPolicy
 from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointRefused
+from agentrl.inference.endpoint.settings import EndpointSettings
 from agentrl.rollout.endpoint_completer import ChatResult, run_chat_episode
 from agentrl.rollout.token_completer import Decoding, Dispatch
 from agentrl_envs import Env, Finish, tool

@@ -115,7 +115,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_docker_settings_reach_the_backend() -> None:
-    from agentrl.training.plan import make_sandbox
+    from agentrl.tasks.task import make_sandbox
     from agentrl_sandbox import Level
 
     flags = ["--sandbox.backend=docker", "--sandbox.runtime=runsc", "--sandbox.image=mine:1"]
@@ -126,7 +126,7 @@ def test_docker_settings_reach_the_backend() -> None:
 
 
 def test_a_hub_id_that_has_a_name_here_is_sent_to_it() -> None:
-    from agentrl.training.prompts import known_data
+    from agentrl.tasks.task import known_data
 
     with pytest.raises(ConfigError, match="openai/gsm8k has a name here.*give gsm8k or gsm8k_train"):
         known_data("openai/gsm8k")

@@ -9,9 +9,8 @@ pytest.importorskip("transformers")
 
 import agentrl
 from agentrl.config.loading import load_settings
-from agentrl.inference.policy import FinishReason
 from agentrl.renderers.making import make_renderer
-from agentrl.training.prompts import load_tasks
+from agentrl.tasks.task import load_tasks
 from agentrl.training.sft import make_trace, render_trace
 from agentrl_envs import ToolResult
 from agentrl_envs.arithmetic import Arithmetic
@@ -54,7 +53,7 @@ def test_prompt_code_and_answer_go_through_the_renderer_as_written(tokenizer):
     (call,) = renderer.parse(said).tool_calls
     assert call.arguments == {"code": "print(123*45+678)"}
     result = ToolResult(call.id, "python", "6213", ok=True, seconds=0.0)
-    added = renderer.extend(said, [result], last=FinishReason.STOP)
+    added = renderer.extend(said, [result])
     assert tokenizer.decode(added) == "<interpreter>\n6213\n</interpreter>\n\n"
     # What the warm start taught is token for token what an episode is made of.
     call = {"type": "function", "function": {"name": "python", "arguments": {"code": "print(123*45+678)"}}}

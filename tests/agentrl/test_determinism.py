@@ -23,17 +23,17 @@ from agentrl.config.loading import load_settings
 from agentrl.config.settings import Settings
 from agentrl.errors import DataError
 from agentrl.inference.embedded.engine import TransformersPolicy
-from agentrl.inference.policy import WeightHandle
 from agentrl.learner.learner import Learner
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, episode_seed, run_episode
 from agentrl.storage.checkpoint import checkpoint_folders, read_state
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
-from agentrl.training.plan import make_sandbox
-from agentrl.training.prompts import load_tasks
+from agentrl.tasks.task import load_tasks, make_sandbox
+from agentrl.training.parts import Options
 from agentrl.training.replay import replay
-from agentrl.training.train import Options, train
+from agentrl.training.train import train
+from agentrl.weights.handle import WeightHandle
 from agentrl.weights.model_files import load_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

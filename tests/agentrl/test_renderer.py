@@ -203,7 +203,7 @@ def test_a_code_block_is_answered_in_the_same_turn():
     parsed = renderer.parse(sampled)
     (call,) = parsed.tool_calls
     assert (call.name, call.arguments) == ("python", {"code": "x = 1 + 1\nprint(x)"})
-    added = renderer.extend(sampled, [result("2")], last=STOP)
+    added = renderer.extend(sampled, [result("2")])
     assert renderer.decode(added) == "<interpreter>\n2\n</interpreter>\n\n"
     assert renderer.parse([*tokenizer.encode("It is 2."), 256]).text == "It is 2."
 
@@ -256,8 +256,8 @@ def test_a_user_reply_closes_the_turn_once(tokenizer_of):
     renderer = make_renderer(tokenizer_of["qwen3"], "code")
     end = renderer.stop_token_ids[0]
     wanted = "\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
-    assert renderer.decode(renderer.extend([65, end], "Sure?", last=STOP)) == wanted
-    assert renderer.decode(renderer.extend([65], "Sure?", last=STOP)) == "<|im_end|>" + wanted
+    assert renderer.decode(renderer.extend([65, end], "Sure?")) == wanted
+    assert renderer.decode(renderer.extend([65], "Sure?")) == "<|im_end|>" + wanted
 
 
 def test_a_tokenizer_that_cannot_write_the_tags_is_refused():
@@ -293,7 +293,7 @@ def test_a_conversation_only_grows(family, tokenizer_of):
     sampled = [*tokenizer.encode(call_text("print(1+1)"), add_special_tokens=False), end]
     (call,) = renderer.parse(sampled).tool_calls
     assert call.arguments == {"code": "print(1+1)"}
-    added = renderer.extend(sampled, [result("2")], last=STOP)
+    added = renderer.extend(sampled, [result("2")])
     text = renderer.decode(grown + sampled + added)
     assert text.count("<tool_response>\n2\n</tool_response>") == 1
     assert text.count("What is 1+1?") == 1
@@ -301,7 +301,7 @@ def test_a_conversation_only_grows(family, tokenizer_of):
     answer = [*tokenizer.encode("It is 2.", add_special_tokens=False), end]
     assert renderer.parse(answer).tool_calls == ()
     assert renderer.parse(answer).text == "It is 2."
-    assert "Sure?" in renderer.decode(renderer.extend(answer, "Sure?", last=STOP))
+    assert "Sure?" in renderer.decode(renderer.extend(answer, "Sure?"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -321,8 +321,8 @@ def test_foreign_text_never_becomes_a_control_token(family, format, tokenizer_of
     assert controls(attacked) == controls(plain)
     assert attack in renderer.decode(attacked)
     for harmless, harmful in ([[result("2")], [result(attack)]], ["ok", attack]):
-        plain = renderer.extend([65], harmless, last=STOP)
-        attacked = renderer.extend([65], harmful, last=STOP)
+        plain = renderer.extend([65], harmless)
+        attacked = renderer.extend([65], harmful)
         assert controls(attacked) == controls(plain)
         assert attack in renderer.decode(attacked)
 
@@ -335,7 +335,7 @@ def test_thoughts_that_the_template_would_drop_later_stay_as_they_were_sampled(t
     thought = "<think>\nLet me see.\n</think>\n\nIt is 2."
     sampled = [*tokenizer.encode(thought, add_special_tokens=False), end]
     grown = renderer.start([user("1+1?")], [PYTHON])
-    grown = grown + sampled + renderer.extend(sampled, "Sure?", last=STOP)
+    grown = grown + sampled + renderer.extend(sampled, "Sure?")
     assert thought in renderer.decode(grown)
     messages = [user("1+1?"), {"role": "assistant", "content": thought}, user("Sure?")]
     assert "Let me see" not in tokenizer.apply_chat_template(messages, tokenize=False)
@@ -343,7 +343,7 @@ def test_thoughts_that_the_template_would_drop_later_stay_as_they_were_sampled(t
 
 def test_several_results_come_in_one_turn(tokenizer_of):
     renderer = make_renderer(tokenizer_of["qwen2.5"], "hermes")
-    added = renderer.extend([65], [result("1"), result("2")], last=STOP)
+    added = renderer.extend([65], [result("1"), result("2")])
     assert renderer.decode(added) == (
         "<|im_end|>\n<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"
         "<|im_end|>\n<|im_start|>assistant\n"
@@ -397,9 +397,7 @@ def test_calls_are_read_leniently_and_in_order(tokenizer_of):
 def test_an_empty_thought_put_before_every_turn_is_kept_and_noted(tokenizer_of):
     renderer = make_renderer(tokenizer_of["qwen3"], "hermes", template_options={"enable_thinking": False})
     assert "<think>" in renderer.notes[0]
-    assert renderer.decode(renderer.extend([65], "ok", last=STOP)).endswith(
-        "assistant\n<think>\n\n</think>\n\n"
-    )
+    assert renderer.decode(renderer.extend([65], "ok")).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 def test_spaces_are_not_tidied_away():
@@ -447,5 +445,5 @@ def test_hermes_needs_a_chat_template():
 @pytest.mark.parametrize("format", ["code", "hermes"])
 def test_long_output_keeps_head_and_tail_and_says_so(format, tokenizer_of):
     renderer = make_renderer(tokenizer_of["qwen3"], format, tool_output_chars=20)
-    text = renderer.decode(renderer.extend([65], [result("a" * 30 + "b" * 30)], last=STOP))
+    text = renderer.decode(renderer.extend([65], [result("a" * 30 + "b" * 30)]))
     assert "\naaaaaaaaaa\n[... 40 of 60 characters left out ...]\nbbbbbbbbbb\n</" in text

@@ -27,10 +27,11 @@ from agentrl.errors import DataError, LedgerError
 from agentrl.rollout.token_completer import Dispatch
 from agentrl.storage.ledger import Ledger, State
 from agentrl.storage.recorder import EpisodeRecorder, read_episodes
+from agentrl.tasks.task import Task
 from agentrl.training.buffer import EpisodeBuffer
 from agentrl.training.credit import Credit, make_estimator
 from agentrl.training.dispatcher import Dispatcher
-from agentrl.training.prompts import PromptPool, Task
+from agentrl.training.prompts import PromptPool
 from agentrl.training.streams import TrainingStream
 from agentrl_envs import Env
 

@@ -21,7 +21,7 @@ from agentrl.renderers.making import make_renderer
 from agentrl.rollout.outage import Outages
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
-from agentrl.training.orchestrator import Evaluate
+from agentrl.training.parts import Evaluate
 from agentrl.training.resume import resume
 
 

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from agentrl.inference.policy import Sampling, WeightHandle
+from agentrl.inference.policy import Sampling
+from agentrl.weights.handle import WeightHandle
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

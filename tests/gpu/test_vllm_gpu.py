@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agentrl.inference.policy import Sampling, WeightHandle
+from agentrl.inference.policy import Sampling
 from agentrl.inference.vllm.engine import VLLMPolicy
 from agentrl.inference.vllm.server import ServerSpec
+from agentrl.weights.handle import WeightHandle
 from tests.vllm.tiny_models import make_model, reference_logprobs, save_random
 
 torch = pytest.importorskip("torch")

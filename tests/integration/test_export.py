@@ -14,7 +14,8 @@ import agentrl
 from agentrl.cli.main import main
 from agentrl.config.loading import load_settings
 from agentrl.storage.recorder import read_episodes
-from agentrl.training.train import Options, train
+from agentrl.training.parts import Options
+from agentrl.training.train import train
 
 DEMO = Path(agentrl.__file__).parent / "demo"
 FLAGS = (

@@ -19,8 +19,9 @@ from agentrl.report.terminal import evaluation_line
 from agentrl.storage.ledger import Ledger, State
 from agentrl.storage.metrics import Row, read_metrics
 from agentrl.storage.recorder import read_episodes
+from agentrl.training.parts import Options
 from agentrl.training.plan import plan_run
-from agentrl.training.train import Options, train
+from agentrl.training.train import train
 
 DEMO = Path(agentrl.__file__).parent / "demo"
 SECOND = '''

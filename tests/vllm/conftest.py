@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agentrl.inference.policy import WeightHandle
 from agentrl.inference.vllm.engine import VLLMPolicy
 from agentrl.inference.vllm.server import ServerSpec
+from agentrl.weights.handle import WeightHandle
 from tests.vllm.tiny_models import make_model, save_constant, save_random
 
 REPOSITORY = Path(__file__).parents[2]

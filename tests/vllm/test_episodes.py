@@ -11,8 +11,9 @@ import pytest_asyncio
 
 from agentrl.config.settings import RolloutSettings
 from agentrl.episode import StopReason
-from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings
+from agentrl.inference.endpoint.client import EndpointPolicy
 from agentrl.inference.endpoint.errors import EndpointRefused
+from agentrl.inference.endpoint.settings import EndpointSettings
 from agentrl.inference.policy import Sampling
 from agentrl.inference.vllm.engine import VLLMPolicy
 from agentrl.inference.vllm.server import MODEL_NAME

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from agentrl.errors import PolicyUnavailable, WeightSyncError
-from agentrl.inference.policy import Sampling, WeightHandle
+from agentrl.inference.policy import Sampling
 from agentrl.inference.vllm.engine import VLLMPolicy
 from agentrl.inference.vllm.fleet import Replica
 from agentrl.inference.vllm.server import ServerSpec
+from agentrl.weights.handle import WeightHandle
 from tests.vllm.conftest import A, load
 from tests.vllm.tiny_models import greedy
 

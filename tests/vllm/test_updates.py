@@ -11,8 +11,9 @@ import pytest
 from agentrl.config.settings import EngineSettings
 from agentrl.errors import ParityError, WeightSyncError
 from agentrl.inference.parity import ParityGate
-from agentrl.inference.policy import Sampling, WeightHandle
+from agentrl.inference.policy import Sampling
 from agentrl.inference.vllm.engine import VLLMPolicy
+from agentrl.weights.handle import WeightHandle
 from tests.vllm.conftest import A, B, load
 from tests.vllm.tiny_models import greedy, make_model, reference_logprobs
 

@@ -26,8 +26,9 @@ from agentrl.inference.embedded.kv_cache import ATTENTION
 from agentrl.inference.embedded.row_table import Request
 from agentrl.inference.embedded.stop_rules import StopRule, TokenTexts
 from agentrl.inference.embedded.token_sampling import stream_key
-from agentrl.inference.policy import Generation, Sampling, WeightHandle
+from agentrl.inference.policy import Generation, Sampling
 from agentrl.learner.adapter import plain_copy
+from agentrl.weights.handle import WeightHandle
 
 logger = logging.getLogger(__name__)
 

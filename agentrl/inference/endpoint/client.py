@@ -9,19 +9,16 @@ trained: they give no token ids.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import random
 import sys
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agentrl.errors import ConfigError
 from agentrl.inference.endpoint.errors import (
     BadAnswer,
     BudgetExceeded,
@@ -33,7 +30,9 @@ from agentrl.inference.endpoint.errors import (
     error_of,
     refused,
 )
+from agentrl.inference.endpoint.rates import TokenRate
 from agentrl.inference.endpoint.replies import read_answer
+from agentrl.inference.endpoint.settings import EndpointSettings, Usage
 from agentrl.inference.policy import Sampling
 from agentrl_envs import Message, ToolCall, ToolSpec
 
@@ -53,80 +52,6 @@ where it says "at least", each time halves the room."""
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointSettings:
-    """Where the endpoint is, and how much of it may be used."""
-
-    url: str
-    """Base URL, usually ending in `/v1`."""
-    model: str
-    key: str = field(default="", repr=False)
-    """Empty takes the variable `key_variable`; local servers often need none."""
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 16
-    """Requests in flight."""
-    requests_per_minute: int = 0
-    """0 means no limit."""
-    tokens_per_minute: int = 0
-    """Prompt and completion together; 0 means no limit."""
-    budget_tokens: int = 0
-    """Tokens of the whole evaluation; 0 means no limit."""
-    budget_money: float = 0.0
-    """In the currency of the prices; 0 means no limit."""
-    price_prompt: float = 0.0
-    """Per million prompt tokens."""
-    price_completion: float = 0.0
-    """Per million completion tokens."""
-    timeout_s: float = 300.0
-    """Longest wait for one answer."""
-    attempts: int = 6
-    """Tries of one request."""
-    limit_name: str = "max_tokens"
-    """Name of the limit on completion tokens; some endpoints want `max_completion_tokens`."""
-    send_temperature: bool = True
-    """Some models refuse a temperature and sample with their own."""
-    body: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Further fields of every request, such as `reasoning_effort` or `chat_template_kwargs`."""
-    seed: int = 0
-    """Of the jitter between tries."""
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"an endpoint's URL begins with http:// or https://, got {self.url!r}")
-        if not self.model:
-            raise ConfigError("an endpoint needs the name of a model")
-        for name in ("concurrency", "attempts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.timeout_s <= 0:
-            raise ConfigError(f"timeout_s must be above 0, got {self.timeout_s:g}")
-        if self.budget_money > 0 and self.price_prompt <= 0 and self.price_completion <= 0:
-            raise ConfigError("a budget in money needs the prices of a million tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one or many requests."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    money: float = 0.0
-    requests: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and completion together."""
-        return self.prompt_tokens + self.completion_tokens
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.money + other.money,
-            self.requests + other.requests,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class ChatReply:
     """One message of the model."""
 
@@ -141,39 +66,6 @@ class ChatReply:
     """Thinking that came apart from the text."""
     refusal: str = ""
     """Why it is no answer (a content filter); empty where it is one."""
-
-
-class TokenRate:
-    """At most `limit` tokens in any `period_s`: reserve before a request, correct after it."""
-
-    def __init__(self, limit: int, period_s: float = 60.0) -> None:
-        self._limit, self._period_s = limit, period_s
-        self._entries: deque[list[float]] = deque()
-        self._turn = asyncio.Lock()
-        self._corrected = asyncio.Event()
-
-    async def reserve(self, tokens: int) -> list[float]:
-        """Wait until `tokens` fit; first come, first served. A larger request than the limit waits for
-        an empty window."""
-        async with self._turn:
-            while True:
-                now = time.monotonic()
-                while self._entries and self._entries[0][0] <= now - self._period_s:
-                    self._entries.popleft()
-                used = sum(entry[1] for entry in self._entries)
-                if not used or used + tokens <= self._limit:
-                    entry = [now, float(tokens)]
-                    self._entries.append(entry)
-                    return entry
-                self._corrected.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.001, self._entries[0][0] + self._period_s - now)):
-                        await self._corrected.wait()
-
-    def correct(self, entry: list[float], tokens: int) -> None:
-        """Replace a reservation by what was really used; whoever waits looks again."""
-        entry[1] = float(tokens)
-        self._corrected.set()
 
 
 class EndpointPolicy:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from agentrl.errors import ContextOverflow, PolicyError, PolicyUnavailable
 
 if TYPE_CHECKING:
-    from agentrl.inference.endpoint.client import EndpointSettings
+    from agentrl.inference.endpoint.settings import EndpointSettings
 
 # Endpoints tell by their texts alone why a 400 is one. vLLM, SGLang, llama.cpp, OpenAI, Gemini, Anthropic,
 # xAI, DeepSeek, Groq and Together, in their words.

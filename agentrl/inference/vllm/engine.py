@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import ContextOverflow, PolicyError, PolicyUnavailable, WeightSyncError
-from agentrl.inference.policy import FinishReason, Generation, Sampling, WeightHandle
+from agentrl.inference.policy import FinishReason, Generation, Sampling
 from agentrl.inference.vllm.client import Received
 from agentrl.inference.vllm.fleet import Fleet, Message, Replica
 from agentrl.inference.vllm.server import ServerSpec, VLLMServer
 from agentrl.inference.vllm.transfer import FileTransfer, each, make_transfer
 from agentrl.weights.fingerprint import fingerprint
+from agentrl.weights.handle import WeightHandle
 
 logger = logging.getLogger(__name__)
 

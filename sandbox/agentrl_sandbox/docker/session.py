@@ -12,19 +12,16 @@ import contextlib
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..control import BACK_STOP, arrives
-from ..crowd import Turn
+from ..crowd import Crowd, Turn
 from ..errors import SandboxError, SessionClosed, SessionStartFailed
 from ..interface import Session
 from ..limits import Limits
 from ..outcome import result_from_frame
 from ..result import Result, Status
 from .container import WORK_DIRECTORY, Container, StreamLost
-
-if TYPE_CHECKING:
-    from .sandbox import DockerSandbox
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +30,35 @@ READY_LIMIT_S = 60.0
 ANSWER_SLACK_S = 10.0
 
 
+class Owner(Protocol):
+    """The sandbox of a session: where its container comes from and goes to."""
+
+    cpus: float
+    crowd: Crowd
+    sessions: set[DockerSession]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables of programs."""
+        ...
+
+    async def take(self, limits: Limits) -> Container:
+        """A container of this shape."""
+        ...
+
+    async def give_back(self, container: Container) -> None:
+        """Return a container, which is removed or kept."""
+        ...
+
+    async def why_ended(self, container: Container, since: float) -> tuple[bool, int | None]:
+        """Whether memory ended a container, and its exit code."""
+        ...
+
+
 class DockerSession(Session):
     """A session in a container; made by `DockerSandbox.open`."""
 
-    def __init__(self, sandbox: DockerSandbox, limits: Limits, *, stateless: bool, seed: int | None) -> None:
+    def __init__(self, sandbox: Owner, limits: Limits, *, stateless: bool, seed: int | None) -> None:
         self._sandbox = sandbox
         self._limits = limits
         self._stateless = stateless

@@ -11,9 +11,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from ..errors import LibraryBroken, SandboxError, SandboxUnavailable
+from ..interface import Session
 from ..level import Level
 from .canaries import escapes, readable_by
 from .cgroups import Groups
@@ -34,6 +36,8 @@ _HOW = (
 class Wish:
     """What the caller of the sandbox asks for."""
 
+    open_session: Callable[[Found], Awaitable[Session]]
+    """Opens a session at a level that was found, for canaries to try it from the inside."""
     python: str | None = None
     libraries: tuple[str, ...] = ()
     library_path: str | None = None
@@ -143,7 +147,7 @@ def _try_level(level: Level, python: Python, wish: Wish, reasons: list[str]) -> 
     got_out = ["nothing was tried"]
     for _ in range(2):  # a busy machine may keep them from running once
         try:
-            got_out = asyncio.run(_run_canaries(found))
+            got_out = asyncio.run(_run_canaries(found, wish))
         except SandboxError as error:
             got_out = [str(error)]
         if not got_out:
@@ -170,11 +174,8 @@ def _start(settings: ZygoteSettings) -> Zygote:
         raise
 
 
-async def _run_canaries(found: Found) -> list[str]:
-    from .sandbox import LocalSandbox
-
-    sandbox = LocalSandbox.prepared(found.settings, found.zygote, found.groups, found.level)
-    session = await sandbox.open()
+async def _run_canaries(found: Found, wish: Wish) -> list[str]:
+    session = await wish.open_session(found)
     try:
         return await escapes(session, timeout_s=CANARY_LIMIT_S)
     finally:

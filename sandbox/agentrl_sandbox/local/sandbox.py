@@ -21,6 +21,7 @@ from ..interface import Sandbox, Session
 from ..level import Level
 from ..limits import Limits
 from .cgroups import Group, Groups
+from .probe import Found, Wish, find_level
 from .rooms import Rooms, sweep
 from .session import Interpreter, LocalSession, Lost
 from .zygote_handle import Zygote, ZygoteSettings
@@ -103,8 +104,6 @@ class LocalSandbox(Sandbox):
             await asyncio.to_thread(self._start_once)
 
     def _start_once(self) -> None:
-        from .probe import Wish, find_level
-
         with self._starting:
             if self._settings is not None or self._closed:
                 return
@@ -114,6 +113,7 @@ class LocalSandbox(Sandbox):
             sweep()
             found = find_level(
                 Wish(
+                    open_session=self._open_on_trial,
                     python=self._python,
                     libraries=self._libraries,
                     library_path=self._library_path,
@@ -130,13 +130,12 @@ class LocalSandbox(Sandbox):
             self._settings = found.settings
 
     @classmethod
-    def prepared(
-        cls, settings: ZygoteSettings, zygote: Zygote, groups: Groups | None, level: Level
-    ) -> LocalSandbox:
-        """A sandbox over one zygote that runs already; the probe tries levels with it."""
+    async def _open_on_trial(cls, found: Found) -> Session:
+        """A session over one zygote that runs already: the probe tries its level with it."""
         self = cls(zygotes=1)
-        self._settings, self._zygotes, self._groups, self.level = settings, [zygote], groups, level
-        return self
+        self._settings, self._zygotes = found.settings, [found.zygote]
+        self._groups, self.level = found.groups, found.level
+        return await self.open()
 
     def _zygote(self) -> Zygote:
         """The next live zygote, started or replaced where needed. Blocks; call it in a thread."""

@@ -1,6 +1,7 @@
 """The sandbox server: sessions of this machine for clients that speak HTTP."""
 
-from .service import FLAGS, SandboxServer, ServerSettings, add_flags, ceiling_of, main, serve
+from .hosting import FLAGS, SandboxServer, add_flags, main, serve
+from .service import ServerSettings, ceiling_of
 
 __all__ = [
     "FLAGS",

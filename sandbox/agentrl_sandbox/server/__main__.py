@@ -1,5 +1,5 @@
 """Serves a sandbox: `python -m agentrl_sandbox.server`."""
 
-from .service import main
+from .hosting import main
 
 raise SystemExit(main())

@@ -13,6 +13,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
+class Draining(Exception):
+    """The server is shutting down and takes nothing new."""
+
+
 class QueueFull(Exception):
     """No place is left to wait in; `retry_after_s` is when one may be expected."""
 

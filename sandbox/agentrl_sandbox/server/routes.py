@@ -1,4 +1,4 @@
-"""HTTP in front of a sandbox: reads requests, checks them, answers. What is done with them is in `server.py`.
+"""HTTP in front of a sandbox: reads requests, checks them, answers. `service.py` does what they ask for.
 
 Bodies are JSON objects. A refusal is `{"error": {"code": ..., "message": ...}}`. The reply to a long program
 is sent as spaces, one every few seconds, and then the JSON: so a client tells a slow program from a lost
@@ -14,28 +14,22 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from ..errors import SandboxError
 from ..remote.messages import BadMessage, field, limits_from_json
-from .queue import QueueFull
+from .queue import Draining, QueueFull
 from .replies import ReplyForgotten, RequestConflict
+from .service import Service
 from .sessions import UnknownSession
-
-if TYPE_CHECKING:
-    from .service import SandboxServer
 
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 5.0
 OPEN_PATHS = frozenset({"/healthz"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Draining(Exception):
-    """The server is shutting down and takes nothing new."""
 
 
 def refusal(status: int, code: str, message: str, retry_after_s: int | None = None) -> web.Response:
@@ -109,7 +103,7 @@ def digest_of(path: str, body: Any) -> bytes:
 class Routes:
     """The handlers of one server."""
 
-    def __init__(self, server: SandboxServer, *, token: str | None, body_bytes: int) -> None:
+    def __init__(self, server: Service, *, token: str | None, body_bytes: int) -> None:
         self._server = server
         self._client_limit_s = server.settings.client_limit_s
         self._token = token.encode() if token else None

@@ -11,7 +11,7 @@ import pytest
 
 from agentrl.cli import compare, eval
 from agentrl.cli.eval_options import add_options
-from agentrl.evaluation.experiment import Experiment
+from agentrl.evaluation.options import Experiment
 from agentrl.evaluation.subjects import SubjectOptions
 from agentrl.evaluation.suite import experiments_of
 

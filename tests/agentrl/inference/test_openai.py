@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentrl.errors import ConfigError, ContextOverflow
-from agentrl.inference.endpoint.client import EndpointPolicy, EndpointSettings, TokenRate, Usage
+from agentrl.inference.endpoint.client import EndpointPolicy
 from agentrl.inference.endpoint.errors import (
     BadAnswer,
     BudgetExceeded,
@@ -21,6 +21,8 @@ from agentrl.inference.endpoint.errors import (
     RequestRefused,
     retry_after_s,
 )
+from agentrl.inference.endpoint.rates import TokenRate
+from agentrl.inference.endpoint.settings import EndpointSettings, Usage
 from agentrl.inference.policy import Sampling
 from agentrl_envs import ToolSpec
 from tests.agentrl.inference.faulty_endpoint import (

@@ -14,7 +14,8 @@ from agentrl.config.settings import EngineSettings
 from agentrl.episode import Episode
 from agentrl.errors import ParityError, PolicyError
 from agentrl.inference.parity import ParityGate, Scored, is_stale, measure, profile_cause
-from agentrl.inference.policy import FinishReason, Generation, Sampling, WeightHandle
+from agentrl.inference.policy import FinishReason, Generation, Sampling
+from agentrl.weights.handle import WeightHandle
 
 VOCABULARY = 32
 PROMPTS = [[index, index + 1, index + 2] for index in range(8)]

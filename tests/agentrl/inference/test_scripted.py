@@ -4,8 +4,9 @@ import math
 import pytest
 
 from agentrl.errors import ContextOverflow, PolicyUnavailable
-from agentrl.inference.policy import FinishReason, Policy, Sampling, WeightHandle
+from agentrl.inference.policy import FinishReason, Policy, Sampling
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
+from agentrl.weights.handle import WeightHandle
 
 
 async def speak(policy, text="hi", session="s", **sampling):

@@ -9,7 +9,8 @@ from array import array
 import pytest
 
 from agentrl.errors import ConfigError, ContextOverflow, PolicyError, PolicyUnavailable, WeightSyncError
-from agentrl.inference.policy import FinishReason, Policy, Sampling, WeightHandle
+from agentrl.inference.policy import FinishReason, Policy, Sampling
+from agentrl.weights.handle import WeightHandle
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
