@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,13 @@ class Parts:
     """Called after each published version (the parity gate)."""
     shuffle_rewards: bool = False
     """A control: rewards are shuffled among the episodes of each batch before anything is learned."""
+
+    async def close(self) -> None:
+        """Close what `make_parts` opened: metrics, recorder and ledger."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.ledger.close)
+            stack.push_async_callback(self.recorder.close)
+            stack.callback(self.metrics.close)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def replay(path: Path | str, weights: Path | str, *, shuffle_rewards: bool = Fal
         ConfigError: there is no run, or it is running.
         DataError: an episode that was learned from is not recorded any more (`run.episodes_kept`).
     """
-    from agentrl.training.train import make_learner
+    from agentrl.training.assembly import make_learner
 
     folder = RunFolder.open(Path(path))
     settings = loading.load_settings(folder.config, ())

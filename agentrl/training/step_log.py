@@ -32,9 +32,7 @@ class StepLog:
         self._run = attempt
         self._failures = 0
         self._audit = BiasAudit()
-        self._metrics = [
-            (kind, registry.make("metric", kind, {})) for kind in orchestrator.settings.run.metrics
-        ]
+        self._metrics = [(kind, registry.make("metric", kind, {})) for kind in attempt.settings.run.metrics]
         self._began, self._tokens = 0.0, 0
         self.idle_s = 0.0
         """Seconds that the learner waited for batches."""

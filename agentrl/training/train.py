@@ -1,15 +1,13 @@
 """From settings to a run: makes every part, runs the orchestrator, writes the summary and the report.
 
-`train(settings)` starts a new run, `resume(folder)` goes on with an earlier one. This is the one
-place that knows all parts; each part is imported when it is needed, so that errors in settings come
-before the seconds that torch takes.
+`train(settings)` starts a new run, `resume(folder)` goes on with an earlier one. The parts are made by
+`agentrl.training.assembly`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import json
 import logging
 import signal
@@ -20,30 +18,17 @@ from typing import Any
 
 from agentrl.cluster import event_loop
 from agentrl.cluster.cpu_time import cpu_seconds
-from agentrl.config import loading, registry
+from agentrl.config import loading
 from agentrl.config.settings import Settings
-from agentrl.episode import Episode
-from agentrl.inference.engines import make_policy
-from agentrl.inference.policy import Policy
-from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl.storage.durable import write_file
-from agentrl.storage.ledger import Ledger
-from agentrl.storage.metrics import MetricsWriter, read_metrics
-from agentrl.storage.recorder import EpisodeRecorder
+from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
-from agentrl.tasks.task import make_sandbox
+from agentrl.training.assembly import assemble
 from agentrl.training.collector import rare_collections
-from agentrl.training.credit import make_estimator
-from agentrl.training.held_out import make_evaluation
-from agentrl.training.learner_thread import AsyncLearner, LearnerThread
 from agentrl.training.orchestrator import Orchestrator
-from agentrl.training.parts import Options, Parts
-from agentrl.training.plan import RunPlan, make_pool, plan_run
-from agentrl.training.prompts import PromptPool
+from agentrl.training.parts import Options
+from agentrl.training.plan import RunPlan, plan_run
 from agentrl.training.settings_log import check_changes, log_changes, log_start
-from agentrl.training.watchdog import Watchdog
-from agentrl_envs import EnvError
-from agentrl_sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +85,7 @@ async def _run(
     started, cpu_started = time.monotonic(), cpu_seconds()
     try:
         async with contextlib.AsyncExitStack() as stack:
-            orchestrator = await _assemble(plan, folder, options, stack)
+            orchestrator = await assemble(plan, folder, options, stack)
             if changed is not None:
                 from agentrl.training.resume import resume as go_back
 
@@ -132,139 +117,6 @@ def _write_last(path: Path, write: Callable[[], object]) -> None:
         write()
     except OSError as error:
         logger.warning("cannot write %s: %s", path, error)
-
-
-async def _assemble(
-    plan: RunPlan, folder: RunFolder, options: Options, stack: contextlib.AsyncExitStack
-) -> Orchestrator:
-    """Make and start every part; `stack` closes them in the opposite order."""
-    from agentrl.renderers.making import make_renderer
-
-    settings, tokenizer = plan.settings, plan.tokenizer
-    estimator, pool = make_estimator(settings.estimator), make_pool(plan.tasks, settings)
-    renderer = make_renderer(
-        tokenizer, settings.rollout.format, tool_output_chars=settings.rollout.tool_output_chars
-    )
-    sandbox = await stack.enter_async_context(make_sandbox(settings.sandbox))
-    watchdog = Watchdog(folder.logs)
-    learner = LearnerThread(await asyncio.to_thread(make_learner, settings), folder.path / ".exchange")
-    stack.push_async_callback(learner.close)
-    policy = await make_policy(settings, learner.handle, tokenizer, folder.logs)
-    stack.push_async_callback(policy.close)
-    # The engine has limits of its own, and says why it did not start; this one is the back-stop.
-    await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
-    if options.on_ready is not None:
-        options.on_ready(sandbox.describe())
-    ledger = Ledger(folder.ledger)
-    stack.callback(ledger.close)
-    recorder = EpisodeRecorder(folder.episodes, keep=settings.run.episodes_kept)
-    stack.push_async_callback(recorder.close)
-    listeners = [registry.make("listener", kind, {}) for kind in settings.run.listeners]
-    metrics = MetricsWriter(folder.metrics, (*options.listeners, *listeners))
-    stack.callback(metrics.close)
-
-    async def play(dispatch: Dispatch) -> Episode:
-        prompt = pool.index[dispatch.prompt_id]
-        task = pool.task(prompt)
-        return await run_episode(
-            lambda: task.make(sandbox, dispatch.seed),
-            policy,
-            renderer,
-            row=pool.row(prompt),
-            dispatch=dispatch,
-            settings=settings.rollout,
-        )
-
-    gate = await _parity_gate(settings, pool, policy, renderer, learner, sandbox, metrics, watchdog)
-    parts = Parts(
-        folder=folder,
-        pool=pool,
-        policy=policy,
-        learner=learner,
-        estimator=estimator,
-        ledger=ledger,
-        recorder=recorder,
-        metrics=metrics,
-        watchdog=watchdog,
-        play=play,
-        evaluate=make_evaluation(settings, plan.held_out, policy, renderer, sandbox),
-        before_start=gate.check,
-        after_update=gate.after_update,
-        shuffle_rewards=options.shuffle_rewards,
-    )
-    return Orchestrator(settings, parts)
-
-
-def make_learner(settings: Settings) -> Any:
-    """The learner that the settings name: in this process, or one process per rank."""
-    if settings.learner.place == "process":
-        from agentrl.learner.process import LearnerProcesses
-
-        return LearnerProcesses(
-            settings.model,
-            settings.learner,
-            settings.loss,
-            settings.aggregator,
-            seed=settings.run.seed,
-            limit_s=0.9 * settings.run.wait_limit_s,  # before the run's own: it names the rank
-        )
-    from agentrl.learner.learner import Learner
-
-    return Learner(
-        settings.model, settings.learner, settings.loss, settings.aggregator, seed=settings.run.seed
-    )
-
-
-PARITY_PROMPTS, PARITY_ROWS = 8, 64
-"""Prompts that engine and learner are compared on, and rows that are looked at to find them."""
-
-
-async def _parity_gate(
-    settings: Settings,
-    pool: PromptPool,
-    policy: Policy,
-    renderer: Any,
-    learner: AsyncLearner,
-    sandbox: Sandbox,
-    metrics: MetricsWriter,
-    watchdog: Watchdog,
-) -> Any:
-    """The gate that stops a run whose engine and learner disagree."""
-    from agentrl.inference.parity import ParityGate, rendered_prompts
-
-    async def render(prompt: int) -> list[int]:
-        task, row = pool.task(prompt), copy.deepcopy(pool.row(prompt))
-        env, limit_s = task.make(sandbox, settings.run.seed), settings.rollout.limit_s
-        try:
-            messages = await watchdog.wait(
-                env.start(row), f"{task.name} to begin an episode for the parity gate", limit_s
-            )
-            return renderer.start(messages, task.env.tool_specs())
-        finally:
-            with contextlib.suppress(EnvError):  # in an episode it would be told, and nothing more
-                await watchdog.wait(env.aclose(), f"{task.name} to close it again", limit_s)
-
-    prompts, left_out = await rendered_prompts(
-        render, pool.prompt_ids[:PARITY_ROWS], PARITY_PROMPTS, policy.context_tokens
-    )
-    for name in left_out:
-        pool.put_aside(pool.index[name])
-    if left_out:
-        metrics.write("left_out", rows=left_out)
-
-    def log(row: dict[str, Any]) -> None:
-        metrics.write(**row)
-
-    return ParityGate(
-        policy,
-        learner.score,
-        prompts,
-        settings.engine,
-        temperature=settings.rollout.temperature,
-        tokens=min(64, settings.rollout.max_tokens),
-        limit_s=settings.run.wait_limit_s,
-        log=log,
-    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Parts of a run that need neither torch nor a model, wired as `agentrl.training.train` wires them."""
+"""Parts of a run that need neither torch nor a model, wired by `make_parts`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config.loading import load_settings
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
-from agentrl.rollout.token_completer import Dispatch, run_episode
-from agentrl.storage.ledger import Ledger
-from agentrl.storage.metrics import MetricsWriter
-from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.storage.run_folder import RunFolder
 from agentrl.tasks.task import Task
-from agentrl.training.credit import make_estimator
+from agentrl.training.assembly import make_parts
 from agentrl.training.orchestrator import Orchestrator
-from agentrl.training.parts import Parts
-from agentrl.training.prompts import PromptPool
-from agentrl.training.watchdog import Watchdog
 from agentrl.weights.handle import WeightHandle
 from agentrl_envs import Env
 
@@ -103,10 +95,7 @@ class LoopRun:
     folder: RunFolder
 
     async def close(self) -> None:
-        parts = self.orchestrator.parts
-        await parts.recorder.close()
-        parts.ledger.close()
-        parts.metrics.close()
+        await self.orchestrator.parts.close()
         self.folder.unlock()
 
 
@@ -128,7 +117,7 @@ def make_loop(
     policy: ScriptedPolicy | None = None,
     learner: ArithmeticLearner | None = None,
 ) -> LoopRun:
-    """Wire a run as `agentrl.training.train` does."""
+    """A run of these parts."""
     settings: Settings = load_settings(
         None,
         [
@@ -142,37 +131,11 @@ def make_loop(
     )
     rows = rows if rows is not None else [{"id": word, "word": word} for word in WORDS]
     task = Task("echo", env, {}, 1.0, tuple(rows))
-    estimator = make_estimator(settings.estimator)
-    pool = PromptPool(
-        (task,), lambda count: ValueTracker(count, settings.tracker), settings.sampler, seed=settings.run.seed
-    )
     policy = policy or ScriptedPolicy(default_script, tokenizer=ByteTokenizer(), seed=settings.run.seed)
     learner = learner or ArithmeticLearner()
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
-
-    async def play(dispatch: Dispatch) -> Episode:
-        return await run_episode(
-            lambda: task.make(None, dispatch.seed),
-            policy,
-            renderer,
-            row=pool.row(pool.index[dispatch.prompt_id]),
-            dispatch=dispatch,
-            settings=settings.rollout,
-        )
-
     folder.lock()
-    parts = Parts(
-        folder=folder,
-        pool=pool,
-        policy=policy,
-        learner=learner,
-        estimator=estimator,
-        ledger=Ledger(folder.ledger),
-        recorder=EpisodeRecorder(folder.episodes),
-        metrics=MetricsWriter(folder.metrics),
-        watchdog=Watchdog(folder.logs),
-        play=play,
-    )
+    parts = make_parts(settings, folder, (task,), policy=policy, learner=learner, renderer=renderer)
     return LoopRun(Orchestrator(settings, parts), learner, policy, folder)
 
 

@@ -15,9 +15,14 @@ from agentrl_sandbox import Limits, Status
 from agentrl_sandbox.inside import frames, supervisor
 from agentrl_sandbox.inside.meter import Meter
 from agentrl_sandbox.inside.seccomp import Surroundings, build, build_guard
-from agentrl_sandbox.local.session import Line, Lost, decode_frame, encode_frame
 from agentrl_sandbox.outcome import clean, parse_reply, readable, result_from_frame
 from agentrl_sandbox.result import Result, plain
+from agentrl_sandbox.wire import (
+    Line,
+    Lost,
+    decode_frame,
+    encode_frame,
+)
 
 LIMITS = Limits()
 WELL = {"kind": "ok", "value": "1", "error": None, "exit_code": None, "files": [["a", 1]]}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SandboxConfigError, SandboxUnavailable, SessionStartFailed
 from ..limits import Limits
-from ..local.session import decode_frame, encode_frame
+from ..wire import decode_frame, encode_frame
 from .engine import EngineCalls
 
 if TYPE_CHECKING:

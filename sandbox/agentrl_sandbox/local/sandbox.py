@@ -20,10 +20,11 @@ from ..errors import PoolExhausted, SandboxClosed, SandboxUnavailable, SessionSt
 from ..interface import Sandbox, Session
 from ..level import Level
 from ..limits import Limits
+from ..wire import Lost
 from .cgroups import Group, Groups
 from .probe import Found, Wish, find_level
 from .rooms import Rooms, sweep
-from .session import Interpreter, LocalSession, Lost
+from .session import Interpreter, LocalSession
 from .zygote_handle import Zygote, ZygoteSettings
 
 _FIRST_UID = 1_700_000_000

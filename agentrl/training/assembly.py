@@ -1,0 +1,211 @@
+"""Assembly of a run: from a plan to an orchestrator with every part made and started.
+
+This is the one place that wires a run. What needs torch is imported when it is needed, so that errors in
+settings come before the seconds that this takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from agentrl.config import registry
+from agentrl.config.settings import Settings
+from agentrl.episode import Episode
+from agentrl.inference.engines import make_policy
+from agentrl.inference.policy import Policy
+from agentrl.renderers.base import Renderer
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl.storage.ledger import Ledger
+from agentrl.storage.metrics import Listener, MetricsWriter
+from agentrl.storage.recorder import EpisodeRecorder
+from agentrl.storage.run_folder import RunFolder
+from agentrl.tasks.task import Task, make_sandbox
+from agentrl.training.credit import make_estimator
+from agentrl.training.held_out import make_evaluation
+from agentrl.training.learner_thread import AsyncLearner, LearnerThread
+from agentrl.training.orchestrator import Orchestrator
+from agentrl.training.parts import Options, Parts
+from agentrl.training.plan import RunPlan, make_pool
+from agentrl.training.watchdog import Watchdog
+from agentrl_envs import EnvError
+from agentrl_sandbox import Sandbox
+
+
+async def assemble(
+    plan: RunPlan, folder: RunFolder, options: Options, stack: contextlib.AsyncExitStack
+) -> Orchestrator:
+    """Make and start every part of a run.
+
+    Args:
+        plan: of the run (`plan_run`).
+        folder: where it is recorded; locked by the caller.
+        options: what it is told besides its settings.
+        stack: closes the parts, in the opposite order.
+
+    Raises:
+        PolicyUnavailable: the engine does not start.
+        SandboxUnavailable: this machine has not the isolation asked for.
+    """
+    settings, tokenizer = plan.settings, plan.tokenizer
+    renderer = make_renderer(
+        tokenizer, settings.rollout.format, tool_output_chars=settings.rollout.tool_output_chars
+    )
+    sandbox = await stack.enter_async_context(make_sandbox(settings.sandbox))
+    watchdog = Watchdog(folder.logs)
+    learner = LearnerThread(await asyncio.to_thread(make_learner, settings), folder.path / ".exchange")
+    stack.push_async_callback(learner.close)
+    policy = await make_policy(settings, learner.handle, tokenizer, folder.logs)
+    stack.push_async_callback(policy.close)
+    # The engine has limits of its own, and says why it did not start; this one is the back-stop.
+    await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
+    if options.on_ready is not None:
+        options.on_ready(sandbox.describe())
+    named = [registry.make("listener", kind, {}) for kind in settings.run.listeners]
+    parts = make_parts(
+        settings,
+        folder,
+        plan.tasks,
+        policy=policy,
+        learner=learner,
+        renderer=renderer,
+        sandbox=sandbox,
+        watchdog=watchdog,
+        listeners=(*options.listeners, *named),
+    )
+    stack.push_async_callback(parts.close)
+    gate = await _parity_gate(settings, parts, renderer, sandbox)
+    parts = replace(
+        parts,
+        evaluate=make_evaluation(settings, plan.held_out, policy, renderer, sandbox),
+        before_start=gate.check,
+        after_update=gate.after_update,
+        shuffle_rewards=options.shuffle_rewards,
+    )
+    return Orchestrator(settings, parts)
+
+
+def make_parts(
+    settings: Settings,
+    folder: RunFolder,
+    tasks: Sequence[Task],
+    *,
+    policy: Policy,
+    learner: AsyncLearner,
+    renderer: Renderer,
+    sandbox: Sandbox | None = None,
+    watchdog: Watchdog | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Parts:
+    """Wire an engine, a learner and a renderer that are ready to the prompts and the files of a run.
+
+    No parity gate and no evaluation is among the parts: `dataclasses.replace` adds them. Whoever calls this
+    closes the parts (`Parts.close`).
+
+    Args:
+        settings: of the run.
+        folder: where it is recorded; locked by the caller.
+        tasks: environments with their rows.
+        policy: an engine that was started.
+        learner: whose weights the engine has.
+        renderer: from messages to tokens of that engine.
+        sandbox: for environments that run programs.
+        watchdog: limits of waiting; None makes one.
+        listeners: told every row of metrics.
+    """
+    pool = make_pool(tasks, settings)
+
+    async def play(dispatch: Dispatch) -> Episode:
+        prompt = pool.index[dispatch.prompt_id]
+        task = pool.task(prompt)
+        return await run_episode(
+            lambda: task.make(sandbox, dispatch.seed),
+            policy,
+            renderer,
+            row=pool.row(prompt),
+            dispatch=dispatch,
+            settings=settings.rollout,
+        )
+
+    return Parts(
+        folder=folder,
+        pool=pool,
+        policy=policy,
+        learner=learner,
+        estimator=make_estimator(settings.estimator),
+        ledger=Ledger(folder.ledger),
+        recorder=EpisodeRecorder(folder.episodes, keep=settings.run.episodes_kept),
+        metrics=MetricsWriter(folder.metrics, listeners),
+        watchdog=watchdog or Watchdog(folder.logs),
+        play=play,
+    )
+
+
+def make_learner(settings: Settings) -> Any:
+    """The learner that the settings name: in this process, or one process per rank."""
+    if settings.learner.place == "process":
+        from agentrl.learner.process import LearnerProcesses
+
+        return LearnerProcesses(
+            settings.model,
+            settings.learner,
+            settings.loss,
+            settings.aggregator,
+            seed=settings.run.seed,
+            limit_s=0.9 * settings.run.wait_limit_s,  # before the run's own: it names the rank
+        )
+    from agentrl.learner.learner import Learner
+
+    return Learner(
+        settings.model, settings.learner, settings.loss, settings.aggregator, seed=settings.run.seed
+    )
+
+
+PARITY_PROMPTS, PARITY_ROWS = 8, 64
+"""Prompts that engine and learner are compared on, and rows that are looked at to find them."""
+
+
+async def _parity_gate(settings: Settings, parts: Parts, renderer: Renderer, sandbox: Sandbox) -> Any:
+    """The gate that stops a run whose engine and learner disagree."""
+    from agentrl.inference.parity import ParityGate, rendered_prompts
+
+    pool, policy, watchdog = parts.pool, parts.policy, parts.watchdog
+
+    async def render(prompt: int) -> list[int]:
+        task, row = pool.task(prompt), copy.deepcopy(pool.row(prompt))
+        env, limit_s = task.make(sandbox, settings.run.seed), settings.rollout.limit_s
+        try:
+            messages = await watchdog.wait(
+                env.start(row), f"{task.name} to begin an episode for the parity gate", limit_s
+            )
+            return renderer.start(messages, task.env.tool_specs())
+        finally:
+            with contextlib.suppress(EnvError):  # in an episode it would be told, and nothing more
+                await watchdog.wait(env.aclose(), f"{task.name} to close it again", limit_s)
+
+    prompts, left_out = await rendered_prompts(
+        render, pool.prompt_ids[:PARITY_ROWS], PARITY_PROMPTS, policy.context_tokens
+    )
+    for name in left_out:
+        pool.put_aside(pool.index[name])
+    if left_out:
+        parts.metrics.write("left_out", rows=left_out)
+
+    def log(row: dict[str, Any]) -> None:
+        parts.metrics.write(**row)
+
+    return ParityGate(
+        policy,
+        parts.learner.score,
+        prompts,
+        settings.engine,
+        temperature=settings.rollout.temperature,
+        tokens=min(64, settings.rollout.max_tokens),
+        limit_s=settings.run.wait_limit_s,
+        log=log,
+    )
