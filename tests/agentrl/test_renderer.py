@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from agentrl.errors import RendererError
+from agentrl.errors import ConfigError, RendererError
 from agentrl.inference.policy import FinishReason
 from agentrl.inference.scripted import ByteTokenizer
 from agentrl.renderers.making import make_renderer
@@ -435,7 +435,7 @@ def test_other_templates_are_refused_with_the_reason(template, reason):
 def test_hermes_needs_a_chat_template():
     with pytest.raises(RendererError, match="needs a tokenizer with a chat template"):
         make_renderer(ByteTokenizer(), "hermes")
-    with pytest.raises(RendererError, match="unknown format"):
+    with pytest.raises(ConfigError, match="there is no renderer .xml."):
         make_renderer(ByteTokenizer(), "xml")
 
 
