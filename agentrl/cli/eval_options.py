@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from agentrl.config import registry
 from agentrl.config.ranges import Amount, Count, Number, Seconds, Seed, Share, number
 from agentrl.config.settings import Nucleus
 
@@ -111,7 +112,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--max-tokens", type=number(Count), help="sampled tokens of one episode")
     sampling.add_argument("--max-turn-tokens", type=number(Number), help="sampled tokens of one message")
     sampling.add_argument("--max-turns", type=number(Number), help="messages of one episode")
-    sampling.add_argument("--format", choices=("auto", "code", "hermes"), help="how tools are called")
+    sampling.add_argument(
+        "--format",
+        type=registry.argument("renderer", "auto"),
+        help="how tools are called: auto, code, hermes, or a renderer's file.py:Name",
+    )
     sampling.add_argument("--seed", type=number(Seed), default=0)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agentrl.config import registry
 from agentrl.config.ranges import Amount, Count, Number, Seed, number
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     parser.add_argument("--out", type=Path, required=True, help="folder for the new weights")
     parser.add_argument(
         "--format",
-        choices=("auto", "code", "hermes"),
+        type=registry.argument("renderer", "auto"),
         default="auto",
         help="as rollout.format (default: auto)",
     )
