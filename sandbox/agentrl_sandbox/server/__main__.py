@@ -1,5 +1,6 @@
-"""Serves a sandbox: `python -m agentrl_sandbox.server`."""
+"""`python -m agentrl_sandbox.server`: serve sessions of a sandbox over HTTP."""
 
-from .hosting import main
+from agentrl_sandbox.server.hosting import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())
