@@ -17,7 +17,7 @@ pytest.importorskip("transformers", reason="the learner needs transformers")
 
 import agentrl
 from agentrl.algorithms.advantage import advantages, normalise
-from agentrl.algorithms.prompt_sampler import PromptSampler
+from agentrl.algorithms.prompt_sampler import PriorityWeights, PromptSampler
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config.loading import load_settings
 from agentrl.config.settings import Settings
@@ -73,7 +73,8 @@ async def plain_loop(settings: Settings, output: Path) -> tuple[ValueTracker, Pr
     (task,) = load_tasks(settings.env, settings.data)
     ids = [str(row["id"]) for row in task.rows]
     tracker = ValueTracker(len(ids), settings.tracker)
-    sampler = PromptSampler(tracker, settings.sampler, seed=settings.run.seed * 1000)
+    priority = PriorityWeights(PriorityWeights.Settings(gamma=0.5))
+    sampler = PromptSampler(tracker, settings.sampler, priority, seed=settings.run.seed * 1000)
     learner = Learner(settings.model, settings.learner, settings.loss, seed=settings.run.seed)
     tokenizer = load_tokenizer(settings.model.path)
     renderer = make_renderer(tokenizer, "code", tool_output_chars=settings.rollout.tool_output_chars)
