@@ -138,6 +138,7 @@ async def _run(
     finished: list[Record] | None = None
     outages = Outages(
         [experiment.env],
+        fewest_prompts=2,
         tell=_tell_outage,
         remedy="run the same command again: what was finished is kept",
     )

@@ -395,7 +395,8 @@ def outlasting(play: Play, outages: Outages, *, from_start: bool = True) -> Play
     """The same player, which waits while everything fails and then plays again what failed meanwhile.
 
     Without `from_start` nothing is waited for before something has worked, which is a mistake rather than an
-    outage, nor for episodes that used up their time: the last ones of an evaluation are the slow ones.
+    outage, nor for episodes that used up their time: the last ones of an evaluation are the slow ones; nor
+    where one prompt alone fails, which is then its own failure.
     """
     tries: Counter[int] = Counter()
 
@@ -416,7 +417,8 @@ def outlasting(play: Play, outages: Outages, *, from_start: bool = True) -> Play
             says_something = outages.failed(played.episode)
             if outages.given_up is not None:
                 raise outages.given_up
-            if says_something or number >= OUTAGE_TRIES:
+            own = not from_start and outages.one_prompt_fails(dispatch.environment)
+            if says_something or own or number >= OUTAGE_TRIES:
                 return played
             tries[dispatch.dispatch_index] += 1
             if dispatch.environment not in outages.paused:  # yet: nothing has worked since it failed before

@@ -56,6 +56,7 @@ class Outages:
 
     Args:
         environments: names of all environments of the run.
+        fewest_prompts: a streak of failures of fewer different prompts is theirs, and pauses nothing.
         limit_s: how long everything may fail before `give_up` is called, in seconds.
         tell: told what changes, as values of a row of metrics.
         give_up: told the error when no environment has anything left that works.
@@ -68,6 +69,7 @@ class Outages:
         self,
         environments: Sequence[str],
         *,
+        fewest_prompts: int = 1,
         limit_s: float = 600.0,
         tell: Callable[[Mapping[str, Any]], object] = lambda row: None,
         give_up: Callable[[AgentRLError], object] = lambda error: None,
@@ -76,6 +78,7 @@ class Outages:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._gates = {name: _Gate() for name in environments}
+        self._fewest_prompts = fewest_prompts
         self._limit_s, self._tell, self._give_up = limit_s, tell, give_up
         self._exhausted, self._remedy, self._clock = exhausted, remedy, clock
         self.given_up: AgentRLError | None = None
@@ -143,7 +146,7 @@ class Outages:
         if gate.since is not None:
             self._try_failed(episode, gate)
             return False
-        if gate.streak >= STREAK:
+        if gate.streak >= STREAK and len(gate.prompts) >= self._fewest_prompts:
             self._pause(episode.environment, gate)
             return False
         counts = 0 < gate.successes != gate.counted.get(episode.prompt_id)
@@ -154,6 +157,10 @@ class Outages:
     def has_worked(self, environment: str) -> bool:
         """Whether an episode of the environment has ended with a reward."""
         return self._gate(environment).successes > 0
+
+    def one_prompt_fails(self, environment: str) -> bool:
+        """Whether all failures since the last success are of one prompt."""
+        return len(self._gate(environment).prompts) == 1
 
     def close(self) -> None:
         """Try nothing more; idempotent."""
