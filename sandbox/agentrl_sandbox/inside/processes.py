@@ -47,8 +47,12 @@ def be_served_soon(soon):
     Linux 6.12; an older kernel refuses or does nothing. Children do not inherit it.
     """
     number = 314 if os.uname().machine == "x86_64" else 274
+    try:
+        niceness = os.nice(0)
+    except OSError:  # a container's filter may forbid to ask
+        niceness = 0
     size, reset_on_fork, turn_ns = 48, 1, 100_000 if soon else 0
-    attributes = struct.pack("=IIQiIQQQ", size, 0, reset_on_fork, os.nice(0), 0, turn_ns, 0, 0)
+    attributes = struct.pack("=IIQiIQQQ", size, 0, reset_on_fork, niceness, 0, turn_ns, 0, 0)
     _libc.syscall(number, 0, attributes, 0)
 
 
