@@ -436,7 +436,7 @@ async def test_containers_of_a_dead_owner_are_collected(engine: Any, sandbox: An
 
 async def test_a_missing_image_says_how_to_build_one(engine: Any) -> None:
     opened = open_sandbox("docker", image="agentrl-sandbox:absent")
-    with pytest.raises(SandboxUnavailable, match=r"python -m agentrl_sandbox\.docker_image"):
+    with pytest.raises(SandboxUnavailable, match=r"python -m agentrl_sandbox\.docker\.image"):
         await opened.start()
     await opened.close()
 
