@@ -15,7 +15,6 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -189,9 +188,7 @@ def make(family: str, kind: str, own: Mapping[str, Any], *context: Any) -> Any:
     if not isinstance(part, type):
         return part
     with blame(family, kind):
-        kind_of = cast("type[Any] | None", getattr(part, "Settings", None))
-        if kind_of is not None and not dataclasses.is_dataclass(kind_of):
-            kind_of = dataclass(frozen=True)(kind_of)  # who writes fields alone means one
+        kind_of = _settings_of(part)
         known = () if kind_of is None else tuple(one.name for one in fields(cast("Any", kind_of)))
         for name in own:
             if name not in known:
@@ -201,6 +198,12 @@ def make(family: str, kind: str, own: Mapping[str, Any], *context: Any) -> Any:
         values = cast("Any", kind_of)(**own)
         check_ranges(values, family)
         return part(values, *context)
+
+
+def _settings_of(part: Any) -> type[Any] | None:
+    """The class `Settings` of a part; who writes fields alone means a dataclass."""
+    kind = cast("type[Any] | None", getattr(part, "Settings", None))
+    return kind if kind is None or dataclasses.is_dataclass(kind) else dataclass(frozen=True)(kind)
 
 
 @contextlib.contextmanager
@@ -292,7 +295,7 @@ def _of_object(family: str, kind: str, part: Any) -> Declaration:
     return Declaration(
         family,
         kind,
-        settings=getattr(part, "Settings", None),
+        settings=_settings_of(part),
         requires=_checked(tuple(getattr(part, "requires", ())), f"the {family} {kind!r}"),
         text=inspect.getdoc(part) or "",
     )
@@ -378,12 +381,12 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
         ConfigError: no such file or function.
     """
     path, _, name = spec.rpartition(":")
-    module_spec = importlib.util.spec_from_file_location("agentrl_function", path) if path else None
-    if module_spec is None or module_spec.loader is None or not Path(path).is_file():
+    if not path or not Path(path).is_file():
         raise ConfigError(f"{what}{spec}: want {what}file.py:function, with a file that exists")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    function = getattr(module, name, None)
+    try:
+        function = getattr(load_file(Path(path)), name, None)
+    except EnvError as error:
+        raise ConfigError(f"{what}{spec}: {error}") from error
     if not callable(function):
         raise ConfigError(f"{path} has no function {name!r}")
     return function

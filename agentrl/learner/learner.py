@@ -525,7 +525,7 @@ class Learner:
             model_tflops=rate / 1e12,
             mfu=rate / fastest if fastest else 0.0,
             peak_memory_mb=_peak_memory_mb(self._device),
-            of_loss={name: totals.mean(name) for name in batch.tally.loss_metrics},
+            of_loss={name: totals.mean(f"loss.{name}") for name in batch.tally.loss_metrics},
         )
 
 

@@ -63,4 +63,4 @@ class StepMetrics:
     def as_dict(self) -> dict[str, float]:
         """All numbers by name."""
         values = asdict(self)
-        return values | values.pop("of_loss")
+        return values.pop("of_loss") | values

@@ -33,7 +33,7 @@ class Objective:
         requires = registry.declared("loss", loss.kind).requires
         self.needs_reference = loss.kl_coefficient > 0.0 or "reference" in requires
         """Whether the loss looks at the weights that the run began with."""
-        self.needs_proximal = "proximal" in requires
+        self.needs_proximal = "proximal" in requires or hasattr(self._loss, "statistics")
         """Whether the whole batch is scored before its first step, also where one step takes it all."""
 
     @property
@@ -58,10 +58,11 @@ class Objective:
         settings = self._loss_settings
         with registry.blame("loss", settings.kind):
             loss, metrics = self._loss(inputs)
-        for name, values in {"loss": loss, **metrics}.items():
-            if values.shape != inputs.current.shape:
+            given = {"loss": loss, **metrics}
+        for name, values in given.items():
+            if np.shape(values) != inputs.current.shape:
                 raise PartError(
-                    f"loss.kind = {settings.kind!r} gave {name!r} of shape {list(values.shape)} for "
+                    f"loss.kind = {settings.kind!r} gave {name!r} of shape {list(np.shape(values))} for "
                     f"{len(inputs.current)} tokens; every one needs the shape [{len(inputs.current)}]"
                 )
         loss = with_regularisers(

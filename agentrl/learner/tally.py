@@ -81,7 +81,8 @@ class Tally:
                 "importance": raw,
                 "importance_square": raw.double().square(),
                 "gap": log_ratio(proximal, inputs.behaviour).abs(),
-                **metrics,
+                # A loss may call something `tokens` too.
+                **{f"loss.{name}": values for name, values in metrics.items()},
             }
             for name, values in terms.items():
                 self._add(name, values.detach().double().sum() if counts else 0.0)

@@ -107,8 +107,8 @@ class Credit:
         counts = self._pool.tracker.effective_counts(prompts[kept])
         kind = self._settings.estimator.kind
         with registry.blame("estimator", kind):
-            advantages = self._estimator(self.batch(trained, baselines[kept], counts))
-        advantages = _checked(advantages, trained, f"the estimator {kind!r}")
+            given = self._estimator(self.batch(trained, baselines[kept], counts))
+            advantages = _checked(given, trained, f"the estimator {kind!r}")
         return Assignment(trained, advantages, baselines, masked)
 
     def score(self, episode: Episode) -> float:
@@ -128,7 +128,7 @@ class Credit:
                 f"the shaper {kind!r} gave episode {episode.episode_id} the reward {reward}; rewards of its "
                 f"environment lie in [{low}, {high}]"
             )
-        return (reward - low) / (high - low)
+        return replace_reward(episode, reward).score
 
     def batch(
         self,

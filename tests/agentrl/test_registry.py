@@ -129,6 +129,14 @@ def test_a_registered_part(monkeypatch: pytest.MonkeyPatch) -> None:
         def __call__(self, batch: CreditBatch) -> np.ndarray:
             return batch.scores - np.median(batch.scores)
 
+    @registry.register("shaper", "halved")
+    class Halved:
+        """Half of the reward."""
+
+        class Settings:
+            share: float = 0.5
+
+    assert registry.declared("shaper", "halved").defaults() == {"share": 0.5}
     assert registry.kinds("estimator") == ("spo", "grpo", "no_baseline", "median")
     settings = load_settings(None, ["--estimator.kind=median"])
     estimator = make_estimator(settings.estimator)

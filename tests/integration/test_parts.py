@@ -87,6 +87,8 @@ def test_a_run_of_parts_from_files(
             "def part(batch):\n    return batch.scores[:3]\n",
             r"the estimator 'part.py:part' gave 3 advantages for 16 episodes",
         ),
+        ("estimator", "def part(batch):\n    pass\n", r"the estimator 'part.py:part' raised TypeError"),
+        ("loss", "def part(inputs):\n    return inputs.current, {'x': 1.0}\n", r"gave 'x' of shape \[\] for"),
         (
             "loss",
             "def part(inputs):\n    return inputs.current.sum(), {}\n",
