@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import sys
-import typing
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from agentrl.config import settings as sections
-from agentrl.config.loading import describe_type, section_type, shipped
 from agentrl.config.settings import Settings
+from agentrl.config.tree import describe_type, hints_of, own_hints, sections_of, shipped, texts_of
 
 HEAD = """# Settings
 
@@ -21,56 +17,38 @@ file, the line and the nearest known name. The resolved settings of a run are in
 """
 
 
-def own_rows(section: str) -> list[str]:
+def own_rows(section: str, kind: type) -> list[str]:
     """Rows of the settings that the package's own parts add to a section."""
-    rows = []
-    for part in shipped(section):
-        defaults = part.defaults()
-        for name, hint in (
-            typing.get_type_hints(part.settings, include_extras=True) if part.settings else {}
-        ).items():
-            rows.append(
-                f"| `{section}.{name}` | {describe_type(hint)} | `{defaults[name]!r}` | `{part.kind}` only: "
-                f"{part.texts[name]} |"
-            )
-    return rows
+    return [
+        f"| `{section}.{name}` | {describe_type(hint)} | `{part.defaults()[name]!r}` | `{part.kind}` only: "
+        f"{part.texts[name]} |"
+        for part in shipped(kind)
+        for name, hint in own_hints(part).items()
+    ]
 
 
-def documentation() -> dict[str, dict[str, str]]:
-    """Text under each field of each settings class."""
-    tree = ast.parse(inspect.getsource(sections))
-    found: dict[str, dict[str, str]] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            texts = found.setdefault(node.name, {"": ast.get_docstring(node) or ""})
-            for field, text in zip(node.body, node.body[1:], strict=False):
-                is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-                    texts[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[attr-defined]
-    return found
+def section_lines(section: str, kind: type) -> list[str]:
+    """A section with a table of its settings."""
+    texts, hints = texts_of(kind), hints_of(kind)
+    lines = [f"## {texts['']}\n\n| setting | type | default | meaning |\n|---|---|---|---|"]
+    for field in fields(kind):
+        if field.name == "own":
+            lines += own_rows(section, kind)
+            continue
+        made = field.default_factory() if field.default_factory is not MISSING else field.default
+        default = f"`{made!r}`" if isinstance(made, str | int | float | bool | tuple) else ""
+        meaning = texts.get(field.name, "").replace("|", "\\|")
+        lines.append(
+            f"| `{section}.{field.name}` | {describe_type(hints[field.name])} | {default} | {meaning} |"
+        )
+    return [*lines, ""]
 
 
 def page() -> str:
     """The whole page."""
-    texts = documentation()
     parts = [HEAD]
-    for section in fields(Settings):
-        kind = section_type(section.name)
-        hints = typing.get_type_hints(kind, dict(vars(sections)), include_extras=True)
-        parts.append(
-            f"## {texts[kind.__name__]['']}\n\n| setting | type | default | meaning |\n|---|---|---|---|"
-        )
-        for field in fields(kind):
-            if field.name == "own":
-                parts += own_rows(section.name)
-                continue
-            made = field.default_factory() if field.default_factory is not MISSING else field.default
-            default = f"`{made!r}`" if isinstance(made, str | int | float | bool | tuple) else ""
-            meaning = texts[kind.__name__].get(field.name, "").replace("|", "\\|")
-            parts.append(
-                f"| `{section.name}.{field.name}` | {describe_type(hints[field.name])} | {default} | {meaning} |"
-            )
-        parts.append("")
+    for section, kind in sections_of(Settings).items():
+        parts += section_lines(section, kind)
     return "\n".join(parts)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli.main import COMMANDS, main
-from agentrl.config.loading import all_keys
+from agentrl.config.settings import Settings
+from agentrl.config.tree import all_keys
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +48,7 @@ def test_the_page_of_settings_is_current() -> None:
     assert (ROOT / "docs/configuration.md").read_text() == module.page(), (
         "run: python scripts/configuration_page.py"
     )
-    for key in all_keys():
+    for key in all_keys(Settings):
         assert f"`{key}`" in module.page()
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from agentrl.cli.options import add_settings
+from agentrl.config.settings import Settings
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
     """Describe the command."""
@@ -13,29 +16,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
         help="a small model learns to use Python, on this machine, in a few minutes",
         allow_abbrev=False,
     )
-    parser.add_argument("--seed", help="short for --run.seed")
-    parser.add_argument("--steps", help="short for --run.steps")
-    parser.add_argument("--name", help="short for --run.name")
     parser.add_argument("--quiet", action="store_true", help="no live progress")
     parser.add_argument(
         "--shuffle-rewards",
         action="store_true",
         help="control: deal the rewards of each batch out anew, so that there is nothing to learn",
     )
-    parser.set_defaults(handler=run, takes_settings=True)
+    add_settings(parser, Settings, {"seed": "run.seed", "steps": "run.steps", "name": "run.name"})
+    parser.set_defaults(handler=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Train the model of the demo."""
     import agentrl
-    from agentrl.cli.train import sentence, short_flags
+    from agentrl.cli.train import sentence
     from agentrl.config import loading
     from agentrl.report.terminal import progress
     from agentrl.training.parts import Options
     from agentrl.training.train import train
 
     folder = Path(agentrl.__file__).parent / "demo"
-    flags = [f"--model.path={folder / 'model'}", *short_flags(options), *options.settings]
+    flags = [f"--model.path={folder / 'model'}", *options.settings]
     settings = loading.load_settings(folder / "demo.toml", flags)
     with progress(quiet=options.quiet) as live:
         summary = train(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agentrl.cli.options import add_settings
 from agentrl.cluster.memory import Need, Plan, make_plans
 from agentrl.cluster.model_shape import KNOWN, ModelShape
 from agentrl.cluster.placement import EngineKind, Gpu, Machine, choose_engine, has_vllm, inspect_machine
@@ -64,7 +65,6 @@ def add_parser(subparsers: Any) -> None:
         "run, and exits with 1 when it does not fit; without one it goes through some model sizes.",
     )
     parser.add_argument("config", nargs="?", default="", help="a run's TOML file, or an environment")
-    parser.add_argument("--model", default="", help="folder of a model (its config.json is read), or an id")
     parser.add_argument(
         "--gpus",
         default="",
@@ -75,17 +75,15 @@ def add_parser(subparsers: Any) -> None:
         "--memory", type=number(Count), metavar="GB", help="with --gpus: and as if there were so much memory"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(handler=run, takes_settings=True)
+    add_settings(parser, Settings, {"model": "model.path"})
+    parser.set_defaults(handler=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the diagnosis; 1 when the run that was asked about cannot work here."""
     from agentrl.cli.train import settings_of
 
-    flags = list(options.settings)
-    if options.model:
-        flags += ["--model.path", options.model]
-    settings = settings_of(options.config, flags)
+    settings = settings_of(options.config, options.settings)
     machine = inspect_machine()
     if options.gpus:
         machine = replace(machine, gpus=_imagined(options.gpus))

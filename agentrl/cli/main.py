@@ -75,11 +75,11 @@ def _main(arguments: list[str]) -> int:
     if not hasattr(options, "handler"):
         parser.print_help()
         return 0 if not arguments else 2
-    if settings and not getattr(options, "takes_settings", False):
+    if settings and not hasattr(options, "takes_settings"):
         unknown = [*settings, *unknown]
     if unknown:
         command.error(_unrecognized(unknown, command))
-    options.settings = settings
+    options.settings = [*getattr(options, "settings", ()), *settings]
     try:
         return options.handler(options) or 0
     except Interrupted as stopped:
@@ -147,14 +147,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _unrecognized(unknown: Sequence[str], command: argparse.ArgumentParser) -> str:
     """What is not known, and the option or setting that it resembles."""
-    from agentrl.config.loading import all_keys
+    from agentrl.config.tree import all_keys
 
     text = f"unrecognized arguments: {' '.join(unknown)}"
     first = unknown[0].partition("=")[0]
     known = [name for action in command._actions for name in action.option_strings]  # pyright: ignore[reportPrivateUsage]
-    if command.get_default("takes_settings"):
+    if (tree := command.get_default("takes_settings")) is not None:
         wanted = first.lstrip("-").replace("-", "_")
-        setting = next((key for key in all_keys() if key.rpartition(".")[2] == wanted), "")
+        setting = next((key for key in all_keys(tree) if key.rpartition(".")[2] == wanted), "")
         if setting:
             return f"{text}; did you mean --{setting}?"
     near = difflib.get_close_matches(first, known, n=1)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import typing
 from collections.abc import Iterator
 
-from agentrl.config import loading, registry
+from agentrl.config import loading, registry, tree
 from agentrl.errors import ConfigError
 
 
@@ -47,8 +46,7 @@ def describe(part: registry.Declaration) -> Iterator[str]:
     yield f"{part.family} {part.kind}: {text.splitlines()[0]}"
     for name in part.requires:
         yield f"    requires {name}: {registry.REQUIREMENTS[name]}"
-    hints = typing.get_type_hints(part.settings, include_extras=True) if part.settings else {}
     defaults = part.defaults()
-    for name, hint in hints.items():
+    for name, hint in tree.own_hints(part).items():
         default = f" = {loading.literal(defaults[name])}" if name in defaults else " (needed)"
-        yield f"    {name}{default}    {loading.describe_type(hint)}. {part.texts.get(name, '')}".rstrip()
+        yield f"    {name}{default}    {tree.describe_type(hint)}. {part.texts.get(name, '')}".rstrip()

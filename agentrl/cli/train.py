@@ -7,10 +7,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from agentrl.config.settings import Settings
+from agentrl.cli.options import add_settings
+from agentrl.config.settings import Settings
+
+SHORT = {
+    "model": "model.path",
+    "data": "data.train",
+    "steps": "run.steps",
+    "name": "run.name",
+    "seed": "run.seed",
+    "engine": "engine.kind",
+}
 
 EPILOG = """\
 examples:
@@ -34,34 +42,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     )
     parser.add_argument("file", nargs="?", help="settings (.toml) or an environment (.py, .py:Class, a name)")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with an earlier run, in its folder")
-    parser.add_argument("--model", help="short for --model.path")
-    parser.add_argument("--data", help="short for --data.train")
-    parser.add_argument("--steps", help="short for --run.steps")
-    parser.add_argument("--name", help="short for --run.name")
-    parser.add_argument("--seed", help="short for --run.seed")
-    parser.add_argument("--engine", help="short for --engine.kind")
     parser.add_argument("--dry-run", action="store_true", help="check settings and data, print the former")
     parser.add_argument(
         "--forgive", action="store_true", help="with --resume: draw prompts again that were set aside"
     )
     parser.add_argument("--quiet", action="store_true", help="no live progress")
-    parser.set_defaults(handler=run, takes_settings=True)
-
-
-SHORT = {
-    "model": "model.path",
-    "data": "data.train",
-    "steps": "run.steps",
-    "name": "run.name",
-    "seed": "run.seed",
-    "engine": "engine.kind",
-}
-
-
-def short_flags(options: argparse.Namespace) -> list[str]:
-    """Dotted flags for the short ones that were given."""
-    given = ((name, getattr(options, name, None)) for name in SHORT)
-    return [f"--{SHORT[name]}={value}" for name, value in given if value is not None]
+    add_settings(parser, Settings, SHORT)
+    parser.set_defaults(handler=run)
 
 
 def settings_of(file: str, flags: Sequence[str]) -> Settings:
@@ -81,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from agentrl.training.parts import Options
     from agentrl.training.train import resume, train
 
-    flags = [*short_flags(options), *options.settings]
+    flags = options.settings
     if options.resume is None and options.file is None:
         raise ConfigError("name a settings file or an environment, or give --resume RUN (see --help)")
     if options.forgive and options.resume is None:

@@ -7,11 +7,15 @@ files (that is `agentrl.config.loading`) and imports nothing heavy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
 
 from agentrl.config.ranges import Amount, Count, Number, PartOf, Positive, Range, Seconds, Seed, Share
 
+Rules: TypeAlias = Iterator[tuple[tuple[str, ...], str]]
+"""(settings concerned, what is wrong) of every rule between settings that does not hold."""
 Forgetting = Annotated[float, Range(above=0, below=1)]
 Beta = Annotated[float, Range(least=0, below=1)]
 ProgramTime = Annotated[float, Range(least=0.01, most=86_400)]
@@ -44,6 +48,14 @@ class RunSettings:
     """Functions in files, `my.py:name`: from a batch to numbers that are logged with its step."""
     listeners: tuple[Annotated[str, PartOf("listener")], ...] = ()
     """Functions or classes in files, `my.py:name`: told every row of metrics."""
+
+    def rules(self) -> Rules:
+        """What is wrong with them together."""
+        if Path(self.name).name != self.name or self.name == "..":
+            yield (
+                ("name",),
+                f"run.name = {self.name!r} must be the name of one folder; its parent is run.directory",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,22 @@ class SandboxSettings:
     """`docker` only: most containers at once; an episode in flight may hold one."""
     urls: tuple[str, ...] = ()
     """`remote` only: servers of the pool."""
+
+    def rules(self) -> Rules:
+        """What is wrong with them together."""
+        for key, owner in (("image", "docker"), ("runtime", "docker"), ("urls", "remote")):
+            if getattr(self, key) and self.backend not in (owner, "broken"):
+                text = f"sandbox.{key} is for sandbox.backend = {owner!r}, not {self.backend!r}"
+                yield (key, "backend"), text
+        if self.backend == "remote" and not self.urls:
+            text = "sandbox.backend = 'remote' needs sandbox.urls, the servers of the pool"
+            yield ("backend", "urls"), text
+        if self.backend == "remote" and self.libraries:
+            text = (
+                "sandbox.libraries has no effect on sandbox.backend = 'remote': name them where the pool is "
+                "started (`agentrl sandbox serve --libraries`)"
+            )
+            yield ("libraries", "backend"), text
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +237,21 @@ class TrackerSettings:
     clock_tokens: Number = 2048
     """Model tokens scored again after each batch to advance the clock."""
     own: dict[str, Any] = field(default_factory=dict)
+
+    def rules(self) -> Rules:
+        """What is wrong with them together."""
+        if self.drift == "clock" and self.clock_tokens == 0:
+            text = (
+                "tracker.clock_tokens = 0 would keep the clock of tracker.drift = 'clock' at 0 for ever; "
+                "give it tokens to measure with, or tracker.drift = 'constant'"
+            )
+            yield ("clock_tokens", "drift"), text
+        if self.rho_min > self.rho_max:
+            text = f"tracker.rho_min = {self.rho_min} must not exceed tracker.rho_max = {self.rho_max}"
+            yield ("rho_min", "rho_max"), text
+        if self.initial_rollouts and self.initial_file:
+            text = "tracker.initial_file takes the place of tracker.initial_rollouts: give one of them"
+            yield ("initial_rollouts", "initial_file"), text
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +364,12 @@ class LearnerSettings:
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     """Learn a low-rank adapter in place of all weights."""
 
+    def rules(self) -> Rules:
+        """What is wrong with them together."""
+        if self.ranks > 1 and self.place == "thread":
+            text = "learner.ranks > 1 needs learner.place = 'process' (one process per rank)"
+            yield ("ranks", "place"), text
+
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
@@ -336,6 +385,12 @@ class StreamSettings:
     """`correct`: a soft bound, late episodes get importance weights; `wait`: a hard bound."""
     min_effective_share: Share = 0.0
     """Lowers the staleness in force while the effective share of the tokens is below this; 0 never does."""
+
+    def rules(self) -> Rules:
+        """What is wrong with them together."""
+        if self.min_effective_share and self.stale_policy == "wait":
+            text = "stream.min_effective_share steers a soft bound; it needs stale_policy = 'correct'"
+            yield ("min_effective_share", "stale_policy"), text
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,3 +446,15 @@ class Settings:
     stream: StreamSettings = field(default_factory=StreamSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+    def rules(self) -> Rules:
+        """What is wrong with sections together."""
+        if self.tracker.initial_rollouts and self.shaper.kind != "none":
+            yield (
+                ("tracker.initial_rollouts", "shaper.kind"),
+                "tracker.initial_rollouts would set values of rewards that are not shaped: set it to 0",
+            )
+        if self.stream.batch % self.estimator.group_size:
+            size = self.estimator.group_size
+            text = f"stream.batch = {self.stream.batch} is not a multiple of estimator.group_size = {size}"
+            yield ("stream.batch", "estimator.group_size"), text

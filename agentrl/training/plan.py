@@ -15,7 +15,7 @@ from typing import Any
 
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.cluster import event_loop
-from agentrl.config import loading, registry
+from agentrl.config import registry, tree
 from agentrl.config.settings import Settings
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.renderers.base import Renderer
@@ -95,7 +95,7 @@ def _check_requirements(settings: Settings, tasks: Sequence[Task]) -> None:
     Raises:
         ConfigError: a row has no gold answer, and a part requires one.
     """
-    part = next((one for one in loading.parts_of(settings) if "gold" in one.requires), None)
+    part = next((one for one in tree.parts_of(settings) if "gold" in one.requires), None)
     if part is None:
         return
     for task in tasks:

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agentrl.config import loading
+from agentrl.config import loading, tree
 from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
 from agentrl.storage.checkpoint import checkpoint_folders
@@ -73,7 +73,7 @@ def _source(task: Task) -> str:
 
 def log_start(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) -> None:
     """Write what the run begins with."""
-    parts = {str(part): part.source for part in loading.parts_of(settings)}
+    parts = {str(part): part.source for part in tree.parts_of(settings)}
     _append(folder, {"kind": "start", "tasks": describe_tasks(tasks), "parts": parts})
 
 
@@ -101,7 +101,7 @@ def check_changes(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) 
             if before["source"] != after["source"]:
                 changed[f"source of {after['name']}"] = (before["source"], after["source"])
                 logger.warning("the source of %s has changed since the run began", after["name"])
-        for part in loading.parts_of(settings):
+        for part in tree.parts_of(settings):
             before = started.get("parts", {}).get(str(part), part.source)
             if before != part.source:
                 changed[f"source of {part}"] = (before, part.source)

@@ -11,8 +11,9 @@ import pytest
 
 from agentrl.algorithms.advantage import CreditBatch
 from agentrl.config import registry
-from agentrl.config.loading import load_settings, parts_of, to_toml
+from agentrl.config.loading import load_settings, to_toml
 from agentrl.config.settings import EstimatorSettings
+from agentrl.config.tree import parts_of
 from agentrl.errors import ConfigError, PartError
 from agentrl.training.credit import make_estimator
 
@@ -156,7 +157,7 @@ def test_what_a_part_raises_names_it_and_the_line(tmp_path: Path) -> None:
 
 def test_settings_are_read_without_torch(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom agentrl.config.loading import load_settings, all_keys\n"
+        "import sys\nfrom agentrl.config.loading import load_settings\n"
         "load_settings(None, ['--loss.clip_low=0.1', '--engine.kind=vllm', '--rollout.format=hermes'])\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
