@@ -146,7 +146,10 @@ class Estimator(Protocol):
 
 
 class SPOEstimator:
-    """Score less the tracker's value, normalised over the batch (arXiv 2509.13232, equations 8 and 9)."""
+    """Score less the tracker's value, normalised over the batch (SPO).
+
+    Source: arXiv 2509.13232, equations 8 and 9; text and code read.
+    """
 
     requires = ("baselines",)
 
@@ -164,14 +167,15 @@ class SPOEstimator:
 
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs baselines."""
-        if batch.baselines is None:
-            raise DataError("the estimator 'spo' needs the baselines of the batch")
-        raw = advantages(batch.scores, batch.baselines)
+        raw = advantages(batch.scores, given_baselines(batch))
         return raw if self._floor is None else normalise(raw, self._floor)
 
 
 class NoBaselineEstimator:
-    """The score itself, normalised over the batch (the paper's ablation)."""
+    """The score itself, normalised over the batch: REINFORCE++, and the ablation of SPO's paper.
+
+    Source: arXiv 2501.03262 and 2509.13232 (appendix E); text read.
+    """
 
     @dataclass(frozen=True, slots=True)
     class Settings:
@@ -192,7 +196,11 @@ class NoBaselineEstimator:
 
 
 class GRPOEstimator:
-    """Score less the mean of its group, divided by the group's deviation (GRPO, arXiv 2402.03300)."""
+    """Score less the mean of its group, divided by the group's deviation (GRPO); undivided it is Dr. GRPO's.
+
+    Source: arXiv 2402.03300; dynamic sampling arXiv 2503.14476 (DAPO); undivided arXiv 2503.20783 (Dr. GRPO).
+    Code of all read.
+    """
 
     requires = ("groups",)
 
@@ -213,18 +221,34 @@ class GRPOEstimator:
 
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs groups."""
-        return grpo_advantages(batch.scores, _given(batch.groups), floor=self._floor)
+        return grpo_advantages(batch.scores, given_groups(batch), floor=self._floor)
 
 
 def _keep_mixed(batch: CreditBatch) -> NDArray[np.bool_]:
     """[B] which episodes belong to a group of different scores."""
-    return mixed_groups(batch.scores, _given(batch.groups))
+    return mixed_groups(batch.scores, given_groups(batch))
 
 
-def _given(groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    if groups is None:
-        raise DataError("the estimator 'grpo' needs the group of every episode")
-    return groups
+def given_groups(batch: CreditBatch) -> NDArray[np.int64]:
+    """[B] the groups of a batch.
+
+    Raises:
+        DataError: it has none.
+    """
+    if batch.groups is None:
+        raise DataError("the estimator needs the group of every episode")
+    return batch.groups
+
+
+def given_baselines(batch: CreditBatch) -> FloatArray:
+    """[B] the baselines of a batch.
+
+    Raises:
+        DataError: it has none.
+    """
+    if batch.baselines is None:
+        raise DataError("the estimator needs the baselines of the batch")
+    return batch.baselines
 
 
 def _vector(values: ArrayLike, name: str, size: int | None = None) -> FloatArray:

@@ -294,9 +294,13 @@ class LossSettings:
     """`[loss]`: what is minimised at each token (paper appendix D)."""
 
     kind: Annotated[str, PartOf("loss")] = "clipped"
-    """`clipped` (the paper's), or a class in a file, `my.py:Name`."""
+    """`clipped` (the paper's), another of `agentrl parts --kind loss`, or a class in a file, `my.py:Name`."""
     kl_coefficient: Amount = 0.0
-    """Weight of the k3 estimate of KL(current || reference), added to any loss; 0 needs no reference."""
+    """Weight of the divergence from the first weights, for any loss; 0 needs no reference."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """`k3` in the loss: never negative, with the gradient of KL(reference || current). `k2` in the loss: the
+    gradient of KL(current || reference) at each token. `k1` in the reward, from each token on: the gradient
+    of KL(current || reference) of whole sequences."""
     entropy_coefficient: Annotated[float, Range()] = 0.0
     """Weight of an entropy bonus, taken from any loss."""
     own: dict[str, Any] = field(default_factory=dict)

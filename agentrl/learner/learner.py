@@ -75,6 +75,15 @@ class _Batch:
     reference: list[Tensor] | None = None
     statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Of the whole batch, where the loss asks for some."""
+    scores: FloatArray = dataclasses.field(init=False)
+    """[B] of the episodes."""
+    groups: NDArray[np.int64] = dataclasses.field(init=False)
+    """[B] from 0; an episode without a group is one of its own."""
+
+    def __post_init__(self) -> None:
+        self.scores = np.array([episode.score for episode in self.episodes], dtype=np.float32)
+        own = [-1 - at if one.group is None else one.group for at, one in enumerate(self.episodes)]
+        self.groups = np.unique(own, return_inverse=True)[1].astype(np.int64)
 
     def names(self, sequences: Iterable[int]) -> str:
         """The episodes of some sequences, as a person reads them."""
@@ -414,6 +423,7 @@ class Learner:
         """What the loss sees of a micro-batch."""
         tensor = self._forward.tensor
         chosen = [batch.sequences[index] for index in micro.sequences]
+        episode = np.repeat([item.episode for item in chosen], micro.counts)
         positions = [item.positions for item in chosen]
         # A message ends where a token is not the next one's neighbour.
         turns = [np.cumsum(np.diff(item, prepend=item[:1]) > 1) for item in positions]
@@ -425,6 +435,8 @@ class Learner:
             advantage=tensor(np.concatenate([batch.advantages[index] for index in micro.sequences])),
             entropy=entropy,
             reference=None if batch.reference is None else batch.of(batch.reference, micro),
+            score=tensor(batch.scores[episode]),
+            group=tensor(batch.groups[episode]),
             sequence=tensor(np.repeat(np.arange(len(chosen)), micro.counts)),
             position=tensor(np.concatenate(positions)),
             turn=tensor(np.concatenate(turns)),

@@ -12,7 +12,7 @@ from torch import Tensor
 from agentrl.config import registry
 from agentrl.config.settings import AggregatorSettings, LossSettings
 from agentrl.errors import PartError
-from agentrl.learner.losses.clipped import LossInputs, with_regularisers
+from agentrl.learner.losses.clipped import LossInputs, with_divergence, with_regularisers
 
 
 class Objective:
@@ -56,6 +56,8 @@ class Objective:
             PartError: the loss raised, or gave something of another shape.
         """
         settings = self._loss_settings
+        if settings.kl == "k1" and settings.kl_coefficient > 0.0:
+            inputs = with_divergence(inputs, settings.kl_coefficient)
         with registry.blame("loss", settings.kind):
             loss, metrics = self._loss(inputs)
             given = {"loss": loss, **metrics}
@@ -68,6 +70,7 @@ class Objective:
         loss = with_regularisers(
             loss,
             inputs,
+            kl=settings.kl,
             kl_coefficient=settings.kl_coefficient,
             entropy_coefficient=settings.entropy_coefficient,
         )

@@ -7,7 +7,7 @@ Between them lies the learner's step, of which this module knows nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,12 +171,32 @@ class Credit:
 
     def fold_one(self, episode: Episode, drift: float | None = None) -> Fold:
         """Fold one episode into the tracker; whether its prompt can be drawn again is for others to say."""
-        return self._pool.tracker.fold(
+        fold = self._pool.tracker.fold(
             self._pool.index[episode.prompt_id],
             self.score(episode),
             start_clock=self.clocks[min(episode.start_version, len(self.clocks) - 1)],
             drift=drift,
         )
+        for name, part in self._remembering():
+            with registry.blame(name, getattr(self._settings, name).kind):
+                part.fold(episode)
+        return fold
+
+    def _remembering(self) -> Iterator[tuple[str, Any]]:
+        """Parts that are told of each folded episode, and have a state."""
+        for name, part in (("shaper", self._shape), ("estimator", self._estimator)):
+            if hasattr(part, "fold"):
+                yield name, part
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the parts remember of folded episodes."""
+        return {name: part.state_dict() for name, part in self._remembering()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state; a part that was not there then begins without memory."""
+        for name, part in self._remembering():
+            if name in state:
+                part.load_state_dict(state[name])
 
     @property
     def keeps(self) -> Callable[[Sequence[Episode]], bool] | None:

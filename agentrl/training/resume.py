@@ -95,6 +95,7 @@ async def _load(orchestrator: Orchestrator, folder: Path) -> RunState:
 def _restore(orchestrator: Orchestrator, state: RunState) -> None:
     orchestrator.version = orchestrator.buffer.version = state.version
     orchestrator.credit.clocks = list(state.clocks)
+    orchestrator.credit.load_state_dict(state.extra.get("parts", {}))
     orchestrator.parts.pool.load_state_dict(state.pool)
     orchestrator.totals.load_state_dict(state.totals)
     orchestrator.evaluations = state.extra.get("evaluations", 0)

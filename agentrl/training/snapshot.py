@@ -47,6 +47,7 @@ def run_state(attempt: Attempt) -> RunState:
             "cpu_s": attempt.earlier_cpu_s + cpu_seconds(),
             "tokens_generated": attempt.stream.sampled_tokens,
             "outages": attempt.outages.state_dict(),
+            "parts": attempt.credit.state_dict(),
         },
     )
 

@@ -11,18 +11,20 @@ learner now. Log-probabilities are in nats.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from agentrl.config.ranges import Positive, Range
+from agentrl.learner.losses.rows import sum_from
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are clamped to +-20, so that exp never overflows (released SPO code)."""
 
-Importance = Literal["truncate", "mask", "both", "metrics", "off"]
+Importance = Literal["truncate", "bound", "mask", "both", "metrics", "off"]
+Level = Literal["token", "sequence", "product"]
 
 
 def log_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -87,29 +89,28 @@ class ImportanceWeights:
     """[N] bool: bounded or zeroed, or would have been in `metrics` mode."""
 
 
-def importance_weights(
-    proximal: Tensor, behaviour: Tensor, mode: Importance, *, low: float, high: float
-) -> ImportanceWeights:
+def importance_weights(log_weight: Tensor, mode: Importance, *, low: float, high: float) -> ImportanceWeights:
     """What corrects a token for having been sampled by another policy than the proximal one.
 
     Two independent switches: `truncate` multiplies by min(w, high); `mask` drops tokens whose w lies
-    outside [low, high] and leaves the others as they are; `both` drops and multiplies. `metrics`
-    computes w and applies nothing; `off` does not look at the behaviour policy at all.
+    outside [low, high] and leaves the others as they are; `both` drops and multiplies. `bound` multiplies by
+    w truncated at both ends. `metrics` computes w and applies nothing; `off` does not look at w at all.
 
     Args:
-        proximal: [N] log-probabilities of the learner before the batch.
-        behaviour: [N] log-probabilities at sampling.
+        log_weight: [N] log(proximal / behaviour), of tokens or of whole sequences.
         mode: see above.
-        low: lower edge of the mask.
-        high: bound of the weight, and upper edge of the mask.
+        low: lower edge of the mask, and lower bound of the weight.
+        high: upper bound of the weight, and upper edge of the mask.
     """
     if mode == "off":
-        ones = torch.ones_like(proximal)
+        ones = torch.ones_like(log_weight)
         return ImportanceWeights(ones, ones, torch.zeros_like(ones, dtype=torch.bool))
-    raw = log_ratio(proximal, behaviour).exp()
+    raw = log_weight.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     above, beyond = raw > high, (raw > high) | (raw < low)
     if mode == "truncate":
         return ImportanceWeights(raw, raw.clamp(max=high), above)
+    if mode == "bound":
+        return ImportanceWeights(raw, raw.clamp(low, high), beyond)
     if mode == "mask":
         return ImportanceWeights(raw, (~beyond).to(raw.dtype), beyond)
     if mode == "both":
@@ -128,10 +129,19 @@ def effective_share(weight_sum: float, square_sum: float, count: int) -> float:
     return weight_sum**2 / (square_sum * count) if square_sum > 0.0 and count else 0.0
 
 
+def k2(current: Tensor, other: Tensor) -> Tensor:
+    """[N] x^2 / 2 with x = log(current / other); its gradient is that of KL(current || other) at each place.
+
+    On average over tokens sampled from `current`: x times the gradient of log current.
+    """
+    return log_ratio(current, other).square() / 2.0
+
+
 def k3(current: Tensor, other: Tensor) -> Tensor:
     """[N] exp(x) - x - 1 with x = log(other / current): unbiased for KL(current || other), never negative.
 
-    Unbiased for tokens sampled from `current` (joschu.net/blog/kl-approx.html).
+    Unbiased for tokens sampled from `current` (joschu.net/blog/kl-approx.html). Its gradient, though, is on
+    average that of KL(other || current): (1 - other / current) times the gradient of log current.
     """
     x = log_ratio(other, current)
     return x.exp() - x - 1.0
@@ -156,6 +166,10 @@ class LossInputs:
     """[N] of the current policy, nats."""
     reference: Tensor | None = None
     """[N] log-probabilities of the reference, where the loss requires one or `kl_coefficient` is not 0."""
+    score: Tensor | None = None
+    """[N] the reward of the token's episode, mapped to [0, 1], not shaped."""
+    group: Tensor | None = None
+    """[N] the group of the token's episode, from 0; one for each episode where there are no groups."""
     sequence: Tensor
     """[N] which sequence of the micro-batch a token belongs to: 0, 0, ..., 1, 1, ..."""
     position: Tensor
@@ -165,11 +179,24 @@ class LossInputs:
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     """What the loss's own `statistics` gave for the whole batch."""
 
+    def sequence_sum(self, values: Tensor) -> Tensor:
+        """[N] the sum of `values` over the sequence of each token."""
+        size = int(self.sequence[-1]) + 1
+        return values.new_zeros(size).index_add(0, self.sequence, values)[self.sequence]
+
     def sequence_mean(self, values: Tensor) -> Tensor:
         """[N] the mean of `values` over the sequence of each token."""
-        size = int(self.sequence[-1]) + 1
-        sums = values.new_zeros(size).index_add(0, self.sequence, values)
-        return (sums / torch.bincount(self.sequence, minlength=size))[self.sequence]
+        return self.sequence_sum(values) / torch.bincount(self.sequence)[self.sequence]
+
+    def log_importance(self, level: Level = "token") -> Tensor:
+        """[N] log(proximal / behaviour) of a token, or the mean or the sum over its sequence.
+
+        The mean is the log of the geometric mean of the tokens' weights, the sum that of their product.
+        """
+        of_token = log_ratio(self.proximal, self.behaviour)
+        if level == "token":
+            return of_token
+        return self.sequence_mean(of_token) if level == "sequence" else self.sequence_sum(of_token)
 
 
 class Loss(Protocol):
@@ -185,7 +212,14 @@ class Loss(Protocol):
 
 
 class ClippedLoss:
-    """Importance weight times clipped surrogate (paper equation 10 and appendix D)."""
+    """Importance weight proximal/behaviour times PPO's surrogate of current/proximal, clipped.
+
+    The three policies make it the decoupled objective (arXiv 2110.00641). The weight may be a token's, or its
+    sequence's: geometric mean or product of its tokens' weights.
+
+    Source: arXiv 2509.13232, text and code read (equation 10, appendix D); clip-higher arXiv 2503.14476; dual
+    clip arXiv 1912.09729, code read.
+    """
 
     @dataclass(frozen=True, slots=True)
     class Settings:
@@ -197,13 +231,15 @@ class ClippedLoss:
         """The ratio current/proximal is clipped above at 1 + clip_high."""
         dual_clip: Annotated[float, Range(above=1, or_zero=True)] = 10.0
         """Bound of the loss of a token with a negative advantage, in advantages; 0 switches it off."""
-        importance: Literal["truncate", "mask", "both", "metrics", "off"] = "truncate"
-        """What is done with the weight proximal/behaviour of a token: bounded, tokens outside zeroed, both,
-        only counted, or nothing at all."""
+        importance: Literal["truncate", "bound", "mask", "both", "metrics", "off"] = "truncate"
+        """What is done with the weight proximal/behaviour: bounded above, bounded at both ends, tokens
+        outside zeroed, zeroed and weighted, only counted, or nothing at all."""
+        importance_level: Literal["token", "sequence", "product"] = "token"
+        """The weight is a token's own, the geometric mean of its sequence's, or their product."""
         importance_max: Annotated[float, Range(above=1)] = 2.0
         """Bound of the importance weight, and upper edge of the mask."""
         importance_min: Annotated[float, Range(least=0, below=1)] = 0.5
-        """Lower edge of the mask."""
+        """Lower edge of the mask, and lower bound of `bound`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -219,8 +255,7 @@ class ClippedLoss:
             dual_clip=settings.dual_clip,
         )
         weights = importance_weights(
-            inputs.proximal,
-            inputs.behaviour,
+            inputs.log_importance(settings.importance_level),
             settings.importance,
             low=settings.importance_min,
             high=settings.importance_max,
@@ -233,19 +268,35 @@ class ClippedLoss:
         }
 
 
+KL = Literal["k1", "k2", "k3"]
+
+
+def with_divergence(inputs: LossInputs, coefficient: float) -> LossInputs:
+    """The inputs with advantages from which k1 was taken: coefficient times the log-ratios from a token on.
+
+    k1 = log(proximal / reference) counts as a reward, so the gradient is that of KL(current || reference) of
+    whole sequences. As a term of the loss k1 would do nothing: its gradient is zero on average.
+    """
+    assert inputs.reference is not None
+    to_go = sum_from(log_ratio(inputs.proximal, inputs.reference), inputs.sequence)
+    return replace(inputs, advantage=inputs.advantage - coefficient * to_go)
+
+
 def with_regularisers(
-    loss: Tensor, inputs: LossInputs, *, kl_coefficient: float, entropy_coefficient: float
+    loss: Tensor, inputs: LossInputs, *, kl: KL = "k3", kl_coefficient: float, entropy_coefficient: float
 ) -> Tensor:
-    """[N] loss + kl_coefficient k3(current, reference) - entropy_coefficient entropy; what is 0 is left out.
+    """[N] loss + kl_coefficient k - entropy_coefficient entropy; what is 0 is left out.
 
     Args:
         loss: [N]
         inputs: of the loss.
+        kl: `k2` or `k3` is added here; `k1` is in the advantages (`with_divergence`).
         kl_coefficient: weight of the divergence from the reference.
         entropy_coefficient: weight of the entropy.
     """
-    if inputs.reference is not None and kl_coefficient != 0.0:
-        loss = loss + kl_coefficient * k3(inputs.current, inputs.reference)
+    if inputs.reference is not None and kl_coefficient != 0.0 and kl != "k1":
+        estimate = k2 if kl == "k2" else k3
+        loss = loss + kl_coefficient * estimate(inputs.current, inputs.reference)
     if entropy_coefficient != 0.0:
         loss = loss - entropy_coefficient * inputs.entropy
     return loss

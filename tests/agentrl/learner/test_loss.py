@@ -72,6 +72,7 @@ def test_log_ratio_is_clamped() -> None:
     # Weights 1, 3 and .25; the mask keeps [.5, 2].
     [
         ("truncate", [1, 2, 0.25], [False, True, False]),
+        ("bound", [1, 2, 0.5], [False, True, True]),
         ("mask", [1, 0, 0], [False, True, True]),
         ("both", [1, 0, 0], [False, True, True]),
         ("metrics", [1, 1, 1], [False, True, True]),
@@ -81,7 +82,7 @@ def test_log_ratio_is_clamped() -> None:
 def test_importance_weights(mode: str, applied: list[float], outside: list[bool]) -> None:
     proximal = t(-1.0, math.log(0.3), math.log(0.1))
     behaviour = t(-1.0, math.log(0.1), math.log(0.4))
-    result = importance_weights(proximal, behaviour, mode, low=0.5, high=2.0)  # type: ignore[arg-type]
+    result = importance_weights(log_ratio(proximal, behaviour), mode, low=0.5, high=2.0)  # type: ignore[arg-type]
     assert result.applied.tolist() == pytest.approx(applied)
     assert result.outside.tolist() == outside
     assert result.raw.tolist() == pytest.approx([1, 1, 1] if mode == "off" else [1, 3, 0.25])
@@ -91,7 +92,7 @@ def test_the_two_switches_are_independent() -> None:
     # w = 1.5 lies inside: `mask` leaves the token as it is, `both` multiplies it too.
     proximal, behaviour = t(math.log(0.3)), t(math.log(0.2))
     for mode, expected in (("truncate", 1.5), ("mask", 1.0), ("both", 1.5)):
-        weights = importance_weights(proximal, behaviour, mode, low=0.5, high=2.0)  # type: ignore[arg-type]
+        weights = importance_weights(log_ratio(proximal, behaviour), mode, low=0.5, high=2.0)  # type: ignore[arg-type]
         assert float(weights.applied) == pytest.approx(expected)
 
 
@@ -135,7 +136,7 @@ def test_the_loss_of_a_token_by_three_policies() -> None:
 @given(
     st.lists(st.floats(-5, 0), min_size=1, max_size=20),
     st.floats(-3, 3),
-    st.sampled_from(["truncate", "mask", "both", "metrics", "off"]),
+    st.sampled_from(["truncate", "bound", "mask", "both", "metrics", "off"]),
 )
 def test_with_equal_policies_the_loss_is_minus_the_advantage(
     logprobs: list[float], advantage: float, mode: str

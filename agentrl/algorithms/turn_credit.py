@@ -1,0 +1,85 @@
+"""Credit of turns: what was rewarded after a turn is credited to it, discounted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+
+from agentrl.algorithms.advantage import Advantages, CreditBatch, FloatArray, given_baselines
+from agentrl.algorithms.group_estimators import leave_one_out
+from agentrl.config.ranges import Positive, Range
+from agentrl.episode import Episode
+
+
+def returns(rewards: Sequence[float], score: float, discount: float) -> FloatArray:
+    """[K] what follows each of K turns: its reward, and those after it, each turn discounted; the score is
+    last.
+
+    Args:
+        rewards: [K] of the turns.
+        score: of the whole episode, added to the last turn's reward.
+        discount: between one turn and the next.
+    """
+    result = np.array(rewards, dtype=np.float64)
+    result[-1] += score
+    for turn in range(len(result) - 2, -1, -1):
+        result[turn] += discount * result[turn + 1]
+    return result
+
+
+class TurnEstimator:
+    """Of each turn: what follows it, less the prompt's value and what others got after the same turn.
+
+    A turn's return is its own reward (`Turn.reward`), the rewards of turns after it and the score of the
+    episode, discounted by turns. Its baseline is the tracker's value, discounted alike, and the
+    mean, over the *other* episodes of the batch, of what that leaves at the same turn; neither contains the
+    turn's own reward. All tokens of a turn get its advantage.
+
+    Source: the policy gradient with a return for each turn; its baselines are derived here, of no paper.
+    """
+
+    requires = ("baselines",)
+
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Settings of `turns`."""
+
+        discount: Annotated[float, Range(least=0, most=1)] = 1.0
+        """Between one turn and the next."""
+        normalise: Literal["batch", "none"] = "batch"
+        """Divide by the deviation of all turns of the batch, or not."""
+        deviation_floor: Positive = 0.1
+        """Smallest deviation divided by."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self, batch: CreditBatch) -> Advantages:
+        """Of each episode and segment, [T] advantages; needs baselines and episodes."""
+        settings = self._settings
+        residuals: list[FloatArray] = []
+        for episode, score, value in zip(batch.episodes, batch.scores, given_baselines(batch), strict=True):
+            rewards = [turn.reward or 0.0 for turn in episode.turns] or [0.0]
+            left = np.arange(len(rewards))[::-1]
+            residuals.append(
+                returns(rewards, float(score), settings.discount) - value * settings.discount**left
+            )
+        counts = [len(one) for one in residuals]
+        flat = leave_one_out(
+            np.concatenate(residuals), np.concatenate([np.arange(count) for count in counts])
+        )
+        if settings.normalise == "batch" and len(flat) > 1:
+            flat = flat / max(float(flat.std(ddof=1)), settings.deviation_floor)
+        of_episodes = np.split(flat, np.cumsum(counts)[:-1])
+        return [_of_tokens(*pair) for pair in zip(batch.episodes, of_episodes, strict=True)]
+
+
+def _of_tokens(episode: Episode, advantages: FloatArray) -> list[FloatArray]:
+    """[T] of each segment: the advantage of the turn that a token belongs to, 0 outside of turns."""
+    result = [np.zeros(len(segment)) for segment in episode.segments]
+    for turn, advantage in zip(episode.turns, advantages, strict=False):
+        result[turn.segment][turn.start : turn.end] = advantage
+    return result
