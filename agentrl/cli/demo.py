@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from agentrl.cli.options import add_settings
+from agentrl.cli.options import add_preset, add_settings
 from agentrl.config.settings import Settings
 
 
@@ -23,6 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
         help="control: deal the rewards of each batch out anew, so that there is nothing to learn",
     )
     add_settings(parser, Settings, {"seed": "run.seed", "steps": "run.steps", "name": "run.name"})
+    add_preset(parser)
     parser.set_defaults(handler=run)
 
 

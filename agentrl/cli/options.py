@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from agentrl.config.presets import PRESETS
 from agentrl.config.tree import hint_at, plain, sections_of, texts_of
 
 
@@ -53,6 +54,19 @@ def add_settings(parser: argparse.ArgumentParser, root: type, short: Mapping[str
             metavar=None if constant else _metavar(hint_at(root, key)),
             help=f"{_text(root, key)} (--{target})".replace("%", "%%"),
         )
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """Let a command that takes the settings of a run take a preset."""
+    parser.add_argument(
+        "--preset",
+        action=_Setting,
+        const="preset",
+        dest="settings",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"settings of a published algorithm, below those of file and flags: {', '.join(PRESETS)}",
+    )
 
 
 def _metavar(hint: Any) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentrl.cli.options import add_settings
+from agentrl.cli.options import add_preset, add_settings
 from agentrl.config.settings import Settings
 
 SHORT = {
@@ -48,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
     )
     parser.add_argument("--quiet", action="store_true", help="no live progress")
     add_settings(parser, Settings, SHORT)
+    add_preset(parser)
     parser.set_defaults(handler=run)
 
 

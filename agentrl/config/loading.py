@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentrl.config import registry
+from agentrl.config import presets, registry
 from agentrl.config.conversion import Converter, FlagText, Place
 from agentrl.config.ranges import part_of
 from agentrl.config.settings import Settings
@@ -29,7 +29,7 @@ Table = dict[str, Any]
 
 
 def load_settings(path: Path | None = None, flags: Sequence[str] = ()) -> Settings:
-    """Settings of a run: defaults, then the file, then flags.
+    """Settings of a run: defaults, then a preset that file or flags name, then the file, then flags.
 
     Args:
         path: a TOML file; None takes defaults only.
@@ -38,7 +38,7 @@ def load_settings(path: Path | None = None, flags: Sequence[str] = ()) -> Settin
     Raises:
         ConfigError: with every mistake found.
     """
-    return load(Settings, path, flags)
+    return load(Settings, path, flags, below=presets.below)
 
 
 def load(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+from agentrl.config import conflicts
 from agentrl.config.ranges import Amount, Count, Number, PartOf, Positive, Range, Seconds, Seed, Share
 
 Rules: TypeAlias = Iterator[tuple[tuple[str, ...], str]]
@@ -462,3 +463,4 @@ class Settings:
             size = self.estimator.group_size
             text = f"stream.batch = {self.stream.batch} is not a multiple of estimator.group_size = {size}"
             yield ("stream.batch", "estimator.group_size"), text
+        yield from conflicts.refused(self)

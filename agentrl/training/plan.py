@@ -15,7 +15,7 @@ from typing import Any
 
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.cluster import event_loop
-from agentrl.config import registry, tree
+from agentrl.config import conflicts, registry, tree
 from agentrl.config.settings import Settings
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.renderers.base import Renderer
@@ -75,7 +75,7 @@ def plan_run(settings: Settings, *, fetch: bool = True) -> RunPlan:
     with _noted(problems):
         if find_model(settings.model.path, fetch=fetch) is not None or fetch:
             tokenizer = load_tokenizer(settings.model.path)
-    notes = [*_costs(settings, tasks, held_out)]
+    notes = [*conflicts.notes(settings), *_costs(settings, tasks, held_out)]
     if tokenizer is None and not problems:
         notes.append(f"{settings.model.path} is not on this machine: format and prompt were not tried")
     if tokenizer is not None and tasks:

@@ -64,7 +64,7 @@ def test_all_mistakes_are_told_with_what_would_be_right(heavy: Path) -> None:
         "--loss.widht=1",
         "--loss.width=-1",
         "--loss.mode=c",
-        "--loss.clip_low=0.1",
+        "--loss.importance_min=0.1",
         "--estimator.dynamic_sampling=true",
         "--sampler.kind=priorty",
         f"--shaper.kind={heavy}:Min",
@@ -77,7 +77,7 @@ def test_all_mistakes_are_told_with_what_would_be_right(heavy: Path) -> None:
         "--loss.widht: unknown setting 'loss.widht'; did you mean 'loss.width'?",
         "--loss.width: loss.width = -1.0 must be above 0",
         "--loss.mode: loss.mode = 'c' must be one of 'a', 'b'",
-        "--loss.clip_low: 'loss.clip_low' is a setting of the loss 'clipped' only",
+        "--loss.importance_min: 'loss.importance_min' is a setting of the loss 'clipped' only",
         f"loss '{heavy}:Mine' needs loss.steps",
         "--estimator.dynamic_sampling: 'estimator.dynamic_sampling' is a setting of the estimator 'grpo' only",
         "there is no sampler 'priorty'; did you mean 'priority'?",
@@ -138,7 +138,7 @@ def test_a_registered_part(monkeypatch: pytest.MonkeyPatch) -> None:
             share: float = 0.5
 
     assert registry.declared("shaper", "halved").defaults() == {"share": 0.5}
-    assert registry.kinds("estimator") == ("spo", "grpo", "no_baseline", "median")
+    assert registry.kinds("estimator") == (*registry.BUILT_IN["estimator"], "median")
     settings = load_settings(None, ["--estimator.kind=median"])
     estimator = make_estimator(settings.estimator)
     assert estimator(CreditBatch(np.array([0.0, 0.5, 1.0]))).tolist() == [-0.5, 0.0, 0.5]  # type: ignore[union-attr]

@@ -67,7 +67,7 @@ class REALLoss:
         assert group is not None
         margin = self._before(inputs, label)
         # A token of a sequence counts 1 / its length, so that the sequence counts once.
-        once = 1.0 / torch.bincount(inputs.sequence)[inputs.sequence]
+        once = torch.bincount(inputs.sequence).to(margin.dtype).reciprocal()[inputs.sequence]
         size = int(group.max()) + 1
         place = group * 2 + (label > 0).long()
         sums = margin.new_zeros(2 * size).index_add(0, place, margin.exp() * once).view(size, 2)

@@ -138,7 +138,7 @@ def test_estimators() -> None:
         ({"kind": "no_baseline", "group_size": 2}, "group_size = 1"),
         ({"kind": "grpo"}, "at least 2"),
         ({"own": {"dynamic_sampling": True}}, "estimator.dynamic_sampling is no setting of"),
-        ({"kind": "rloo"}, "known: spo, grpo, no_baseline"),
+        ({"kind": "rlo"}, "known: spo, grpo, no_baseline"),
         ({"own": {"deviation_floor": 0.0}}, "estimator.deviation_floor = 0.0 must be above 0"),
     ],
 )

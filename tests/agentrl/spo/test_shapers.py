@@ -81,8 +81,8 @@ def test_soft_length() -> None:
 def test_gaussian_weights() -> None:
     part = registry.make("sampler", "gaussian", {})
     values = np.array([0.0, 0.1, 0.25, 0.5, 1.0])
-    # exp(-.25 / .245) = .360448, exp(-.16 / .245) = .520486, exp(-.0625 / .245) = .774835; and .02.
-    expected = [0.380448, 0.540486, 0.794835, 1.02, 0.380448]
+    # exp(-.25 / .245) = .360448, exp(-.16 / .245) = .520450, exp(-.0625 / .245) = .774837; and .02.
+    expected = [0.380448, 0.540450, 0.794837, 1.02, 0.380448]
     assert part(values, np.ones(5)).tolist() == pytest.approx(expected, abs=2e-6)
 
 

@@ -1,0 +1,71 @@
+"""Parts that do not go together: some are refused, some only spoken of before a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentrl.config.settings import Rules, Settings
+
+
+def refused(settings: Settings) -> Rules:
+    """Parts that work against each other, or of which one does nothing."""
+    shaper, estimator, loss = settings.shaper, settings.estimator, settings.loss
+    if shaper.kind == "otc" and estimator.kind == "aspo":
+        yield (
+            ("shaper.kind", "estimator.kind"),
+            (
+                "shaper.kind = 'otc' makes the first tool call cost reward where none was needed, and "
+                "estimator.kind = 'aspo' rewards early calls: choose one"
+            ),
+        )
+    if shaper.kind != "none" and estimator.kind == "gdpo":
+        yield (
+            ("shaper.kind", "estimator.kind"),
+            (
+                f"estimator.kind = 'gdpo' reads the parts of the reward, which shaper.kind = {shaper.kind!r} "
+                "does not change: give the shaper's wish a part of its own in the environment"
+            ),
+        )
+    if loss.kind == "real" and loss.own.get("compare") == "groups" and estimator.group_size < 2:
+        yield (
+            ("loss.compare", "loss.kind", "estimator.group_size"),
+            (
+                "loss.compare = 'groups' compares the episodes of a prompt and needs estimator.group_size "
+                "of at least 2"
+            ),
+        )
+    if shaper.kind == "soft_length" and "limit" in shaper.own:
+        begins = shaper.own["limit"] - shaper.own.get("margin", 4096)
+        if begins >= settings.rollout.max_tokens:
+            yield (
+                ("shaper.limit", "shaper.margin", "rollout.max_tokens"),
+                (
+                    "shaper.kind = 'soft_length' never acts: it begins at shaper.limit - shaper.margin = "
+                    f"{begins} tokens, and rollout.max_tokens = {settings.rollout.max_tokens}"
+                ),
+            )
+
+
+def notes(settings: Settings) -> Iterator[str]:
+    """Parts that count one thing twice, or whose formula was made for another neighbour."""
+    estimator, loss, sampler = settings.estimator, settings.loss, settings.sampler
+    weighs = estimator.kind == "dgpo_value" and estimator.own.get("temperature", 2.0) > 0.0
+    if weighs and sampler.kind in ("priority", "gaussian"):
+        yield (
+            f"estimator.kind = 'dgpo_value' weighs hard prompts, and sampler.kind = {sampler.kind!r} draws "
+            "by difficulty too: estimator.temperature = 0 or sampler.kind = 'uniform' counts it once"
+        )
+    if loss.kind == "real":
+        yield (
+            "loss.kind = 'real' takes rewards as labels: what estimator.kind = "
+            f"{estimator.kind!r} gives is not used"
+        )
+    if loss.kind in ("gspo", "real") and settings.aggregator.kind != "sequences":
+        yield (
+            f"loss.kind = {loss.kind!r} is one number for a sequence and was made for aggregator.kind = "
+            f"'sequences'; {settings.aggregator.kind!r} weighs long sequences more"
+        )
+    if loss.kind == "gtpo" and estimator.own.get("normalise", "batch") == "batch":
+        yield "loss.kind = 'gtpo' was made for advantages that are centred and not divided"
