@@ -158,7 +158,7 @@ class GDPOEstimator:
     class Settings:
         """Settings of `gdpo`."""
 
-        weights: dict[str, float] = field(default_factory=dict)
+        weights: dict[str, float] = field(default_factory=dict[str, float])
         """Of parts by name, for example `{correct = 1.0, format = 0.5}`; parts not named weigh 1."""
         deviation_floor: Positive = 0.1
         """Smallest deviation of the sum over the batch divided by."""

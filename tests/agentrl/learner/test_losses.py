@@ -225,7 +225,7 @@ def test_k2_and_k3_have_the_gradients_that_they_are_named_for() -> None:
     current, other = logits.log_softmax(0), OTHER.log_softmax(0)
     chance = current.exp().detach()  # the expectation over tokens that `current` samples, exactly
 
-    def gradient(values: torch.Tensor) -> list[float]:
+    def gradient(values: Any) -> list[float]:
         return torch.autograd.grad(values, logits, retain_graph=True)[0].tolist()
 
     reverse = (current.exp() * (current - other)).sum()
@@ -244,7 +244,7 @@ def test_k1_in_the_reward_has_the_gradient_of_the_divergence_of_sequences() -> N
     table, other = logits.log_softmax(1), torch.tensor([[0.0, 0.3], [-0.5, 0.5], [0.2, 0.2]]).log_softmax(1)
     cases = [(a, b) for a in (0, 1) for b in (0, 1)]
 
-    def of(policy: torch.Tensor) -> torch.Tensor:
+    def of(policy: Any) -> Any:
         return torch.stack([policy[row, value] for a, b in cases for row, value in ((0, a), (1 + a, b))])
 
     current = of(table)

@@ -125,7 +125,7 @@ PARTS = [{"correct": c, "format": f} for c, f in ((1.0, 1.0), (0.0, 1.0), (0.0, 
 
 def test_gdpo() -> None:
     episodes = [make_episode(reward_parts=parts) for parts in PARTS]
-    batch = {"scores": [1.0, 0.5, 0.0, 1.0], "groups": [0, 0, 0, 0], "episodes": episodes}
+    batch: dict[str, Any] = {"scores": [1.0, 0.5, 0.0, 1.0], "groups": [0, 0, 0, 0], "episodes": episodes}
     # correct: mean .5, deviation .577350; format: mean .75, deviation .5. Sums 1.366025, -.366025, -2.366025,
     # 1.366025; their deviation is 1.776148.
     assert run("gdpo", **batch).tolist() == pytest.approx(
