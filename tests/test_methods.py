@@ -1,0 +1,203 @@
+"""Methods of `examples/methods`: four rows worked by hand, and the trap of each."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agentrl.algorithms.advantage import CreditBatch
+from agentrl.config import registry
+from agentrl.episode import Episode, SegmentBuilder, StopReason
+
+METHODS = Path(__file__).parents[1] / "examples" / "methods"
+ONE_GROUP = np.zeros(4, dtype=np.int64)
+
+
+def make(family: str, spec: str, **own: Any) -> Any:
+    return registry.make(family, f"{METHODS / spec}", own)
+
+
+def episode(tokens: int = 2, *, logprob: float = -1.0, **more: Any) -> Episode:
+    builder = SegmentBuilder()
+    builder.append_given([1])
+    builder.append_sampled([2] * tokens, [logprob] * tokens, [0] * tokens)
+    fields: dict[str, Any] = {
+        "episode_id": "e",
+        "dispatch_index": 0,
+        "prompt_id": "p",
+        "segments": (builder.build(),),
+        "turns": (),
+        "reward": 1.0,
+        "stop_reason": StopReason.ANSWERED,
+        "start_version": 0,
+        "temperature": 1.0,
+    }
+    return Episode(**(fields | more))
+
+
+def batch(scores: list[float], groups: Any = ONE_GROUP, **more: Any) -> CreditBatch:
+    return CreditBatch(np.array(scores), groups=groups, **more)
+
+
+def near(values: Any) -> Any:
+    return pytest.approx(values, abs=2e-6)
+
+
+@pytest.mark.parametrize("path", sorted(METHODS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_method_says_how_it_is_run_and_where_it_is_from(path: Path) -> None:
+    text = path.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("agentrl train run.toml --")]
+    assert lines, "a line to type"
+    for line in lines:
+        family, _, spec = line.split()[3].removeprefix("--").partition(".")[0], "", line.split()[4]
+        declared = registry.declared(family, str(METHODS.parents[1] / spec))
+        assert declared.text
+    assert "arXiv" in text or "code read" in text
+
+
+def test_mc_grpo() -> None:
+    part = make("estimator", "mc_grpo.py:MCGRPO")
+    # Median .2, deviations .2, 0, .8: their median .2; / .201.
+    result = part(batch([0.0, 0.2, 1.0], np.zeros(3, dtype=np.int64)))
+    assert result.tolist() == near([-0.995025, 0.0, 3.0])
+    # The trap: with rewards of 0 and 1 a deviation is 0, and the scale is that of 1e-3.
+    binary = batch([1.0, 0.0, 0.0], np.zeros(3, dtype=np.int64))
+    assert make("estimator", "mc_grpo.py:MCGRPO", bound=5000.0)(binary).tolist() == near([1000.0, 0.0, 0.0])
+    assert part(binary).tolist() == [3.0, 0.0, 0.0]
+
+
+def test_capo() -> None:
+    rows = [episode(logprob=value) for value in (-0.5, -0.7, -0.4, -0.9)]
+    result = make("estimator", "capo_calibration.py:CAPO")(batch([1.0, 1.0, 0.0, 0.0], episodes=rows))
+    # sigma of -(-.1, .4, -.3, .2) / .6: .541570, .339244, .622459, .417430.
+    assert result.tolist() == pytest.approx([0.880814, 1.039889, -1.164029, -0.756674], abs=1e-5)
+    assert float(result.sum()) == pytest.approx(0.0, abs=1e-9)
+    # A right answer of perplexity e^1 is above 2.5, a wrong one of e^.04 below 1.05.
+    rows = [episode(logprob=value) for value in (-1.0, -0.7, -0.04, -0.9)]
+    masked = make("estimator", "capo_calibration.py:CAPO")(batch([1.0, 1.0, 0.0, 0.0], episodes=rows))
+    assert [value == 0.0 for value in masked] == [True, False, True, False]
+
+
+def test_empo() -> None:
+    rows = [episode(answer=answer) for answer in ("7", " 7", "8", None)]
+    # Shares .5, .5, .25, 0; mean .3125, deviation .239357. The reward says nothing.
+    result = make("estimator", "empo.py:EMPO")(batch([0.0, 1.0, 1.0, 1.0], episodes=rows))
+    assert result.tolist() == pytest.approx([0.783346, 0.783346, -0.261116, -1.305576], abs=1e-5)
+    rows = [episode(answer=answer) for answer in "1234"]
+    assert make("estimator", "empo.py:EMPO")(batch([1.0] * 4, episodes=rows)).tolist() == [0.0] * 4
+
+
+def test_adora() -> None:
+    rows = [episode(tokens) for tokens in (10, 20, 30, 20)]
+    result = make("estimator", "adora.py:ADORA")(
+        batch([1.0, 0.0, 1.0, 0.0], np.array([0, 0, 1, 1]), episodes=rows)
+    )
+    # +-.5 / .707107; the right answer of the first group is the shorter one.
+    assert result.tolist() == near([0.0707107, -0.0707107, 0.707107, -0.707107])
+    # A wrong answer that was cut off is not counted among the lengths.
+    rows[1] = episode(20, stop_reason=StopReason.MAX_TOKENS)
+    result = make("estimator", "adora.py:ADORA")(
+        batch([1.0, 0.0, 1.0, 0.0], np.array([0, 0, 1, 1]), episodes=rows)
+    )
+    assert result[0] == pytest.approx(0.707107, abs=2e-6)
+
+
+def test_risk() -> None:
+    scores = [1.0] * 5 + [0.0] * 5
+    part = make("estimator", "risk.py:RiskPO", centred=False)
+    # Quantiles 1 and 4. Sum 5: (4 - 1 + 1 - 4) / .6 = 0; sum 0: -3 / .6 = -5 between, -1 / .2 = -5 below: -5.
+    result = part(batch(scores))
+    assert result.tolist() == near([0.0] * 5 + [-5.0] * 5)
+    # The trap: no advantage is above 0, until the mean is taken away.
+    assert make("estimator", "risk.py:RiskPO")(batch(scores)).tolist() == near([2.5] * 5 + [-2.5] * 5)
+    assert part(batch([1.0] * 4)).tolist() == [0.0] * 4
+
+
+def test_the_quantiles_of_risk_are_learned_and_saved() -> None:
+    part, other = (
+        make("estimator", "risk.py:RiskPO", rate=0.01),
+        make("estimator", "risk.py:RiskPO", rate=0.01),
+    )
+    rng = np.random.default_rng(0)
+    for reward in rng.random(20_000):
+        part.fold(episode(reward=float(reward)))
+    # Sums of five uniform numbers: 2.5 -+ .8416 sqrt(5 / 12).
+    assert part.quantiles[3] == pytest.approx(1.957, abs=0.15)
+    assert part.quantiles[15] == pytest.approx(3.043, abs=0.15)
+    part.fold(episode())
+    other.load_state_dict(json.loads(json.dumps(part.state_dict())))
+    assert other.state_dict() == part.state_dict()
+
+
+torch = pytest.importorskip("torch", reason="losses need torch (pip install agentrl[train])")
+
+from agentrl.learner.losses.clipped import LossInputs
+
+
+def inputs(ratios: list[float], advantage: list[float], **more: Any) -> LossInputs:
+    old, places = torch.full((len(ratios),), -1.0), torch.arange(len(ratios))
+    fields: dict[str, Any] = {
+        "current": (old + torch.tensor(ratios).log()).requires_grad_(),
+        "proximal": old,
+        "behaviour": old,
+        "advantage": torch.tensor(advantage),
+        "entropy": torch.zeros(len(ratios)),
+        "sequence": torch.zeros_like(places),
+        "position": places,
+        "turn": torch.zeros_like(places),
+    }
+    return LossInputs(**fields | more)
+
+
+def run(spec: str, it: LossInputs, **own: Any) -> tuple[list[float], list[float]]:
+    loss, _ = make("loss", spec, **own)(it)
+    return loss.tolist(), torch.autograd.grad(loss.sum(), it.current)[0].tolist()
+
+
+def test_nft() -> None:
+    score = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    loss, gradient = run("nft.py:NFT", inputs([1.0, 2.0, 0.5, 2.0], [0.5] * 4, score=score))
+    # -log 1, -log 2; implicit ratios of wrong ones (1 - .25) / .5 = 1.5, and 0, which is held at .1.
+    assert loss == near([0.0, -math.log(2), -math.log(1.5), -math.log(0.1)])
+    # Straight through the bound: a gradient at the last one too, ratio / (1 - p) p / .1 = 2 * 10.
+    assert gradient == near([-1.0, -1.0, 1 / 3, 20.0])
+    rates = make("estimator", "nft.py:Rate")(batch([1.0, 0.0], baselines=np.array([0.999, 0.3])))
+    assert rates.tolist() == [0.98, 0.3]
+
+
+def test_nft_on_the_policy_is_grpo() -> None:
+    # At ratio 1 right ones have gradient -1 and wrong ones p / (1 - p): the advantages, over the rate of wrong ones.
+    score = torch.tensor([1.0, 0.0])
+    _, gradient = run("nft.py:NFT", inputs([1.0, 1.0], [0.25, 0.25], score=score))
+    assert gradient == near([-1.0, 1 / 3])
+
+
+def test_ratios_of_messages() -> None:
+    it = inputs([2.0, 0.5, 1.5, 1.0], [1.0] * 4, turn=torch.tensor([0, 0, 1, 1]))
+    # Geometric means 1 and sqrt 1.5 = 1.224745, clipped at 1.2.
+    loss, gradient = run("sentence_ratio.py:TurnRatio", it)
+    assert loss == near([-1.0, -1.0, -1.2, -1.2])
+    assert gradient == near([-1.0, -1.0, 0.0, 0.0])
+    # The same message number in two sequences is two messages.
+    apart = inputs([2.0, 1.0, 0.5, 1.0], [1.0] * 4, sequence=torch.tensor([0, 0, 1, 1]))
+    assert run("sentence_ratio.py:TurnRatio", apart)[0] == near([-1.2, -1.2, -0.707107, -0.707107])
+
+
+def test_hybrid_ratio() -> None:
+    # Token ratios 2 and .5 clipped at 1.2 and .8, sequence's 1: mixed 1.1 and .9 against 1.5 and .75.
+    loss, gradient = run("sentence_ratio.py:HybridRatio", inputs([2.0, 0.5], [1.0, 1.0]))
+    assert loss == near([-1.1, -0.75])
+    assert gradient[0] == near(-0.5)  # the token's branch is clipped, the sequence's still learns
+    assert gradient[1] == near(-0.75)
+
+
+def test_ratio_variance() -> None:
+    loss, gradient = run("ratio_variance.py:RatioVariance", inputs([2.0, 0.5, 1.0], [1.0, -1.0, 1.0]))
+    assert loss == near([-1.0, 0.75, -1.0])
+    # -ratio (A - 2 (ratio - 1)): beyond 1.5 a positive advantage is pulled back, without a clip.
+    assert gradient == near([2.0, 0.0, -1.0])
