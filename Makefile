@@ -89,6 +89,7 @@ $(STAMP)-dev: $(STAMP)
 ## make docs          write the pages that are made from the code
 docs: $(STAMP)-dev
 	$(BIN)/python scripts/configuration_page.py
+	$(BIN)/python scripts/algorithm_pages.py
 
 ## make wheel-check   build the wheel and check what is in it
 wheel-check: $(STAMP)-dev

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentrl.cli.main import COMMANDS, main
+from agentrl.config import registry
 from agentrl.config.settings import Settings
 from agentrl.config.tree import all_keys
 
@@ -37,14 +39,36 @@ def test_the_sandbox_loads_alone() -> None:
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_the_page_of_settings_is_current() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "configuration_page", ROOT / "scripts/configuration_page.py"
-    )
+def script(name: str) -> Any:
+    """A file of scripts/, imported."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_of_algorithms_are_current() -> None:
+    pages = script("algorithm_pages").pages()
+    folder = ROOT / "docs/algorithms"
+    assert sorted(pages) == sorted(path.name for path in folder.iterdir())
+    for name, text in pages.items():
+        assert (folder / name).read_text() == text, "run: python scripts/algorithm_pages.py"
+
+
+@pytest.mark.parametrize("family", ["loss", "estimator", "shaper"])
+def test_every_part_says_where_it_is_from(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["parts", "--kind", family]) == 0
+    listed = capsys.readouterr().out.split("\n\n")
+    for kind in registry.BUILT_IN[family]:
+        assert registry.declared(family, kind).provenance, kind
+        (text,) = [one for one in listed if one.startswith(f"{family} {kind}: ")]
+        assert f"source: {registry.declared(family, kind).provenance}" in text
+
+
+def test_the_page_of_settings_is_current() -> None:
+    module = script("configuration_page")
     assert (ROOT / "docs/configuration.md").read_text() == module.page(), (
         "run: python scripts/configuration_page.py"
     )

@@ -44,6 +44,8 @@ def describe(part: registry.Declaration) -> Iterator[str]:
     """A part in lines: what it is, what it requires, its settings."""
     text = part.text.strip() or "(no docstring)"
     yield f"{part.family} {part.kind}: {text.splitlines()[0]}"
+    if part.provenance:
+        yield f"    source: {part.provenance}"
     for name in part.requires:
         yield f"    requires {name}: {registry.REQUIREMENTS[name]}"
     defaults = part.defaults()

@@ -112,6 +112,13 @@ class Declaration:
     def __str__(self) -> str:
         return f"the {self.family} {self.kind}"
 
+    @property
+    def provenance(self) -> str:
+        """The paragraph `Source: ...` of its docstring, without that word; empty where there is none."""
+        paragraphs = inspect.cleandoc(self.text).split("\n\n")
+        found = next((one for one in paragraphs if one.startswith("Source: ")), "")
+        return " ".join(found.removeprefix("Source: ").split())
+
     def defaults(self) -> dict[str, Any]:
         """Its settings as they are where nothing is said; those without a default are left out."""
         if self.settings is None:
