@@ -166,7 +166,13 @@ def _check_segment(segment: Segment) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One run of an agent in an environment."""
+    """One run of an agent in an environment.
+
+    Example:
+        >>> episode = run_episode("arithmetic", {"problem": "7*8+1", "answer": "57"}, model="models/demo")
+        >>> episode.reward in (0.0, 1.0), episode.num_tokens > episode.num_sampled > 0
+        (True, True)
+    """
 
     episode_id: str
     """Unique run."""

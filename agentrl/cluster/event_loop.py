@@ -11,17 +11,18 @@ import atexit
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from agentrl_envs.threads import THREADS
 
-__all__ = ["DaemonThreads", "ProcessEnd", "run"]
+__all__ = ["DaemonThreads", "ProcessEnd", "on_interrupt", "run"]
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -32,11 +33,104 @@ EXIT_LIMIT_S = 15.0
 """How long threads that were left behind may keep a process that has nothing more to do."""
 
 
+_ASKED: dict[asyncio.AbstractEventLoop, Callable[[], None]] = {}
+"""What the first Ctrl-C calls, by loop."""
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run(main)`, which does not wait for ever for what user code has left behind."""
+    """`asyncio.run(main)`, which does not wait for ever for what user code has left behind.
+
+    Where an event loop is running already (a notebook), `main` runs in a thread with a loop of its own, and
+    the caller is blocked until it ends. Ctrl-C reaches it there too.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run(main)
+    return _run_beside(main)
+
+
+def _run(main: Coroutine[Any, Any, T], begun: Callable[[asyncio.AbstractEventLoop], None] | None = None) -> T:
     with asyncio.Runner() as runner:
-        runner.get_loop().set_default_executor(DaemonThreads())
+        loop = runner.get_loop()
+        loop.set_default_executor(DaemonThreads())
+        if begun is not None:
+            begun(loop)
         return runner.run(_alone_at_the_end(main))
+
+
+def _run_beside(main: Coroutine[Any, Any, T]) -> T:
+    """Run in a thread, and hand on to it every Ctrl-C that the caller gets meanwhile."""
+    found: Future[T] = Future()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def work() -> None:
+        try:
+            found.set_result(_run(main, loops.append))
+        except asyncio.CancelledError:
+            found.set_exception(KeyboardInterrupt())
+        except BaseException as error:  # handed to the caller, whatever it is
+            found.set_exception(error)
+
+    def interrupt(*_: object) -> None:
+        for loop in loops:
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                loop.call_soon_threadsafe(_interrupt, loop)
+
+    thread = threading.Thread(target=work, name="agentrl-loop", daemon=True)
+    with _sigint(interrupt):
+        thread.start()
+        thread.join()
+    return found.result()
+
+
+def _interrupt(loop: asyncio.AbstractEventLoop) -> None:
+    """The first Ctrl-C asks, where somebody wants to be asked; the next one cancels."""
+    if (ask := _ASKED.pop(loop, None)) is not None:
+        ask()
+        return
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+
+
+@contextlib.contextmanager
+def _sigint(handler: Callable[..., None]) -> Iterator[None]:
+    """Ctrl-C calls `handler`; only the main thread hears of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def on_interrupt(ask: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) calls `ask` in this loop, the second one ends at once what it runs."""
+    loop = asyncio.get_running_loop()
+    if threading.current_thread() is not threading.main_thread():
+        _ASKED[loop] = ask
+        try:
+            yield
+        finally:
+            _ASKED.pop(loop, None)
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def once() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        ask()
+
+    for number in numbers:
+        loop.add_signal_handler(number, once)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 async def _alone_at_the_end(main: Coroutine[Any, Any, T]) -> T:

@@ -28,32 +28,37 @@ T = TypeVar("T")
 Table = dict[str, Any]
 
 
-def load_settings(path: Path | None = None, flags: Sequence[str] = ()) -> Settings:
-    """Settings of a run: defaults, then a preset that file or flags name, then the file, then flags.
+def load_settings(
+    path: Path | None = None, flags: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Settings:
+    """Settings of a run: defaults, then a preset that is named, then the file, then flags, then values.
 
     Args:
         path: a TOML file; None takes defaults only.
         flags: `--section.key=value`, or `--section.key` and `value` as two items.
+        values: dotted names with values as Python has them.
 
     Raises:
         ConfigError: with every mistake found.
     """
-    return load(Settings, path, flags, below=presets.below)
+    return load(Settings, path, flags, values, below=presets.below)
 
 
 def load(
     root: type[T],
     path: Path | None = None,
     flags: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
     *,
     below: Callable[[Table], Table] | None = None,
 ) -> T:
-    """A tree of settings: defaults, then what stands below, then the file, then flags.
+    """A tree of settings: defaults, then what stands below, then the file, then flags, then values.
 
     Args:
         root: the dataclass of the tree.
         path: a TOML file; None takes none.
         flags: `--section.key=value`, or `--section.key` and `value` as two items.
+        values: dotted names with values as Python has them.
         below: from what file and flags say to a table of what holds where they say nothing.
 
     Raises:
@@ -63,6 +68,9 @@ def load(
     source = Place("settings" if path is None else str(path))
     converter = Converter(root, places)
     _put_flags(converter, root, flags, table, places)
+    for key, value in (values or {}).items():
+        places[key] = Place(key)
+        _put(converter, key, value, places[key], table)
     if path is not None:
         _find_files(root, table, path.parent)
     if below is not None:
@@ -226,7 +234,9 @@ def _items(
     return found
 
 
-def _put(converter: Converter, key: str, value: FlagText, place: Place, table: Table, *, grows: bool) -> None:
+def _put(
+    converter: Converter, key: str, value: Any, place: Place, table: Table, *, grows: bool = False
+) -> None:
     *path, last = key.split(".")
     here: Any = table
     for part in path:

@@ -27,7 +27,7 @@ from agentrl.config.ranges import check_ranges
 from agentrl.errors import AgentRLError, ConfigError, PartError
 from agentrl_envs import EnvError
 from agentrl_envs.raised import error_text, place
-from agentrl_envs.registry import load_file
+from agentrl_envs.registry import load_file, name_of
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class Declaration:
     texts: Mapping[str, str] = field(default_factory=dict)
     """What each of its settings means."""
     source: str = ""
-    """Digest of the file it stands in; empty for a registered one."""
+    """Digest of its source; empty where there is none to be read."""
 
     def __str__(self) -> str:
         return f"the {self.family} {self.kind}"
@@ -158,6 +158,20 @@ def register(family: str, kind: str) -> Callable[[T], T]:
         return part
 
     return add
+
+
+def hold(family: str, part: Any, kind: str = "") -> str:
+    """Let settings name a part that is handed in ready made: a class, a function, or an object.
+
+    Args:
+        family: one of `BUILT_IN`.
+        part: what is handed in.
+        kind: the name it goes by; empty takes where it was defined (`agentrl_envs.registry.name_of`).
+    """
+    _known(family)
+    kind = kind or name_of(part)
+    _REGISTERED[family, kind] = part
+    return kind
 
 
 def kinds(family: str) -> tuple[str, ...]:
@@ -280,6 +294,11 @@ def _place(family: str, kind: str) -> tuple[Path, str]:
     path, colon, name = kind.rpartition(":")
     if colon and path.endswith(".py"):
         return Path(path), name
+    if colon:
+        raise ConfigError(
+            f"the {family} {kind!r} was defined in a notebook or a program, and only there it is known: hand "
+            f"it in again (in Python: agentrl.resume(folder, {family}=...))"
+        )
     near = difflib.get_close_matches(kind, kinds(family), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
@@ -321,10 +340,26 @@ def _of_object(family: str, kind: str, part: Any) -> Declaration:
     return Declaration(
         family,
         kind,
-        settings=_settings_of(part),
+        settings=_settings_of(part) if isinstance(part, type) else None,  # an object has its own
         requires=_checked(tuple(getattr(part, "requires", ())), f"the {family} {kind!r}"),
         text=inspect.getdoc(part) or "",
+        source=_source_of(kind, part),
     )
+
+
+def _source_of(kind: str, part: Any) -> str:
+    """Digest of the source of a part that is at hand; empty where there is none to be read."""
+    path = kind.rpartition(":")[0]
+    try:
+        if path.endswith(".py"):
+            text = Path(path).read_text(encoding="utf-8")
+        else:
+            text = inspect.getsource(
+                part if isinstance(part, type) or inspect.isroutine(part) else type(part)
+            )
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _requires(node: ast.ClassDef, path: Path) -> tuple[str, ...]:

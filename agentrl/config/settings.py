@@ -432,7 +432,12 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A whole run."""
+    """A whole run.
+
+    Example:
+        >>> Settings().stream.staleness, load_settings(stream={"staleness": 0}).stream.staleness
+        (1, 0)
+    """
 
     run: RunSettings = field(default_factory=RunSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -69,6 +69,13 @@ def hint_at(root: type, key: str) -> Any:
     return hint
 
 
+def family_of(root: type, key: str) -> str | None:
+    """The family of the parts that a setting names, alone or in a list; None where it names none."""
+    hint = hint_at(root, key)
+    part = part_of(typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint)
+    return None if part is None else part.family
+
+
 def open_field(kind: type) -> tuple[str, PartOf] | None:
     """The setting that names the part whose own settings stand in a section; None where there is none."""
     hints = hints_of(kind)

@@ -32,7 +32,7 @@ from agentrl.evaluation.statistics.intervals import Interval, new_problems_inter
 from agentrl.evaluation.summary import Equivalence, effort, summarise
 from agentrl.rollout.outage import FIRST_DELAY_S
 from agentrl.rollout.token_completer import Decoding, Dispatch, run_episode
-from agentrl_envs import Env, Grader, last_answer, prompt_id
+from agentrl_envs import Env, Grader, Message, last_answer, prompt_id
 
 if TYPE_CHECKING:
     from agentrl.inference.endpoint.client import EndpointPolicy
@@ -62,6 +62,8 @@ class Played:
     cost: float = 0.0
     reasoning: tuple[str, ...] = ()
     """Of each turn, where an endpoint gives it apart from the text."""
+    messages: tuple[Message, ...] = ()
+    """The conversation with an endpoint."""
 
     @property
     def final_text(self) -> str | None:
@@ -378,6 +380,7 @@ def chat_player(
             usage.completion_tokens,
             usage.money,
             result.reasoning,
+            result.messages,
         )
 
     return play

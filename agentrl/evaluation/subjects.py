@@ -81,6 +81,8 @@ class SubjectOptions:
     subject: str = ""
     """A run folder, a folder of weights, a Hugging Face id, or `scripted:file.py:function`."""
     endpoint: EndpointOptions | None = None
+    policy: Any = None
+    """An engine that is handed in ready made, in place of a subject, with its `tokenizer`."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     device: str = "auto"
     concurrency: int = 64
@@ -100,6 +102,8 @@ class Subject:
     """As given, with the format that was decided."""
     address: str = ""
     """URL of an endpoint."""
+    decode: Callable[[Sequence[int]], str] = lambda token_ids: ""
+    """Token ids to text; an endpoint has none."""
 
 
 def run_settings(subject: str) -> Settings | None:
@@ -149,7 +153,7 @@ def check_subject(options: SubjectOptions) -> None:
     Raises:
         ConfigError: there is not.
     """
-    if options.endpoint is not None:
+    if options.endpoint is not None or options.policy is not None:
         return
     if not options.subject:
         raise ConfigError(
@@ -181,11 +185,9 @@ async def open_subject(
         async with _endpoint(options, options.endpoint, rollout) as subject:
             yield subject
         return
-    if not options.subject:
-        raise ConfigError(
-            "name what is evaluated: a run, a folder of weights, or --endpoint URL --model NAME"
-        )
-    if options.subject.startswith(SCRIPT):
+    if options.policy is not None:
+        opened = options.policy, options.policy.tokenizer, {"kind": type(options.policy).__name__}
+    elif options.subject.startswith(SCRIPT):
         opened = _scripted(options)
     elif _engine_kind(options.engine) == "vllm":
         opened = await _vllm(options, logs)
@@ -213,9 +215,11 @@ async def open_subject(
             ),
             lambda: policy.version,
             rollout,
+            decode=renderer.decode,
         )
     finally:
-        await policy.close()
+        if options.policy is None:  # else it belongs to who made it
+            await policy.close()
 
 
 def _with_format(

@@ -19,7 +19,7 @@ from agentrl.storage.durable import LineFile, read_lines
 from agentrl_envs.graders import UNDECIDED
 
 Row = dict[str, Any]
-Listener = Callable[[Row], None]
+Listener = Callable[[Row], object]
 
 
 class MetricsWriter:

@@ -65,8 +65,6 @@ class Options:
     """Told every row of metrics: terminal, tracking services."""
     shuffle_rewards: bool = False
     """A control: rewards are dealt out anew among the episodes of each batch."""
-    handle_signals: bool = True
-    """Ctrl-C ends the run cleanly (needs the main thread)."""
     forgive: bool = False
     """Resumed: prompts that were set aside are drawn again, also in a deterministic run."""
     on_ready: Callable[[str], None] | None = None

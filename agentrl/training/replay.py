@@ -8,11 +8,12 @@ plays nothing: neither engine nor sandbox is needed.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.cluster import event_loop
 from agentrl.config import loading
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
@@ -30,16 +31,24 @@ from agentrl.training.initial_values import (
     recorded_scores,
 )
 from agentrl.training.learner_thread import AsyncLearner, LearnerThread
+from agentrl.training.plan import make_pool
 from agentrl.training.prompts import PromptPool
 
 
-def replay(path: Path | str, weights: Path | str, *, shuffle_rewards: bool = False) -> ValueTracker:
+def replay(
+    path: Path | str,
+    weights: Path | str,
+    *,
+    shuffle_rewards: bool = False,
+    values: Mapping[str, Any] | None = None,
+) -> ValueTracker:
     """Replay all steps of a run with a fresh learner.
 
     Args:
         path: folder of the run.
         weights: folder for the weights that come out.
         shuffle_rewards: whether the run was the control whose rewards are dealt out anew.
+        values: settings to change, as `loading.load_settings` takes them.
 
     Returns:
         The value tracker that came out. It is the run's own too, but for the folds of groups that were
@@ -52,11 +61,8 @@ def replay(path: Path | str, weights: Path | str, *, shuffle_rewards: bool = Fal
     from agentrl.training.assembly import make_learner
 
     folder = RunFolder.open(Path(path))
-    settings = loading.load_settings(folder.config, ())
-    tasks = load_tasks(settings.env, settings.data)
-    pool = PromptPool(
-        tasks, lambda count: ValueTracker(count, settings.tracker), settings.sampler, seed=settings.run.seed
-    )
+    settings = loading.load_settings(folder.config, (), values)
+    pool = make_pool(load_tasks(settings.env, settings.data), settings)
     output = Path(weights)
     output.mkdir(parents=True, exist_ok=True)
 
@@ -70,7 +76,7 @@ def replay(path: Path | str, weights: Path | str, *, shuffle_rewards: bool = Fal
 
     folder.lock()
     try:
-        asyncio.run(run())
+        event_loop.run(run())
     finally:
         folder.unlock()
     return pool.tracker

@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +51,13 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
         raise
 
 
-def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None) -> dict[str, Any]:
-    """Go on with an earlier run, in its folder, with its settings and the flags given now.
+def resume(
+    path: Path,
+    flags: Sequence[str] = (),
+    options: Options | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Go on with an earlier run, in its folder, with its settings and the flags and values given now.
 
     Raises:
         ConfigError: there is no run, it is running, or the flags would change what its values mean.
@@ -62,7 +65,7 @@ def resume(path: Path, flags: Sequence[str] = (), options: Options | None = None
     folder = RunFolder.open(path)
     folder.lock()  # first: the settings of a run that goes on are nobody's to judge
     try:
-        plan = plan_run(loading.load_settings(folder.config, flags))
+        plan = plan_run(loading.load_settings(folder.config, flags, values))
         changed = check_changes(folder, plan.settings, plan.tasks)
         return event_loop.run(_run(plan, folder, options or Options(), changed))
     finally:
@@ -94,7 +97,7 @@ async def _run(
                 # Not before: another process may have the run, or refuse these settings.
                 write_config(folder, plan.settings)
                 log_changes(folder, changed)
-            with rare_collections(), _signals(orchestrator, options.handle_signals):
+            with rare_collections(), event_loop.on_interrupt(orchestrator.stop):
                 try:
                     await orchestrator.run()
                 finally:
@@ -117,28 +120,6 @@ def _write_last(path: Path, write: Callable[[], object]) -> None:
         write()
     except OSError as error:
         logger.warning("cannot write %s: %s", path, error)
-
-
-@contextlib.contextmanager
-def _signals(orchestrator: Orchestrator, wanted: bool):
-    """The first Ctrl-C ends the run cleanly; the second one ends it at once."""
-    loop = asyncio.get_running_loop()
-    if not wanted:
-        yield
-        return
-
-    def ask() -> None:
-        orchestrator.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ask)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 def summarise(orchestrator: Orchestrator, wall_s: float, cpu_s: float) -> dict[str, Any]:

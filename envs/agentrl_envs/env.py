@@ -52,7 +52,20 @@ class Env:
     `reward(row, answer, episode)`, `reply(message)` and `close()`. Sync ones run in a thread, so they never
     block other episodes; always in the same one where they keep more than data in `self`, such as a
     connection. Annotated class attributes are settings: `digits: int = 3` makes `MyEnv(digits=4)` and
-    `--env.digits 4` work.
+    `--env.settings.digits=4` work.
+
+    Example:
+        >>> class WordCount(Env):
+        ...     def prompt(self, row):
+        ...         return f"How many words are in {row['text']!r}?"
+        ...     @tool
+        ...     def letters(self, word: str) -> int:
+        ...         "Count the letters of a word."
+        ...         return len(word)
+        ...     def reward(self, row, answer):
+        ...         return self.grade(answer, len(row["text"].split()))
+        >>> [spec.name for spec in WordCount.tool_specs()]
+        ['letters']
     """
 
     max_turns: ClassVar[int] = 8

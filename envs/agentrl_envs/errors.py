@@ -67,4 +67,12 @@ class GraderFailure(EnvError):
 
 
 class ToolError(Exception):
-    """Raised inside a tool to tell the model something went wrong; the episode goes on."""
+    """Raised inside a tool to tell the model something went wrong; the episode goes on.
+
+    Example:
+        >>> class Shop(Env):
+        ...     @tool
+        ...     def price(self, name: str) -> float:
+        ...         "The price of a thing."
+        ...         raise ToolError(f"there is no {name}")
+    """

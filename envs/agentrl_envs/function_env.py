@@ -34,6 +34,16 @@ def function_env(
     prompt: `prompt(row)`, or a format string over the fields of the row.
     attributes: class attributes such as `max_turns=4`, `reward_range=(-1, 1)`,
     `required_fields=("problem",)`.
+
+    Example:
+        >>> def double(number: int) -> int:
+        ...     "Twice a number."
+        ...     return 2 * number
+        >>> def right(row, answer):
+        ...     return answer == str(2 * row["number"])
+        >>> Doubles = function_env(tools=[double], prompt="Twice {number}?", reward=right)
+        >>> Doubles.tool_specs()[0].name
+        'double'
     """
     body: dict[str, Any] = {"reward": staticmethod(reward), "__doc__": inspect.getdoc(reward), **attributes}
     body["prompt"] = _from_template(prompt) if isinstance(prompt, str) else staticmethod(prompt)

@@ -129,6 +129,18 @@ class Finish(Exception):
 
     With `reward`, that is the reward and `reward()` is not asked. With `answer`, that is what `reward()` is
     given, as text. `text` is what the model would have been told; it is kept for people reading the episode.
+
+    Example:
+        >>> class Guess(Env):
+        ...     def prompt(self, row):
+        ...         return "Guess a digit."
+        ...     def reply(self, message):
+        ...         raise Finish(reward=float(row_answer in message))
+        ...     def reward(self, row, answer):
+        ...         return False
+        >>> row_answer = "7"
+        >>> str(run_episode(Guess, {"id": "one"}, policy=ScriptedPolicy(["it is 7<|end|>"])).reward)
+        '1.0'
     """
 
     def __init__(self, reward: Any = None, answer: Any = None, text: str = "") -> None:

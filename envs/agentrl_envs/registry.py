@@ -24,7 +24,7 @@ from .errors import EnvError, EnvNotFound
 from .raised import error_text, place
 from .user_code import ends_caller
 
-__all__ = ["get_env", "load_env", "load_file", "register", "registered"]
+__all__ = ["get_env", "hold_env", "load_env", "load_file", "name_of", "register", "registered"]
 
 E = TypeVar("E", bound=type[Env])
 _ENVIRONMENTS: dict[str, type[Env]] = {}
@@ -55,6 +55,28 @@ def register(name: str, cls: Any = None, /) -> Any:
         return added
 
     return add if cls is None else add(cls)
+
+
+def hold_env(env: type[Env], name: str = "") -> str:
+    """Let `load_env` find a class that is handed in ready made; returns the name it goes by (`name_of`)."""
+    name = name or name_of(env)
+    _ENVIRONMENTS[name] = env
+    return name
+
+
+def name_of(ready: Any) -> str:
+    """Where something was defined: `my.py:Name`, `package.module:Name`, `__main__:Name`.
+
+    Of what stands in a file the name finds it again in another process. What was made in a notebook, in the
+    program itself (`__main__`) or inside of a function can only be handed in again.
+    """
+    made = ready if isinstance(ready, type) or hasattr(ready, "__qualname__") else type(ready)
+    module, name = made.__module__, made.__qualname__
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if path is None or module == "__main__" or made is not ready or not name.isidentifier() or "." in module:
+        return f"{module}:{name}"
+    file = Path(path)
+    return f"{file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}:{name}"
 
 
 def registered() -> tuple[str, ...]:
@@ -171,6 +193,11 @@ def _class_of(module: ModuleType, name: str, where: str) -> type[Env]:
 
 def _from_module(spec: str) -> type[Env]:
     module_name, _, name = spec.partition(":")
+    if module_name == "__main__" and not hasattr(sys.modules["__main__"], name):
+        raise EnvNotFound(
+            f"{spec} was defined in a notebook or a program, and only there it is known: hand it in again "
+            f"(in Python: agentrl.resume(folder, env={name}))"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -30,7 +30,6 @@ from agentrl.storage.checkpoint import checkpoint_folders, read_state
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
 from agentrl.tasks.task import load_tasks, make_sandbox
-from agentrl.training.parts import Options
 from agentrl.training.replay import replay
 from agentrl.training.train import train
 from agentrl.weights.handle import WeightHandle
@@ -59,7 +58,7 @@ def demo(tmp_path: Path, *flags: str) -> Settings:
 
 
 def run(settings: Settings) -> RunFolder:
-    train(settings, Options(handle_signals=False))
+    train(settings)
     return RunFolder(Path(settings.run.directory) / settings.run.name)
 
 

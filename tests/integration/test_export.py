@@ -14,7 +14,6 @@ import agentrl
 from agentrl.cli.main import main
 from agentrl.config.loading import load_settings
 from agentrl.storage.recorder import read_episodes
-from agentrl.training.parts import Options
 from agentrl.training.train import train
 
 DEMO = Path(agentrl.__file__).parent / "demo"
@@ -36,7 +35,7 @@ def test_exported_weights_give_the_log_probabilities_that_the_engine_recorded(
 ):
     # Fails when `_save_weights` is called before the step whose version it writes.
     flags = [f"--model.path={DEMO / 'model'}", f"--run.directory={tmp_path}", *FLAGS]
-    train(load_settings(DEMO / "demo.toml", flags), Options(handle_signals=False))
+    train(load_settings(DEMO / "demo.toml", flags))
     run = tmp_path / "run"
     assert sorted(path.name for path in (run / "weights").iterdir()) == ["step_2", "step_4"]
     assert main(["export", str(run), str(tmp_path / "second"), "--version", "2"]) == 0

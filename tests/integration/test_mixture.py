@@ -19,7 +19,6 @@ from agentrl.report.terminal import evaluation_line
 from agentrl.storage.ledger import Ledger, State
 from agentrl.storage.metrics import Row, read_metrics
 from agentrl.storage.recorder import read_episodes
-from agentrl.training.parts import Options
 from agentrl.training.plan import plan_run
 from agentrl.training.train import train
 
@@ -77,7 +76,7 @@ batch = 32
 
 
 def run(path: Path, *flags: str) -> tuple[dict[str, Any], list[Row]]:
-    summary = train(load_settings(path, flags), Options(handle_signals=False))
+    summary = train(load_settings(path, flags))
     rows = read_metrics(path.parent / "run" / "metrics.jsonl")
     return summary, [row for row in rows if row["kind"] == "step"]
 
@@ -137,9 +136,7 @@ def test_every_environment_of_a_mixture_is_evaluated(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     text = MIXED.replace('name = "short.py:Short"', 'name = "short.py:Short"\neval_data = "generated:test:9"')
     path = write_settings(tmp_path, text)
-    train(
-        load_settings(path, ["--run.steps=1", "--eval.data=generated:test:30"]), Options(handle_signals=False)
-    )
+    train(load_settings(path, ["--run.steps=1", "--eval.data=generated:test:30"]))
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "eval"]
     assert [row["version"] for row in rows] == [0, 1]
     for row in rows:

@@ -15,7 +15,7 @@ from agentrl.cli.main import main
 from agentrl.config.loading import load_settings
 from agentrl.errors import PartError
 from agentrl.storage.metrics import read_metrics
-from agentrl.training.train import Options, train
+from agentrl.training.train import train
 
 DEMO = Path(agentrl.__file__).parent / "demo"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "parts"
@@ -53,7 +53,7 @@ def test_a_run_of_parts_from_files(
         shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
     settings = load_settings(DEMO / "demo.toml", [*FLAGS, *PARTS, "--run.steps=2"])
-    train(settings, Options(handle_signals=False))
+    train(settings)
     run = tmp_path / "runs" / "run"
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "step"]
     assert [row["version"] for row in rows] == [1, 2]
@@ -114,4 +114,4 @@ def test_what_a_part_does_wrong_is_told(
     monkeypatch.chdir(tmp_path)
     settings = load_settings(DEMO / "demo.toml", [*FLAGS, f"--{flag}.kind=part.py:part", "--run.steps=1"])
     with pytest.raises(PartError, match=message):
-        train(settings, Options(handle_signals=False))
+        train(settings)

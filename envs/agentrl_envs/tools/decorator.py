@@ -65,6 +65,15 @@ def tool(
     `parallel`: calls of one turn may run at once (a sync tool then runs in a thread of its own). `timeout_s`:
     limit of one call in seconds, instead of the class's `tool_timeout_s`. `name`: what the model calls it
     (default: its own).
+
+    Example:
+        >>> class Shop(Env):
+        ...     @tool
+        ...     async def price(self, name: str, count: int = 1) -> float:
+        ...         "The price of some things."
+        ...         return 2.5 * count
+        >>> Shop.tool_specs()[0].parameters["required"]
+        ['name']
     """
     if timeout_s is not None and not timeout_s > 0:
         raise EnvError(f"@tool(timeout_s={timeout_s}): the limit must be more than 0 seconds")

@@ -1,0 +1,155 @@
+"""What is defined inline: environments, rows, parts; in a notebook's running loop and in a program's own file."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentrl
+from agentrl import Env
+
+pytest.importorskip("torch", reason="these train (pip install agentrl[train])")
+pytestmark = pytest.mark.timeout(300)
+
+SMALL: dict[str, Any] = {
+    "model": "models/demo",
+    "stream": {"batch": 8},
+    "max_tokens": 16,
+    "tracker": {"initial_rollouts": 0},
+    "quiet": True,
+}
+ROWS = [{"problem": f"{n}+{n}", "answer": str(2 * n)} for n in range(12)]
+
+
+class Sums(Env):
+    """Add; any number at all is worth something."""
+
+    max_turns = 1
+
+    def prompt(self, row: Any) -> str:
+        return row["problem"]
+
+    def reward(self, row: Any, answer: str | None) -> float:
+        return float(any(letter.isdigit() for letter in answer or ""))
+
+
+def half(batch: Any) -> Any:
+    return batch.scores - 0.5
+
+
+class Doubled:
+    """A loss of its own."""
+
+    def __init__(self, width: float) -> None:
+        self.width = width
+        self.calls = 0
+
+    def __call__(self, inputs: Any) -> Any:
+        self.calls += 1
+        return -(inputs.current - inputs.behaviour).exp() * inputs.advantage * self.width, {}
+
+
+def longest(batch: Any) -> dict[str, float]:
+    return {"longest": float(max(episode.num_tokens for episode in batch.episodes))}
+
+
+async def test_a_run_in_a_running_loop_takes_everything_ready_made(place: Path):
+    told: list[dict[str, Any]] = []
+    loss = Doubled(2.0)
+    run = agentrl.train(
+        Sums,
+        data=ROWS,
+        eval_data=ROWS[:2],
+        steps=2,
+        estimator=half,
+        loss=loss,
+        metrics=[longest],
+        listeners=[told.append],
+        **SMALL,
+    )
+    assert (run.version, loss.calls > 0) == (2, True)
+    steps = [row for row in run.metrics if row["kind"] == "step"]
+    assert all(row["longest"] > 3 for row in steps)
+    assert [row["step"] for row in told if row["kind"] == "step"] == [1, 2]
+    config = (run.folder / "config.toml").read_text()
+    for name in ("Sums", "half", "Doubled", "longest"):
+        assert f'{__name__}:{name}"' in config
+    assert run.settings.data.train.startswith("runs/rows/")
+    assert agentrl.replay(run).same
+
+
+async def test_an_interrupt_in_a_running_loop_ends_a_run_cleanly_and_it_goes_on(place: Path):
+    def stop(row: dict[str, Any]) -> None:
+        if row["kind"] == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(agentrl.Interrupted, match="stopped at version 1"):
+        agentrl.train(Sums, data=ROWS, steps=3, name="stopped", listeners=[stop], **SMALL)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert agentrl.Run("runs/stopped").version == 1
+    run = agentrl.resume("runs/stopped", env=Sums, quiet=True)
+    assert (run.version, run.summary["attempts"]) == (3, 2)
+
+
+def test_an_episode_of_an_inline_class_with_a_policy_that_is_ready(place: Path):
+    from agentrl.inference.scripted import ScriptedPolicy
+
+    policy = ScriptedPolicy(["the answer is 12<|end|>"])
+    episode = agentrl.run_episode(Sums, ROWS[6], policy=policy)
+    assert (episode.reward, [text for who, text in episode.conversation() if who == "policy"]) == (
+        1.0,
+        ["the answer is 12<|end|>"],
+    )
+    assert "the answer is 12" in episode._repr_html_()
+    sampled = [token for token in episode.tokens() if token.sampled]
+    assert [token.logprob for token in sampled] == [0.0] * episode.num_sampled
+    found = agentrl.evaluate(Sums, data=ROWS[:3], policy=policy, samples=2)
+    assert (found.mean, len(found.records)) == (1.0, 6)
+
+
+def test_rows_that_json_cannot_keep_are_refused_by_number(place: Path):
+    with pytest.raises(agentrl.ConfigError, match="row 2 cannot be kept with the run"):
+        agentrl.train(Sums, data=[ROWS[0], {"problem": {1, 2}}], **SMALL)
+    with pytest.raises(agentrl.ConfigError, match="row 1 must be a mapping"):
+        agentrl.train(Sums, data=["1+1"], **SMALL)
+    assert not list(place.glob("runs/*"))
+
+
+PROGRAM = """
+import sys
+import agentrl
+class Words(agentrl.Env):
+    max_turns = 1
+    def prompt(self, row): return row["word"]
+    def reward(self, row, answer): return len(answer or "") % 2
+def half(batch): return batch.scores - 0.5
+rows = [{"word": str(n)} for n in range(9)]
+if sys.argv[1] == "train":
+    agentrl.train(Words, data=rows, estimator=half, steps=1, model="models/demo", stream={"batch": 8},
+                  max_tokens=8, tracker={"initial_rollouts": 0}, name="own", quiet=True)
+else:
+    print(agentrl.resume("runs/own", env=Words, estimator=half, steps=2, quiet=True))
+"""
+
+
+def test_a_run_of_a_program_s_own_class_says_so_and_is_resumed_by_it_alone(place: Path):
+    Path("own.py").write_text(PROGRAM)
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200)
+
+    assert call("own.py", "train").stderr == ""
+    config = Path("runs/own/config.toml").read_text()
+    assert 'name = "__main__:Words"' in config
+    assert 'kind = "__main__:half"' in config
+    refused = call("-m", "agentrl.cli.main", "train", "--resume", "runs/own")
+    assert refused.returncode != 0
+    assert "'__main__:half' was defined in a notebook or a program" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    told = call("own.py", "resume")
+    assert told.stdout == "Run('runs/own', version 2 of 2)\n", told.stderr
