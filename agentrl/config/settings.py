@@ -334,14 +334,18 @@ class AdapterSettings:
 class LearnerSettings:
     """`[learner]`: the optimizer, and how a batch goes through the model."""
 
+    optimizer: Literal["adamw", "lion", "sto_sign"] = "adamw"
+    """`lion` (arXiv 2302.06675) and `sto_sign` (StoSignSGD, arXiv 2604.15416) step every weight by the
+    learning rate: take a 3 to 10 times smaller one."""
     learning_rate: Amount = 1e-6
-    """Of AdamW, constant after the warm-up."""
+    """Constant after the warm-up."""
     warmup_steps: Number = 0
     """Optimizer steps over which the learning rate rises from 0."""
     weight_decay: Amount = 0.01
-    """Of AdamW."""
+    """Of matrices; norms and biases have none."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Of AdamW."""
+    """How slowly the optimizer's averages move; `lion` is made for `[0.9, 0.99]`, `sto_sign` takes the
+    first."""
     adam_epsilon: Positive = 1e-8
     """Of AdamW."""
     max_grad_norm: Amount = 1.0

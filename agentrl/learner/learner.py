@@ -48,7 +48,7 @@ from agentrl.learner.losses.clipped import LossInputs
 from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.model import DTYPES, choose_device, load_model, save_model
 from agentrl.learner.objective import Objective
-from agentrl.learner.optimizer import MasterAdamW
+from agentrl.learner.optimizer import MasterOptimizer
 from agentrl.learner.packing import has_kernel, install
 from agentrl.learner.ranks import Ranks, local
 from agentrl.learner.tally import Tally
@@ -149,7 +149,7 @@ class Learner:
             # transformers recomputes activations in training mode only; dropout is off either way.
             cast("Any", self.model).gradient_checkpointing_enable({"use_reentrant": False})
             self._forward.scorer.train()
-        self._optimizer = MasterAdamW(self.model, settings)
+        self._optimizer = MasterOptimizer(self.model, settings)
         self._reference: Forward | None = None
         if self._objective.needs_reference:
             path = reference or model_settings.path

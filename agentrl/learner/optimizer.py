@@ -1,4 +1,4 @@
-"""AdamW with float32 master weights.
+"""An optimizer over float32 master weights.
 
 Weights in bfloat16 have 8 bits of mantissa: a step of 1e-6 would vanish in them. So where the model is
 not in float32, the optimizer keeps a float32 copy of each weight, gathers gradients in float32 over the
@@ -10,12 +10,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agentrl.config.settings import LearnerSettings
+from agentrl.errors import CheckpointError
 from agentrl.learner.ranks import local, whole
+from agentrl.learner.sign_optimizers import Lion, StoSignSGD
+
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "sto_sign": ("exp_avg", "exp_avg_max")}
+"""What each optimizer remembers of a weight."""
+
+
+def _make(groups: list[dict[str, Any]], settings: LearnerSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.adam_epsilon, fused=True
+        )
+    kind = Lion if settings.optimizer == "lion" else StoSignSGD
+    return kind(groups, lr=settings.learning_rate, betas=settings.betas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +42,8 @@ class Snapshot:
     steps: int
 
 
-class MasterAdamW:
-    """AdamW over the weights of a model.
+class MasterOptimizer:
+    """The optimizer that the settings name, over the weights of a model.
 
     Weight decay acts on matrices only; norms and biases are left alone.
 
@@ -49,16 +64,11 @@ class MasterAdamW:
                 self._masters.append(self._make_master(parameter))
         matrices = [master for master in self._masters if master.ndim >= 2]
         others = [master for master in self._masters if master.ndim < 2]
-        self._adam = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": settings.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.adam_epsilon,
-            fused=True,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self._inner = _make(groups, settings)
         self.steps = 0
         """Optimizer steps taken."""
         self.last_learning_rate = 0.0
@@ -104,9 +114,9 @@ class MasterAdamW:
         if not math.isfinite(norm):
             return None
         self.last_learning_rate = self.learning_rate
-        for group in self._adam.param_groups:
+        for group in self._inner.param_groups:
             group["lr"] = self.last_learning_rate
-        self._adam.step()
+        self._inner.step()
         self.write_back()
         self.zero_grad()
         self.steps += 1
@@ -133,7 +143,7 @@ class MasterAdamW:
         """
         result: dict[str, Tensor] = {}
         for name, master in zip(self._names, self._masters, strict=True):
-            for key, value in self._adam.state.get(master, {}).items():
+            for key, value in self._inner.state.get(master, {}).items():
                 result[f"{key}:{name}"] = local(value)
         for name, parameter, master in zip(self._names, self._parameters, self._masters, strict=True):
             if master is not parameter:
@@ -144,19 +154,25 @@ class MasterAdamW:
         """Take the state that `tensors` gave; the model's weights are set apart from it.
 
         Raises:
+            CheckpointError: the state is of another optimizer.
             KeyError: a master weight is missing.
         """
         self.zero_grad()
-        self._adam.state.clear()
+        self._inner.state.clear()
         for name, parameter, master in zip(self._names, self._parameters, self._masters, strict=True):
             if f"step:{name}" in tensors:
                 state: dict[str, Tensor] = {
                     "step": tensors[f"step:{name}"].to(local(master).device, copy=True)
                 }
-                for key in ("exp_avg", "exp_avg_sq"):
+                for key in MOMENTS[self._settings.optimizer]:
+                    if f"{key}:{name}" not in tensors:
+                        raise CheckpointError(
+                            f"the saved optimizer is not {self._settings.optimizer!r}: resume with the "
+                            "learner.optimizer that the run had"
+                        )
                     state[key] = torch.zeros_like(master, requires_grad=False)
                     local(state[key]).copy_(tensors[f"{key}:{name}"])
-                self._adam.state[master] = state
+                self._inner.state[master] = state
             if master is not parameter:
                 with torch.no_grad():
                     master.copy_(tensors[f"master:{name}"])
