@@ -86,7 +86,7 @@ class Turn:
     text: str
     tool_calls: tuple[ToolCallRecord, ...] = ()
     reward: float | None = None
-    """Reserved: a reward of this turn alone."""
+    """What the environment's `reward_turn` gave this turn alone; None where it gave nothing."""
 
 
 def _int_array(values: Iterable[int]) -> array[int]:

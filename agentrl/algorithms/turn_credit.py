@@ -33,8 +33,8 @@ def returns(rewards: Sequence[float], score: float, discount: float) -> FloatArr
 class TurnEstimator:
     """Of each turn: what follows it, less the prompt's value and what others got after the same turn.
 
-    A turn's return is its own reward (`Turn.reward`), the rewards of turns after it and the score of the
-    episode, discounted by turns. Its baseline is the tracker's value, discounted alike, and the
+    A turn's return is its own reward (the environment's `reward_turn`), the rewards of turns after it and the
+    score of the episode, discounted by turns. Its baseline is the tracker's value, discounted alike, and the
     mean, over the *other* episodes of the batch, of what that leaves at the same turn; neither contains the
     turn's own reward. All tokens of a turn get its advantage.
 

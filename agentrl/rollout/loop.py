@@ -210,7 +210,7 @@ class Conversation(ABC):
             dispatch_index=dispatch.dispatch_index,
             prompt_id=dispatch.prompt_id,
             segments=self.segments(),
-            turns=tuple(self.turns),
+            turns=self._rewarded_turns(),
             reward=None if reward is None else reward.value,
             reward_parts={} if reward is None else reward.parts,
             reward_range=(0.0, 1.0) if self.env is None else self.env.reward_range,
@@ -225,6 +225,11 @@ class Conversation(ABC):
             tool_seconds=self.tool_seconds,
             group=dispatch.group,
         )
+
+    def _rewarded_turns(self) -> tuple[Turn, ...]:
+        """The turns, each with what the environment gave it."""
+        given = {} if self.env is None else self.env.turn_rewards
+        return tuple(replace(turn, reward=given.get(at)) for at, turn in enumerate(self.turns))
 
     def _classify(self, error: BaseException) -> Failure:
         """Name the boundary that broke, and where in the user's files."""

@@ -101,6 +101,8 @@ class Env:
         self._thread = CallThread(f"env-{type(self).__name__}", keeps=self._keeps_thread)
         self._closing: asyncio.Future[None] | None = None
         self._verdict: Verdict | None = None
+        self._turn = -1
+        self._turn_rewards: dict[int, float] = {}
         # What an instance changes in place is its own, neither the class's nor that of other episodes.
         for name, value in (self._changeable_defaults() | self.check_settings(settings)).items():
             setattr(self, name, copy.deepcopy(value))
@@ -121,6 +123,31 @@ class Env:
         `answer` is the text of the last assistant message that called no tool; None when there was none.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method reward(self, row, answer)")
+
+    def reward_turn(self, value: float, turn: int | None = None) -> None:
+        """Reward one message of the model, for learners that credit turns (`estimator.kind = "turns"`).
+
+        Call it from a tool, from `reply` or from `reward`; what a turn is given adds up. It is no part of the
+        episode's reward. `turn` counts the model's messages from 0; None is the newest.
+
+        Raises:
+            RewardError: the value is not a finite number, or the model has not written that message.
+        """
+        where = self._turn if turn is None else turn
+        who = f"{type(self).__name__}.reward_turn"
+        number = math.nan
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(value)
+        if not math.isfinite(number):
+            raise RewardError(f"{who} was given {shown(value)}; want a finite number")
+        if not 0 <= where <= self._turn:
+            raise RewardError(f"{who}: there is no turn {where}; the model has written {self._turn + 1}")
+        self._turn_rewards[where] = self._turn_rewards.get(where, 0.0) + number
+
+    @property
+    def turn_rewards(self) -> Mapping[int, float]:
+        """What `reward_turn` was given, by turn; turns that were given nothing are left out."""
+        return self._turn_rewards
 
     def close(self) -> Any:
         """Release what `setup` made. Runs also when the episode was cancelled.
@@ -270,6 +297,7 @@ class Env:
         Wrong arguments and unknown tools come back as results with `ok=False`. Finish propagates, with what
         was finished before it in `finish.results`. Broken machinery raises an EnvError.
         """
+        self._turn += 1
         bound = tools_of(type(self), self.tool_timeout_s)
         results: list[ToolResult] = []
         for batch in _batches(calls, lambda c: c.name in bound and bound[c.name].spec.parallel):
@@ -294,6 +322,7 @@ class Env:
 
         None (also without `reply`) ends the episode.
         """
+        self._turn += 1
         reply: Callable[[str], Any] | None = getattr(self, "reply", None)
         if reply is None:
             return None
@@ -318,6 +347,7 @@ class Env:
         raised.
         """
         self._verdict = None
+        self._turn = max(self._turn, transcript.turns - 1)
         if finish is not None and finish.answer is not None:
             answer = finish.answer
         if finish is not None and finish.reward is not None:
@@ -401,7 +431,7 @@ class Env:
         return Reward(value=min(max(total, low), high), parts=numbers, verdict=verdict)
 
 
-_OWN = {"_sandbox", "_grader", "rng", "_thread", "_closing", "_verdict"}
+_OWN = {"_sandbox", "_grader", "rng", "_thread", "_closing", "_verdict", "_turn", "_turn_rewards"}
 """Attributes of every instance; none belongs to a thread."""
 
 _DATA_LOOKED_AT = 200

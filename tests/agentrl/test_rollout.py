@@ -175,6 +175,48 @@ async def test_reply_answers_a_turn_without_a_call() -> None:
     assert episode.reward == 1.0
 
 
+class Rewards(Words):
+    @tool
+    async def python(self, code: str) -> str:
+        "Run Python."
+        self.reward_turn(0.25)
+        self.reward_turn(0.5)
+        return "out"
+
+    def reply(self, message: str) -> str | None:
+        if message == "yes":
+            return None
+        self.reward_turn(-1.0)
+        return "are you sure?"
+
+    def reward(self, row: Any, answer: str | None) -> float:
+        self.reward_turn(2.0, turn=3)
+        return float(answer == row["answer"])
+
+
+async def test_an_environment_rewards_single_turns() -> None:
+    episode = await play(Rewards, [CODE, "perhaps<|end|>", CODE, "yes<|end|>"], max_turns=4)
+    # What a turn is given adds up; the episode's own reward is not among it.
+    assert [turn.reward for turn in episode.turns] == [0.75, -1.0, 0.75, 2.0]
+    assert episode.reward == 1.0
+    plain = await play(Words, [CODE, "yes<|end|>"])
+    assert [turn.reward for turn in plain.turns] == [None, None]
+
+
+async def test_a_reward_of_a_turn_that_is_none_is_a_failure() -> None:
+    class Wrong(Rewards):
+        def reward(self, row: Any, answer: str | None) -> float:
+            self.reward_turn(float("nan"))
+            return 0.0
+
+    episode = await play(Wrong, ["yes<|end|>"])
+    assert episode.failure is not None
+    assert "Wrong.reward_turn was given nan; want a finite number" in episode.failure.message
+    episode = await play(Rewards, ["yes<|end|>"])
+    assert episode.failure is not None
+    assert "there is no turn 3; the model has written 1" in episode.failure.message
+
+
 async def test_cancellation_passes_and_the_environment_is_closed() -> None:
     class Closes(Words):
         closed = 0
