@@ -107,7 +107,7 @@ class DGPOEstimator:
         result = np.where(mixed, centred * size / (absolute + 1e-4), 0.0)
         if not mixed.any():
             return result
-        return result * self._weights(batch.scores, groups, mean, mixed) * _tokens_share(batch, mixed)
+        return result * self._weights(batch.scores, groups, mean, mixed) * tokens_share(batch, mixed)
 
     def _weights(
         self, scores: FloatArray, groups: NDArray[np.int64], mean: FloatArray, mixed: NDArray[np.bool_]
@@ -122,10 +122,10 @@ class DGPOEstimator:
         return weights
 
 
-def _tokens_share(batch: CreditBatch, mixed: NDArray[np.bool_]) -> float:
-    """All tokens learned from over those of mixed groups."""
-    tokens = np.array([one.num_trainable for one in batch.episodes] or np.ones(len(mixed)))
-    return float(tokens.sum() / max(tokens[mixed].sum(), 1))
+def tokens_share(batch: CreditBatch, chosen: NDArray[np.bool_]) -> float:
+    """All tokens learned from over those of some episodes, [B]."""
+    tokens = np.array([one.num_trainable for one in batch.episodes] or np.ones(len(chosen)))
+    return float(tokens.sum() / max(tokens[chosen].sum(), 1))
 
 
 def reward_parts(episodes: Sequence[Episode]) -> Mapping[str, FloatArray]:

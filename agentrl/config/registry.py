@@ -42,6 +42,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "dgpo_value": "agentrl.algorithms.value_estimators:DGPOValueEstimator",
         "bnpo": "agentrl.algorithms.value_estimators:BNPOEstimator",
         "aspo": "agentrl.algorithms.value_estimators:ASPOEstimator",
+        "d3s": "agentrl.algorithms.selection:D3SEstimator",
         "turns": "agentrl.algorithms.turn_credit:TurnEstimator",
     },
     "loss": {

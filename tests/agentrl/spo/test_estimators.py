@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from agentrl.algorithms.advantage import CreditBatch
 from agentrl.algorithms.group_estimators import leave_one_out
+from agentrl.algorithms.selection import most_varied
 from agentrl.algorithms.turn_credit import returns
 from agentrl.algorithms.value_estimators import beta_density, tokens_to_first_call
 from agentrl.config import registry
@@ -137,7 +139,7 @@ def test_gdpo() -> None:
     with pytest.raises(DataError, match=r"names \['fromat'\]; the parts are \['correct', 'format'\]"):
         run("gdpo", {"weights": {"fromat": 1.0}}, **batch)
     with pytest.raises(DataError, match="have no parts"):
-        run("gdpo", **(batch | {"episodes": [make_episode()] * 4}))
+        run("gdpo", None, **(batch | {"episodes": [make_episode()] * 4}))
 
 
 def test_gdpo_tells_apart_what_a_sum_cannot() -> None:
@@ -274,3 +276,33 @@ def learned(kind: str, seed: int, *, turns: int = 6, steps: int = 25, batch: int
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_credit_of_turns_learns_faster_than_credit_of_episodes(seed: int) -> None:
     assert learned("turns", seed) > learned("spo", seed) + 0.03
+
+
+def test_d3s() -> None:
+    rows = {"scores": [1.0, 0.9, 0.2, 0.0], "baselines": [0.5] * 4, "episodes": [make_episode()] * 4}
+    # Of .5, .4, -.3, -.5 the first and the last vary most; half of the tokens are theirs, so they count twice.
+    assert run("d3s", {"normalise": "none"}, **rows).tolist() == near([1.0, 0.0, 0.0, -1.0])
+    everything = run("d3s", {"share": 1.0}, **rows)
+    assert everything.tolist() == near(run("spo", **rows).tolist())
+
+
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=7), st.data())
+def test_no_other_choice_of_d3s_varies_more(values: list[float], data: st.DataObject) -> None:
+    array, count = np.array(values), data.draw(st.integers(1, len(values)))
+    kept = most_varied(array, count)
+    best = max(float(np.var(array[list(some)])) for some in itertools.combinations(range(len(array)), count))
+    assert kept.sum() == count
+    assert float(np.var(array[kept])) == pytest.approx(best, abs=1e-9)
+
+
+def test_the_share_of_d3s_rises_and_is_saved() -> None:
+    part, other = (registry.make("estimator", "d3s", {"share": 0.25, "anneal": 4}) for _ in range(2))
+    assert part.share == 0.25
+    part.fold(make_episode())
+    part.fold(make_episode())
+    assert part.share == 0.625
+    other.load_state_dict(part.state_dict())
+    other.fold(make_episode())
+    other.fold(make_episode())
+    other.fold(make_episode())
+    assert other.share == 1.0
