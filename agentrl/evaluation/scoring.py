@@ -20,8 +20,8 @@ from agentrl.errors import ConfigError
 from agentrl.evaluation.results import Record, golds_of
 from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointError, EndpointRefused
 from agentrl.inference.policy import Sampling
-from agentrl_envs import Grader, Verdict, last_answer
-from agentrl_envs.graders import model_text
+from agentrl_envs import Grader, Verdict
+from agentrl_envs.graders import answer_in, model_text
 
 if TYPE_CHECKING:
     from agentrl.inference.endpoint.client import EndpointPolicy
@@ -38,10 +38,12 @@ def lenient_answer(text: str | None) -> str | None:
 
     None where there is nothing of the kind.
     """
-    stated = last_answer(text)
-    if stated is not None or text is None:
+    if text is None:
+        return None
+    text = model_text(text)
+    if (stated := answer_in(text)) is not None:
         return stated
-    text = model_text(text)[-_LONGEST:]
+    text = text[-_LONGEST:]
     said = [match[1] for match in _SAID.finditer(text)]
     for part in (*said[-1:], text):
         formulas = [next(filter(None, match.groups())) for match in _FORMULA.finditer(part)]

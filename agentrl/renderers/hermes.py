@@ -17,6 +17,7 @@ from agentrl.renderers.base import ParsedMessage
 from agentrl.renderers.template import ChatTemplate, Step
 from agentrl.renderers.text import TextCodec, cut_text, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
+from agentrl_envs.messages import MOST_CALLS
 from agentrl_envs.plain import read_json
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -101,8 +102,10 @@ class HermesRenderer:
         first = message_id(token_ids)
         calls = tuple(
             _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], f"{first}_{i}")
-            for i, (begin, stop, end) in enumerate(found)
+            for i, (begin, stop, end) in enumerate(found[:MOST_CALLS])
         )
+        if len(found) > MOST_CALLS:
+            calls = (*calls[:-1], calls[-1].as_last_of(len(found)))
         message: Message = {"role": "assistant", "content": text}
         if calls:
             message = {

@@ -70,15 +70,15 @@ class TextCodec:
         return {text: i for text, i in added.items() if text and (len(text) > 1 or text in special)}
 
     @cached_property
-    def _control_pattern(self) -> re.Pattern[str] | None:
+    def _breaks(self) -> list[tuple[re.Pattern[str], str]]:
         return _first_characters([text for text in self._control_texts if len(text) > 1])
 
     def neutral(self, text: str) -> str:
         """The text with `BREAK` after the first character of every control text in it."""
         text = text.replace(BREAK, "\ufffd")
-        if self._control_pattern is None:
-            return text
-        return self._control_pattern.sub(lambda match: match.group(0) + BREAK, text)
+        for first, broken in self._breaks:
+            text = first.sub(broken, text)
+        return text
 
     def encode(self, text: str) -> list[int]:
         """Token ids; control texts become control tokens, except where `neutral` broke them."""
@@ -102,14 +102,16 @@ class TextCodec:
         return decode_exactly(self.tokenizer, token_ids)
 
 
-def _first_characters(texts: Sequence[str]) -> re.Pattern[str] | None:
-    """Pattern of the first character of any of the texts; what follows is only looked at, so that
-    texts that overlap are all found."""
+def _first_characters(texts: Sequence[str]) -> list[tuple[re.Pattern[str], str]]:
+    """Pattern and replacement for each first character of the texts; what follows is only looked at, so that
+    texts that overlap are all found. (One pattern for all would need a function called for each match.)"""
     by_first: dict[str, list[str]] = {}
     for text in texts:
         by_first.setdefault(text[0], []).append(re.escape(text[1:]))
-    parts = (f"{re.escape(first)}(?={'|'.join(rests)})" for first, rests in by_first.items())
-    return re.compile("|".join(parts)) if texts else None
+    return [
+        (re.compile(f"{re.escape(first)}(?={'|'.join(rests)})"), first.replace("\\", r"\\") + BREAK)
+        for first, rests in by_first.items()
+    ]
 
 
 def fenced_code(block: str) -> str:

@@ -7,12 +7,15 @@ Everything here is JSON-like and immutable. Knows nothing of tokens, models or p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from .plain import plain
 
 __all__ = ["Finish", "Message", "Reward", "ToolCall", "ToolResult", "ToolSpec", "Transcript", "text_of"]
+
+MOST_CALLS = 500
+"""Calls of one message that are read: a model that repeats itself opens a hundred thousand."""
 
 Message: TypeAlias = dict[str, Any]
 """`{"role": "system"|"user"|"assistant"|"tool", "content": str | [{"type": "text", "text": ...}, ...]}`,
@@ -64,6 +67,11 @@ class ToolCall:
     arguments: dict[str, Any] | None
     raw: str = ""
     error: str | None = None
+
+    def as_last_of(self, count: int) -> ToolCall:
+        """In its place the refusal of all that follow, in a message of more than `MOST_CALLS` calls."""
+        error = f"this message makes {count:,} calls; the first {MOST_CALLS - 1} were read, and no more are"
+        return replace(self, arguments=None, error=error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,20 @@
 """Plain data out of what others wrote: text that can be encoded, JSON whose numbers are numbers, and a
 written form of anything at all.
 
-Nothing here raises but `read_json`, and that a `ValueError` only. All of it takes linear time.
+Nothing here raises but `read_json` and `read_any_json`, and those a `ValueError` only. All of it takes linear
+time.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any
 
-__all__ = ["clean_text", "plain", "read_json", "write_json"]
+__all__ = ["clean_text", "plain", "read_any_json", "read_json", "write_json"]
 
 DEEPEST = 100
 """Levels of nesting that are written; what lies deeper is written as text."""
@@ -21,9 +22,15 @@ LONGEST_NUMBER = 4000
 """Digits of a whole number that are written; Python itself refuses to write many more."""
 MOST_VALUES = 1_000_000
 """Values that are written of one; what is shared may stand in it many times over."""
-_LONE = re.compile(r"\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]..")
+_HALF = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF = re.compile(r"(?<!\\)(?:\\\\)*+\\u[dD][89a-fA-F]")
+_LONE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 """Half of a pair, as JSON writes it."""
-_LONE_HALF = re.compile(r"[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
+_GREAT_EXPONENT = re.compile(r"[eE]\+?\d{3}")
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _BITS = int(LONGEST_NUMBER * math.log2(10))
 
 
@@ -32,9 +39,8 @@ def clean_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # The codecs' own handlers take half a second for a megabyte of them.
-        whole = _LONE_HALF.sub("\ufffd", text)
-        return whole.encode("utf-16", "surrogatepass").decode("utf-16")
+        # JSON joins the halves of a pair; the codecs' own handlers take half a second for a megabyte of them.
+        return _HALF.sub("\ufffd", json.loads(json.dumps(text)))
     return text
 
 
@@ -45,16 +51,40 @@ def read_json(text: str) -> Any:
         ValueError: it is not JSON, holds NaN, Infinity or a number that is none (1e999), or is nested too
             deeply.
     """
+    return _read(text, _STRICT)
+
+
+def read_any_json(text: str) -> Any:
+    """As `read_json`, with NaN and Infinity for what JSON has no numbers for, as programs write it.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    return _read(text, _LENIENT)
+
+
+def _read(text: str, decoder: json.JSONDecoder) -> Any:
+    source = clean_text(text)
+    if _ESCAPED_HALF.search(source):
+        # Backslashes that are meant as such are written in another way first: all others begin an escape.
+        source = _LONE.sub(r"\\ufffd", source.replace("\\\\", "\\u005c"))
+    if decoder is _STRICT and _maybe_great(source):
+        decoder = _CAREFUL  # calls a function for each number
+    # Else a value of many parts sets off collections, each of which walks all that the process holds.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
-        value = _decoder().decode(text)
+        return decoder.decode(source)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    return _cleaned(value) if "\\u" in text or clean_text(text) != text else value
+    finally:
+        if collecting:
+            gc.enable()
 
 
-@cache
-def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(strict=False, parse_constant=_refused, parse_float=_finite)
+def _maybe_great(source: str) -> bool:
+    """Whether a number may be too great for a float: three digits of an exponent, or 300 in a row."""
+    return b"0" * 300 in source.encode().translate(_DIGITS) or _GREAT_EXPONENT.search(source) is not None
 
 
 def _refused(name: str) -> float:
@@ -63,17 +93,13 @@ def _refused(name: str) -> float:
 
 def _finite(digits: str) -> float:
     value = float(digits)
-    return value if math.isfinite(value) else _refused(digits)
+    return value if -math.inf < value < math.inf else _refused(digits)
 
 
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, list):
-        return [_cleaned(item) for item in value]
-    if isinstance(value, dict):
-        return {clean_text(key): _cleaned(item) for key, item in value.items()}
-    return value
+# Made once: `json.loads` makes one a call.
+_LENIENT = json.JSONDecoder(strict=False)
+_STRICT = json.JSONDecoder(strict=False, parse_constant=_refused)
+_CAREFUL = json.JSONDecoder(strict=False, parse_constant=_refused, parse_float=_finite)
 
 
 def plain(value: Any) -> Any:
@@ -169,8 +195,11 @@ def write_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = Tr
         text = json.dumps(
             value, separators=separators, indent=indent, allow_nan=False, ensure_ascii=ensure_ascii
         )
-        if not ("\\ud" in text and _LONE.search(text)) and clean_text(text) == text:
-            return text
+        if not ensure_ascii:
+            text.encode()
+        elif "\\ud" in text:  # half of a pair, perhaps
+            json.dumps(value, ensure_ascii=False).encode()
+        return text
     except (TypeError, ValueError, RecursionError, OverflowError):
         pass
     return json.dumps(plain(value), separators=separators, indent=indent, ensure_ascii=ensure_ascii)

@@ -125,6 +125,7 @@ def test_long_texts_are_read_to_their_end():
     assert last_answer("\\boxed{" * 5000) is None
     assert last_answer("words " * 170_000 + r"\boxed{4}") == "4"
     assert last_answer(r"\boxed{1} and " * 2000 + r"\boxed{4}") == "1, 4"
+    assert last_answer(r"\boxed{1} and " * 30_000 + r"so \boxed{4}") == "4"
     assert last_answer("```" * 20_000 + r" \boxed{4}") == "4"
     assert last_answer("<code>" * 20_000) is None
     assert last_answer("`<code>` " * 20_000 + r" \boxed{4}") == "4"

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl_envs.messages import is_content_part
-from agentrl_envs.plain import clean_text, plain, read_json, write_json
+from agentrl_envs.plain import clean_text, plain, read_any_json, read_json, write_json
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,15 @@ def test_json_of_models() -> None:
     assert read_json('{"a": "two\nlines", "b": [1, 2.5, null]}') == {"a": "two\nlines", "b": [1, 2.5, None]}
     assert read_json('{"\\ud800": "x\\udfff"}') == {"\ufffd": "x\ufffd"}
     assert read_json('"\\ud83d\\ude00"') == "\U0001f600"
+    assert read_json(r'"\\ud800 \\\ud800 \uD83D\uDE00 \udc00\ud83d\ud83d\ude00"') == (
+        "\\ud800 \\\ufffd \U0001f600 \ufffd\ufffd\U0001f600"
+    )
+    assert read_json('["\ud800", "\\n"]') == ["\ufffd", "\n"]
+    assert read_any_json("[NaN, 1]")[1] == 1
+    for text in ("1e400", "1" * 310 + ".0", "[1.0e0999]", '"', "1e+309"):
+        with pytest.raises(ValueError):
+            read_json(text)
+    assert read_json("[1e308, 1.5e-999, 1" + "0" * 400 + "]")[:2] == [1e308, 0.0]
     with pytest.raises(ValueError):
         read_json("9" * 5000)
 

@@ -41,3 +41,22 @@ def test_the_time_for_escapes_is_linear(part):
     began = time.process_time()
     plain(text)
     assert time.process_time() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    ("written", "left"),
+    [
+        ("10%\r50%\r100%\n", "100%\n"),
+        ("a\r\nb\r\r\nc\r", "a\nb\nc"),
+        ("a\nold\rnew\nz", "a\nnew\nz"),
+        ("é\x07\x85\x1b[31mü\x7f", "éü"),
+        ("\ud800\x07a", "\ufffda"),
+        ("\t a\x0b", "\t a"),
+    ],
+)
+def test_what_is_left_of_a_text(written, left):
+    assert plain(written) == left
+
+
+def test_beyond_the_most_escapes_the_controls_still_go():
+    assert set(plain("a\x1b[1m\rb\n" * 150_000)) <= set("ab[1m\n")

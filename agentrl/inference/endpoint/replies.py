@@ -13,7 +13,8 @@ from typing import Any
 
 from agentrl.inference.endpoint.errors import BadAnswer, EndpointUnavailable
 from agentrl_envs import Message, ToolCall
-from agentrl_envs.plain import read_json
+from agentrl_envs.messages import MOST_CALLS
+from agentrl_envs.plain import read_any_json, read_json
 
 _LENGTH = {"length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens", "max_length"}
 _REFUSED = {  # of OpenAI, Azure, Anthropic, Gemini, Bedrock and others
@@ -21,6 +22,7 @@ _REFUSED = {  # of OpenAI, Azure, Anthropic, Gemini, Bedrock and others
     "prohibited_content", "spii", "sensitive", "moderation", "guardrail_intervened", "image_safety",
 }  # fmt: skip
 _BROKEN = {"error", "abort", "aborted", "network_error", "insufficient_system_resource", "cancelled", "other"}
+_MOST_PARTS, _DEEPEST = 10_000, 4
 _TEXT_PARTS = {"text", "output_text"}
 _REASONING_PARTS = {"thinking", "reasoning", "reasoning_text", "redacted_thinking"}
 
@@ -74,25 +76,13 @@ def _json(body: str) -> Any:
     if not body.strip():
         raise BadAnswer("nothing at all")
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return read_any_json(body)
+    except ValueError as error:
         if body.lstrip().startswith("data:"):
             raise BadAnswer("no JSON but a stream of events, though none was asked for") from error
         if body.lstrip().startswith("<"):
             raise BadAnswer("no JSON but a page of HTML (does the URL end in /v1?)") from error
         raise BadAnswer(f"no JSON: {error}") from error
-    return _without_surrogates(data) if "\\ud" in body.lower() else data
-
-
-def _without_surrogates(data: Any) -> Any:
-    """Lone halves of surrogate pairs as U+FFFD: no tokenizer and no file takes them."""
-    if isinstance(data, str):
-        return data.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(data, list):
-        return [_without_surrogates(item) for item in data]
-    if isinstance(data, dict):
-        return {_without_surrogates(key): _without_surrogates(value) for key, value in data.items()}
-    return data
 
 
 def _answer(data: Any) -> ChatAnswer:
@@ -143,7 +133,7 @@ def _content(message: Mapping[str, Any]) -> tuple[str, str, str]:
         parts = []
     if not isinstance(parts, list):
         raise BadAnswer(f"`content` is {_kind(content)}")
-    for part in parts:
+    for part in _some(parts):
         kind = part.get("type") if isinstance(part, Mapping) else "text"
         said = _part_text(part)
         if kind in _REASONING_PARTS:
@@ -157,7 +147,13 @@ def _content(message: Mapping[str, Any]) -> tuple[str, str, str]:
     return "".join(text), "\n".join(filter(None, reasoning)), "\n".join(filter(None, refusal))
 
 
-def _part_text(part: Any) -> str | None:
+def _some(parts: list[Any]) -> list[Any]:
+    if len(parts) > _MOST_PARTS:
+        raise BadAnswer(f"`content` has {len(parts):,} parts, more than {_MOST_PARTS:,}")
+    return parts
+
+
+def _part_text(part: Any, depth: int = 0) -> str | None:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
@@ -166,8 +162,8 @@ def _part_text(part: Any) -> str | None:
         value = part.get(key)
         if isinstance(value, str):
             return value
-        if isinstance(value, list):  # thinking in parts of its own
-            return "".join(_part_text(item) or "" for item in value)
+        if isinstance(value, list) and depth < _DEEPEST:  # thinking in parts of its own
+            return "".join(_part_text(item, depth + 1) or "" for item in _some(value))
     return None
 
 
@@ -179,7 +175,8 @@ def _calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
         return ()
     if not isinstance(calls, list):
         raise BadAnswer(f"`tool_calls` is {_kind(calls)}")
-    return tuple(_call(call, number) for number, call in enumerate(calls))
+    read = tuple(_call(call, number) for number, call in enumerate(calls[:MOST_CALLS]))
+    return (*read[:-1], read[-1].as_last_of(len(calls))) if len(calls) > MOST_CALLS else read
 
 
 def _call(call: Any, number: int) -> ToolCall:

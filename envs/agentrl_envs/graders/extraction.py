@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["boxed_answers", "last_answer", "model_text"]
+__all__ = ["answer_in", "boxed_answers", "last_answer", "model_text"]
 
 # What a model writes between such marks is code, or a tool's words that it made up: never an answer.
 _TAGS = "code|interpreter|tool_call|tool_response|tool_result|output|result"
-_BLOCKS = re.compile(
-    rf"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|<({_TAGS})>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
+_BLOCKS = re.compile(  # two letters are looked at first: most brackets are no tags
+    rf"<(?=[ciort][eonu])({_TAGS})>.*?(?:</\1>|\Z)|```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)",
+    re.DOTALL | re.IGNORECASE,
 )
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]")
+_MOST_MARKS, _TAIL = 40_000, 60_000
+"""Of a text with more boxes, braces and backslashes only so much of its end is read for an answer."""
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\[{}\\]|[{}]")
 _SIMPLE = re.compile(r"\\boxed\{([^{}\\]*)\}")
-_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\\[A-Za-z]+|[A-Za-z]+|[+-]?\d+|[\\+-])")
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*+(\\[A-Za-z]+|[A-Za-z]+|[+-]?\d+|[\\+-])")
 _CONNECTIVE = re.compile(
     r"(?:\s|\$|[,;.:&~]|\\[,;!: ]|\\q?quad|\\\\|\\[()\[\]]"
     r"|\\text(?:rm)?\{\s*(?:and|or)?\s*[,;]?\s*\}|\band\b|\bor\b)*"
@@ -46,8 +49,8 @@ def model_text(text: str) -> str:
 def _without_tags_spoken_of(text: str) -> str:
     """`text` without tags in backticks that nothing closes afterwards: they are words, and open nothing."""
     lower = text.lower()
-    closed = {tag: lower.rfind(f"</{tag}>") for tag in {name.lower() for name in _SPOKEN_OF.findall(text)}}
-    return _SPOKEN_OF.sub(lambda tag: " " if tag.start() > closed[tag[1].lower()] else tag.group(), text)
+    closed = {tag: lower.rfind(f"</{tag.lower()}>") for tag in set(_SPOKEN_OF.findall(text))}
+    return _SPOKEN_OF.sub(lambda tag: " " if tag.start() > closed[tag[1]] else tag[0], text)
 
 
 def boxed_answers(text: str) -> list[tuple[int, int, str]]:
@@ -85,9 +88,13 @@ def boxed_answers(text: str) -> list[tuple[int, int, str]]:
 
 def last_answer(text: str | None) -> str | None:
     """The answer a model stated, None when it stated none. Several boxes in a row give "a, b"."""
-    if not text or ("boxed" not in text and "fbox" not in text):
-        return None
-    spoken = model_text(text)
+    return answer_in(model_text(text)) if text and ("boxed" in text or "fbox" in text) else None
+
+
+def answer_in(spoken: str) -> str | None:
+    """As `last_answer`, of the model's own text."""
+    if len(spoken) > _TAIL and sum(map(spoken.count, ("{", "}", "\\\\", "boxed", "fbox"))) > _MOST_MARKS:
+        spoken = spoken[-_TAIL:]
     boxes = boxed_answers(spoken)
     if len(boxes) <= 1:
         return boxes[0][2].strip() or None if boxes else None

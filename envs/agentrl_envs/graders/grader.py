@@ -237,8 +237,9 @@ def _exact(stated: str, gold: str, tolerance: float = 0.0) -> Verdict | None:
 
 
 def _too_long(stated: str, gold: str = "") -> bool:
-    deep = len(stated) > _DEEPEST and _depth(stated) > max(_DEEPEST, _depth(gold))
-    return deep or len(stated) > _LONGEST + 3 * len(gold)
+    if len(stated) > _LONGEST + 3 * len(gold):
+        return True
+    return len(stated) > _DEEPEST and _depth(stated) > max(_DEEPEST, _depth(gold))
 
 
 def _depth(text: str) -> int:

@@ -24,6 +24,8 @@ _SHELL = re.compile(r"(?:[A-Za-z_][\w, ]*=[ \t]*)?(?:!{1,2}|\$[ \t])[ \t]*(\S.*)
 _QUESTION = re.compile(r"\?{1,2}[ \t]*([A-Za-z_][\w.]*)|([A-Za-z_][\w.]*)(?:\(\))?[ \t]*\?{1,2}")
 
 _MOST_LINES_IGNORED = 20
+_LONGEST_COMMAND = 2_000  # characters of a line that are looked at for one
+_MOST_LINES = 10_000  # of a cell that is read again: what is longer was not written for a notebook
 _INSTEAD = {
     "time": "put time.perf_counter() before and after the code",
     "timeit": "call timeit.timeit(lambda: ..., number=100)",
@@ -66,6 +68,8 @@ def read(code, parse):
         return parse(text), text, notes
     except SyntaxError as error:
         failure = error
+    if text.count("\n") + text.count("\r") > _MOST_LINES:
+        raise failure
     readings = [_without_fences, _without_prompts, _without_indentation]
     for strip in readings + [_without_set_up] * _MOST_LINES_IGNORED:
         changed = strip(split_lines(text), failure, notes)
@@ -126,7 +130,7 @@ def _without_indentation(lines, _failure, _notes):
 def _without_set_up(lines, failure, notes):
     """Without one line that prepares a notebook, or installs what cannot be installed."""
     for at in _suspects(lines, failure):
-        line = lines[at].strip()
+        line = lines[at].strip()[:_LONGEST_COMMAND]
         if _SET_UP.match(line):
             notes.append(f"Ignored: {line[:80]}")
         elif _INSTALL.match(line):
@@ -145,7 +149,7 @@ _NO_INSTALL = "there is no network; packages that are here can be imported at on
 def _hint(lines, failure):
     """One line about what to write in place of a notebook's or shell's command; None for other errors."""
     for at in _suspects(lines, failure):
-        line = lines[at].strip()
+        line = lines[at].strip()[:_LONGEST_COMMAND]
         shell, command, question = _SHELL.match(line), _COMMAND.match(line), _QUESTION.fullmatch(line)
         if _INSTALL.match(line):
             return f"Nothing can be installed: {_NO_INSTALL}."
