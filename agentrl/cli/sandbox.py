@@ -146,10 +146,18 @@ def _about_sessions() -> list[str]:
     return [
         f"programs at once: {Crowd().places} (max_running); more wait, and their limits do not run meanwhile",
         f"CPU time without control groups: {_clock()}",
-        "not held apart: the kernel's quotas of pipes and of descriptors under way are those of a user",
+        _quotas(),
         "not held apart: locks (flock) on files that all sessions read can carry signs from one to another",
         "programs have no network, no keyboard and no packages but those of libraries=",
     ]
+
+
+def _quotas() -> str:
+    """Whether what the kernel counts by user is counted by session."""
+    counted = "pages of pipes, descriptors under way, epoll watches"
+    if os.geteuid() == 0:
+        return f"where users can be mapped each session is one, with quotas of the kernel's of its own: {counted}"
+    return f"not held apart, because this user may map no others: the kernel's quotas of {counted}"
 
 
 def _clock() -> str:

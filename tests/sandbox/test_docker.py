@@ -141,6 +141,18 @@ async def test_a_program_that_ignores_interrupts_is_killed(sandbox: Any) -> None
         assert (await session.run("1 + 1")).value == "2"
 
 
+async def test_as_many_threads_as_the_limit_of_processes_allows(sandbox: Any) -> None:
+    # Fails without MALLOC_ARENA_MAX: seven threads that map 64 MiB each fill what a process may map.
+    code = (
+        "import threading, time\n"
+        "threads = [threading.Thread(target=time.sleep, args=(1,), daemon=True) for _ in range(28)]\n"
+        "for thread in threads: thread.start()\nprint(len(threads))"
+    )
+    async with new_session(sandbox, Limits(processes=32)) as session:
+        result = await session.run(code, 10)
+        assert result.stdout == "28\n", result
+
+
 async def test_memory_of_several_processes_counts_together(sandbox: Any) -> None:
     # Every process stays below RLIMIT_AS (96 MiB more than at its start); together they pass the container's
     # limit (96 MiB and what the interpreter needs). The first process is the largest, so it is the one that

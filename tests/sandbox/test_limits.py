@@ -280,3 +280,51 @@ def test_one_that_is_seen_once_stands_for_those_that_are_not_seen(monkeypatch):
         total = meter.seconds()
     # 40 looks of 0.05 s, the last of which is still alive: 39 * 0.05 + 0.002.
     assert abs(total - 1.952) < 1e-9
+
+
+_TAKE_ALL = """
+import ctypes, os, socket
+kept = []
+def pipes():
+    for _ in range(55): kept.append(os.pipe())
+for _ in range(22):
+    r, w = os.pipe()
+    if os.fork() == 0:
+        try: pipes()
+        except OSError: pass
+        os.close(w)
+        import time; time.sleep(1000)
+    os.close(w); os.read(r, 1)
+a, b = socket.socketpair()
+sent = 0
+try:
+    while sent < 1000: socket.send_fds(a, [b'x'], [0] * 50); sent += 50
+except OSError: pass
+watchers = [ctypes.CDLL(None).inotify_init1(0) for _ in range(200)]
+print(sent)
+"""
+_WHAT_IS_LEFT = """
+import ctypes, fcntl, os, socket
+sizes = {fcntl.fcntl(os.pipe()[1], 1032) for _ in range(3)}
+a, b = socket.socketpair()
+socket.send_fds(a, [b'x'], [0] * 50)
+print(sizes, len(socket.recv_fds(b, 1, 100)[1]), ctypes.CDLL(None).inotify_init1(0) >= 0)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one user for all sessions")
+@pytest.mark.parametrize("level", [Level.CONTAINED, Level.NAMESPACED])
+async def test_what_the_kernel_gives_to_each_user_a_session_has_for_itself(level):
+    # Fails when sessions have one user: the second one's pipes hold two pages, and no descriptor can be sent.
+    try:
+        sandbox = open_sandbox("local", max_level=level, min_level=level, zygotes=1)
+        await sandbox.start()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error)[:200])
+    limits = Limits(memory_mb=512, processes=32, open_files=120)
+    async with sandbox, await sandbox.open(limits) as greedy, await sandbox.open(limits) as other:
+        taken = await greedy.run(_TAKE_ALL, 10)
+        assert taken.status is Status.OK, taken.text
+        assert int(taken.stdout) >= 100, taken.text
+        left = await other.run(_WHAT_IS_LEFT, 10)
+        assert left.stdout == "{65536} 50 True\n", left.text

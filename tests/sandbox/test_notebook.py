@@ -166,6 +166,19 @@ async def test_scripts_started_through_the_interpreter_find_the_libraries(sandbo
         assert result.value == "'7\\n'", result.text
 
 
+async def test_scripts_have_as_many_threads_as_the_limit_of_processes_allows(sandbox):
+    # Fails without MALLOC_ARENA_MAX: 64 MiB for each of eight threads are all that a process may map.
+    code = (
+        "import threading, time\n"
+        "threads = [threading.Thread(target=time.sleep, args=(1,), daemon=True) for _ in range(28)]\n"
+        "for thread in threads: thread.start()\nprint(len(threads))"
+    )
+    script = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], text=True, capture_output=True)"
+    async with await sandbox.open(Limits(processes=48)) as session:
+        result = await session.run(script, 10)
+        assert "stdout='28\\n'" in result.value, result.text
+
+
 async def test_the_last_three_values_have_names(sandbox):
     async with await sandbox.open() as session:
         for number in (1, 2, 3):

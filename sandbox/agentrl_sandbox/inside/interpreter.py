@@ -27,14 +27,12 @@ if TYPE_CHECKING or __package__:
     from . import cells, generators
     from .frames import LINE_LOST, read_exactly, write_all
     from .notebook import Notebook
-    from .processes import read_small
     from .upkeep import Unusable, Upkeep, name_of, outline
 else:
     import cells
     import generators
     from frames import LINE_LOST, read_exactly, write_all
     from notebook import Notebook
-    from processes import read_small
     from upkeep import Unusable, Upkeep, name_of, outline
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -500,7 +498,8 @@ def limit_resources(limits, start):
     """Lower the rlimits, hard ones too. RLIMIT_AS counts from what the interpreter already maps."""
     mib = 1 << 20
     try:
-        mapped = int(read_small("/proc/self/statm").split()[0]) * _PAGE
+        with open("/proc/self/statm") as file:
+            mapped = int(file.read().split()[0]) * _PAGE
     except OSError:
         mapped = 256 * mib
     wanted = {

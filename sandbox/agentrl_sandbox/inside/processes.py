@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -17,15 +18,6 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def read_small(path):
-    """A small file of /proc in three system calls: a supervisor among its program's crowd has little time."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)
-
-
 def group_of(pid):
     """Process group; None for a process that has gone."""
     try:
@@ -34,10 +26,69 @@ def group_of(pid):
         return None
 
 
-def read_all(path):
-    """A file of /proc of any length."""
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
+class Directories:
+    """Directories of /proc, each looked up once and held as long as its process is there.
+
+    Who looks up a process that has just died takes its entry apart, and spins in the kernel until whoever is
+    at that already has finished: the dead process itself, which may wait for a core for long. Names below a
+    directory that is held are found without a look at the directory.
+    """
+
+    def __init__(self):
+        self.held = {}
+
+    def find(self, path):
+        """Descriptor of a directory such as `17/task`."""
+        if path not in self.held:
+            above, _, name = path.rpartition("/")
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            self.held[path] = os.open(name or "/proc", flags, dir_fd=self.find(above) if name else None)
+        return self.held[path]
+
+    def list(self, path):
+        """Names in a directory; none when its process has gone."""
+        try:
+            return os.listdir(self.find(path))
+        except OSError as error:
+            self._give_up(path, error)
+            return []
+
+    def read(self, path, whole=False):
+        """A file, of at most 4096 bytes unless `whole`. Raises OSError when its process has gone."""
+        where, _, name = path.rpartition("/")
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.find(where))
+        except OSError as error:
+            self._give_up(where, error)
+            raise
+        try:
+            data = more = os.read(fd, 4096)
+            while whole and more:
+                more = os.read(fd, 1 << 16)
+                data += more
+            return data
+        finally:
+            os.close(fd)
+
+    def keep(self, pids):
+        """Give back the directories of all processes but these."""
+        wanted = {"", *map(str, pids)}
+        for path in [path for path in self.held if path.partition("/")[0] not in wanted]:
+            os.close(self.held.pop(path))
+
+    def close(self):
+        """Give back all of them."""
+        for fd in self.held.values():
+            os.close(fd)
+        self.held.clear()
+
+    def _give_up(self, path, error):
+        """A directory may be that of an older process of the same number; and descriptors are not endless."""
+        if error.errno == errno.EMFILE:
+            return self.close()
+        for held in [held for held in self.held if f"{held}/".startswith(f"{path}/") and path]:
+            os.close(self.held.pop(held))
+        return None
 
 
 def be_served_soon(soon):
@@ -72,6 +123,7 @@ class Processes:
         self.child = child
         self.alone = alone
         self.me = os.getpid()
+        self.proc = Directories()
         self.base_memory, self.base_private = self._memory(child)
         self.tree = not alone and os.path.exists(f"/proc/self/task/{self.me}/children")
         try:
@@ -81,19 +133,20 @@ class Processes:
             self.fd, self.schedstat = -1, False
 
     def close(self):
-        """Give back the descriptor."""
+        """Give back the descriptors."""
+        self.proc.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def pids(self):
         """Process ids of the session, the supervisor apart."""
-        if self.tree:
-            return self._below()
-        try:
-            found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        except OSError:
-            return [self.child]
+        found = self._below() if self.tree else self._listed()
+        self.proc.keep((*found, self.me))
+        return found
+
+    def _listed(self):
+        found = [int(name) for name in self.proc.list("") if name.isdigit()]
         if self.alone:
             return [pid for pid in found if pid not in (1, self.me)]
         return [pid for pid in found if group_of(pid) == self.child]
@@ -110,11 +163,9 @@ class Processes:
 
     def _children(self, pid):
         children = []
-        try:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                children += map(int, read_all(f"/proc/{pid}/task/{task}/children").split())
-        except OSError:
-            pass  # it has gone
+        for task in self.proc.list(f"{pid}/task"):
+            with contextlib.suppress(OSError):  # it has gone
+                children += map(int, self.proc.read(f"{pid}/task/{task}/children", whole=True).split())
         return children
 
     def quick(self):
@@ -163,13 +214,9 @@ class Processes:
     def _tasks(self, pid, threads):
         """`(cpu, wait)` seconds of the threads of a process, of its main one only if it has no other."""
         found = []
-        try:
-            names = os.listdir(f"/proc/{pid}/task") if threads > 1 else [str(pid)]
-        except OSError:
-            return found
-        for name in names:
+        for name in self.proc.list(f"{pid}/task") if threads > 1 else [str(pid)]:
             try:
-                ran, waited, _ = read_small(f"/proc/{pid}/task/{name}/schedstat").split()
+                ran, waited, _ = self.proc.read(f"{pid}/task/{name}/schedstat").split()
             except (OSError, ValueError):
                 continue
             found.append((int(ran) / 1e9, int(waited) / 1e9))
@@ -204,9 +251,9 @@ class Processes:
         """Bytes of the files on `device` that have no name any more but are open or mapped."""
         found = {}
         for pid in self.pids():
-            for fd in self._fds(pid):
+            for fd in self.proc.list(f"{pid}/fd"):
                 try:
-                    stat = os.stat(f"/proc/{pid}/fd/{fd}")
+                    stat = os.stat(fd, dir_fd=self.proc.find(f"{pid}/fd"))
                 except OSError:
                     continue
                 if stat.st_nlink == 0 and stat.st_dev == device:
@@ -217,7 +264,7 @@ class Processes:
     def _add_mapped(self, pid, device, found):
         """Files that are mapped but no longer open count by the length of the mapping."""
         try:
-            lines = read_all(f"/proc/{pid}/maps").splitlines()
+            lines = self.proc.read(f"{pid}/maps", whole=True).splitlines()
         except OSError:
             return
         for line in lines:
@@ -228,16 +275,10 @@ class Processes:
                     start, end = (int(part, 16) for part in where.split(b"-"))
                     found.setdefault(int(inode), end - start)
 
-    def _fds(self, pid):
-        try:
-            return os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            return []
-
     def _links(self, pid):
-        for fd in self._fds(pid):
+        for fd in self.proc.list(f"{pid}/fd"):
             try:
-                yield os.readlink(f"/proc/{pid}/fd/{fd}")
+                yield os.readlink(fd, dir_fd=self.proc.find(f"{pid}/fd"))
             except OSError:
                 continue
 
@@ -276,14 +317,14 @@ class Processes:
     def _stat(self, pid):
         """Fields of /proc/PID/stat from the state on."""
         try:
-            return read_small(f"/proc/{pid}/stat").rpartition(b")")[2].decode().split()
+            return self.proc.read(f"{pid}/stat").rpartition(b")")[2].decode().split()
         except OSError:
             return []
 
     def _memory(self, pid):
         """Bytes that are resident, and how many of them are neither files nor shared."""
         try:
-            resident, shared = (int(pages) * _PAGE for pages in read_small(f"/proc/{pid}/statm").split()[1:3])
+            resident, shared = (int(pages) * _PAGE for pages in self.proc.read(f"{pid}/statm").split()[1:3])
         except (OSError, ValueError):
             return 0, 0
         return resident, resident - shared
@@ -291,7 +332,7 @@ class Processes:
     def _proportional(self, pid):
         """Anonymous and shared memory, each page divided by the number of processes that have it."""
         try:
-            lines = read_small(f"/proc/{pid}/smaps_rollup").splitlines()
+            lines = self.proc.read(f"{pid}/smaps_rollup").splitlines()
             pss = {key: int(rest[0]) << 10 for key, *rest in (line.split() for line in lines[1:])}
             return pss[b"Pss_Anon:"] + pss[b"Pss_Shmem:"] + pss.get(b"SwapPss:", 0)
         except (OSError, ValueError, KeyError, IndexError):

@@ -21,6 +21,7 @@ _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
 )  # fmt: skip
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _DETACH = 2
+_SETUID = 7
 _SOURCES = (
     "local/zygote.py", "local/landlock.py", "inside/seccomp.py",
     "inside/frames.py", "inside/processes.py", "inside/room.py", "inside/meter.py", "inside/generators.py",
@@ -196,8 +197,12 @@ def _pivot_number():
     return 155 if os.uname().machine == "x86_64" else 41
 
 
-def move_in(user):
-    """Make /new the root and drop the privileges that are left."""
+def move_in(user, ask_for_users):
+    """Make /new the root and drop the privileges that are left, but that of giving each session a user.
+
+    What the kernel counts by user (pages of pipes, descriptors under way, watches of epoll) is a session's
+    own then. `ask_for_users()` has somebody outside map them.
+    """
     mount("proc", "/new/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
     mount("tmpfs", "/new/tmp", "tmpfs", _NOSUID | _NODEV, "mode=1777,size=64m,nr_inodes=4096")
     os.chdir("/new")
@@ -206,9 +211,33 @@ def move_in(user):
     os.chdir("/")
     if user is not None:
         os.setgroups([])
+        check(_libc.unshare(_NEWUSER), "unshare user namespace")
+        ask_for_users()
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
+        keep_capability(_SETUID)
         _libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: else /proc/self stays root's
+
+
+def keep_capability(number):
+    """This one of the user namespace and no other, beyond the next execve too."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)(*[1 << number] * 3)
+    check(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+    check(_libc.prctl(47, 2, number, 0, 0), "keep a capability")  # PR_CAP_AMBIENT, RAISE
+
+
+def map_users(proc, child, config):
+    """From outside: the users that may be in the child's user namespace; its own alone where we may not."""
+    own, (first, count) = config["uid"], config["session_uids"]
+    for name, more in (("uid_map", f"\n{first} {first} {count}"), ("gid_map", "")):
+        fd = os.open(f"{child}/{name}", os.O_WRONLY, dir_fd=proc)
+        try:
+            os.write(fd, f"{own} {own} 1{more}".encode())
+        except OSError:
+            os.write(fd, f"{own} {own} 1".encode())
+        finally:
+            os.close(fd)
 
 
 def clean_environment(config, inside):
@@ -250,13 +279,23 @@ def main():
                 sources[name] = file.read()
         as_root = enter_namespaces()
         python = build_root(config, sources)
+        proc, (ours, theirs) = os.open("/old/proc", os.O_RDONLY | os.O_DIRECTORY), socket.socketpair()
         # The child is pid 1 of the new pid namespace: when it dies, the kernel kills all sessions.
         child = os.fork()
         if child == 0:
             _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-            move_in(config["uid"] if as_root else None)
+            os.close(proc)
+            ours.close()
+            move_in(config["uid"] if as_root else None, lambda: theirs.send(b"?") and theirs.recv(1))
+            theirs.close()
             _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # a change of user clears it
             start_zygote(python, "/driver/zygote.py", clean_environment(config, True))
+        theirs.close()
+        if ours.recv(1):
+            map_users(proc, child, config)
+            ours.send(b"!")
+        ours.close()
+        os.close(proc)
     except BaseException as error:
         control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         control.settimeout(1.0)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -25,9 +27,8 @@ from .cgroups import Group, Groups
 from .probe import Found, Wish, find_level
 from .rooms import Rooms, sweep
 from .session import Interpreter, LocalSession
-from .zygote_handle import Zygote, ZygoteSettings
+from .zygote_handle import SESSION_UIDS, Zygote, ZygoteSettings
 
-_FIRST_UID = 1_700_000_000
 _ROTATE_AFTER = 10_000
 
 
@@ -90,7 +91,8 @@ class LocalSandbox(Sandbox):
         self._interpreters = 0
         self._next = 0
         self._rooms = Rooms()
-        self._next_uid = _FIRST_UID
+        # By chance, so that sandboxes of other processes have others; little hangs on it.
+        self._uids = itertools.count(secrets.randbelow(SESSION_UIDS[1]))
         self._starting = threading.Lock()
         self._lock = threading.Lock()
         self._closed = False
@@ -257,9 +259,9 @@ class LocalSandbox(Sandbox):
     ) -> tuple[dict[str, Any], int | None]:
         assert self._settings is not None
         namespaces = self._settings.namespaces
-        uid, processes, directory = None, limits.processes, "/tmp/work"
+        uid, processes, directory = self._session_uid(), limits.processes, "/tmp/work"
         if not namespaces:
-            directory, uid = self._make_room()
+            directory = os.path.join(self._rooms.make(uid), "work")
             processes += 0 if uid is not None else _threads_of_user()
         environment = {
             "PATH": "/usr/bin:/bin",
@@ -271,6 +273,7 @@ class LocalSandbox(Sandbox):
             "PYTHONHASHSEED": "0",
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "2",  # else each thread of a script maps 64 MiB of what it may map
         }
         if self._settings.prefix != "/usr":
             home = "/python" if namespaces else self._settings.prefix
@@ -289,14 +292,13 @@ class LocalSandbox(Sandbox):
         }
         return start, uid
 
-    def _make_room(self) -> tuple[str, int | None]:
-        """Without a private root: a directory of the host's for one session; returns it and its user."""
+    def _session_uid(self) -> int | None:
+        """A user for one session: what the kernel counts by user, it counts by session then."""
         assert self._settings is not None
-        uid = None
-        if os.geteuid() == 0 and self._settings.protect:
-            with self._lock:
-                uid = self._next_uid = self._next_uid + 1
-        return os.path.join(self._rooms.make(uid), "work"), uid
+        if os.geteuid() != 0 or not self._settings.protect:
+            return None
+        first, count = SESSION_UIDS
+        return first + next(self._uids) % count
 
     # ------------------------------------------------------------------------------------------- close
 

@@ -123,11 +123,19 @@ def mount(source, target, kind, flags, data):
         raise OSError(code, f"mount {kind.decode()} at {target.decode()}: {os.strerror(code)}")
 
 
-def enter_room(limits, uid, gid):
-    """Inside the session's own namespaces: its user, its files, its /proc."""
-    for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
+def map_ids(process, **texts):
+    """Write the maps of a user namespace by one of its processes."""
+    for name, text in texts.items():
+        with open(f"/proc/{process}/{name}", "w") as file:
             file.write(text)
+
+
+def enter_room(limits, uid, gid, mapped):
+    """Inside the session's own namespaces: its user (unless `mapped` already), its files, its /proc."""
+    map_ids("self", setgroups="deny", gid_map=f"1000 {gid} 1")
+    if not mapped:
+        map_ids("self", uid_map=f"1000 {uid} 1")
+    os.setresuid(1000, 1000, 1000)
     for name, most in _QUOTAS.items():
         with contextlib.suppress(OSError), open(f"/proc/sys/user/{name}", "w") as file:
             file.write(str(most))  # what all sessions have from one user is shared out
@@ -184,17 +192,31 @@ class Zygote:
             data, fds, _, _ = socket.recv_fds(self.control, 65536, 8)
             if not data:
                 os._exit(0)
+            order, (told, tell) = json.loads(data), os.pipe()
             try:
                 pid = fork_into(self.flags) if self.namespaces else os.fork()
             except OSError as error:
                 frames.send_frame(fds[0], {"kind": "failed", "reason": str(error)})
                 pid = -1
             if pid == 0:
-                self._session(fds[0], fds[1:], json.loads(data))
-            for fd in fds:
+                os.close(tell)
+                self._session(fds[0], fds[1:], order, told)
+            if pid > 0 and self.namespaces:
+                os.write(tell, self._give_user(pid, order["uid"]))
+            for fd in (*fds, told, tell):
                 os.close(fd)
 
-    def _session(self, line, groups, order):
+    def _give_user(self, pid, uid):
+        """Map a user of its own into the session's namespace; `-` where there is but this process's own."""
+        try:
+            if uid is not None:
+                map_ids(pid, uid_map=f"1000 {uid} 1")
+                return b"+"
+        except OSError:
+            pass  # it has died, or this process may not
+        return b"-"
+
+    def _session(self, line, groups, order, told):
         try:
             os.close(CONTROL)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -203,7 +225,7 @@ class Zygote:
             for group in groups:
                 os.write(group, b"0")
             if self.namespaces:
-                enter_room(start["limits"], self.uid, self.gid)
+                enter_room(start["limits"], self.uid, self.gid, os.read(told, 1) == b"+")
                 _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: the zygote's end is ours
             else:
                 self._settle(order.get("uid"))

@@ -19,6 +19,8 @@ from typing import Any
 from ..errors import LibraryBroken, SandboxUnavailable
 from .rooms import Rooms
 
+SESSION_UIDS = (1_700_000_000, 1 << 24)
+"""First and number of the users that sessions have where this process is root."""
 _HERE = Path(__file__).resolve().parent
 
 
@@ -49,6 +51,7 @@ class ZygoteSettings:
             "protect": self.protect,
             "own_network": self.own_network,
             "uid": self.uid,
+            "session_uids": SESSION_UIDS,
             "cache": cache,
         }
         return json.dumps(config).encode()
