@@ -156,7 +156,7 @@ def _quotas() -> str:
     """Whether what the kernel counts by user is counted by session."""
     counted = "pages of pipes, descriptors under way, epoll watches"
     if os.geteuid() == 0:
-        return f"where users can be mapped each session is one, with quotas of the kernel's of its own: {counted}"
+        return f"each session is a user of its own (where users can be mapped) for quotas: {counted}"
     return f"not held apart, because this user may map no others: the kernel's quotas of {counted}"
 
 
