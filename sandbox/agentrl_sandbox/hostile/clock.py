@@ -3,6 +3,7 @@
 
 from ..result import Status
 from .case import case
+from .trees import DYING
 
 _HEAD = """
 import os, signal, sys, threading, time
@@ -188,5 +189,54 @@ CASES = (
         "with ThreadPoolExecutor(3) as pool:\n    print(sum(pool.map(help, range(6))))",
         Status.OK,
         time_s=3,
+    ),
+    case(123, "polite children that die slowly", DYING, *_OVER),
+    case(
+        124,
+        "polite threads that die slowly",
+        _HEAD
+        + "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\ndef work():\n    try: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)\n    except OSError: pass\n    end = time.thread_time() + 0.003\n    while time.thread_time() < end: pass\n"
+        "while True:\n    threads = [threading.Thread(target=work) for _ in range(5)]\n    try: [t.start() for t in threads]\n    except RuntimeError: pass\n    end = time.thread_time() + 0.01\n    while time.thread_time() < end: pass",
+        *_OVER,
+    ),
+    case(
+        125,
+        "another program in its place",
+        "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'while True: pass'])",
+        *_OVER,
+        Status.PROTOCOL_LOST,
+        alive=False,
+    ),
+    case(
+        126,
+        "stopped and woken a hundred times a second",
+        _HEAD
+        + "me = os.getpid()\nif os.fork() == 0:\n    while True: os.kill(me, signal.SIGSTOP); time.sleep(0.005); os.kill(me, signal.SIGCONT); time.sleep(0.005)\nspin(1000)",
+        *_OVER,
+    ),
+    case(
+        127,
+        "a crowd that reads about itself while it dies",
+        _HEAD
+        + "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\ndef read():\n    for name in os.listdir('/proc'):\n        if name.isdigit():\n            try: os.listdir(f'/proc/{name}/task'); os.listdir(f'/proc/{name}/fd'); open(f'/proc/{name}/stat').read()\n            except OSError: pass\n"
+        "for _ in range(5):\n    if os.fork() == 0:\n        try: os.nice(19)\n        except OSError: pass\n        while True:\n            try: read()\n            except OSError: time.sleep(0.01)\n"
+        "while True:\n    try:\n        if os.fork() == 0: os._exit(0)\n    except OSError: time.sleep(0.001)",
+        *_OVER,
+    ),
+    case(
+        128,
+        "maps that are always being changed",
+        _HEAD
+        + "import mmap\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfor _ in range(6):\n    if os.fork() == 0:\n        try: os.nice(19)\n        except OSError: pass\n"
+        "        while True:\n            m = mmap.mmap(-1, 4 << 20); m[::4096] = bytes(1024); m.close()\nwhile True: pass",
+        *_OVER,
+    ),
+    case(
+        129,
+        "an interrupt that is asked for by everybody",
+        _HEAD
+        + "signal.signal(signal.SIGINT, signal.SIG_IGN)\nfor n in range(1, 65):\n    try: signal.signal(n, lambda *_: None)\n    except (OSError, ValueError): pass\nwhile True: os.kill(os.getpid(), signal.SIGUSR1)",
+        *_OVER,
+        alive=False,
     ),
 )

@@ -118,4 +118,19 @@ CASES = (
         Status.EXITED,
         alive=False,
     ),
+    case(
+        415,
+        "all pages that a user may have in pipes",
+        "import os, time\nready = []\nfor _ in range(20):\n    r, w = os.pipe(); ready.append(r)\n    try: pid = os.fork()\n    except OSError: os.close(w); break\n    if pid == 0:\n        kept = []\n        try:\n"
+        "            while True: kept.append(os.pipe())\n        except OSError: pass\n        os.write(w, b'x'); time.sleep(1000)\n    os.close(w)\nprint([os.read(r, 1) for r in ready].count(b'x') > 0)",
+        Status.OK,
+        time_s=4,
+    ),
+    case(
+        416,
+        "all descriptors that a user may have under way",
+        "import socket\nkept = []\ntry:\n    while True:\n        a, b = socket.socketpair(); kept += [a, b]\n        for _ in range(5): socket.send_fds(a, [b'x'], [0] * 50)\nexcept OSError as error: print(type(error).__name__)",
+        Status.OK,
+        time_s=4,
+    ),
 )

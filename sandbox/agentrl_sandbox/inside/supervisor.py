@@ -53,6 +53,7 @@ _SAMPLE_S = 0.04  # longest time between two looks of a meter that counts by loo
 _REST_S = 5.0  # between two looks at a session where nothing runs
 _SHORT_S = 0.05  # what ends sooner is not worth a look at more than its main thread
 _GRACE_CPU = 0.25  # of the limit, and as CPU seconds, after the interrupt
+_REST_OF_LOOKS = 9  # times as long as a look at memory and files takes, until the next
 _SOCKET_BYTES = 212_992  # what the kernel lets a program put into one socket, if it does not raise that
 
 
@@ -238,7 +239,7 @@ class Supervisor:
         self.resting = self.hurried = False
         self.inbox, self.reply = frames.Inbox(host_in), memoryview(bytearray(frames.BUFFER))
         self.scratch = memoryview(b"")
-        self.counted = self.due = 0.0  # when memory and files were looked at last, and when the clock will be
+        self.count_at = self.due = 0.0  # when memory and files will be looked at, and when the clock
 
     def serve(self, start=None):
         """Serve until the host hangs up or the interpreter is dead. `start`: its frame, if read already."""
@@ -558,10 +559,15 @@ class Supervisor:
 
     def _overdrawn(self):
         """What the program has too much of, among the things that the kernel does not limit."""
-        now = time.monotonic()
-        if now - self.counted < _PULSE_S:
+        if time.monotonic() < self.count_at:
             return None
-        self.counted = now
+        began = time.thread_time()
+        found = self._count()
+        # A crowd takes long to look at: never more than a tenth of a core.
+        self.count_at = time.monotonic() + max(_PULSE_S, _REST_OF_LOOKS * (time.thread_time() - began))
+        return found
+
+    def _count(self):
         if self.start.get("watch_memory"):
             # Buffers of sockets are in nobody's memory; programs have few, and no more than this in each.
             limit = (self.limits["memory_mb"] << 20) - _SOCKET_BYTES * self.processes.sockets()

@@ -43,11 +43,17 @@ def _handled(version: int) -> int:
     return (1 << bits) - 1
 
 
-def restrict(readable: list[str], writable: list[str], *, files: list[str] | None = None) -> int:
+def restrict(
+    readable: list[str],
+    writable: list[str],
+    *,
+    files: list[str] | None = None,
+    listed: list[str] | None = None,
+) -> int:
     """Confine this process: read below `readable`, everything but device nodes below `writable`.
 
-    `files` may be read and written. TCP (version 4), abstract sockets and signals to outside (version 6) are
-    denied where the kernel can. Needs no_new_privs. Returns the version; OSError where there is none.
+    `files` may be read and written; of what is below `listed` the names may be seen. TCP (version 4),
+    abstract sockets and signals to outside (version 6) are denied where the kernel can. Needs no_new_privs. Returns the version; OSError where there is none.
     """
     version = abi()
     handled = _handled(version)
@@ -62,6 +68,8 @@ def restrict(readable: list[str], writable: list[str], *, files: list[str] | Non
             _allow(ruleset, path, _READ & handled)
         for path in writable:
             _allow(ruleset, path, everything)
+        for path in listed or ():
+            _allow(ruleset, path, _READ_DIR & handled)
         for path in files or ():
             _allow(ruleset, path, (_READ_FILE | _WRITE_FILE | _TRUNCATE) & handled)
         _call(_RESTRICT, ruleset, 0)

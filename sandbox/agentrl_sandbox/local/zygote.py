@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import sysconfig
 
 # In the jail all files lie in one directory.
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "inside"))
@@ -266,7 +267,9 @@ class Zygote:
             return
         _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with its supervisor
         room = os.path.dirname(start["directory"])
-        landlock.restrict(readable_on_host([*self.libraries, self.config["cache"]]), [room], files=devices)
+        readable = readable_on_host([*self.libraries, self.config["cache"]])
+        # An interpreter that is started by a program finds its modules by listing their directory.
+        landlock.restrict(readable, [room], files=devices, listed=[sysconfig.get_path("stdlib")])
         around = seccomp.Surroundings(
             on_host=True,
             own=os.getpid(),
@@ -280,8 +283,6 @@ class Zygote:
 
 def readable_on_host(libraries):
     """What a program reads where the host's root is its root: the interpreter, no packages of the host."""
-    import sysconfig
-
     paths = [
         "/usr/bin",
         "/bin",
