@@ -53,7 +53,8 @@ def restrict(
     """Confine this process: read below `readable`, everything but device nodes below `writable`.
 
     `files` may be read and written; of what is below `listed` the names may be seen. TCP (version 4),
-    abstract sockets and signals to outside (version 6) are denied where the kernel can. Needs no_new_privs. Returns the version; OSError where there is none.
+    abstract sockets and signals to outside (version 6) are denied where the kernel can. Needs no_new_privs.
+    Returns the version; OSError where there is none.
     """
     version = abi()
     handled = _handled(version)
