@@ -61,6 +61,9 @@ for name in {tuple(_MODULES)}:
 module.become_supervisor(*eval(read(int(read(8)))))
 """
 
+DEFAULT_TAG = "agentrl-sandbox:local"
+"""The image that `image.py` builds and sandboxes start."""
+
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": WORK_DIRECTORY,

@@ -24,8 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ..errors import SandboxError
+from .container import DEFAULT_TAG
 
-DEFAULT_TAG = "agentrl-sandbox:local"
 DEFAULT_PACKAGES = ("numpy", "sympy")
 BUILD_LIMIT_S = 600.0
 # Parts of the standard library that a session has no use for; they are half of its size.

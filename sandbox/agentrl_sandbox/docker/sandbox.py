@@ -20,9 +20,8 @@ from ..errors import SandboxClosed, SandboxConfigError, SandboxError, SandboxUna
 from ..interface import Sandbox
 from ..level import Level
 from ..limits import Limits
-from .container import ENVIRONMENT, Container, ContainerSettings, ContainerShape
+from .container import DEFAULT_TAG, ENVIRONMENT, Container, ContainerSettings, ContainerShape
 from .engine import EngineCalls, connect
-from .image import DEFAULT_TAG
 from .pool import (
     LEASE_LABEL,
     LEASE_S,

@@ -195,7 +195,7 @@ CASES = (
         124,
         "polite threads that die slowly",
         _HEAD
-        + "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\ndef work():\n    try: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)\n    except OSError: pass\n    end = time.thread_time() + 0.003\n    while time.thread_time() < end: pass\n"
+        + "try: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nexcept OSError: pass\ndef work():\n    try: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)\n    except OSError: pass\n    end = time.thread_time() + 0.003\n    while time.thread_time() < end: pass\n"
         "while True:\n    threads = [threading.Thread(target=work) for _ in range(5)]\n    try: [t.start() for t in threads]\n    except RuntimeError: pass\n    end = time.thread_time() + 0.01\n    while time.thread_time() < end: pass",
         *_OVER,
     ),
