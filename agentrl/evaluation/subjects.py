@@ -239,7 +239,7 @@ def _engine_kind(engine: EngineSettings) -> str:
 def _renderer(tokenizer: Any, rollout: RolloutSettings) -> Any:
     from agentrl.renderers.making import make_renderer
 
-    return make_renderer(tokenizer, rollout.format, tool_output_chars=rollout.tool_output_chars)
+    return make_renderer(tokenizer, rollout.format)
 
 
 def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from agentrl.errors import RendererError
 from agentrl.renderers.base import ParsedMessage, runs_code
 from agentrl.renderers.template import ChatTemplate, Step
-from agentrl.renderers.text import TextCodec, cut_text, fenced_code, message_id
+from agentrl.renderers.text import TextCodec, fenced_code, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
 
 OPEN, CLOSE = "<code>", "</code>"
@@ -36,7 +36,6 @@ class CodeRenderer:
 
     Args:
         tokenizer: with a chat template or without.
-        tool_output_chars: longer tool output keeps head and tail.
         instructions: text before the first user message; None takes `INSTRUCTIONS` where there is a
             chat template, and nothing otherwise.
         tool_name: the tool that code blocks call.
@@ -52,7 +51,6 @@ class CodeRenderer:
         self,
         tokenizer: Any,
         *,
-        tool_output_chars: int = 2048,
         instructions: str | None = None,
         tool_name: str = "python",
         argument: str = "code",
@@ -60,7 +58,6 @@ class CodeRenderer:
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._codec = TextCodec(tokenizer)
-        self._tool_output_chars = tool_output_chars
         self._tool_name, self._argument = tool_name, argument
         has_template = bool(getattr(tokenizer, "chat_template", None))
         self._template = ChatTemplate(self._codec, template_options) if has_template else None
@@ -98,7 +95,7 @@ class CodeRenderer:
             return self._reply(sampled, additions)
         ids: list[int] = []
         for result in additions:
-            ids += self._interpreter(cut_text(result.text, self._tool_output_chars))
+            ids += self._interpreter(result.text)
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from agentrl.errors import RendererError
 from agentrl.renderers.base import ParsedMessage
 from agentrl.renderers.template import ChatTemplate, Step
-from agentrl.renderers.text import TextCodec, cut_text, message_id
+from agentrl.renderers.text import TextCodec, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
 from agentrl_envs.messages import MOST_CALLS
 from agentrl_envs.plain import read_json
@@ -50,7 +50,6 @@ class HermesRenderer:
 
     Args:
         tokenizer: with a chat template.
-        tool_output_chars: longer tool output keeps head and tail.
         stop_token_ids: further tokens that end a message, beside the tokenizer's own.
         template_options: passed to the chat template, for example `{"enable_thinking": False}`.
 
@@ -62,7 +61,6 @@ class HermesRenderer:
         self,
         tokenizer: Any,
         *,
-        tool_output_chars: int = 2048,
         stop_token_ids: Sequence[int] = (),
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -72,7 +70,6 @@ class HermesRenderer:
                 'one, "code" calls a tool python(code)'
             )
         self._codec = TextCodec(tokenizer)
-        self._tool_output_chars = tool_output_chars
         self._template = ChatTemplate(self._codec, template_options)
         ends = (self._template.turn_end_id, tokenizer.eos_token_id, *stop_token_ids)
         self.stop: tuple[str, ...] = ()
@@ -126,15 +123,14 @@ class HermesRenderer:
         return self._codec.decode(token_ids)
 
     def _result_messages(self, results: Sequence[ToolResult]) -> list[Message]:
-        texts = [cut_text(result.text, self._tool_output_chars) for result in results]
         if self.template_lists_tools:
             return [
-                {"role": "tool", "name": result.name, "tool_call_id": result.call_id, "content": text}
-                for result, text in zip(results, texts, strict=True)
+                {"role": "tool", "name": result.name, "tool_call_id": result.call_id, "content": result.text}
+                for result in results
             ]
         # The tags are ours, the text between them is foreign.
         framed = "\n".join(
-            f"<tool_response>\n{self._codec.neutral(text)}\n</tool_response>" for text in texts
+            f"<tool_response>\n{self._codec.neutral(result.text)}\n</tool_response>" for result in results
         )
         return [{"role": "user", "content": framed, "framed": True}]
 

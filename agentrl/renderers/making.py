@@ -46,7 +46,6 @@ def make_renderer(
     format: str = "code",
     *,
     tools: Sequence[Sequence[ToolSpec]] = (),
-    tool_output_chars: int = 2048,
     **options: Any,
 ) -> Renderer:
     """Make a renderer and prove that it only appends.
@@ -56,7 +55,6 @@ def make_renderer(
         format: a renderer in a file, `my.py:Name`; `code`, fenced Python in `<code>` tags (SPO paper, section
             5.1); `hermes`, `<tool_call>` with JSON; or `auto`, which chooses (`choose_format`).
         tools: those of each environment, for `auto`.
-        tool_output_chars: longer tool output keeps head and tail.
         options: of the format; see `CodeRenderer` and `HermesRenderer`.
 
     Raises:
@@ -64,14 +62,12 @@ def make_renderer(
     """
     from agentrl.renderers.code import CodeRenderer
 
-    if tool_output_chars < 2:
-        raise RendererError(f"tool_output_chars must be at least 2, got {tool_output_chars}")
     if format == "auto":
         format = choose_format(tokenizer, tools)
     if format == "code":
-        return CodeRenderer(tokenizer, tool_output_chars=tool_output_chars, **options)
+        return CodeRenderer(tokenizer, **options)
     if format == "hermes":
         from agentrl.renderers.hermes import HermesRenderer
 
-        return HermesRenderer(tokenizer, tool_output_chars=tool_output_chars, **options)
-    return registry.make("renderer", format, {}, tokenizer, tool_output_chars)
+        return HermesRenderer(tokenizer, **options)
+    return registry.make("renderer", format, {}, tokenizer)

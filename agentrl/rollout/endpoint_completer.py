@@ -1,4 +1,4 @@
-"""Plays one episode with an endpoint: messages instead of tokens, for evaluation only.
+"""Completes conversations by asking an endpoint: messages instead of tokens, for evaluation only.
 
 The same environments, limits and stop reasons as `agentrl.rollout.token_completer`; there are no token ids,
 so the episode has one empty segment and cannot be learned from. Tools are called natively, or by code blocks
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from agentrl.config.settings import RolloutSettings
-from agentrl.episode import Episode, Segment, SegmentBuilder, StopReason, Turn
+from agentrl.episode import Boundary, Episode, Segment, SegmentBuilder, StopReason
 from agentrl.errors import ContextOverflow
 from agentrl.inference.endpoint.client import ChatReply, EndpointPolicy
 from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointRefused
 from agentrl.inference.endpoint.settings import Usage
 from agentrl.renderers.code import CLOSE, INSTRUCTIONS, OPEN
 from agentrl.renderers.text import fenced_code
-from agentrl.rollout.loop import Conversation, Decoding, Dispatch, Outcome
+from agentrl.rollout.completer import Decoding, Dispatch, Exhausted, Reply
+from agentrl.rollout.loop import Conversation
 from agentrl_envs import Env, Message, ToolCall, ToolSpec, text_of
 
 ToolFormat = Literal["native", "code"]
@@ -31,99 +32,92 @@ class ChatResult:
 
     episode: Episode
     usage: Usage
-    messages: tuple[Message, ...]
-    """The conversation, for people."""
     response: str = ""
     """All that came after the prompt as one text: reasoning in `<think>` tags, messages, tool output."""
     reasoning: tuple[str, ...] = ()
     """Of each turn: thinking that came apart from its text."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _ChatConversation(Conversation):
-    """The state of one episode in flight, message by message."""
+@dataclass(slots=True)
+class EndpointCompleter:
+    """Asks an endpoint for each message."""
 
     endpoint: EndpointPolicy
+    dispatch: Dispatch
+    settings: RolloutSettings
+    decoding: Decoding
     tool_format: ToolFormat
+    boundary: Boundary = "policy"
     usage: Usage = field(default_factory=Usage)
-    response: list[str] = field(default_factory=list[str])
     reasoning: list[str] = field(default_factory=list[str])
 
-    speaker = "the endpoint"
-    fatal = (BudgetExceeded, EndpointRefused)
+    speaker: ClassVar[str] = "the endpoint"
+    fatal: ClassVar[tuple[type[Exception], ...]] = (BudgetExceeded, EndpointRefused)
 
-    async def converse(self, env: Env) -> Outcome:
-        """Exchange messages until the episode ends."""
-        self.messages = _opening(await env.start(self.row), env.tool_specs(), self.tool_format)
-        max_turns = self.settings.max_turns or env.max_turns
-        for turn in range(max_turns):
-            budget = self.settings.max_tokens - self.usage.completion_tokens
-            if self.settings.max_turn_tokens:
-                budget = min(budget, self.settings.max_turn_tokens)
-            if budget < 1:
-                return Outcome(StopReason.MAX_TOKENS)
-            try:
-                reply, calls = await self._speak(budget, turn, env.tool_specs())
-            except ContextOverflow:
-                if not self.turns:
-                    raise
-                return Outcome(StopReason.CONTEXT_FULL)
-            if reply.finish_reason == "length":
-                return Outcome(StopReason.MAX_TOKENS)
-            last = turn + 1 == max_turns
-            if calls and last:
-                return Outcome(StopReason.MAX_TURNS)
-            if calls:
-                await self._act(env, calls)
-                continue
-            answer = await self.listen(env, reply.text)
-            if answer is None:
-                return Outcome(StopReason.ANSWERED, reply.text)
-            if not last:
-                self.messages.append({"role": "user", "content": answer})
-        return Outcome(StopReason.MAX_TURNS)
+    async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Reply:
+        """Ask for the next message.
 
-    async def _speak(
-        self, budget: int, turn: int, tools: Sequence[ToolSpec]
-    ) -> tuple[ChatReply, tuple[ToolCall, ...]]:
-        self.boundary = "policy"
+        Raises:
+            Exhausted: the endpoint's context or the episode's tokens are used up.
+            ContextOverflow: the first prompt leaves no room at all.
+        """
+        turn = len(self.reasoning)
+        budget = self.settings.max_tokens - self.usage.completion_tokens
+        if self.settings.max_turn_tokens:
+            budget = min(budget, self.settings.max_turn_tokens)
+        if budget < 1:
+            raise Exhausted(StopReason.MAX_TOKENS)
         native = self.tool_format == "native"
-        sampling = self.sampling(budget, turn, stop=(CLOSE,) if tools and not native else ())
-        reply = await self.endpoint.chat(self.messages, tools if native else (), sampling)
+        sent = _native(messages) if native else _as_code(messages, tools)
+        stop = (CLOSE,) if tools and not native else ()
+        sampling = self.decoding.sampling(budget, self.dispatch.seed, turn, stop=stop)
+        try:
+            reply = await self.endpoint.chat(sent, tools if native else (), sampling)
+        except ContextOverflow as error:
+            if not turn:
+                raise
+            raise Exhausted(StopReason.CONTEXT_FULL) from error
         calls = reply.tool_calls
         if not native:
-            reply, calls = _read_code(reply, tools, len(self.turns))
+            reply, calls = _read_code(reply, tools, turn)
         self.usage += reply.usage
-        self.messages.append(reply.message)
-        self.turns.append(Turn(segment=0, start=0, end=0, text=reply.text))
         self.reasoning.append(reply.reasoning)
-        self.response += [f"<think>\n{reply.reasoning}\n</think>"] * bool(reply.reasoning) + [reply.text]
-        return reply, calls
-
-    async def _act(self, env: Env, calls: Sequence[ToolCall]) -> None:
-        _, shown = await self.act(env, calls)
-        for result in shown:
-            self.response.append(result.text)
-            if self.tool_format == "native":
-                self.messages.append({"role": "tool", "tool_call_id": result.call_id, "content": result.text})
-            else:
-                text = f"<interpreter>\n{result.text}\n</interpreter>"
-                self.messages.append({"role": "user", "content": text})
+        cut = StopReason.MAX_TOKENS if reply.finish_reason == "length" else None
+        return Reply(reply.text, calls, reply.message, cut)
 
     def segments(self) -> tuple[Segment, ...]:
         """One without tokens, which is not learned from."""
         return (SegmentBuilder(model=self.endpoint.settings.model, trainable=False).build(),)
 
+    def forget(self) -> None:
+        """There are no tokens."""
 
-def _opening(
-    messages: Sequence[Message], tools: Sequence[ToolSpec], tool_format: ToolFormat
-) -> list[Message]:
-    """The first messages; code blocks are explained before the first user message."""
-    opening = [dict(message) for message in messages]
-    first = next((message for message in opening if message["role"] == "user"), None)
-    if tools and tool_format == "code" and first is not None:
+    async def release(self) -> None:
+        """An endpoint keeps nothing."""
+
+
+def _native(messages: Sequence[Message]) -> list[Message]:
+    """The messages as endpoints take them: tool results have no name."""
+    return [
+        {key: value for key, value in message.items() if key != "name"}
+        if message["role"] == "tool"
+        else message
+        for message in messages
+    ]
+
+
+def _as_code(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[Message]:
+    """The messages with tool results as a user's, and code blocks explained before the first user message."""
+    sent = [
+        {"role": "user", "content": f"<interpreter>\n{message['content']}\n</interpreter>"}
+        if message["role"] == "tool"
+        else dict(message)
+        for message in messages
+    ]
+    first = next((message for message in sent if message["role"] == "user"), None)
+    if tools and first is not None:
         first["content"] = f"{INSTRUCTIONS}\n\n{text_of(first)}"
-    return opening
+    return sent
 
 
 def _read_code(
@@ -173,15 +167,17 @@ async def run_chat_episode(
         asyncio.CancelledError: the episode was cancelled.
     """
     decoding = decoding or Decoding(temperature=settings.temperature)
-    chat = _ChatConversation(
-        endpoint=endpoint,
-        tool_format=tool_format,
+    completer = EndpointCompleter(endpoint, dispatch, settings, decoding, tool_format)
+    conversation = Conversation(
+        completer=completer,
         row=row,
         dispatch=dispatch,
         settings=settings,
-        decoding=decoding,
+        temperature=decoding.temperature,
     )
-    episode = await endpoint.hold(lambda: chat.play(make_env))
-    return ChatResult(
-        episode, chat.usage, tuple(chat.messages), "\n".join(chat.response), tuple(chat.reasoning)
-    )
+    episode = await endpoint.hold(lambda: conversation.play(make_env))
+    response: list[str] = []
+    for turn, thought in zip(episode.turns, completer.reasoning, strict=False):
+        response += [f"<think>\n{thought}\n</think>"] * bool(thought) + [turn.text]
+        response += [call.result for call in turn.tool_calls]
+    return ChatResult(episode, completer.usage, "\n".join(response), tuple(completer.reasoning))

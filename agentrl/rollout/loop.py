@@ -1,8 +1,8 @@
-"""One episode as a conversation of an environment with whoever speaks: what token and chat episodes share.
+"""Plays one episode: a conversation of an environment with a completer, turn by turn.
 
-The environment's side is here: its tools, its replies, its reward, limits, and what becomes of anything
-that breaks. How messages are sampled is left to `agentrl.rollout.token_completer` (tokens of an engine) and
-`agentrl.rollout.endpoint_completer` (messages of an endpoint). It knows nothing of other episodes.
+The environment's side is here: its tools, its replies, its reward, limits, and what becomes of anything that
+breaks. How messages are sampled is left to the completer: `agentrl.rollout.token_completer` (tokens of an
+engine), `agentrl.rollout.endpoint_completer` (messages of an endpoint). It knows nothing of other episodes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import asyncio
 import copy
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from agentrl.config.settings import RolloutSettings
-from agentrl.episode import Boundary, Episode, Failure, Segment, StopReason, ToolCallRecord, Turn
-from agentrl.errors import AgentRLError, PolicyError, RendererError, StallError
-from agentrl.inference.policy import Sampling
+from agentrl.episode import Boundary, Episode, Failure, StopReason, ToolCallRecord, Turn
+from agentrl.errors import AgentRLError, DataError, PolicyError, RendererError, StallError
 from agentrl.renderers.text import cut_text
+from agentrl.rollout.completer import Completer, Dispatch, Exhausted, Reply
 from agentrl_envs import (
     Env,
     EnvError,
@@ -30,6 +29,7 @@ from agentrl_envs import (
     SandboxFailure,
     ToolCall,
     ToolResult,
+    ToolSpec,
     Transcript,
 )
 from agentrl_envs.raised import error_text, message_of, place
@@ -39,29 +39,6 @@ logger = logging.getLogger(__name__)
 
 CLEANUP_LIMIT_S = 10.0
 """Longest wait for an environment to close and an engine to forget a session."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """What is decided about an episode before it starts."""
-
-    episode_id: str
-    dispatch_index: int
-    prompt_id: str
-    start_version: int
-    environment: str = ""
-    seed: int | None = None
-    """Makes the random stream of the episode its own; None draws from the engine's."""
-    group: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How every message of an episode is sampled."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
 
 
 @dataclass(slots=True)
@@ -75,100 +52,100 @@ class Outcome:
 
 
 @dataclass(slots=True, kw_only=True)
-class Conversation(ABC):
+class Conversation:
     """The state of one episode in flight."""
 
+    completer: Completer
     row: Mapping[str, Any]
     dispatch: Dispatch
     settings: RolloutSettings
-    decoding: Decoding
+    temperature: float
+    """Of every message."""
     env: Env | None = None
-    boundary: Boundary = "env"
-    """Who is waited for, and who broke if something breaks now."""
+    speaking: bool = False
+    """Whether the completer is waited for, and is who breaks if something breaks now."""
     turns: list[Turn] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     results: list[ToolResult] = field(default_factory=list)
     tool_seconds: float = 0.0
 
-    speaker: ClassVar[str] = "the engine"
-    """Who samples the messages, in errors."""
-    fatal: ClassVar[tuple[type[Exception], ...]] = ()
-    """Errors after which no episode can go on: they are raised."""
-
-    @abstractmethod
-    async def converse(self, env: Env) -> Outcome:
-        """Take turns with the environment until the episode ends."""
-
-    @abstractmethod
-    def segments(self) -> tuple[Segment, ...]:
-        """The tokens of the episode."""
-
-    async def release(self) -> None:  # noqa: B027 - most keep nothing
-        """Let go of what the speaker keeps for this episode."""
-
-    def broke(self, error: BaseException) -> None:  # noqa: B027 - most keep all
-        """Something broke: forget what is not worth keeping."""
-
     async def play(self, make_env: Callable[[], Env]) -> Episode:
         """Play the episode and return it, failed or not.
 
         Raises:
             asyncio.CancelledError: the episode was cancelled.
-            Exception: one of `fatal`.
+            Exception: one that is fatal to the completer.
         """
         started = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.limit_s):
                 outcome, reward = await self._run(make_env)
             return self._episode(outcome, reward, None, time.monotonic() - started)
-        except self.fatal:
+        except self.completer.fatal:
             raise
         except BaseException as error:
             if ends_caller(error):
                 raise
             logger.debug("episode %s failed", self.dispatch.episode_id, exc_info=error)
             failure = self._classify(error)
-            self.broke(error)
+            if isinstance(error, DataError):
+                # What was returned may break an invariant; such tokens are not worth keeping.
+                self.completer.forget()
+                self.turns = [replace(turn, segment=0, start=0, end=0) for turn in self.turns]
             return self._episode(Outcome(StopReason.FAILED), None, failure, time.monotonic() - started)
         finally:
             await self._clean_up()
 
     async def _run(self, make_env: Callable[[], Env]) -> tuple[Outcome, Reward]:
-        self.boundary = "env"
         # What an episode changes in its row is its own: other episodes play the row as the data has it.
         self.row = copy.deepcopy(self.row)
         self.env = env = make_env()
         try:
-            outcome = await self.converse(env)
+            self.messages += await env.start(self.row)
+            outcome = await self._converse(env)
         except Finish as finish:
             outcome = Outcome(StopReason.FINISHED, answer=finish.answer, finish=finish)
         return outcome, await self._reward(env, outcome)
 
-    def sampling(
-        self, budget: int, turn: int, *, stop: tuple[str, ...] = (), stop_token_ids: tuple[int, ...] = ()
-    ) -> Sampling:
-        """How the message of a turn is sampled, with a random stream of its own."""
-        seed = self.dispatch.seed
-        return Sampling(
-            max_new_tokens=budget,
-            temperature=self.decoding.temperature,
-            top_p=self.decoding.top_p,
-            top_k=self.decoding.top_k,
-            stop=stop,
-            stop_token_ids=stop_token_ids,
-            seed=None if seed is None else (seed * 1_000_003 + turn) % 2**62,
-        )
+    async def _converse(self, env: Env) -> Outcome:
+        """Take turns with the environment until the episode ends."""
+        tools = env.tool_specs()
+        max_turns = self.settings.max_turns or env.max_turns
+        for turn in range(max_turns):
+            try:
+                reply = await self._speak(tools)
+            except Exhausted as limit:
+                return Outcome(limit.reason)
+            if reply.cut is not None:
+                return Outcome(reply.cut)
+            last = turn + 1 == max_turns
+            if reply.tool_calls:
+                if last:
+                    break
+                await self._act(env, reply.tool_calls)
+                continue
+            answer = await env.respond(reply.text)
+            if answer is None:
+                return Outcome(StopReason.ANSWERED, answer=reply.text)
+            self.messages.append({"role": "user", "content": answer})
+        return Outcome(StopReason.MAX_TURNS)
 
-    async def act(
-        self, env: Env, calls: Sequence[ToolCall]
-    ) -> tuple[Sequence[ToolResult], Sequence[ToolResult]]:
-        """Call tools for the newest turn; returns their results in full, and as the model is shown them.
+    async def _speak(self, tools: Sequence[ToolSpec]) -> Reply:
+        self.speaking = True
+        reply = await self.completer.complete(self.messages, tools)
+        self.speaking = False
+        self.messages.append(reply.message)
+        start, end = reply.span
+        self.turns.append(Turn(segment=reply.segment, start=start, end=end, text=reply.text))
+        return reply
+
+    async def _act(self, env: Env, calls: Sequence[ToolCall]) -> None:
+        """Call tools for the newest turn, and add what the model is shown of their results.
 
         Raises:
             SandboxFailure: the machinery of a tool broke.
         """
-        self.boundary = "env"
         started = time.monotonic()
         self.calls += calls
         results = await env.call_tools(calls)
@@ -181,15 +158,12 @@ class Conversation(ABC):
         shown = [replace(result, text=cut_text(result.text, limit)) for result in results]
         self.results += shown
         self.turns[-1] = replace(self.turns[-1], tool_calls=_records(calls, shown))
-        return results, shown
-
-    async def listen(self, env: Env, text: str) -> str | None:
-        """What the environment replies to a message that calls no tool; None ends the episode."""
-        self.boundary = "env"
-        return await env.respond(text)
+        self.messages += [
+            {"role": "tool", "name": r.name, "tool_call_id": r.call_id, "content": r.text} for r in shown
+        ]
 
     async def _reward(self, env: Env, outcome: Outcome) -> Reward:
-        self.boundary = "env"
+        self.speaking = False
         if outcome.stop_reason.truncated and self.settings.truncated == "zero":
             return Reward(value=float(env.reward_range[0]), parts={}, verdict="truncated")
         transcript = Transcript(
@@ -209,7 +183,7 @@ class Conversation(ABC):
             episode_id=dispatch.episode_id,
             dispatch_index=dispatch.dispatch_index,
             prompt_id=dispatch.prompt_id,
-            segments=self.segments(),
+            segments=self.completer.segments(),
             turns=self._rewarded_turns(),
             reward=None if reward is None else reward.value,
             reward_parts={} if reward is None else reward.parts,
@@ -218,7 +192,7 @@ class Conversation(ABC):
             stop_reason=outcome.stop_reason,
             failure=failure,
             start_version=dispatch.start_version,
-            temperature=self.decoding.temperature,
+            temperature=self.temperature,
             environment=dispatch.environment,
             answer=outcome.answer,
             seconds=seconds,
@@ -233,7 +207,7 @@ class Conversation(ABC):
 
     def _classify(self, error: BaseException) -> Failure:
         """Name the boundary that broke, and where in the user's files."""
-        boundary = self.boundary
+        boundary: Boundary = self.completer.boundary if self.speaking else "env"
         if isinstance(error, SandboxFailure) or type(error).__module__.startswith("agentrl_sandbox"):
             boundary = "sandbox"
         elif isinstance(error, PolicyError):
@@ -242,7 +216,7 @@ class Conversation(ABC):
             boundary = "renderer"
         if isinstance(error, TimeoutError) and not str(error):
             owners = {"env": "the environment", "sandbox": "the sandbox", "renderer": "the renderer"}
-            owner = owners.get(boundary, self.speaker)
+            owner = owners.get(boundary, self.completer.speaker)
             remedy = "raise `rollout.limit_s` if this is how long it takes"
             error = StallError(owner, self.settings.limit_s, remedy)
         message = message_of(error, 2000)
@@ -261,7 +235,7 @@ class Conversation(ABC):
     async def _close(self) -> None:
         waits = Waits()
         with waits.counted():
-            steps = [self.release()] if self.env is None else [self.release(), self.env.aclose()]
+            steps = [self.completer.release(), *([] if self.env is None else [self.env.aclose()])]
             tasks = [asyncio.ensure_future(step) for step in steps]
         for task in tasks:
             if error := await _failure(task, waits):

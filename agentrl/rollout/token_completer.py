@@ -1,7 +1,7 @@
-"""Plays one episode: a policy and an environment take turns until the episode ends.
+"""Completes conversations with the tokens of an engine, and keeps them exactly as they were sampled.
 
-`run_episode` returns an `Episode` whatever happens: what breaks becomes `Episode.failure`, with the
-boundary that broke. Cancellation passes through.
+`run_episode` plays one episode so and returns an `Episode` whatever happens: what breaks becomes
+`Episode.failure`, with the boundary that broke. Cancellation passes through.
 It knows nothing of other episodes, of batches, of baselines or of the learner.
 """
 
@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from agentrl.config.settings import RolloutSettings
-from agentrl.episode import Episode, Segment, SegmentBuilder, StopReason, Turn
-from agentrl.errors import DataError
+from agentrl.episode import Boundary, Episode, Segment, SegmentBuilder, StopReason
 from agentrl.inference.policy import FinishReason, Generation, Policy
-from agentrl.rollout.loop import Conversation, Decoding, Dispatch, Outcome
-from agentrl_envs import Env, ToolCall, ToolResult
+from agentrl.rollout.completer import Decoding, Dispatch, Exhausted, Reply
+from agentrl.rollout.loop import Conversation
+from agentrl_envs import Env, Message, ToolResult, ToolSpec
 
 if TYPE_CHECKING:
     from agentrl.renderers.base import Renderer
 
-__all__ = ["Decoding", "Dispatch", "episode_seed", "run_episode"]
+__all__ = ["Decoding", "Dispatch", "TokenCompleter", "episode_seed", "run_episode"]
 
 
 def episode_seed(run_seed: int, kind: str, index: int) -> int:
@@ -31,106 +31,128 @@ def episode_seed(run_seed: int, kind: str, index: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-@dataclass(slots=True, kw_only=True)
-class _TokenConversation(Conversation):
-    """The state of one episode in flight, token by token."""
+@dataclass(slots=True)
+class _Thread:
+    """A conversation, and the one segment that holds its tokens."""
+
+    messages: list[Message]
+    tokens: SegmentBuilder = field(default_factory=SegmentBuilder)
+    sampled_from: int = 0
+    """Where the newest sampled message begins."""
+
+
+@dataclass(slots=True)
+class TokenCompleter:
+    """Keeps one segment for each conversation it is asked to go on with.
+
+    A conversation that goes on from one of them with tool results, or with one user's message, is appended to
+    its tokens. Any other, such as one whose history was edited, opens a segment of its own.
+    """
 
     policy: Policy
     renderer: Renderer
-    segment: SegmentBuilder = field(default_factory=SegmentBuilder)
+    dispatch: Dispatch
+    settings: RolloutSettings
+    decoding: Decoding
+    boundary: Boundary = "policy"
+    replies: int = 0
+    threads: list[_Thread] = field(default_factory=list[_Thread])
 
-    async def converse(self, env: Env) -> Outcome:
-        self.messages += await env.start(self.row)
+    speaker: ClassVar[str] = "the engine"
+    fatal: ClassVar[tuple[type[Exception], ...]] = ()
+
+    async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Reply:
+        """Sample the next message.
+
+        Raises:
+            Exhausted: the context or the episode's tokens are used up.
+            ContextOverflow: the first prompt leaves no room at all.
+        """
         self.boundary = "renderer"
-        self.segment.append_given(self.renderer.start(self.messages, env.tool_specs()))
-        max_turns = self.settings.max_turns or env.max_turns
-        for turn in range(max_turns):
-            budget, full = self._budget()
-            if budget < 1:
-                if not self.turns:
-                    # The prompt itself leaves no room: nobody's answer can be judged.
-                    await self._generate(1, turn)
-                return Outcome(full)
-            text, calls, finish = await self._speak(budget, turn)
-            if finish is FinishReason.LENGTH:
-                return Outcome(full)
-            last = turn + 1 == max_turns
-            if calls and last:
-                return Outcome(StopReason.MAX_TURNS)
-            additions = await self._act(env, calls) if calls else await self._listen(env, text)
-            if additions is None:
-                return Outcome(StopReason.ANSWERED, answer=text)
-            if last:
-                return Outcome(StopReason.MAX_TURNS)
-            if not self._append(additions, finish):
-                return Outcome(StopReason.CONTEXT_FULL)
-        return Outcome(StopReason.MAX_TURNS)
-
-    def _budget(self) -> tuple[int, StopReason]:
-        """Tokens the next message may have, and what it means to run out of them."""
-        tokens = self.settings.max_tokens - self.segment.num_sampled
-        if self.settings.max_turn_tokens:
-            tokens = min(tokens, self.settings.max_turn_tokens)
-        room = self.policy.context_tokens - len(self.segment)
-        return (room, StopReason.CONTEXT_FULL) if room < tokens else (tokens, StopReason.MAX_TOKENS)
-
-    async def _generate(self, budget: int, turn: int) -> Generation:
-        self.boundary = "policy"
-        renderer = self.renderer
-        return await self.policy.generate(
-            self.segment.token_ids,
-            self.sampling(budget, turn, stop=renderer.stop, stop_token_ids=renderer.stop_token_ids),
-            session=self.dispatch.episode_id,
-            start_version=self.dispatch.start_version,
-        )
-
-    async def _speak(self, budget: int, turn: int) -> tuple[str, tuple[ToolCall, ...], FinishReason]:
-        generation = await self._generate(budget, turn)
+        number, thread = self._continued(messages, tools)
+        budget, full = self._budget(thread.tokens)
+        if budget < 1 and self.replies:
+            raise Exhausted(full)
+        # Where the prompt itself leaves no room, nobody's answer can be judged: the engine says so.
+        generation = await self._generate(number, thread.tokens, max(1, budget))
+        if budget < 1:
+            raise Exhausted(full)
         self.boundary = "renderer"
-        start, end = self.segment.append_sampled(
+        self.replies += 1
+        start, end = thread.tokens.append_sampled(
             generation.token_ids, generation.logprobs, generation.policy_versions
         )
         parsed = self.renderer.parse(generation.token_ids)
-        self.messages.append(parsed.message)
-        self.turns.append(Turn(segment=0, start=start, end=end, text=parsed.text))
-        return parsed.text, parsed.tool_calls, generation.finish_reason
+        thread.messages, thread.sampled_from = [*messages, parsed.message], start
+        cut = full if generation.finish_reason is FinishReason.LENGTH else None
+        return Reply(parsed.text, parsed.tool_calls, parsed.message, cut, number, (start, end))
 
-    async def _act(self, env: Env, calls: Sequence[ToolCall]) -> Sequence[ToolResult]:
-        results, shown = await self.act(env, calls)
-        self.messages += [
-            {"role": "tool", "name": r.name, "tool_call_id": r.call_id, "content": r.text} for r in shown
-        ]
-        return results
+    def _continued(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> tuple[int, _Thread]:
+        """The conversation that `messages` go on from, grown by them, or a new one."""
+        for number, thread in sorted(enumerate(self.threads), key=lambda item: -len(item[1].messages)):
+            known = len(thread.messages)
+            additions = _additions(messages[known:])
+            if additions is not None and list(messages[:known]) == thread.messages:
+                sampled = thread.tokens.token_ids[thread.sampled_from :]
+                token_ids = self.renderer.extend(sampled, additions)
+                if len(thread.tokens) + len(token_ids) >= self.policy.context_tokens:
+                    raise Exhausted(StopReason.CONTEXT_FULL)
+                thread.tokens.append_given(token_ids)
+                return number, thread
+        thread = _Thread(list(messages))
+        thread.tokens.append_given(self.renderer.start(messages, tools))
+        self.threads.append(thread)
+        return len(self.threads) - 1, thread
 
-    async def _listen(self, env: Env, text: str) -> str | None:
-        reply = await self.listen(env, text)
-        if reply is not None:
-            self.messages.append({"role": "user", "content": reply})
-        return reply
+    def _budget(self, tokens: SegmentBuilder) -> tuple[int, StopReason]:
+        """Tokens the next message may have, and what it means to run out of them."""
+        left = self.settings.max_tokens - sum(thread.tokens.num_sampled for thread in self.threads)
+        if self.settings.max_turn_tokens:
+            left = min(left, self.settings.max_turn_tokens)
+        room = self.policy.context_tokens - len(tokens)
+        return (room, StopReason.CONTEXT_FULL) if room < left else (left, StopReason.MAX_TOKENS)
 
-    def _append(self, additions: Sequence[ToolResult] | str, finish: FinishReason) -> bool:
-        """Append what the environment added; False when it does not fit the context."""
-        self.boundary = "renderer"
-        turn = self.turns[-1]
-        sampled = self.segment.token_ids[turn.start : turn.end]
-        token_ids = self.renderer.extend(sampled, additions)
-        if len(self.segment) + len(token_ids) >= self.policy.context_tokens:
-            return False
-        self.segment.append_given(token_ids)
-        return True
+    async def _generate(self, number: int, tokens: SegmentBuilder, budget: int) -> Generation:
+        self.boundary = "policy"
+        stop, stop_token_ids = self.renderer.stop, self.renderer.stop_token_ids
+        return await self.policy.generate(
+            tokens.token_ids,
+            self.decoding.sampling(
+                budget, self.dispatch.seed, self.replies, stop=stop, stop_token_ids=stop_token_ids
+            ),
+            session=self._session(number),
+            start_version=self.dispatch.start_version,
+        )
+
+    def _session(self, number: int) -> str:
+        return f"{self.dispatch.episode_id}/{number}" if number else self.dispatch.episode_id
 
     def segments(self) -> tuple[Segment, ...]:
-        """One."""
-        return (self.segment.build(),)
+        """One for each conversation; an empty one where there was none."""
+        return tuple(thread.tokens.build() for thread in self.threads) or (SegmentBuilder().build(),)
+
+    def forget(self) -> None:
+        """Drop all tokens."""
+        for thread in self.threads:
+            thread.tokens = SegmentBuilder()
 
     async def release(self) -> None:
-        """Let the engine forget the session."""
-        await self.policy.release(self.dispatch.episode_id)
+        """Let the engine forget the sessions."""
+        for number in range(max(1, len(self.threads))):
+            await self.policy.release(self._session(number))
 
-    def broke(self, error: BaseException) -> None:
-        """What the engine returned may break an invariant; such tokens are not worth keeping."""
-        if isinstance(error, DataError):
-            self.segment, self.turns = SegmentBuilder(), []
+
+def _additions(messages: Sequence[Message]) -> Sequence[ToolResult] | str | None:
+    """What follows a sampled message, as renderers take it; None where they cannot append it."""
+    roles = [message["role"] for message in messages]
+    if roles == ["user"] and isinstance(messages[0]["content"], str):
+        return messages[0]["content"]
+    if not roles or set(roles) != {"tool"}:
+        return None
+    return [
+        ToolResult(call_id=m["tool_call_id"], name=m["name"], text=m["content"], ok=True, seconds=0.0)
+        for m in messages
+    ]
 
 
 async def run_episode(
@@ -158,6 +180,10 @@ async def run_episode(
         asyncio.CancelledError: the episode was cancelled; nothing else is raised.
     """
     decoding = decoding or Decoding(temperature=settings.temperature)
-    return await _TokenConversation(
-        policy=policy, renderer=renderer, row=row, dispatch=dispatch, settings=settings, decoding=decoding
+    return await Conversation(
+        completer=TokenCompleter(policy, renderer, dispatch, settings, decoding),
+        row=row,
+        dispatch=dispatch,
+        settings=settings,
+        temperature=decoding.temperature,
     ).play(make_env)

@@ -53,9 +53,7 @@ async def assemble(
         SandboxUnavailable: this machine has not the isolation asked for.
     """
     settings, tokenizer = plan.settings, plan.tokenizer
-    renderer = make_renderer(
-        tokenizer, settings.rollout.format, tool_output_chars=settings.rollout.tool_output_chars
-    )
+    renderer = make_renderer(tokenizer, settings.rollout.format)
     sandbox = await stack.enter_async_context(make_sandbox(settings.sandbox))
     watchdog = Watchdog(folder.logs)
     learner = LearnerThread(await asyncio.to_thread(make_learner, settings), folder.path / ".exchange")

@@ -181,9 +181,7 @@ def _try_prompts(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> l
     Raises:
         ConfigError: no row of an environment can be begun, or none can be rendered.
     """
-    renderer = make_renderer(
-        tokenizer, settings.rollout.format, tool_output_chars=settings.rollout.tool_output_chars
-    )
+    renderer = make_renderer(tokenizer, settings.rollout.format)
     opened = event_loop.run(_begin_all(settings, tasks))
     notes = []
     for task, messages in zip(tasks, opened, strict=True):

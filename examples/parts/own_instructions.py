@@ -9,5 +9,5 @@ from agentrl.renderers.code import INSTRUCTIONS, CodeRenderer
 class OwnInstructions(CodeRenderer):
     """Fenced Python in `<code>` tags, asked for in capitals."""
 
-    def __init__(self, tokenizer, tool_output_chars):
-        super().__init__(tokenizer, tool_output_chars=tool_output_chars, instructions=INSTRUCTIONS.upper())
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer, instructions=INSTRUCTIONS.upper())

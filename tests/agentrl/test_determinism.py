@@ -76,7 +76,7 @@ async def plain_loop(settings: Settings, output: Path) -> tuple[ValueTracker, Pr
     sampler = PromptSampler(tracker, settings.sampler, priority, seed=settings.run.seed * 1000)
     learner = Learner(settings.model, settings.learner, settings.loss, seed=settings.run.seed)
     tokenizer = load_tokenizer(settings.model.path)
-    renderer = make_renderer(tokenizer, "code", tool_output_chars=settings.rollout.tool_output_chars)
+    renderer = make_renderer(tokenizer, "code")
     engine = settings.engine
     policy = TransformersPolicy(
         learner.model,

@@ -439,13 +439,3 @@ def test_hermes_needs_a_chat_template():
         make_renderer(ByteTokenizer(), "hermes")
     with pytest.raises(ConfigError, match="there is no renderer .xml."):
         make_renderer(ByteTokenizer(), "xml")
-
-
-# ---------------------------------------------------------------- long output
-
-
-@pytest.mark.parametrize("format", ["code", "hermes"])
-def test_long_output_keeps_head_and_tail_and_says_so(format, tokenizer_of):
-    renderer = make_renderer(tokenizer_of["qwen3"], format, tool_output_chars=20)
-    text = renderer.decode(renderer.extend([65], [result("a" * 30 + "b" * 30)]))
-    assert "\naaaaaaaaaa\n[... 40 of 60 characters left out ...]\nbbbbbbbbbb\n</" in text

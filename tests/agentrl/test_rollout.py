@@ -11,7 +11,8 @@ from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, StopReason
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
-from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl.rollout.completer import Decoding, Exhausted
+from agentrl.rollout.token_completer import Dispatch, TokenCompleter, run_episode
 from agentrl_envs import Env, Finish, SandboxFailure, tool
 
 CODE = "<code>\n```python\n1\n```\n</code>"
@@ -51,7 +52,7 @@ async def play(
 
 
 async def test_tool_output_carries_mask_0_and_everything_is_appended() -> None:
-    # Invariants 1 and 2; fails when `_append` uses `append_sampled`.
+    # Invariants 1 and 2; fails when `_continued` uses `append_sampled`.
     episode = await play(Words, [CODE, "yes<|end|>"])
     assert episode.stop_reason is StopReason.ANSWERED
     assert episode.reward == 1.0
@@ -67,6 +68,20 @@ async def test_tool_output_carries_mask_0_and_everything_is_appended() -> None:
     first, second = episode.turns
     assert (first.tool_calls[0].result, second.tool_calls) == ("out", ())
     assert ByteTokenizer().decode(segment.token_ids[first.start : first.end]) == CODE
+
+
+async def test_long_tool_output_keeps_head_and_tail_and_says_so() -> None:
+    class Long(Words):
+        @tool
+        async def python(self, code: str) -> str:
+            "Run Python."
+            return "a" * 30 + "b" * 30
+
+    episode = await play(Long, [CODE, "yes<|end|>"], tool_output_chars=20)
+    text = ByteTokenizer().decode(episode.segments[0].token_ids)
+    shown = "aaaaaaaaaa\n[... 40 of 60 characters left out ...]\nbbbbbbbbbb"
+    assert f"<interpreter>\n{shown}\n</interpreter>" in text
+    assert episode.tool_calls[0].result == shown
 
 
 async def test_turns_run_out() -> None:
@@ -241,3 +256,46 @@ async def test_an_episode_reads_back_bit_for_bit() -> None:
     episode = await play(Words, [{CODE: 0.3, "yes<|end|>": 0.7}, "yes<|end|>"])
     again = Episode.from_json(json.loads(json.dumps(episode.to_json())))
     assert again == episode
+
+
+def completer(replies: Any, **settings: Any) -> TokenCompleter:
+    policy = ScriptedPolicy(replies, tokenizer=ByteTokenizer(), context_tokens=200)
+    renderer = make_renderer(ByteTokenizer(), "code", instructions="")
+    dispatch = Dispatch("t0", 0, "p0", 0, seed=1)
+    return TokenCompleter(policy, renderer, dispatch, RolloutSettings(**settings), Decoding())
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+async def test_a_conversation_that_does_not_go_on_from_a_known_one_opens_a_segment() -> None:
+    # Fails when `_continued` appends whatever comes to the newest segment.
+    speaks = completer(["one<|end|>", "two<|end|>", "three<|end|>", "four<|end|>"])
+    first = await speaks.complete([user("a")], ())
+    second = await speaks.complete([user("a"), first.message, user("b")], ())
+    edited = await speaks.complete([user("a"), {"role": "assistant", "content": "none"}, user("b")], ())
+    back = await speaks.complete([user("a"), first.message, user("b"), second.message, user("c")], ())
+    assert [reply.segment for reply in (first, second, edited, back)] == [0, 0, 1, 0]
+    texts = [ByteTokenizer().decode(segment.token_ids) for segment in speaks.segments()]
+    assert texts[0] == "a\none<|end|>\nb\ntwo<|end|>\nc\nfour<|end|>"
+    assert texts[1] == "a\nnone\nb\nthree<|end|>"
+    for reply in (first, second, edited, back):
+        segment, (start, end) = speaks.segments()[reply.segment], reply.span
+        assert ByteTokenizer().decode(segment.token_ids[start:end]) == f"{reply.text}<|end|>"
+        assert set(segment.loss_mask[start:end]) == {1}
+    assert [segment.num_sampled for segment in speaks.segments()] == [13, 6]
+
+
+async def test_the_same_conversation_asked_twice_is_sampled_twice() -> None:
+    speaks = completer(["one<|end|>", "two<|end|>"])
+    assert [(await speaks.complete([user("a")], ())).segment for _ in range(2)] == [0, 1]
+
+
+async def test_the_tokens_of_an_episode_are_those_of_all_its_segments() -> None:
+    speaks = completer(["x" * 50], max_tokens=80)
+    replies = [await speaks.complete([user(text)], ()) for text in "ab"]
+    assert [(len(reply.text), reply.cut) for reply in replies] == [(50, None), (30, StopReason.MAX_TOKENS)]
+    with pytest.raises(Exhausted) as stopped:
+        await speaks.complete([user("c")], ())
+    assert stopped.value.reason is StopReason.MAX_TOKENS
