@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -18,7 +17,6 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from agentrl.algorithms.sum_tree import SumTree
 from agentrl.algorithms.value_tracker import UNSEEN_COUNT, ValueTracker
 from agentrl.config.ranges import Amount, Positive
 from agentrl.config.settings import SamplerSettings
@@ -34,6 +32,10 @@ BACK_OFF_DRAWS = 16
 
 TRIAL_DRAWS = 64
 """Fewest draws after which a prompt that was set aside is tried again; doubled by each further failure."""
+
+
+BLOCK = 1024
+"""Prompts whose weights are added up together; about the root of the largest pools, a million prompts."""
 
 
 def sampling_weights(
@@ -53,17 +55,8 @@ def sampling_weights(
     return deviation + epsilon
 
 
-def sampling_weight(value: float, count: float, *, epsilon: float, gamma: float = 0.0) -> float:
-    """`sampling_weights` of one prompt, without the cost of an array."""
-    deviation = math.sqrt(max(value * (1.0 - value), 0.0))
-    return (deviation / count**gamma if gamma != 0.0 else deviation) + epsilon
-
-
 class Weights(Protocol):
-    """How much each prompt is worth playing; what `sampler.kind` names.
-
-    It may have a method `one(value, count)`, the weight of one prompt without the cost of arrays.
-    """
+    """How much each prompt is worth playing; what `sampler.kind` names."""
 
     def __call__(self, values: FloatArray, counts: FloatArray) -> FloatArray:
         """[N] positive weights from values v in [0, 1] and effective counts N_eff, [N] each."""
@@ -89,10 +82,6 @@ class PriorityWeights:
         """[N] `sampling_weights`."""
         return sampling_weights(values, counts, epsilon=self._settings.epsilon, gamma=self._settings.gamma)
 
-    def one(self, value: float, count: float) -> float:
-        """`sampling_weight`."""
-        return sampling_weight(value, count, epsilon=self._settings.epsilon, gamma=self._settings.gamma)
-
 
 class UniformWeights:
     """All prompts alike."""
@@ -101,16 +90,12 @@ class UniformWeights:
         """[N] ones."""
         return np.ones(len(values))
 
-    def one(self, value: float, count: float) -> float:
-        """1."""
-        return 1.0
-
 
 class PromptSampler:
     """Draws prompts of a tracker by how much there is left to learn from them.
 
-    Prompts never seen share one value that moves with every first visit, so they are kept in a tree of
-    their own whose leaves are 0 or 1: their weight is a single number, always up to date.
+    Sums of weights are kept for blocks of prompts, so that a draw looks at one block only. Prompts never seen
+    share one value that moves with every first visit, so of these a block keeps the number.
 
     Args:
         tracker: whose values and counts make the weights.
@@ -139,7 +124,6 @@ class PromptSampler:
             raise ConfigError(f"the sampler cannot draw from {self._prompts} of {len(tracker)} prompts")
         self._tracker, self._settings = tracker, settings
         self._weigh = weights or PriorityWeights(PriorityWeights.Settings())
-        self._weigh_one = getattr(self._weigh, "one", self._as_arrays)
         self._random = np.random.Generator(np.random.PCG64(seed))
         size = len(self._prompts)
         self._copies = np.zeros(size, dtype=np.int32)
@@ -151,8 +135,8 @@ class PromptSampler:
         self._num_quarantined = 0
         self._weights = np.zeros(size)
         self._fresh = np.zeros(size, dtype=np.bool_)
-        self._seen_tree = SumTree(np.zeros(size))
-        self._fresh_tree = SumTree(np.zeros(size))
+        blocks = -(-size // BLOCK)
+        self._seen_sums, self._fresh_counts = np.zeros(blocks), np.zeros(blocks)
         self.refresh_all()
 
     def __len__(self) -> int:
@@ -181,7 +165,7 @@ class PromptSampler:
 
     def probabilities(self) -> FloatArray:
         """[P] probability of each prompt at the next draw; all 0 where `draw` would return None."""
-        weights = self._seen_tree.weights + self._fresh_weight() * self._fresh_tree.weights
+        weights = self._idle_weights(slice(None))
         if weights.sum() <= 0.0 and (soonest := self._soonest_rested()) is not None:
             weights[soonest] = 1.0
         elif weights.sum() <= 0.0:
@@ -223,16 +207,20 @@ class PromptSampler:
     def refresh(self, prompt: int) -> None:
         """Take a prompt's present value and count from the tracker."""
         index = self._index(prompt)
-        self._fresh[index] = fresh = not self._tracker.was_seen(prompt)
-        self._weights[index] = 0.0 if fresh else self._weight_of(prompt)
+        self._refresh(slice(index, index + 1))
         self._place(index)
 
     def refresh_all(self) -> None:
         """Take all values and counts from the tracker, as after initial values were set."""
-        prompts = np.arange(self._prompts.start, self._prompts.stop)
-        self._fresh = ~self._tracker.seen(prompts)
-        self._weights = np.where(self._fresh, 0.0, self._weights_of(prompts))
+        self._refresh(slice(0, len(self)))
         self._rebuild()
+
+    def _refresh(self, part: slice) -> None:
+        prompts = np.arange(self._prompts.start + part.start, self._prompts.start + part.stop)
+        self._fresh[part] = ~self._tracker.seen(prompts)
+        self._weights[part] = self._weigh_checked(
+            self._tracker.values(prompts), self._tracker.effective_counts(prompts)
+        )
 
     def folded(self, prompt: int) -> None:
         """An episode of the prompt was folded: it is not pending any more, and its weight changed."""
@@ -310,7 +298,7 @@ class PromptSampler:
             _, index = heapq.heappop(self._resting)
             self._is_resting[index] = False
             self._place(index)
-        if self._seen_tree.total + self._fresh_tree.total <= 0.0:
+        if not self._seen_sums.any() and not self._fresh_counts.any():
             # Resting while nothing else can be played would idle a slot, or the whole run.
             soonest = self._soonest_rested()
             if soonest is not None:
@@ -325,49 +313,43 @@ class PromptSampler:
         )
         return min(idle, default=(0, None))[1]
 
-    def _as_arrays(self, value: float, count: float) -> float:
-        return float(self._checked(self._weigh(np.array([value]), np.array([count])), 1)[0])
-
-    def _checked(self, weights: FloatArray, size: int) -> FloatArray:
-        weights = np.asarray(weights, dtype=np.float64)
-        if weights.shape != (size,) or not (np.isfinite(weights) & (weights > 0.0)).all():
+    def _weigh_checked(self, values: FloatArray, counts: FloatArray) -> FloatArray:
+        weights = np.asarray(self._weigh(values, counts), dtype=np.float64)
+        if weights.shape != values.shape or not (np.isfinite(weights) & (weights > 0.0)).all():
             raise DataError(
-                f"the weights of {size} prompts must be as many positive numbers, got {weights!r:.200}"
+                f"the weights of {len(values)} prompts must be as many positive numbers, got {weights!r:.200}"
             )
         return weights
 
-    def _weight_of(self, prompt: int) -> float:
-        return self._weigh_one(self._tracker.value(prompt), self._tracker.effective_count(prompt))
-
-    def _weights_of(self, prompts: NDArray[np.int64]) -> FloatArray:
-        values, counts = self._tracker.values(prompts), self._tracker.effective_counts(prompts)
-        return self._checked(self._weigh(values, counts), len(prompts))
-
     def _fresh_weight(self) -> float:
-        return self._weigh_one(self._tracker.first_visit_mean, UNSEEN_COUNT)
+        mean = np.array([self._tracker.first_visit_mean])
+        return float(self._weigh_checked(mean, np.array([UNSEEN_COUNT]))[0])
 
-    def _idle(self, index: int) -> bool:
-        return not self._copies[index] and not self._is_resting[index]
+    def _idle_weights(self, part: slice) -> FloatArray:
+        """Weights of a part of the prompts; 0 for those pending or at rest."""
+        idle = (self._copies[part] == 0) & ~self._is_resting[part]
+        return np.where(idle, np.where(self._fresh[part], self._fresh_weight(), self._weights[part]), 0.0)
 
     def _place(self, index: int) -> None:
-        idle, fresh = self._idle(index), bool(self._fresh[index])
-        self._seen_tree.set(index, float(self._weights[index]) if idle and not fresh else 0.0)
-        self._fresh_tree.set(index, 1.0 if idle and fresh else 0.0)
+        """Add up the block of a prompt anew: a sum kept by differences would drift from its parts."""
+        block = index // BLOCK
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        idle = (self._copies[part] == 0) & ~self._is_resting[part]
+        fresh = self._fresh[part]
+        self._seen_sums[block] = self._weights[part][idle & ~fresh].sum()
+        self._fresh_counts[block] = np.count_nonzero(idle & fresh)
 
     def _rebuild(self) -> None:
-        idle = (self._copies == 0) & ~self._is_resting
-        self._seen_tree.rebuild(np.where(idle & ~self._fresh, self._weights, 0.0))
-        self._fresh_tree.rebuild(np.where(idle & self._fresh, 1.0, 0.0))
+        for index in range(0, len(self), BLOCK):
+            self._place(index)
 
     def _draw_idle(self) -> int | None:
-        fresh_weight = self._fresh_weight()
-        seen_total, fresh_total = self._seen_tree.total, fresh_weight * self._fresh_tree.total
-        if seen_total + fresh_total <= 0.0:
+        blocks = self._seen_sums + self._fresh_weight() * self._fresh_counts
+        if not blocks.any():
             return None
-        point = self._random.random() * (seen_total + fresh_total)
-        if fresh_total <= 0.0 or (point < seen_total and seen_total > 0.0):
-            return self._seen_tree.find(point)
-        return self._fresh_tree.find((point - seen_total) / fresh_weight)
+        block, point = _pick(blocks, self._random.random() * float(blocks.sum()))
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        return part.start + _pick(self._idle_weights(part), point)[0]
 
     def _copy_weights(self) -> FloatArray:
         """[P] weights of the prompts with the fewest copies, where another copy is allowed."""
@@ -385,8 +367,8 @@ class PromptSampler:
         # Linear in the pool, and reached only when the whole pool is in flight, so the pool is small.
         if self._settings.copies_per_prompt < 2:
             return None
-        tree = SumTree(self._copy_weights())
-        return tree.find(self._random.random() * tree.total) if tree.total > 0.0 else None
+        weights = self._copy_weights()
+        return _pick(weights, self._random.random() * float(weights.sum()))[0] if weights.any() else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, random state included, as copies: arrays [P] and plain values."""
@@ -441,3 +423,11 @@ def _check(settings: SamplerSettings) -> None:
         raise ConfigError(f"sampler.copies_per_prompt = {settings.copies_per_prompt} must be at least 1")
     if settings.quarantine_after < 1:
         raise ConfigError(f"sampler.quarantine_after = {settings.quarantine_after} must be at least 1")
+
+
+def _pick(weights: FloatArray, point: float) -> tuple[int, float]:
+    """The index whose share of [0, sum of weights) holds `point`, and how far into it; never of weight 0."""
+    ends = np.cumsum(weights)
+    # Rounding may carry the point to the very end.
+    index = int(min(np.searchsorted(ends, point, side="right"), np.flatnonzero(weights)[-1]))
+    return index, point - float(ends[index] - weights[index])

@@ -48,16 +48,16 @@ class Fold:
     """Drift since the previous visit, in nats a token; 0 on the first one."""
 
 
-def forgetting_factor(drift: float, d_half: float, rho_min: float, rho_max: float) -> float:
+def forgetting_factor(drift: ArrayLike, d_half: float, rho_min: float, rho_max: float) -> FloatArray:
     """rho = clip(2^(-drift / d_half), rho_min, rho_max), paper section 4.1; clipped once.
 
     Args:
-        drift: how far the policy moved since the last visit, in nats a token, at least 0.
+        drift: [...] how far the policy moved since the last visit, in nats a token, at least 0.
         d_half: drift at which the unclipped factor is one half.
         rho_min: strongest forgetting.
         rho_max: weakest forgetting.
     """
-    return min(max(2.0 ** (-drift / d_half), rho_min), rho_max)
+    return np.clip(np.exp2(-np.asarray(drift) / d_half), rho_min, rho_max)
 
 
 class ValueTracker:
@@ -137,10 +137,6 @@ class ValueTracker:
         self._stamp[prompt] = self._clock
         self._note_first_visit(prompt, total / count)
 
-    def was_seen(self, prompt: int) -> bool:
-        """Whether one prompt was initialised or folded before."""
-        return bool(self._seen[prompt])
-
     def seen(self, prompts: ArrayLike) -> NDArray[np.bool_]:
         """[N] whether each of the prompts [N] was initialised or folded before."""
         return self._seen[np.asarray(prompts, dtype=np.int64)]
@@ -159,22 +155,6 @@ class ValueTracker:
         seen = self._seen[index]
         return np.where(seen, alpha / np.where(seen, count, 1.0), self.first_visit_mean)
 
-    def value(self, prompt: int) -> float:
-        """The value of one prompt; what `values` gives, without the cost of an array."""
-        if not self._seen[prompt]:
-            return self.first_visit_mean
-        alpha = float(self._alpha[prompt])
-        return alpha / (alpha + float(self._beta[prompt]))
-
-    def effective_count(self, prompt: int) -> float:
-        """N_eff of one prompt; what `effective_counts` gives, without the cost of an array."""
-        if not self._seen[prompt]:
-            return UNSEEN_COUNT
-        count = float(self._alpha[prompt]) + float(self._beta[prompt])
-        if self._settings.drift == "replay":
-            return count
-        return self._rho(max(0.0, self._clock - float(self._stamp[prompt]))) * count
-
     def effective_counts(self, prompts: ArrayLike) -> FloatArray:
         """[N] N_eff of the prompts [N], discounted to the present clock; nothing is stored.
 
@@ -183,13 +163,8 @@ class ValueTracker:
         """
         index = np.asarray(prompts, dtype=np.int64)
         count = self._alpha[index] + self._beta[index]
-        if self._settings.drift == "constant":
-            count = count * self._settings.rho_constant
-        elif self._settings.drift == "clock":
-            drift = np.maximum(0.0, self._clock - self._stamp[index])
-            count = count * np.clip(
-                np.exp2(-drift / self._d_half), self._settings.rho_min, self._settings.rho_max
-            )
+        if self._settings.drift != "replay":
+            count = count * self._rho(np.maximum(0.0, self._clock - self._stamp[index]))
         return np.where(self._seen[index], count, UNSEEN_COUNT)
 
     def fold(self, prompt: int, score: float, *, start_clock: float, drift: float | None = None) -> Fold:
@@ -216,7 +191,7 @@ class ValueTracker:
             self._alpha[prompt], self._beta[prompt] = UNSEEN_COUNT * mean, UNSEEN_COUNT * (1.0 - mean)
             self._stamp[prompt] = start_clock
             self._note_first_visit(prompt, score)
-        rho = self._rho(moved)
+        rho = float(self._rho(moved))
         alpha, beta = float(self._alpha[prompt]), float(self._beta[prompt])
         before = alpha / (alpha + beta)
         alpha, beta = rho * alpha + score, rho * beta + (1.0 - score)
@@ -244,7 +219,8 @@ class ValueTracker:
         # An episode may have begun before the one folded last: it moved the policy by nothing.
         return max(0.0, start_clock - float(self._stamp[prompt]))
 
-    def _rho(self, drift: float) -> float:
+    def _rho(self, drift: ArrayLike) -> ArrayLike:
+        """[...] forgetting factors after drifts [...]."""
         settings = self._settings
         if settings.drift == "constant":
             return settings.rho_constant

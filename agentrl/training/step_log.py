@@ -49,7 +49,7 @@ class StepLog:
     def observe(self, episode: Episode) -> None:
         """An episode ended, whatever becomes of it: one side of the bias audit."""
         pool = self._run.parts.pool
-        self._audit.dispatched(episode, pool.tracker.value(pool.index[episode.prompt_id]))
+        self._audit.dispatched(episode, float(pool.tracker.values([pool.index[episode.prompt_id]])[0]))
 
     def step(
         self,

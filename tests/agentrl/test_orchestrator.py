@@ -315,10 +315,10 @@ async def test_initial_values_from_a_file(new_loop: Callable[..., Any], tmp_path
     # s = 4 of n0 = 8 and N0 = 8: alpha = 8 * 4.5 / 9 = 4, so v = 1/2 with weight 8.
     pool = run.orchestrator.parts.pool
     # Read at drift 0 the weight is discounted once by rho_max: 8 * .96.
-    assert pool.tracker.effective_count(pool.index["ab"]) == pytest.approx(7.68)
-    assert pool.tracker.value(pool.index["ab"]) == pytest.approx(0.5)
-    assert pool.tracker.was_seen(pool.index["ab"])
-    assert not pool.tracker.was_seen(pool.index["cd"])
+    prompts = [pool.index["ab"], pool.index["cd"]]
+    assert pool.tracker.effective_counts(prompts)[0] == pytest.approx(7.68)
+    assert pool.tracker.values(prompts)[0] == pytest.approx(0.5)
+    assert pool.tracker.seen(prompts).tolist() == [True, False]
     await run.close()
 
 
