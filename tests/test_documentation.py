@@ -175,6 +175,7 @@ def check_other(words: list[str]) -> None:
             pytest.fail(f"a command of no known kind: {words}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_the_commands_of_a_page(block: Block, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in commands(block):
@@ -188,6 +189,7 @@ def test_the_commands_of_a_page(block: Block, workplace: Path, capsys: pytest.Ca
             parse_agentrl(words[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_the_python_of_a_page(block: Block, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT

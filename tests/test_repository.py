@@ -68,12 +68,10 @@ def test_every_part_says_where_it_is_from(family: str, capsys: pytest.CaptureFix
 
 
 def test_the_page_of_settings_is_current() -> None:
-    module = script("configuration_page")
-    assert (ROOT / "docs/configuration.md").read_text() == module.page(), (
-        "run: python scripts/configuration_page.py"
-    )
+    page = script("configuration_page").page()
+    assert (ROOT / "docs/configuration.md").read_text() == page, "run: python scripts/configuration_page.py"
     for key in all_keys(Settings):
-        assert f"`{key}`" in module.page()
+        assert f"`{key}`" in page
 
 
 def test_every_setting_has_a_meaning() -> None:

@@ -241,6 +241,7 @@ async def test_a_run_goes_on_from_the_checkpoint_before_the_newest(tmp_path: Pat
     assert (await once(path, *flags)).orchestrator.parts.ledger.summary()["learned"] == 96
 
 
+@pytest.mark.slow
 async def test_nothing_is_started_again_before_its_draw_was_redone(tmp_path: Path, disk: Disk) -> None:
     # Fails when `TrainingStream` starts pending episodes during the redo: one that fails gives back the
     # draw of another episode of its prompt ("no episode pending").

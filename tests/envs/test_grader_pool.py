@@ -134,6 +134,7 @@ def _wait_for_child(pool: Pool, before: set[int]) -> set[int]:
     return new
 
 
+@pytest.mark.slow
 def test_a_tower_that_is_kept_from_the_processor_is_still_the_answer_s_own_doing():
     # Fails if the limits, or the back-stop, count wall time: the machine would be blamed for the answer.
     pool = Pool(PoolLimits(time_s=0.3), processes=1)
@@ -153,6 +154,7 @@ def test_a_tower_that_is_kept_from_the_processor_is_still_the_answer_s_own_doing
         pool.close()
 
 
+@pytest.mark.slow
 def test_an_honest_answer_waits_for_the_processor_without_harm():
     pool = Pool(PoolLimits(time_s=1.5), processes=1)
     try:

@@ -168,6 +168,7 @@ def test_a_megabyte_is_read_in_linear_time(text: str) -> None:
     assert time.process_time() - started < 1.0
 
 
+@pytest.mark.slow
 def test_what_is_shared_at_every_level_ends() -> None:
     shared: list = [0]
     for _ in range(40):  # written out it has 2 ** 40 values

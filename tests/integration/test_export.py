@@ -16,6 +16,7 @@ from agentrl.config.loading import load_settings
 from agentrl.storage.recorder import read_episodes
 from agentrl.training.train import train
 
+pytestmark = pytest.mark.slow  # whole runs with the demo's model
 DEMO = Path(agentrl.__file__).parent / "demo"
 FLAGS = (
     "--run.name=run",

@@ -22,6 +22,7 @@ from agentrl.storage.recorder import read_episodes
 from agentrl.training.plan import plan_run
 from agentrl.training.train import train
 
+pytestmark = pytest.mark.slow  # whole runs with the demo's model
 DEMO = Path(agentrl.__file__).parent / "demo"
 SECOND = '''
 from agentrl_envs.arithmetic import Arithmetic

@@ -17,6 +17,7 @@ from agentrl.errors import PartError
 from agentrl.storage.metrics import read_metrics
 from agentrl.training.train import train
 
+pytestmark = pytest.mark.slow  # whole runs with the demo's model
 DEMO = Path(agentrl.__file__).parent / "demo"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "parts"
 FLAGS = (

@@ -86,6 +86,7 @@ def test_wrong_numbers_of_places(wrong: object) -> None:
         open_sandbox("local", max_running=wrong)
 
 
+@pytest.mark.slow
 async def test_a_crowd_of_busy_loops_ends_as_time_outs_and_the_others_get_their_answers() -> None:
     # 30 busy loops among 60 sessions: each gets its limit of CPU time, and none is taken for starved.
     async with open_sandbox(
