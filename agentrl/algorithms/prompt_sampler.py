@@ -207,16 +207,17 @@ class PromptSampler:
     def refresh(self, prompt: int) -> None:
         """Take a prompt's present value and count from the tracker."""
         index = self._index(prompt)
-        self._refresh(slice(index, index + 1))
+        self._refresh(index, index + 1)
         self._place(index)
 
     def refresh_all(self) -> None:
         """Take all values and counts from the tracker, as after initial values were set."""
-        self._refresh(slice(0, len(self)))
+        self._refresh(0, len(self))
         self._rebuild()
 
-    def _refresh(self, part: slice) -> None:
-        prompts = np.arange(self._prompts.start + part.start, self._prompts.start + part.stop)
+    def _refresh(self, first: int, last: int) -> None:
+        part, start = slice(first, last), self._prompts.start
+        prompts = np.arange(start + first, start + last)
         self._fresh[part] = ~self._tracker.seen(prompts)
         self._weights[part] = self._weigh_checked(
             self._tracker.values(prompts), self._tracker.effective_counts(prompts)

@@ -219,11 +219,11 @@ class ValueTracker:
         # An episode may have begun before the one folded last: it moved the policy by nothing.
         return max(0.0, start_clock - float(self._stamp[prompt]))
 
-    def _rho(self, drift: ArrayLike) -> ArrayLike:
+    def _rho(self, drift: ArrayLike) -> FloatArray:
         """[...] forgetting factors after drifts [...]."""
         settings = self._settings
         if settings.drift == "constant":
-            return settings.rho_constant
+            return np.full(np.shape(drift), settings.rho_constant)
         return forgetting_factor(drift, self._d_half, settings.rho_min, settings.rho_max)
 
     def state_dict(self) -> dict[str, Any]:
