@@ -15,42 +15,39 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
-from typing import Any, TypeAlias, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, cast
 
 from agentrl import errors
-from agentrl.config.settings import AggregatorSettings, LearnerSettings, LossSettings, ModelSettings
-from agentrl.episode import Episode
+from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.errors import AgentRLError, ConfigError, LearnerError, StallError
-from agentrl.learner.batch import Advantages
-from agentrl.learner.metrics import StepMetrics
-
-FloatArray: TypeAlias = NDArray[np.float32]
 
 GRACE_S = 10.0
 """After one rank fails, how long the others may take to fail or finish too before they are ended."""
 POLL_S = 0.2
 
 
+def _on_every_rank(name: str) -> Callable[..., Any]:
+    def call(self: LearnerProcesses, *arguments: Any, **options: Any) -> Any:
+        return self._call(name, *arguments, **options)
+
+    call.__doc__ = f"See `Learner.{name}`."
+    return call
+
+
 class LearnerProcesses:
-    """`Learner` on `settings.ranks` processes; `close` it, or use it as a context.
+    """`Learner` on several processes; `close` it, or use it as a context.
 
     Args:
         model_settings: see `Learner`; with several GPUs, rank r takes GPU r.
-        settings: see `Learner`.
-        loss: see `Learner`.
-        aggregator: see `Learner`.
-        seed: see `Learner`.
-        reference: see `Learner`.
+        settings: see `Learner`; of them `ranks` says how many processes.
+        others: see `Learner`.
         limit_s: longest wait for one call.
+        options: see `Learner`.
 
     Raises:
         ConfigError: the model cannot be loaded, or a setting makes no sense.
@@ -62,12 +59,9 @@ class LearnerProcesses:
         self,
         model_settings: ModelSettings,
         settings: LearnerSettings,
-        loss: LossSettings | None = None,
-        aggregator: AggregatorSettings | None = None,
-        *,
-        seed: int = 0,
-        reference: str = "",
+        *others: Any,
         limit_s: float = 1800.0,
+        **options: Any,
     ) -> None:
         self._limit_s = limit_s
         self._folder = tempfile.TemporaryDirectory(prefix="agentrl-learner-")
@@ -81,16 +75,9 @@ class LearnerProcesses:
         for rank in range(settings.ranks):
             mine, theirs = context.Pipe()
             arguments = (rank, settings.ranks, self._folder.name, limit_s, theirs)
-            options = {
-                "model_settings": model_settings,
-                "settings": settings,
-                "loss": loss,
-                "aggregator": aggregator,
-                "seed": seed,
-                "reference": reference,
-            }
+            learner = ((model_settings, settings, *others), options)
             process = context.Process(
-                target=_serve, args=(*arguments, options), daemon=True, name=f"agentrl-learner-{rank}"
+                target=_serve, args=(*arguments, *learner), daemon=True, name=f"agentrl-learner-{rank}"
             )
             process.start()
             theirs.close()
@@ -104,27 +91,8 @@ class LearnerProcesses:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def step(
-        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int = 0
-    ) -> StepMetrics:
-        """See `Learner.step`."""
-        return self._call("step", list(episodes), advantages, clock_tokens=clock_tokens)
-
-    def score(self, episodes: Sequence[Episode]) -> list[list[FloatArray]]:
-        """See `Learner.score`."""
-        return self._call("score", list(episodes))
-
-    def save_weights(self, folder: str | Path) -> None:
-        """See `Learner.save_weights`; the first rank writes."""
-        self._call("save_weights", str(folder))
-
-    def save(self, folder: str | Path) -> None:
-        """See `Learner.save`; each rank writes a folder of its own below `folder`."""
-        self._call("save", str(folder))
-
-    def load(self, folder: str | Path) -> None:
-        """See `Learner.load`."""
-        self._call("load", str(folder))
+    step, score, save, load = map(_on_every_rank, ("step", "score", "save", "load"))
+    save_weights = _on_every_rank("save_weights")
 
     def close(self) -> None:
         """End the processes. Closing twice is fine."""
@@ -225,7 +193,13 @@ class LearnerProcesses:
 
 
 def _serve(
-    rank: int, size: int, folder: str, limit_s: float, pipe: Connection, options: dict[str, Any]
+    rank: int,
+    size: int,
+    folder: str,
+    limit_s: float,
+    pipe: Connection,
+    arguments: tuple[ModelSettings, Any],
+    options: dict[str, Any],
 ) -> None:
     """The life of one rank: set up, then answer calls until told to stop or left alone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -235,10 +209,10 @@ def _serve(
     from agentrl.learner.ranks import Ranks
 
     try:
-        options["model_settings"] = _own_device(options["model_settings"], rank)
+        model_settings = _own_device(arguments[0], rank)
         ranks = Ranks(rank, size)
         if size > 1:
-            gpu = torch.device(options["model_settings"].device).type == "cuda"
+            gpu = torch.device(model_settings.device).type == "cuda"
             torch.distributed.init_process_group(
                 "nccl" if gpu else "gloo",
                 init_method=f"file://{folder}/meet",
@@ -246,7 +220,7 @@ def _serve(
                 world_size=size,
                 timeout=timedelta(seconds=limit_s),
             )
-        learner = Learner(**options, ranks=ranks)
+        learner = Learner(model_settings, *arguments[1:], **options, ranks=ranks)
         pipe.send(("done", None))
         while True:
             with contextlib.suppress(EOFError):  # the parent is gone

@@ -74,6 +74,14 @@ class AsyncLearner(Protocol):
         ...
 
 
+def _in_the_thread(name: str) -> Callable[..., Any]:
+    async def call(self: LearnerThread, *arguments: Any) -> Any:
+        return await self._run(getattr(self._learner, name), *arguments)
+
+    call.__doc__ = f"See `AsyncLearner.{name}`."
+    return call
+
+
 class LearnerThread:
     """A `Learner`, or the processes of one, called from a thread of its own.
 
@@ -109,21 +117,8 @@ class LearnerThread:
         metrics = await self._run(self._learner.step, episodes, advantages, clock_tokens=clock_tokens)
         return metrics.as_dict()
 
-    async def score(self, episodes: Sequence[Episode]) -> list[list[NDArray[np.float32]]]:
-        """Log-probabilities of the present weights."""
-        return await self._run(self._learner.score, episodes)
-
-    async def save(self, folder: Path) -> None:
-        """Write weights, optimizer and random state."""
-        await self._run(self._learner.save, folder)
-
-    async def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        await self._run(self._learner.load, folder)
-
-    async def save_weights(self, folder: Path) -> None:
-        """Write Hugging Face weights and tokenizer."""
-        await self._run(self._learner.save_weights, folder)
+    score, save, load = map(_in_the_thread, ("score", "save", "load"))
+    save_weights = _in_the_thread("save_weights")
 
     async def handle(self, version: int, attempt: int) -> WeightHandle:
         """The live model, or a folder of its weights where it lives in other processes."""
