@@ -20,20 +20,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from agentrl_sandbox import open_sandbox
+from agentrl_sandbox import Limits, Sandbox, open_sandbox
 from agentrl_sandbox.bench import (
     EPISODE,
     SYMPY,
     CpuMeter,
     measure_many_sessions,
-    measure_memory,
     measure_sandbox,
     summary,
 )
-from agentrl_sandbox.hostile import CASES
-from agentrl_sandbox.hostile.harness import Footprint, endure
+from benchmarks.hostile import CASES
+from benchmarks.hostile.harness import Footprint, endure
 
 ROUNDS = 5
 # The soak leaves out what takes many seconds by design.
@@ -212,6 +212,35 @@ async def ours(options: argparse.Namespace, meter: CpuMeter, libraries: tuple[st
         if options.sessions and not libraries:
             rows["live_sessions"] = await measure_memory(sandbox, options.sessions)
     return rows
+
+
+async def measure_memory(sandbox: Sandbox, count: int) -> dict[str, float]:
+    """MiB that `count` live sessions take, by what the kernel says is available before and after."""
+    before = _available()
+    sessions = []
+    try:
+        began = time.perf_counter()
+        while len(sessions) < count:
+            sessions.append(await sandbox.open(Limits(memory_mb=64)))
+        wall = time.perf_counter() - began
+        for session in sessions:
+            await session.run("x = 1")
+        used = before - _available()
+        return {
+            "sessions": count,
+            "total_mib": round(used),
+            "mib_each": round(used / count, 2),
+            "open_s": round(wall, 1),
+        }
+    finally:
+        await asyncio.gather(*(session.close() for session in sessions))
+
+
+def _available() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentrl_sandbox import Level, Limits, Result, SandboxUnavailable, open_sandbox
-from agentrl_sandbox.hostile.clock import CASES
-from agentrl_sandbox.hostile.harness import own_group
-from agentrl_sandbox.hostile.trees import CHAIN, DYING, POOL, SPINNERS, program
 from agentrl_sandbox.local.cgroups import Group
+from benchmarks.hostile.clock import CASES
+from benchmarks.hostile.harness import own_group
+from benchmarks.hostile.trees import CHAIN, DYING, POOL, SPINNERS, program
 
 LIMIT_S = 0.6
 LIMITS = Limits(time_s=LIMIT_S, memory_mb=256, processes=24, grace_s=0.3)

@@ -49,7 +49,7 @@ def load(name: str, path: Path) -> ModuleType:
 
 def programs_against(package: Path) -> ModuleType:
     """This checkout's programs and harness, over the sandbox in `package`. Returns the harness."""
-    sys.path.insert(0, str(package))
+    sys.path[:0] = [str(package), str(HERE.parents[1])]
     importlib.import_module("agentrl_sandbox")
     if package.resolve() != HERE.parent:
         for name in ("cgroups", "canaries"):
@@ -59,8 +59,7 @@ def programs_against(package: Path) -> ModuleType:
             old = importlib.import_module(f"agentrl_sandbox.{name}")
             new = load("hostile_cgroups", HERE / "local" / "cgroups.py") if name == "cgroups" else old
             sys.modules[f"agentrl_sandbox.local.{name}"] = new
-        load("agentrl_sandbox.hostile", HERE / "hostile" / "__init__.py")
-    return importlib.import_module("agentrl_sandbox.hostile.harness")
+    return importlib.import_module("benchmarks.hostile.harness")
 
 
 def used() -> float:
@@ -105,7 +104,7 @@ def wanted(cases: Iterable[Any], only: str, libraries: str | None) -> list[Any]:
 async def judge_all(harness: Any, level: str, only: str) -> list[dict[str, Any]]:
     """All programs at one level, as this user."""
     from agentrl_sandbox import Level, open_sandbox
-    from agentrl_sandbox.hostile import CASES
+    from benchmarks.hostile import CASES
 
     libraries, bound = os.environ.get("AGENTRL_TEST_LIBRARIES"), Level[level.upper()]
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from .interface import Sandbox
-from .limits import Limits
 from .result import Status
 
 EPISODE = ("total = 0", "total += 3 * 7", "total += sum(range(10))", "print(total)", "total")
@@ -148,32 +147,3 @@ async def measure_many_sessions(
         )
     finally:
         await asyncio.gather(*(session.close() for session in sessions))
-
-
-async def measure_memory(sandbox: Sandbox, count: int) -> dict[str, float]:
-    """MiB that `count` live sessions take, by what the kernel says is available before and after."""
-    before = _available()
-    sessions = []
-    try:
-        began = time.perf_counter()
-        while len(sessions) < count:
-            sessions.append(await sandbox.open(Limits(memory_mb=64)))
-        wall = time.perf_counter() - began
-        for session in sessions:
-            await session.run("x = 1")
-        used = before - _available()
-        return {
-            "sessions": count,
-            "total_mib": round(used),
-            "mib_each": round(used / count, 2),
-            "open_s": round(wall, 1),
-        }
-    finally:
-        await asyncio.gather(*(session.close() for session in sessions))
-
-
-def _available() -> float:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) / 1024
-    return 0.0

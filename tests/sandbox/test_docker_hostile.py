@@ -1,4 +1,4 @@
-"""The hostile programs of `agentrl_sandbox.hostile` in containers of a real engine (`make test-docker`)."""
+"""The hostile programs of `benchmarks.hostile` in containers of a real engine (`make test-docker`)."""
 
 import os
 from collections.abc import AsyncIterator
@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from agentrl_sandbox import SandboxUnavailable, open_sandbox
-from agentrl_sandbox.hostile import CASES
-from agentrl_sandbox.hostile.harness import LIMITS, endure
+from benchmarks.hostile import CASES
+from benchmarks.hostile.harness import LIMITS, endure
 
 pytestmark = [
     pytest.mark.docker,

@@ -1,4 +1,4 @@
-"""Every hostile program on every level that this machine offers; see `agentrl_sandbox.hostile`.
+"""Every hostile program on every level that this machine offers; see `benchmarks.hostile`.
 
 Run by `make test-sandbox`. Each case is followed by a healthy call, a look at a neighbouring session and a
 search for what was left over. The whole run stands in limits of its own (`outer_limits`), so that a hole in
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from agentrl_sandbox import Level, SandboxUnavailable, open_sandbox
-from agentrl_sandbox.hostile import CASES
-from agentrl_sandbox.hostile.harness import Footprint, Refused, endure, own_group
+from benchmarks.hostile import CASES
+from benchmarks.hostile.harness import Footprint, Refused, endure, own_group
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(120)]
 

@@ -27,8 +27,8 @@ from agentrl_sandbox import (
     Status,
     open_sandbox,
 )
-from agentrl_sandbox.hostile.harness import Footprint, descendants
 from agentrl_sandbox.local.canaries import ATTEMPTS, escapes
+from benchmarks.hostile.harness import Footprint, descendants
 
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 LIMITS = Limits(time_s=5.0, memory_mb=256, grace_s=0.4)

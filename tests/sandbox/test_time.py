@@ -10,9 +10,9 @@ import random
 import pytest
 
 from agentrl_sandbox import Level, SandboxUnavailable, Status
-from agentrl_sandbox.hostile.harness import Footprint, own_group
-from agentrl_sandbox.hostile.trees import DYING, program
 from agentrl_sandbox.local.cgroups import Groups
+from benchmarks.hostile.harness import Footprint, own_group
+from benchmarks.hostile.trees import DYING, program
 from benchmarks.sandbox_time import LIMIT_S, measure
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(120)]

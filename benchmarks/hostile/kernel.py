@@ -1,7 +1,7 @@
-# ruff: noqa: E501
 """Programs that ask the kernel for what no program needs."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import case
 
 _CALL = """

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from ..interface import Sandbox, Session
-from ..level import Level
-from ..limits import Limits
-from ..local.canaries import Traps
-from ..local.cgroups import Group, Groups
+from agentrl_sandbox.interface import Sandbox, Session
+from agentrl_sandbox.level import Level
+from agentrl_sandbox.limits import Limits
+from agentrl_sandbox.local.canaries import Traps
+from agentrl_sandbox.local.cgroups import Group, Groups
+
 from .case import Case, Surroundings
 
 LIMITS = Limits(

@@ -1,7 +1,7 @@
-# ruff: noqa: E501
 """Programs that take too much: processes, memory, output, time, files, threads."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import bounded, case, holds, says
 
 _DEAD = (Status.TIMEOUT, Status.OUT_OF_MEMORY, Status.KILLED, Status.CRASHED, Status.ERROR)

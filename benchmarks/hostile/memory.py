@@ -1,7 +1,8 @@
-# ruff: noqa: E501, ISC004
+# ruff: noqa: ISC004
 """Programs that want more memory than they have: shared, in files without a name, in buffers of the kernel."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import case, lacks
 
 _DEAD = (Status.OUT_OF_MEMORY, Status.KILLED, Status.ERROR, Status.TIMEOUT)

@@ -1,7 +1,8 @@
-# ruff: noqa: E501, ISC004
+# ruff: noqa: ISC004
 """Programs that attack the interpreter and the line to its supervisor."""
 
-from ..result import Result, Status
+from agentrl_sandbox.result import Result, Status
+
 from .case import case, holds, says
 
 _ENDS = (Status.OK, Status.ERROR, Status.PROTOCOL_LOST, Status.KILLED, Status.TIMEOUT, Status.EXITED)

@@ -1,7 +1,7 @@
-# ruff: noqa: E501
 """Odd programs that are no attack: text, syntax, exits, streams. A notebook shrugs at them."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import case, holds, lacks, says
 
 CASES = (

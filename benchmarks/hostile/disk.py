@@ -1,7 +1,7 @@
-# ruff: noqa: E501
 """Programs that want more of the disk than they have: files without a name, behind closed doors, far down."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import case
 
 _FULL = (Status.ERROR, Status.KILLED, Status.OUT_OF_MEMORY)

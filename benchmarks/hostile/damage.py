@@ -1,7 +1,7 @@
-# ruff: noqa: E501
 """Programs that damage the interpreter they run in: modules, streams, limits, signals. The next one must be served."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import case, holds, lacks, says
 
 _NEXT = "40 + 2"

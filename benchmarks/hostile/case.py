@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..result import Result, Status
+from agentrl_sandbox.result import Result, Status
 
 
 @dataclass(frozen=True, slots=True)

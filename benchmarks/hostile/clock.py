@@ -1,7 +1,7 @@
-# ruff: noqa: E501
 """Programs that want more time than they have: work done by others, by the dead, or while nobody looks."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import case
 from .trees import DYING
 

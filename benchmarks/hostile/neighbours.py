@@ -1,7 +1,7 @@
-# ruff: noqa: E501
 """Programs that do something to others: the host's processes, files and quotas, and the sessions beside them."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import case
 
 _LIBC = """

@@ -1,7 +1,7 @@
-# ruff: noqa: E501
 """Programs that reach for the host: its files, network, processes, environment."""
 
-from ..result import Status
+from agentrl_sandbox.result import Status
+
 from .case import case
 
 _CONNECT = """
