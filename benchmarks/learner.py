@@ -249,7 +249,7 @@ def bench_head_arm(arm: str, positions: int, vocabulary: int = 151_936, width: i
         logp = torch.log_softmax(hidden @ weight.t(), -1)
         (-logp.gather(-1, targets[:, None]).mean()).backward()
     else:
-        logp, _ = selected_log_probs(hidden, weight, None, targets, torch.ones(positions))
+        logp = selected_log_probs(hidden, weight, None, targets, torch.ones(positions)).logprobs
         (-logp.mean()).backward()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

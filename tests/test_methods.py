@@ -147,6 +147,8 @@ def inputs(ratios: list[float], advantage: list[float], **more: Any) -> LossInpu
         "behaviour": old,
         "advantage": torch.tensor(advantage),
         "entropy": torch.zeros(len(ratios)),
+        "logsumexp": torch.zeros(len(ratios)),
+        "segment": torch.zeros_like(places),
         "sequence": torch.zeros_like(places),
         "position": places,
         "turn": torch.zeros_like(places),

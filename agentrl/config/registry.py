@@ -87,6 +87,7 @@ REQUIREMENTS = {
     "groups": "several episodes of each prompt (estimator.group_size of at least 2)",
     "reference": "log-probabilities of the weights that the run began with",
     "proximal": "log-probabilities of the whole batch under the weights before its first step",
+    "teacher": "log-probabilities of other weights, which the setting loss.teacher names",
     "gold": "a gold answer in every row (the column `answer`)",
 }
 """What a part may require of a run."""

@@ -45,6 +45,8 @@ class RunSettings:
     """How long every episode may fail, with pauses between the tries, before the run stops and says why."""
     episodes_kept: Number = 20000
     """Newest recorded episodes kept on disk; 0 keeps none."""
+    token_values_kept: Number = 20000
+    """Newest learned episodes whose log-probability and entropy of each token are kept, 6 bytes a token."""
     metrics: tuple[Annotated[str, PartOf("metric")], ...] = ()
     """Functions in files, `my.py:name`: from a batch to numbers that are logged with its step."""
     listeners: tuple[Annotated[str, PartOf("listener")], ...] = ()
@@ -304,6 +306,8 @@ class LossSettings:
     of KL(current || reference) of whole sequences."""
     entropy_coefficient: Annotated[float, Range()] = 0.0
     """Weight of an entropy bonus, taken from any loss."""
+    teacher: str = ""
+    """Weights of a teacher, for losses that require one: like `model.path`, with the same token ids."""
     own: dict[str, Any] = field(default_factory=dict)
 
 
@@ -361,6 +365,8 @@ class LearnerSettings:
     """Fuse the operations of layers and head with torch.compile: a minute or two at the first step."""
     epochs: Count = 1
     """Passes over one batch."""
+    top_k: Number = 0
+    """Likeliest tokens that are kept beside each token (`run.token_values_kept`), 6 bytes each."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     place: Literal["thread", "process"] = "thread"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,9 +18,10 @@ from agentrl.learner.batch import (
     pad,
     split_micro_batches,
 )
-from agentrl.learner.logprobs import TokenScorer
+from agentrl.learner.logprobs import Scores, TokenScorer
 from agentrl.learner.packing import boundaries
 from agentrl.learner.ranks import Ranks
+from agentrl.learner.token_table import TokenTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ class Forward:
         """The chosen sequences as one micro-batch."""
         return (pack if self.packed else pad)(sequences, indices)
 
-    def run(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] and entropies [N] of the targets of a micro-batch."""
+    def run(self, micro: MicroBatch, top: int = 0) -> Scores:
+        """What the model says of the N targets of a micro-batch, and of the `top` likeliest tokens there."""
         more = boundaries(micro.lengths, self.device, one_kernel=self.one_kernel) if micro.lengths else {}
         return self.scorer(
             self.tensor(micro.input_ids),
@@ -71,6 +71,7 @@ class Forward:
             self.tensor(micro.columns),
             self.tensor(micro.targets),
             self.tensor(micro.temperature),
+            top,
             **more,
         )
 
@@ -78,25 +79,18 @@ class Forward:
         """The array on the device."""
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def scores(self, sequences: Sequence[TokenSequence], indices: Sequence[int]) -> list[Tensor]:
-        """Log-probabilities [N] of the targets of each chosen sequence, in their order, without gradient.
+    def scores(self, sequences: Sequence[TokenSequence], indices: Sequence[int], top: int = 0) -> TokenTable:
+        """Scores of the targets of the chosen sequences, without gradient, on every rank.
 
-        On every rank. The same call twice pads and cuts the same way, so that with the same weights it
-        gives the same numbers bit for bit.
+        The same call twice pads and cuts the same way, so that with the same weights it gives the same
+        numbers bit for bit.
         """
-        if not indices:
-            return []
-        sizes = [len(sequences[index].targets) for index in indices]
-        place = {index: at for at, index in enumerate(indices)}
-        ends = np.cumsum(sizes)
-        result = torch.zeros(int(ends[-1]), device=self.device)
-        with torch.no_grad():
-            for micro, counts in self.micro_batches(sequences, indices):
-                logprobs, _ = self.run(micro)
-                if not counts:
-                    continue
-                parts = logprobs.split(list(micro.counts))
-                for index, values in zip(micro.sequences, parts, strict=True):
-                    at = place[index]
-                    result[int(ends[at]) - sizes[at] : int(ends[at])] = values
-        return list(self.ranks.sum(result).split(sizes))
+        table = TokenTable(sequences, indices, self.device, top)
+        if indices:
+            with torch.no_grad():
+                for micro, counts in self.micro_batches(sequences, indices):
+                    scores = self.run(micro, top)
+                    if counts:
+                        table.put(micro, scores)
+            table.gather(self.ranks)
+        return table

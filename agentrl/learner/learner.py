@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from agentrl.config.ranges import check_ranges
@@ -43,7 +43,7 @@ from agentrl.learner.batch import (
 )
 from agentrl.learner.flops import Flops, peak
 from agentrl.learner.forward import Forward
-from agentrl.learner.logprobs import LOGITS_AT_ONCE_GPU, TokenScorer, check_head
+from agentrl.learner.logprobs import LOGITS_AT_ONCE_GPU, Scores, TokenScorer, check_head
 from agentrl.learner.losses.clipped import LossInputs
 from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.model import DTYPES, choose_device, load_model, save_model
@@ -52,6 +52,7 @@ from agentrl.learner.optimizer import MasterOptimizer
 from agentrl.learner.packing import has_kernel, install
 from agentrl.learner.ranks import Ranks, local
 from agentrl.learner.tally import Tally
+from agentrl.learner.token_table import TokenTable
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
@@ -73,6 +74,11 @@ class _Batch:
     proximal: list[Tensor] | None = None
     """[N] of each sequence; None where the first pass over the batch gives them."""
     reference: list[Tensor] | None = None
+    teacher: list[Tensor] | None = None
+    values: NDArray[np.float32] | None = None
+    """[B] of the prompts of the episodes."""
+    table: TokenTable | None = None
+    """What the weights before the step say of each token."""
     statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Of the whole batch, where the loss asks for some."""
     scores: FloatArray = dataclasses.field(init=False)
@@ -150,12 +156,19 @@ class Learner:
             cast("Any", self.model).gradient_checkpointing_enable({"use_reentrant": False})
             self._forward.scorer.train()
         self._optimizer = MasterOptimizer(self.model, settings)
-        self._reference: Forward | None = None
+        self._reference = self._teacher = None
         if self._objective.needs_reference:
-            path = reference or model_settings.path
-            self._reference = self._load(dataclasses.replace(model_settings, path=path))
-            self._reference.scorer.requires_grad_(False)
+            self._reference = self._load_frozen(model_settings, reference or model_settings.path)
+        if self._objective.teacher:
+            self._teacher = self._load_frozen(model_settings, self._objective.teacher)
+        self._top = max(self._objective.top_k, settings.top_k)
         self._batches = 0
+
+    def _load_frozen(self, settings: ModelSettings, path: str) -> Forward:
+        """Weights that are scored with, and not learned."""
+        forward = self._load(dataclasses.replace(settings, path=path))
+        forward.scorer.requires_grad_(False)
+        return forward
 
     def _load(self, settings: ModelSettings, adapter: AdapterSettings | None = None) -> Forward:
         compute = DTYPES[settings.dtype]
@@ -218,7 +231,12 @@ class Learner:
         return self._optimizer.steps
 
     def step(
-        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int = 0
+        self,
+        episodes: Sequence[Episode],
+        advantages: Advantages,
+        *,
+        clock_tokens: int = 0,
+        values: ArrayLike | None = None,
     ) -> StepMetrics:
         """Learn from one batch.
 
@@ -228,6 +246,7 @@ class Learner:
                 segment, [T] one for each token.
             clock_tokens: model tokens (at least; whole sequences are taken) scored before and after, to
                 measure how far the policy moved; 0 measures nothing.
+            values: [B] the tracker's value of each episode's prompt, for losses that require `baselines`.
 
         Returns:
             What happened.
@@ -242,23 +261,32 @@ class Learner:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         batch = self._prepare(episodes, advantages)
+        batch.values = None if values is None else np.asarray(values, dtype=np.float32)
         everything = range(len(batch.sequences))
         plan = self._plan(len(episodes))
         subset = self._clock_subset(batch.sequences, clock_tokens)
         before, clock.drift_s = self._timed_scores(batch, subset)
         if len(plan) > 1 or self._objective.needs_proximal:
-            batch.proximal, clock.proximal_s = self._timed_scores(batch, everything)
+            table, clock.proximal_s = self._timed_scores(batch, everything, self._top)
+            batch.proximal = table.logprobs
+        else:  # filled by the only pass over the batch, which sees the weights from before it
+            table = TokenTable(batch.sequences, everything, self._device, self._top)
+        batch.table = table
         if self._reference is not None:
-            batch.reference = self._reference.scores(batch.sequences, everything)
+            batch.reference = self._reference.scores(batch.sequences, everything).logprobs
+        if self._teacher is not None:
+            batch.teacher = self._teacher.scores(batch.sequences, everything).logprobs
         batch.statistics = self._statistics(batch)
         train_started = time.perf_counter()
         self._train(batch, plan)
+        if batch.proximal is None:
+            table.gather(self._ranks)
         self._wait()
         clock.train_s = time.perf_counter() - train_started
         after, seconds = self._timed_scores(batch, subset)
         clock.drift_s += seconds
         self._batches += 1
-        return self._metrics(batch, clock, before, after)
+        return self._metrics(batch, clock, before.logprobs, after.logprobs)
 
     def score(self, episodes: Sequence[Episode]) -> list[list[FloatArray]]:
         """Log-probabilities of the present weights, at each episode's temperature.
@@ -270,7 +298,7 @@ class Learner:
             For each episode and segment, [T] in nats; 0.0 where the token was not sampled.
         """
         sequences = build_sequences(episodes, trainable_only=False)
-        scores = self._forward.scores(sequences, range(len(sequences)))
+        scores = self._forward.scores(sequences, range(len(sequences))).logprobs
         result = [
             [np.zeros(len(segment), dtype=np.float32) for segment in episode.segments] for episode in episodes
         ]
@@ -346,11 +374,10 @@ class Learner:
     def _statistics(self, batch: _Batch) -> Mapping[str, Tensor]:
         """What the loss wants to know of the whole batch, which is never on the device at once."""
         statistics = self._objective.statistics
-        if statistics is None or batch.proximal is None:
+        if statistics is None or batch.proximal is None or batch.table is None:
             return {}
         micro = pack(batch.sequences, range(len(batch.sequences)))
-        proximal = batch.of(batch.proximal, micro)
-        return statistics(self._inputs(batch, micro, proximal, torch.zeros_like(proximal)))
+        return statistics(self._inputs(batch, micro, batch.table.scores))
 
     def _plan(self, episodes: int) -> list[NDArray[np.int64]]:
         """Episodes of each optimizer step. Depends on seed and counters alone."""
@@ -375,13 +402,13 @@ class Learner:
                 break
         return chosen
 
-    def _timed_scores(self, batch: _Batch, indices: Sequence[int]) -> tuple[list[Tensor], float]:
+    def _timed_scores(self, batch: _Batch, indices: Sequence[int], top: int = 0) -> tuple[TokenTable, float]:
         started = time.perf_counter()
         try:
-            scores = self._forward.scores(batch.sequences, indices)
+            scores = self._forward.scores(batch.sequences, indices, top)
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory() from error
-        for index, values in zip(indices, scores, strict=True):
+        for index, values in zip(indices, scores.logprobs, strict=True):
             if not bool(torch.isfinite(values).all()):
                 raise LearnerError(
                     f"log-probabilities of the model are not finite for episode {batch.names([index])}"
@@ -419,12 +446,16 @@ class Learner:
             raise LearnerError(f"the gradient is not finite for episodes {self._culprits(batch, indices)}")
         batch.norms.append(norm)
 
-    def _inputs(self, batch: _Batch, micro: MicroBatch, current: Tensor, entropy: Tensor) -> LossInputs:
+    def _inputs(self, batch: _Batch, micro: MicroBatch, scores: Scores) -> LossInputs:
         """What the loss sees of a micro-batch."""
-        tensor = self._forward.tensor
+        tensor, current, top = self._forward.tensor, scores.logprobs, self._objective.top_k
         chosen = [batch.sequences[index] for index in micro.sequences]
         episode = np.repeat([item.episode for item in chosen], micro.counts)
         positions = [item.positions for item in chosen]
+
+        def spread_out(values: Sequence[int]) -> Tensor:
+            return tensor(np.repeat(values, micro.counts))
+
         # A message ends where a token is not the next one's neighbour.
         turns = [np.cumsum(np.diff(item, prepend=item[:1]) > 1) for item in positions]
         return LossInputs(
@@ -433,11 +464,17 @@ class Learner:
             proximal=current.detach() if batch.proximal is None else batch.of(batch.proximal, micro),
             behaviour=tensor(micro.behaviour),
             advantage=tensor(np.concatenate([batch.advantages[index] for index in micro.sequences])),
-            entropy=entropy,
+            entropy=scores.entropies,
+            logsumexp=scores.logsumexp,
+            top_ids=scores.top_ids[:, :top] if top else None,
+            top_logprobs=scores.top_logprobs[:, :top] if top else None,
             reference=None if batch.reference is None else batch.of(batch.reference, micro),
+            teacher=None if batch.teacher is None else batch.of(batch.teacher, micro),
             score=tensor(batch.scores[episode]),
             group=tensor(batch.groups[episode]),
-            sequence=tensor(np.repeat(np.arange(len(chosen)), micro.counts)),
+            value=None if batch.values is None else tensor(batch.values[episode]),
+            segment=spread_out([item.segment for item in chosen]),
+            sequence=spread_out(range(len(chosen))),
             position=tensor(np.concatenate(positions)),
             turn=tensor(np.concatenate(turns)),
             statistics=batch.statistics,
@@ -456,7 +493,8 @@ class Learner:
 
         `weights` are those of a token of each sequence of the batch.
         """
-        inputs = self._inputs(batch, micro, *self._forward.run(micro))
+        scores = self._forward.run(micro, self._top)
+        inputs = self._inputs(batch, micro, scores)
         tokens, metrics = self._objective(inputs)
         of_tokens = np.repeat(weights[list(micro.sequences)], micro.counts).astype(np.float32)
         loss = (tokens * self._forward.tensor(of_tokens)).sum()
@@ -466,6 +504,8 @@ class Learner:
             batch.tally.add(inputs, tokens, metrics, counts=counts)
             read = sum(len(batch.sequences[index]) for index in micro.sequences)
             batch.tally.add_shape(*((read, micro.input_ids.size) if counts else (0, 0)))
+            if counts and batch.proximal is None and batch.table is not None:
+                batch.table.put(micro, scores)
         return loss.detach()
 
     def _culprits(self, batch: _Batch, indices: Sequence[int]) -> str:
@@ -537,6 +577,7 @@ class Learner:
             model_tflops=rate / 1e12,
             mfu=rate / fastest if fastest else 0.0,
             peak_memory_mb=_peak_memory_mb(self._device),
+            token_values=None if batch.table is None else batch.table.values(batch.episodes, batch.sequences),
             of_loss={name: totals.mean(f"loss.{name}") for name in batch.tally.loss_metrics},
         )
 

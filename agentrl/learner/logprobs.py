@@ -21,15 +21,30 @@ LOGITS_AT_ONCE_GPU = 1 << 27
 """The same on a GPU, whose kernels want larger pieces: 512 MiB."""
 
 
+class Scores(NamedTuple):
+    """What a model says of N tokens, in nats and float32; logits are divided by the temperature."""
+
+    logprobs: Tensor
+    """[N] of the tokens."""
+    entropies: Tensor
+    """[N] of the distributions they were drawn from."""
+    logsumexp: Tensor
+    """[N] of the logits; a token's own logit is the sum of its log-probability and this."""
+    top_ids: Tensor
+    """[N, k] the likeliest tokens, the likeliest first."""
+    top_logprobs: Tensor
+    """[N, k]"""
+
+
 class Pieces(NamedTuple):
     """What is computed of some logits at a time; compiled, each is one pass over them."""
 
-    statistics: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    statistics: Callable[..., Scores]
     gradient: Callable[..., Tensor]
 
 
 class _SelectedLogProbs(torch.autograd.Function):
-    """(hidden [N, D], weight [V, D], bias [V] or None, targets [N], temperature [N]) -> [N], [N]."""
+    """(hidden [N, D], weight [V, D], bias [V] or None, targets [N], temperature [N], ...) -> `Scores`."""
 
     @staticmethod
     def forward(
@@ -41,24 +56,34 @@ class _SelectedLogProbs(torch.autograd.Function):
         temperature: Tensor,
         at_once: int,
         pieces: Pieces,
-    ) -> tuple[Tensor, Tensor]:
+        top: int,
+    ) -> tuple[Tensor, ...]:
         rows = max(1, at_once // weight.shape[0])
         logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        found = Scores(
+            logprobs,
+            torch.empty_like(logprobs),
+            torch.empty_like(logprobs),
+            torch.empty((len(hidden), top), dtype=torch.int64, device=hidden.device),
+            torch.empty((len(hidden), top), dtype=torch.float32, device=hidden.device),
+        )
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logprobs[part], entropies[part], normalisers[part] = pieces.statistics(
-                hidden[part], weight, bias, targets[part], temperature[part]
-            )
-        ctx.save_for_backward(hidden, weight, bias, targets, temperature, normalisers, entropies)
+            some = pieces.statistics(hidden[part], weight, bias, targets[part], temperature[part], top)
+            for whole, values in zip(found, some, strict=True):
+                whole[part] = values
+        ctx.save_for_backward(
+            hidden, weight, bias, targets, temperature, found.logsumexp, found.entropies, found.top_ids
+        )
         ctx.rows, ctx.pieces = rows, pieces
+        ctx.mark_non_differentiable(found.top_ids)
         ctx.set_materialize_grads(False)
-        return logprobs, entropies
+        return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        to_logprobs, to_entropies = gradients
-        hidden, weight, bias, targets, temperature, normalisers, entropies = ctx.saved_tensors
+        to_logprobs, to_entropies, to_normalisers, _, to_top = gradients
+        hidden, weight, bias, targets, temperature, normalisers, entropies, top_ids = ctx.saved_tensors
         learned = ctx.needs_input_grad[1]
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if learned else None
@@ -73,8 +98,11 @@ class _SelectedLogProbs(torch.autograd.Function):
                 temperature[part],
                 normalisers[part],
                 entropies[part],
-                None if to_logprobs is None else to_logprobs[part],
-                None if to_entropies is None else to_entropies[part],
+                *(
+                    None if given is None else given[part]
+                    for given in (to_logprobs, to_entropies, to_normalisers, to_top)
+                ),
+                top_ids[part],
             )
             if to_bias is not None:
                 to_bias += to_logits.sum(0)
@@ -88,23 +116,29 @@ class _SelectedLogProbs(torch.autograd.Function):
                 to_weight += to_logits.t() @ hidden[part]
         to_bias = None if bias is None or to_bias is None else to_bias.to(bias.dtype)
         to_weight = None if to_weight is None else to_weight.to(weight.dtype)
-        return to_hidden, to_weight, to_bias, None, None, None, None
+        return to_hidden, to_weight, to_bias, None, None, None, None, None
 
 
 def _statistics(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability [n] of each target, entropy [n] and log of the normaliser [n]."""
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: Tensor, top: int
+) -> Scores:
+    """Of n targets and their distributions."""
     logits = _logits(hidden, weight, bias, temperature)
     largest = logits.amax(-1)
     logits -= largest[:, None]
     chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
+    if top:
+        top_logits, top_ids = logits.topk(top, dim=-1)
+    else:
+        top_logits, top_ids = logits[:, :0], logits[:, :0].long()
     # In place and with a single exponential: passes over this tensor are what forward costs.
     powers = logits.exp()
     total = powers.sum(-1)
     normaliser = total.log()
     entropy = normaliser - powers.mul_(logits).sum(-1) / total
-    return chosen - normaliser, entropy, largest + normaliser
+    return Scores(
+        chosen - normaliser, entropy, largest + normaliser, top_ids, top_logits - normaliser[:, None]
+    )
 
 
 def _gradient(
@@ -117,11 +151,19 @@ def _gradient(
     entropies: Tensor,
     to_logprobs: Tensor | None,
     to_entropies: Tensor | None,
+    to_normalisers: Tensor | None,
+    to_top: Tensor | None,
+    top_ids: Tensor,
 ) -> Tensor:
     """Gradient [n, V] at the head's output, float32."""
     log_probabilities = _logits(hidden, weight, bias, temperature)
     log_probabilities -= normalisers[:, None]
-    to_logits = _gradient_of_logits(log_probabilities, targets, entropies, to_logprobs, to_entropies)
+    at = []  # d log p_j / d z_i = [i = j] - p_i, of the targets and of the likeliest tokens alike
+    if to_logprobs is not None:
+        at.append((targets[:, None], to_logprobs[:, None]))
+    if to_top is not None:
+        at.append((top_ids, to_top))
+    to_logits = _gradient_of_logits(log_probabilities, entropies, at, to_entropies, to_normalisers)
     return to_logits.div_(temperature[:, None])
 
 
@@ -135,14 +177,14 @@ def compiled_pieces() -> Pieces:
 
 def _gradient_of_logits(
     log_probabilities: Tensor,
-    targets: Tensor,
     entropies: Tensor,
-    to_logprobs: Tensor | None,
+    at: list[tuple[Tensor, Tensor]],
     to_entropies: Tensor | None,
+    to_normalisers: Tensor | None,
 ) -> Tensor:
-    """[n, V]: d log p_j / d z_i = [i = j] - p_i and d H / d z_i = -p_i (log p_i + H).
+    """[n, V]: d log p_j / d z_i = [i = j] - p_i, d H / d z_i = -p_i (log p_i + H), d logsumexp / d z_i = p_i.
 
-    Overwrites `log_probabilities`.
+    Overwrites `log_probabilities`; `at` are ids j [n, k], with gradients [n, k] at their log-probabilities.
     """
     extra = None
     if to_entropies is not None:
@@ -150,11 +192,12 @@ def _gradient_of_logits(
     probabilities = log_probabilities.exp_()
     if extra is not None:
         extra.mul_(probabilities)
-    if to_logprobs is None:
-        result = probabilities.zero_()
-    else:
-        result = probabilities.mul_(-to_logprobs[:, None])
-        result.scatter_add_(-1, targets[:, None], to_logprobs[:, None])
+    to_all = torch.zeros_like(entropies) if to_normalisers is None else to_normalisers
+    for _, gradients in at:
+        to_all = to_all - gradients.sum(-1)
+    result = probabilities.mul_(to_all[:, None])
+    for ids, gradients in at:
+        result.scatter_add_(-1, ids, gradients)
     return result if extra is None else result.add_(extra)
 
 
@@ -173,8 +216,9 @@ def selected_log_probs(
     *,
     at_once: int = LOGITS_AT_ONCE,
     pieces: Pieces = PIECES,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability [N] of each target and entropy [N] of its distribution, in nats, float32.
+    top: int = 0,
+) -> Scores:
+    """What a model says of N targets.
 
     Args:
         hidden: [N, D] last hidden states at the predicting positions.
@@ -184,9 +228,10 @@ def selected_log_probs(
         temperature: [N] float32, positive; logits are divided by it.
         at_once: logits that exist at a time.
         pieces: what is done with them.
+        top: k likeliest tokens that are looked for at each position.
     """
-    result = _SelectedLogProbs.apply(hidden, weight, bias, targets, temperature, at_once, pieces)
-    return cast("tuple[Tensor, Tensor]", result)
+    result = _SelectedLogProbs.apply(hidden, weight, bias, targets, temperature, at_once, pieces, top)
+    return Scores(*cast("tuple[Tensor, ...]", result))
 
 
 class TokenScorer(nn.Module):
@@ -215,9 +260,10 @@ class TokenScorer(nn.Module):
         columns: Tensor,
         targets: Tensor,
         temperature: Tensor,
+        top: int = 0,
         **boundaries: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability [N] and entropy [N] of the chosen tokens.
+    ) -> Scores:
+        """What the model says of N chosen tokens.
 
         Args:
             input_ids: [R, T], padded on the right; attention is causal, so padding changes nothing.
@@ -225,6 +271,7 @@ class TokenScorer(nn.Module):
             columns: [N] position that predicts it.
             targets: [N] its id.
             temperature: [N] float32.
+            top: k likeliest tokens that are looked for at each position.
             boundaries: where packed sequences begin.
         """
         model = cast("Any", self.model)
@@ -238,6 +285,7 @@ class TokenScorer(nn.Module):
             temperature,
             at_once=self.at_once,
             pieces=self.pieces,
+            top=top,
         )
 
 
@@ -256,7 +304,7 @@ def check_head(scorer: TokenScorer, name: str) -> None:
     columns = torch.arange(7, device=device)
     ones = torch.ones(7, device=device)
     with torch.no_grad():
-        mine, _ = scorer(ids, torch.zeros_like(columns), columns, ids[0, 1:], ones)
+        mine = scorer(ids, torch.zeros_like(columns), columns, ids[0, 1:], ones).logprobs
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     full = torch.log_softmax(logits, dim=-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
     tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1

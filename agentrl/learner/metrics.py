@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+
+from agentrl.storage.steps import TokenValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,11 @@ class StepMetrics:
     of_loss: Mapping[str, float] = field(default_factory=dict)
     """Means of what the loss reports of itself, for example `clip_high`."""
 
+    token_values: TokenValues | None = None
+    """What the weights before the step said of each token, on the first rank."""
+
     def as_dict(self) -> dict[str, float]:
         """All numbers by name."""
-        values = asdict(self)
-        return values.pop("of_loss") | values
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        del values["token_values"]
+        return dict(values.pop("of_loss")) | values

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agentrl.config import registry
 from agentrl.config.settings import AggregatorSettings, LossSettings
-from agentrl.errors import PartError
+from agentrl.errors import ConfigError, PartError
 from agentrl.learner.losses.clipped import LossInputs, with_divergence, with_regularisers
 
 
@@ -33,6 +33,14 @@ class Objective:
         requires = registry.declared("loss", loss.kind).requires
         self.needs_reference = loss.kl_coefficient > 0.0 or "reference" in requires
         """Whether the loss looks at the weights that the run began with."""
+        self.top_k = int(getattr(self._loss, "top_k", 0))
+        """Likeliest tokens that the loss looks at."""
+        self.teacher = loss.teacher if "teacher" in requires else ""
+        """Weights of the teacher; empty where the loss looks at none."""
+        if "teacher" in requires and not loss.teacher:
+            raise ConfigError(
+                f'loss.kind = {loss.kind!r} requires a teacher: name its weights, loss.teacher = "path"'
+            )
         self.needs_proximal = "proximal" in requires or hasattr(self._loss, "statistics")
         """Whether the whole batch is scored before its first step, also where one step takes it all."""
 

@@ -151,7 +151,7 @@ def _summed_losses(scorer: TokenScorer, batch: Sequence[TokenSequence], tokens: 
     for indices in split_micro_batches([len(sequence) for sequence in batch], tokens):
         part = pad(batch, indices)
         arrays = (part.input_ids, part.rows, part.columns, part.targets, part.temperature)
-        logprobs, _ = scorer(*(torch.from_numpy(array).to(device) for array in arrays))
+        logprobs = scorer(*(torch.from_numpy(array).to(device) for array in arrays)).logprobs
         yield -logprobs.sum()
 
 

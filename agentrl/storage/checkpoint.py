@@ -1,9 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had not been interrupted.
 
-`checkpoints/step_000010/` holds `learner/` (weights, optimizer, random state), `state.json`,
-`arrays.npz` (tracker and samplers), `buffer.jsonl.gz` (finished episodes that wait) and
-`previous.jsonl.gz` (drift `replay` only). The folder gets this name only when all of it is on disk.
-It knows nothing of what the states mean.
+`checkpoints/step_000010/` holds `learner/` (weights, optimizer, random state), `state.npz` (light state and
+progress), `buffer.jsonl.gz` (finished episodes that wait) and `previous.jsonl.gz` (drift `replay` only). The
+folder gets this name only when all of it is on disk. It knows nothing of what the states mean.
 """
 
 from __future__ import annotations
@@ -11,59 +10,41 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agentrl.episode import Episode
 from agentrl.errors import CheckpointError
+from agentrl.storage import nested
 from agentrl.storage.durable import replace_folder
 from agentrl_envs.plain import write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
     """What a checkpoint holds besides the learner."""
 
-    version: int
-    attempt: int
     run_id: str
-    ledger_position: int
-    """Bytes of the ledger at the moment of the checkpoint."""
-    clocks: list[float]
-    """Drift clock when each version began, by version."""
-    pool: dict[str, Any]
-    """Tracker, samplers and shares; arrays and plain values."""
-    totals: dict[str, Any]
+    light: dict[str, Any]
+    """Tracker, samplers and what else each step writes, as the newest step left them; the `ledger_position`
+    in it, in bytes, says what happened since."""
+    progress: dict[str, Any]
+    """How far the run is."""
     episodes: Sequence[Episode] = ()
     """Finished episodes that wait for their batch."""
     previous: Sequence[Episode] = ()
     """`replay`: the newest episode of each prompt, with the log-probabilities after its step."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def write_state(folder: Path, state: RunState) -> None:
     """Write a state into a folder (which is given its final name by `commit`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, np.ndarray] = {}
-    plain = {
-        "format": FORMAT,
-        "version": state.version,
-        "attempt": state.attempt,
-        "run_id": state.run_id,
-        "ledger_position": state.ledger_position,
-        "clocks": state.clocks,
-        "pool": _split(state.pool, "pool", arrays),
-        "totals": state.totals,
-        "extra": state.extra,
-    }
-    (folder / "state.json").write_text(json.dumps(plain))
-    np.savez(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    plain = {"format": FORMAT, "run_id": state.run_id, "light": state.light, "progress": state.progress}
+    (folder / "state.npz").write_bytes(nested.to_bytes(plain))
     _write_episodes(folder / "buffer.jsonl.gz", state.episodes)
     _write_episodes(folder / "previous.jsonl.gz", state.previous)
 
@@ -86,7 +67,12 @@ def set_damaged_aside(folder: Path) -> str:
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Checkpoints, oldest first."""
     found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=checkpoint_version)
+
+
+def checkpoint_version(folder: Path) -> int:
+    """The policy version of a checkpoint, from its folder's name."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def read_state(folder: Path) -> RunState:
@@ -95,51 +81,23 @@ def read_state(folder: Path) -> RunState:
     Raises:
         CheckpointError: something is missing or of another format.
     """
+    if (folder / "state.json").exists():
+        raise CheckpointError(f"{folder} is a checkpoint of format 1, expected {FORMAT}")
     try:
-        plain = json.loads((folder / "state.json").read_bytes())
+        plain = nested.read(folder / "state.npz")
         if plain["format"] != FORMAT:
             raise CheckpointError(f"{folder} is a checkpoint of format {plain['format']}, expected {FORMAT}")
-        # Opened here: of a damaged file numpy leaves its own descriptor open.
-        with (folder / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            pool = _join(plain["pool"], arrays)
         return RunState(
-            version=plain["version"],
-            attempt=plain["attempt"],
             run_id=plain["run_id"],
-            ledger_position=plain["ledger_position"],
-            clocks=plain["clocks"],
-            pool=pool,
-            totals=plain["totals"],
+            light=plain["light"],
+            progress=plain["progress"],
             episodes=_read_episodes(folder / "buffer.jsonl.gz"),
             previous=_read_episodes(folder / "previous.jsonl.gz"),
-            extra=plain["extra"],
         )
     except CheckpointError:
         raise
     except Exception as error:  # zlib, zipfile, pickle, struct: damaged bytes raise almost anything
         raise CheckpointError(f"{folder} is damaged ({type(error).__name__}: {error})") from error
-
-
-def _split(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    """Replace arrays in a nested value by references into `arrays`."""
-    if isinstance(value, np.ndarray):
-        arrays[name] = value
-        return {"__array__": name}
-    if isinstance(value, Mapping):
-        return {key: _split(item, f"{name}/{key}", arrays) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_split(item, f"{name}/{place}", arrays) for place, item in enumerate(value)]
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    if isinstance(value, dict):
-        if "__array__" in value:
-            return arrays[value["__array__"]]
-        return {key: _join(item, arrays) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_join(item, arrays) for item in value]
-    return value
 
 
 def _write_episodes(path: Path, episodes: Sequence[Episode]) -> None:

@@ -11,7 +11,8 @@ States and transitions::
 
 A resumed run begins a new *attempt* at the checkpoint's version: episodes that were pending are
 started again under the same index, and episodes learned after that version are finished again.
-What happens at once is one line of the file (`together`), so a kill never leaves half of it.
+What happens at once is one line of the file (`together`), so a kill never leaves half of it. A line also says
+what was done to the prompt at the sampler (`Done`), so that it can be done again.
 The file is the truth; the object in memory is what a reader would compute from it. It knows nothing
 of tokens, rewards or prompts' texts.
 """
@@ -20,11 +21,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agentrl.errors import DataError, LedgerError
 from agentrl.storage.durable import LineFile, read_lines
@@ -39,6 +40,11 @@ EQUAL_REWARDS = "all rewards of the group are equal"
 
 LOST_MEMBER = "a member of the group failed"
 """Why a graded group is not learned from: dynamic sampling, or it can never be complete."""
+
+
+Done = Literal["", "claim", "folded", "returned", "failed"]
+"""What was done to an episode's prompt when it changed its state: drawn, and how it came back; names of
+methods of the pool. Of a group, one of its episodes has it."""
 
 
 class State(StrEnum):
@@ -85,9 +91,9 @@ class Entry:
     start_version: int = 0
     group: int | None = None
     score: float | None = None
-    """Of an evaluated episode."""
+    """Of an evaluated or a discarded episode."""
     tokens: int = 0
-    """Sampled in an evaluated episode."""
+    """Sampled in a finished or evaluated episode."""
     excused: bool = False
     """Failed for a reason that says nothing about its prompt: everything failed then."""
 
@@ -106,7 +112,6 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self.counts: Counter[State] = Counter()
         self.attempt = 0
-        self._recorded: dict[int, list[str]] = {}
         self._held: list[dict[str, Any]] | None = None
         self._file = LineFile(path, "ledger")
         self._read(path)
@@ -139,20 +144,23 @@ class Ledger:
         self._write({"e": "attempt", "n": self.attempt + 1, "v": version})
         return self.attempt
 
-    def dispatched(self, key: str, prompt_id: str, start_version: int, group: int | None = None) -> None:
+    def dispatched(
+        self, key: str, prompt_id: str, start_version: int, group: int | None = None, *, done: Done = ""
+    ) -> None:
         """An episode was started (again, when it was pending in the attempt before)."""
         record: dict[str, Any] = {"e": "pending", "k": key, "p": prompt_id, "v": start_version}
         if group is not None:
             record["g"] = group
-        self._write(record)
+        self._write(_with(record, done))
 
-    def finished(self, key: str) -> None:
-        """Its reward is known and it is on disk."""
-        self._write({"e": "finished", "k": key})
+    def finished(self, key: str, tokens: int = 0) -> None:
+        """Its reward is known and it is on disk, with so many sampled tokens."""
+        self._write({"e": "finished", "k": key, "t": tokens})
 
-    def failed(self, key: str, reason: str, *, excused: bool = False) -> None:
+    def failed(self, key: str, reason: str, *, excused: bool = False, done: Done = "") -> None:
         """Machinery broke; it has no reward. Excused, its prompt is not to blame."""
-        self._write({"e": "failed", "k": key, "r": reason} | ({"o": True} if excused else {}))
+        record = {"e": "failed", "k": key, "r": reason} | ({"o": True} if excused else {})
+        self._write(_with(record, done))
 
     def forgiven(self) -> None:
         """The failures of all prompts were forgiven; those set aside are drawn again."""
@@ -166,13 +174,21 @@ class Ledger:
         """It was measured, with this score and so many sampled tokens, and is never learned from."""
         self._write({"e": "evaluated", "k": key, "s": score, "t": tokens})
 
-    def discarded(self, keys: Iterable[str], reason: str) -> None:
-        """They are not learned from, for a stated reason."""
-        self._write_all(tuple({"e": "discarded", "k": key, "r": reason} for key in keys))
+    def discarded(self, scores: Mapping[str, float], reason: str, *, done: Done = "") -> None:
+        """They are folded with these scores, in this order, but not learned from, for a stated reason."""
+        records = [{"e": "discarded", "k": key, "r": reason, "s": score} for key, score in scores.items()]
+        if records:
+            records[-1] = _with(records[-1], done)
+        self._write_all(tuple(records))
 
-    def abandoned(self, keys: Iterable[str], reason: str) -> None:
-        """The run ended before they did."""
-        self._write_all(tuple({"e": "abandoned", "k": key, "r": reason} for key in keys))
+    def abandoned(self, keys: Iterable[str], reason: str, *, returned: Collection[str] = ()) -> None:
+        """The run ended before they did; the prompts of some can be drawn again."""
+        self._write_all(
+            tuple(
+                _with({"e": "abandoned", "k": key, "r": reason}, "returned" if key in returned else "")
+                for key in keys
+            )
+        )
 
     def learned(self, keys: Iterable[str], version: int, *, masked: Mapping[str, str] | None = None) -> None:
         """One batch was learned from, in this order, by the learner at `version`.
@@ -197,19 +213,6 @@ class Ledger:
         finally:
             self._held = None
 
-    def recorded_batches(self, version: int) -> dict[int, list[str]]:
-        """Batches that an attempt begun at `version` learns from again, whole and in order, by version.
-
-        They are those learned after that version in any earlier attempt, up to the first gap.
-        """
-        batches: dict[int, list[str]] = {}
-        while (keys := self._recorded.get(version)) is not None:
-            if any(self.entries[key].state is not State.FINISHED for key in keys):
-                break
-            batches[version] = keys
-            version += 1
-        return batches
-
     def learned_batches(self, version: int) -> dict[int, list[str]]:
         """Batches learned at `version` or later, by version."""
         batches: dict[int, list[Entry]] = {}
@@ -226,10 +229,6 @@ class Ledger:
         return [
             entry for entry in self.entries.values() if entry.state is state and entry.key.startswith(kind)
         ]
-
-    def events_before(self, position: int) -> Iterator[dict[str, Any]]:
-        """Events before a byte position of the file."""
-        return _flat(read_lines(self._file.path, end=position))
 
     def events_since(self, position: int) -> Iterator[dict[str, Any]]:
         """Events after a byte position of the file."""
@@ -316,7 +315,6 @@ class Ledger:
             # Of the attempt before, so that it can be dispatched in this one.
             self._put(replace(entry, state=State.PENDING, attempt=self.attempt - 1))
         elif event == "learned":
-            self._record_batch(record["v"], record["ks"])
             for place, key in enumerate(record["ks"]):
                 self._put(
                     replace(
@@ -335,18 +333,16 @@ class Ledger:
             state = State(event)
             self._put(replace(entry, state=state, reason=reason, score=score, tokens=tokens, excused=excused))
 
-    def _record_batch(self, version: int, keys: list[str]) -> None:
-        if self._recorded.get(version) != keys:
-            # History took another way here; what an earlier attempt learned after it is not redone.
-            self._recorded = {at: batch for at, batch in self._recorded.items() if at < version}
-        self._recorded[version] = keys
-
     def _put(self, entry: Entry) -> None:
         old = self.entries.get(entry.key)
         if old is not None:
             self.counts[old.state] -= 1
         self.counts[entry.state] += 1
         self.entries[entry.key] = entry
+
+
+def _with(record: dict[str, Any], done: Done) -> dict[str, Any]:
+    return record | {"do": done} if done else record
 
 
 def _flat(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -13,19 +13,20 @@ running episodes exactly when taking without them would break the bound, so no f
 exceeds s. No state is a deadlock: all running episodes end, and with all of them finished the B
 earliest always satisfy the bound.
 
-What flows is a *unit*: one episode, or for the GRPO reference one whole group. The buffer knows
+What flows is a *unit*: one episode, or one whole group where the run has `Groups`. The buffer knows
 nothing of why episodes are late, of rewards or of tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError, LedgerError
+from agentrl.training.groups import Groups
 
 Unit = tuple[Episode, ...]
 
@@ -37,7 +38,7 @@ class EpisodeBuffer:
         batch: B, episodes of one learner step.
         staleness: s, in versions.
         stale_policy: `correct` or `wait`.
-        unit: episodes that are only learned from together (1, or the group size of GRPO).
+        groups: episodes that are only learned from together; None for SPO, which has no such.
         keep: whether a unit is learned from; one that is not leaves at once (GRPO's dynamic sampling).
     """
 
@@ -47,26 +48,27 @@ class EpisodeBuffer:
         batch: int,
         staleness: int,
         stale_policy: Literal["correct", "wait"] = "correct",
-        unit: int = 1,
+        groups: Groups | None = None,
         keep: Callable[[Unit], bool] | None = None,
     ) -> None:
         if batch < 1 or staleness < 0:
             raise ConfigError(
                 f"stream.batch must be >= 1 and stream.staleness >= 0, got {batch}, {staleness}"
             )
-        if batch % unit:
-            raise ConfigError(f"stream.batch = {batch} is not a multiple of estimator.group_size = {unit}")
+        if groups is not None and batch % groups.size:
+            raise ConfigError(
+                f"stream.batch = {batch} is not a multiple of estimator.group_size = {groups.size}"
+            )
         self.batch = batch
         self.staleness = staleness
         self.stale_policy = stale_policy
-        self.unit = unit
         self.version = 0
+        self._groups = groups
+        self._unit = 1 if groups is None else groups.size
         self._keep = keep
         self._accepted = 0
         self._next = 0  # version whose batch was not taken yet
         self._ready: list[Unit] = []
-        self._partial: dict[int, list[Episode]] = {}
-        self._recorded: deque[tuple[Episode, ...]] = deque()
         self._running: dict[str, int] = {}
         self._changed = asyncio.Event()
 
@@ -78,9 +80,11 @@ class EpisodeBuffer:
     @property
     def size(self) -> int:
         """Finished episodes that wait for their batch."""
-        return (
-            sum(map(len, self._ready)) + sum(map(len, self._partial.values())) + sum(map(len, self._recorded))
-        )
+        return sum(map(len, self._ready)) + sum(map(len, self._incomplete))
+
+    @property
+    def _incomplete(self) -> Iterable[list[Episode]]:
+        return () if self._groups is None else self._groups.incomplete
 
     @property
     def taken(self) -> int:
@@ -95,8 +99,7 @@ class EpisodeBuffer:
     def episodes(self) -> list[Episode]:
         """The finished episodes, for a checkpoint, in order of dispatch."""
         waiting = [episode for unit in self._ready for episode in unit]
-        waiting += [episode for unit in self._partial.values() for episode in unit]
-        waiting += [episode for batch in self._recorded for episode in batch]
+        waiting += [episode for members in self._incomplete for episode in members]
         return sorted(waiting, key=lambda episode: episode.dispatch_index)
 
     def room(self) -> int:
@@ -127,16 +130,14 @@ class EpisodeBuffer:
         self._accepted += 1
         return self._place(episode)
 
-    def drop_group(self, group: int) -> list[Episode]:
-        """A group can never be complete: its finished members leave and are returned."""
-        members = self._partial.pop(group, [])
-        self._accepted -= len(members)
+    def left(self, episodes: Sequence[Episode]) -> None:
+        """Finished members of a group left it: it can never be complete."""
+        self._accepted -= len(episodes)
         self._changed.set()
-        return members
 
-    def restore(self, episodes: Sequence[Episode], recorded: Sequence[Sequence[Episode]]) -> None:
-        """Put finished episodes of an earlier attempt back; `recorded` batches are taken first and whole."""
-        self._recorded.extend(tuple(batch) for batch in recorded)
+    def restore(self, episodes: Sequence[Episode], version: int) -> None:
+        """Put finished episodes of an earlier attempt back, which was at `version`."""
+        self.version = version
         for episode in episodes:
             self._place(episode, kept=True)  # what is not kept left at once, in the earlier attempt
         self._next = self.version
@@ -144,15 +145,9 @@ class EpisodeBuffer:
         self._accepted = self.version * self.batch + self.size
 
     def _place(self, episode: Episode, *, kept: bool = False) -> Unit | None:
-        unit: Unit = (episode,)
-        if self.unit > 1:
-            if episode.group is None:
-                raise LedgerError(f"episode {episode.episode_id} belongs to no group")
-            members = self._partial.setdefault(episode.group, [])
-            members.append(episode)
-            if len(members) < self.unit:
-                return None
-            unit = tuple(sorted(self._partial.pop(episode.group), key=lambda member: member.dispatch_index))
+        unit = (episode,) if self._groups is None else self._groups.add(episode)
+        if unit is None:
+            return None
         if not kept and self._keep is not None and not self._keep(unit):
             self._accepted -= len(unit)
             self._changed.set()
@@ -170,7 +165,7 @@ class EpisodeBuffer:
         return min(episode.first_version for episode in unit) + self.staleness
 
     def _select(self) -> list[Unit] | None:
-        count = self.batch // self.unit
+        count = self.batch // self._unit
         if len(self._ready) < count:
             return None
         if self.stale_policy == "correct":
@@ -186,7 +181,7 @@ class EpisodeBuffer:
         due: Counter[int] = Counter()
         for version in self._running.values():
             due[version + self.staleness] += 1
-        for members in self._partial.values():
+        for members in self._incomplete:
             due[min(member.first_version for member in members) + self.staleness] += len(members)
         for unit in rest:
             due[self._deadline(unit)] += len(unit)
@@ -199,9 +194,6 @@ class EpisodeBuffer:
 
     def take_now(self) -> tuple[Episode, ...] | None:
         """The next batch if there is one."""
-        if self._recorded:
-            self._next += 1
-            return self._recorded.popleft()
         units = self._select()
         if units is None:
             return None

@@ -53,6 +53,10 @@ class Assignment:
     """Of the trained episodes."""
     baselines: NDArray[np.float64]
     """[B]"""
+    scores: NDArray[np.float64]
+    """[B]"""
+    learned: list[int]
+    """Places in the batch of the trained episodes."""
     masked: dict[str, str]
     """Episodes that are folded but not learned from, with the reason."""
 
@@ -61,6 +65,32 @@ class Assignment:
         if isinstance(self.advantages, np.ndarray):
             return self.advantages
         return np.concatenate([np.asarray(part) for episode in self.advantages for part in episode])
+
+    def of_tokens(self) -> list[list[NDArray[np.float32]]] | None:
+        """Of each trained episode and segment [T], where tokens have advantages of their own."""
+        if isinstance(self.advantages, np.ndarray):
+            return None
+        return [[np.asarray(part, dtype=np.float32) for part in episode] for episode in self.advantages]
+
+    def of_episodes(self) -> NDArray[np.float64]:
+        """[B] the advantage of each episode, the mean over its sampled tokens, or nan where it is masked."""
+        values = np.full(len(self.baselines), np.nan)
+        given = self.of_tokens()
+        values[self.learned] = (
+            self.advantages
+            if given is None
+            else [_sampled_mean(one, parts) for one, parts in zip(self.trained, given, strict=True)]
+        )
+        return values
+
+
+def _sampled_mean(episode: Episode, advantages: Sequence[NDArray[np.float32]]) -> float:
+    sampled = [
+        values[np.frombuffer(segment.loss_mask, dtype=np.bool_)]
+        for segment, values in zip(episode.segments, advantages, strict=True)
+    ]
+    values = np.concatenate([*sampled, np.zeros(0, dtype=np.float32)])
+    return float(values.mean()) if len(values) else 0.0
 
 
 class Credit:
@@ -79,11 +109,17 @@ class Credit:
         self.clocks = [0.0]
         """The tracker's drift clock when each version began, by version."""
 
-    @property
-    def clock_tokens(self) -> int:
-        """Tokens that the learner scores again after a batch to advance the clock."""
-        tracker = self._settings.tracker
-        return tracker.clock_tokens if tracker.drift == "clock" else 0
+    def learner_options(self, baselines: NDArray[np.float64]) -> dict[str, Any]:
+        """What the learner is told besides episodes and advantages.
+
+        Args:
+            baselines: [B] of the episodes that are learned from.
+        """
+        tracker, loss = self._settings.tracker, self._settings.loss
+        options: dict[str, Any] = {"clock_tokens": tracker.clock_tokens if tracker.drift == "clock" else 0}
+        if "baselines" in registry.declared("loss", loss.kind).requires:
+            options["values"] = baselines
+        return options
 
     def assign(self, batch: Sequence[Episode]) -> Assignment:
         """Baselines of all B episodes, then advantages of those that are learned from.
@@ -109,7 +145,8 @@ class Credit:
         with registry.blame("estimator", kind):
             given = self._estimator(self.batch(trained, baselines[kept], counts))
             advantages = _checked(given, trained, f"the estimator {kind!r}")
-        return Assignment(trained, advantages, baselines, masked)
+        scores = np.array([self.score(episode) for episode in batch])
+        return Assignment(trained, advantages, baselines, scores, kept, masked)
 
     def score(self, episode: Episode) -> float:
         """What an episode counts for, in [0, 1]: its reward, shaped where the settings name a shaper.
@@ -171,16 +208,24 @@ class Credit:
 
     def fold_one(self, episode: Episode, drift: float | None = None) -> Fold:
         """Fold one episode into the tracker; whether its prompt can be drawn again is for others to say."""
-        fold = self._pool.tracker.fold(
-            self._pool.index[episode.prompt_id],
-            self.score(episode),
-            start_clock=self.clocks[min(episode.start_version, len(self.clocks) - 1)],
-            drift=drift,
+        fold = self.fold_score(episode.prompt_id, self.score(episode), episode.start_version, drift)
+        self.remember(episode)
+        return fold
+
+    def fold_score(
+        self, prompt_id: str, score: float, start_version: int, drift: float | None = None
+    ) -> Fold:
+        """Fold a score of an episode that began at `start_version` into the tracker."""
+        start_clock = self.clocks[min(start_version, len(self.clocks) - 1)]
+        return self._pool.tracker.fold(
+            self._pool.index[prompt_id], score, start_clock=start_clock, drift=drift
         )
+
+    def remember(self, episode: Episode) -> None:
+        """Tell parts that remember of an episode that was folded."""
         for name, part in self._remembering():
             with registry.blame(name, getattr(self._settings, name).kind):
                 part.fold(episode)
-        return fold
 
     def _remembering(self) -> Iterator[tuple[str, Any]]:
         """Parts that are told of each folded episode, and have a state."""

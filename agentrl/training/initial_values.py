@@ -39,10 +39,9 @@ def needs_initial_rollouts(settings: Settings) -> bool:
     """Whether anybody will read the values that rollouts would set."""
     if settings.tracker.initial_file or settings.tracker.initial_rollouts == 0:
         return False
-    return (
-        "baselines" in registry.declared("estimator", settings.estimator.kind).requires
-        or settings.sampler.kind != "uniform"
-    )
+    parts = (("estimator", settings.estimator.kind), ("loss", settings.loss.kind))
+    readers = any("baselines" in registry.declared(family, kind).requires for family, kind in parts)
+    return readers or settings.sampler.kind != "uniform"
 
 
 def read_initial_file(pool: PromptPool, path: Path) -> int:
@@ -267,7 +266,7 @@ async def set_initial_values(attempt: Attempt) -> None:
             await _play(attempt, stream)
         finally:
             # An attempt that ends in the middle of it has cost its time.
-            attempt.totals.add_initial_time(time.monotonic() - started, cpu_seconds() - cpu)
+            attempt.progress.totals.add_initial_time(time.monotonic() - started, cpu_seconds() - cpu)
         stream.finish()
         _log(attempt, stream)
 
@@ -304,7 +303,7 @@ async def _tell(attempt: Attempt, stream: InitialStream) -> None:
 
 
 def _log(attempt: Attempt, stream: InitialStream) -> None:
-    count, totals = sum(map(len, stream.scores)), attempt.totals
+    count, totals = sum(map(len, stream.scores)), attempt.progress.totals
     totals.values["episodes_initial"] = count
     totals.values["tokens_initial"] = stream.sampled_tokens
     attempt.parts.metrics.write(

@@ -41,10 +41,11 @@ class AsyncLearner(Protocol):
     """What the orchestrator asks of a learner."""
 
     async def step(
-        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int
+        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int, **more: Any
     ) -> dict[str, Any]:
-        """Learn from one batch; returns its metrics.
+        """Learn from one batch; returns its metrics, and `token_values` (`TokenValues`).
 
+        More, where a part asks for it: `values`, see `Learner.step`.
         `drift` among them: mean |difference of log-probability| over up to `clock_tokens` tokens, nats.
         """
         ...
@@ -111,11 +112,11 @@ class LearnerThread:
         return await asyncio.wrap_future(future)
 
     async def step(
-        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int
+        self, episodes: Sequence[Episode], advantages: Advantages, *, clock_tokens: int, **more: Any
     ) -> dict[str, Any]:
         """Learn from one batch."""
-        metrics = await self._run(self._learner.step, episodes, advantages, clock_tokens=clock_tokens)
-        return metrics.as_dict()
+        metrics = await self._run(self._learner.step, episodes, advantages, clock_tokens=clock_tokens, **more)
+        return metrics.as_dict() | {"token_values": metrics.token_values}
 
     score, save, load = map(_in_the_thread, ("score", "save", "load"))
     save_weights = _in_the_thread("save_weights")

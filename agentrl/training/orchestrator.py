@@ -1,8 +1,8 @@
 """The clock of a run: policy version, order of shutdown, moment of the checkpoint.
 
-One batch after the other: take it from the buffer, read all its baselines, let the learner step,
-publish the new version while episodes go on, fold the batch in order of dispatch. The orchestrator
-wires streams, dispatcher, buffer, learner and engine; it does no mathematics and imports no torch.
+One batch after the other: take it from the buffer, read all its baselines, let the learner step, fold the
+batch in order of dispatch, write the step down, publish the new version while episodes go on. The
+orchestrator wires streams, dispatcher, buffer, learner and engine; it does no mathematics, imports no torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from agentrl.algorithms.value_tracker import Fold
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, Interrupted
@@ -20,7 +21,7 @@ from agentrl.training.attempt import Attempt
 from agentrl.training.credit import shuffled
 from agentrl.training.initial_values import set_initial_values
 from agentrl.training.parts import Parts
-from agentrl.training.snapshot import write_checkpoint, write_weights
+from agentrl.training.snapshot import write_checkpoint, write_step, write_weights
 from agentrl.training.step_log import StepLog
 
 T = TypeVar("T")
@@ -44,6 +45,17 @@ class Orchestrator(Attempt):
         """Ask for a clean end: what is finished is saved, the rest is pending for a resumed run."""
         self._stop.set()
 
+    def check_stop(self, note: str) -> None:
+        """End here if `stop` was called.
+
+        Raises:
+            Interrupted: it was.
+        """
+        if self._stop.is_set():
+            raise Interrupted(
+                f"stopped; continue with `agentrl train --resume {self.parts.folder.path}`: {note}"
+            )
+
     async def run(self) -> None:
         """Run to the last step.
 
@@ -52,10 +64,10 @@ class Orchestrator(Attempt):
             AgentRLError: something could not go on; says what and how to continue.
         """
         self._failed = asyncio.get_running_loop().create_future()
-        self._started = time.monotonic()
+        self.progress.begin()
         self.parts.watchdog.start()
         if self.parts.ledger.attempt == 0:
-            self.attempt = self.parts.ledger.begin_attempt(self.version)
+            self.progress.attempt = self.parts.ledger.begin_attempt(self.version)
         work = asyncio.ensure_future(self._work())
         stop = asyncio.ensure_future(self._stop.wait())
         try:
@@ -90,7 +102,7 @@ class Orchestrator(Attempt):
         await asyncio.gather(work, return_exceptions=True)
         await self.end(self.dispatcher)
         await self._flush()
-        await self._checkpoint()
+        await write_checkpoint(self)
         if self.version:
             await write_weights(self)
         raise Interrupted(
@@ -101,14 +113,14 @@ class Orchestrator(Attempt):
     async def _work(self) -> None:
         if self.parts.before_start is not None:
             await self.parts.before_start(self.version)
-        if not self.begun:
-            if not self.initialised:
+        if not self.progress.begun:
+            if not self.progress.initialised:
                 await set_initial_values(self)
-                self.initialised = True
+                self.progress.initialised = True
             await self._evaluate()
-            self.begun = True
-            await self._checkpoint()
-        await self._evaluate_if_due()
+            self.progress.begun = True
+            await write_checkpoint(self)
+        await self._due()
         self.log.begin()
         self.outages.wake = self.dispatcher.wake
         dispatching = asyncio.ensure_future(self.dispatcher.run())
@@ -130,7 +142,7 @@ class Orchestrator(Attempt):
         if every == 0 or self.version % every:
             await self._evaluate()
         await write_weights(self)
-        await self._checkpoint()
+        await write_checkpoint(self)
 
     # ------------------------------------------------------------------ phases
 
@@ -146,20 +158,15 @@ class Orchestrator(Attempt):
             self.parts.metrics.tell("progress", name="evaluation", done=ended, total=0)
 
         row = await self.parts.watchdog.wait(
-            self.parts.evaluate(self.version, self.evaluations, one_more, self.outages),
+            self.parts.evaluate(self.version, self.progress.evaluations, one_more, self.outages),
             f"another episode of the evaluation of version {self.version} to end",
             self.settings.run.wait_limit_s,
             progress=lambda: ended,
         )
-        self.evaluations += 1
-        self.parts.metrics.write("eval", step=self.version, version=self.version, attempt=self.attempt, **row)
-
-    async def _evaluate_if_due(self) -> None:
-        """An evaluation may be cut short at any time: it is no part of the step that it follows."""
-        if self.evaluation_due:
-            self._between_steps.set()
-            await self._evaluate()
-            self.evaluation_due = False
+        self.progress.evaluations += 1
+        self.parts.metrics.write(
+            "eval", step=self.version, version=self.version, attempt=self.progress.attempt, **row
+        )
 
     async def _one_step(self, batch: Sequence[Episode]) -> None:
         self._between_steps.clear()
@@ -167,43 +174,38 @@ class Orchestrator(Attempt):
         if self.parts.shuffle_rewards:
             batch = shuffled(batch, self.settings.run.seed + self.version)
         given = self.credit.assign(batch)
+        options = self.credit.learner_options(given.baselines[given.learned])
         learned = await self.parts.watchdog.wait(
-            self.parts.learner.step(given.trained, given.advantages, clock_tokens=self.credit.clock_tokens),
+            self.parts.learner.step(given.trained, given.advantages, **options),
             f"the learner's step at version {self.version}",
             self.settings.run.wait_limit_s,
         )
+        tokens = learned.pop("token_values", None)
         learn_s = time.monotonic() - started
-        self._record_step(batch, given.masked, learned)
-        publish_s = await self._publish()
         drifts = None
         if self.replay:
             drifts = await self.limited(self.replay.after_step(batch), "the learner to score again")
-        folds = self.credit.fold(batch, drifts)
-        self.log.step(batch, given, learned, folds, learn_s=learn_s, publish_s=publish_s)
-        self.redo()  # what came after the batch, so its row does not count it
+        folds = self._count(batch, learned, drifts)
+        self.log.step(batch, given, learned, folds, learn_s=learn_s)
         self._steer(learned)
+        await write_step(self, batch, given, tokens)
+        keys = [episode.episode_id for episode in batch]
+        self.parts.ledger.learned(keys, self.version - 1, masked=given.masked)  # from now on it is taken
+        self.log.publish_s = await self._publish()
         self.buffer.advance(self.version)
         self.dispatcher.wake()
         await self._due()
-        self._between_steps.set()
 
-    def redo(self) -> None:
-        """After a resume: samplers and tracker go through what happened to them at this version before."""
-        if self.history is None:
-            return
-        self.history.redo(self.version)
-        self.stream.redoing = not self.history.over
-        if self.history.over:
-            self.history = None
-            if self.forgive or self.parts.pool.exhausted:
-                self._forgive()
-
-    def _forgive(self) -> None:
-        set_aside = {name: len(ids) for name, ids in self.parts.pool.set_aside.items()}
-        self.parts.pool.forgive()
-        if set_aside:
-            self.parts.ledger.forgiven()
-            self.parts.metrics.write("forgiven", step=self.version, environments=set_aside)
+    def _count(
+        self, batch: Sequence[Episode], learned: dict[str, Any], drifts: Sequence[float | None] | None
+    ) -> list[Fold]:
+        """A batch was learned from: the next version begins, and its scores are folded."""
+        progress = self.progress
+        progress.totals.add_episodes(batch, progress.version)
+        self.credit.advance(float(learned.get("drift") or 0.0))
+        progress.version += 1
+        progress.due = True
+        return self.credit.fold(batch, drifts)
 
     async def _take(self, dispatching: asyncio.Future[None]) -> Sequence[Episode]:
         waiting = time.monotonic()
@@ -257,13 +259,6 @@ class Orchestrator(Attempt):
             f"`agentrl train --resume {self.parts.folder.path} --forgive`, which draws them again"
         )
 
-    def _record_step(self, batch: Sequence[Episode], masked: dict[str, str], learned: dict[str, Any]) -> None:
-        keys = [episode.episode_id for episode in batch]
-        self.parts.ledger.learned(keys, self.version, masked=masked)
-        self.totals.add_episodes(batch, self.version)
-        self.credit.advance(float(learned.get("drift") or 0.0))
-        self.version += 1
-
     async def _flush(self) -> None:
         await self.limited(self.parts.recorder.flush(), f"the disk to write {self.parts.folder.episodes}")
 
@@ -275,26 +270,23 @@ class Orchestrator(Attempt):
         return time.monotonic() - started
 
     async def _due(self) -> None:
-        """What is due after a step: evaluation, weights, checkpoint."""
-        settings, last = self.settings, self.version >= self.settings.run.steps
-        self.evaluation_due = settings.eval.every > 0 and self.version % settings.eval.every == 0
-        await self._evaluate_if_due()
-        self._between_steps.clear()
-        if last:
-            return  # `_finish` does the rest
-        if settings.checkpoint.weights_every and self.version % settings.checkpoint.weights_every == 0:
-            await write_weights(self)
-        if settings.checkpoint.every and self.version % settings.checkpoint.every == 0:
-            await self._checkpoint()
-
-    async def _checkpoint(self) -> None:
-        """Write a checkpoint, but not in the middle of redoing what an earlier attempt did.
-
-        The samplers are behind the ledger then, and a checkpoint holds them together with its end. The
-        one before it and the ledger still say everything.
-        """
-        if self.history is None:
-            await write_checkpoint(self)
+        """Do what is due after the newest step: evaluation, weights, checkpoint."""
+        settings, version, progress = self.settings, self.version, self.progress
+        try:
+            if progress.due and settings.eval.every and version % settings.eval.every == 0:
+                # It may be cut short at any time: it is no part of the step that it follows.
+                self._between_steps.set()
+                await self._evaluate()
+            self._between_steps.clear()
+            due, progress.due = progress.due, False
+            if not due or version >= settings.run.steps:
+                return  # `_finish` does the rest
+            if settings.checkpoint.weights_every and version % settings.checkpoint.weights_every == 0:
+                await write_weights(self)
+            if settings.checkpoint.every and version % settings.checkpoint.every == 0:
+                await write_checkpoint(self)
+        finally:
+            self._between_steps.set()
 
     def _steer(self, learned: dict[str, Any]) -> None:
         """Lower the staleness in force while importance weights leave too few effective tokens."""

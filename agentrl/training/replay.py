@@ -113,7 +113,8 @@ async def replay_steps(
         if shuffle_rewards:
             batch = shuffled(batch, settings.run.seed + version)
         given = credit.assign(batch)
-        learned = await learner.step(given.trained, given.advantages, clock_tokens=credit.clock_tokens)
+        options = credit.learner_options(given.baselines[given.learned])
+        learned = await learner.step(given.trained, given.advantages, **options)
         credit.advance(float(learned.get("drift") or 0.0))
         drifts = await drift_replay.after_step(batch) if drift_replay else None
         for place in sorted(range(len(batch)), key=lambda place: batch[place].dispatch_index):

@@ -1,25 +1,32 @@
-"""Takes an orchestrator back to a checkpoint, and brings up to date what happened since.
+"""Takes an orchestrator back to where its run was: the newest checkpoint, and the steps after it.
 
-Finished episodes are read from disk, batches that were learned from are put back whole and in order,
-what happened between them in samplers and tracker is done again (`History`), and pending episodes are
-started again under their own index. It knows nothing of how a run goes on from there.
+The learner learns again from the recorded episodes of those steps, with the advantages that they had.
+Everything else is on disk as the newest step left it; what happened since (draws, ends of episodes) stands in
+the ledger, and pending episodes are started again under their own index. What follows is not its business.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError, CheckpointError, StallError
-from agentrl.storage.checkpoint import RunState, checkpoint_folders, read_state, set_damaged_aside
+from agentrl.errors import AgentRLError, CheckpointError, DataError, StallError
+from agentrl.storage import nested
+from agentrl.storage.checkpoint import (
+    RunState,
+    checkpoint_folders,
+    checkpoint_version,
+    read_state,
+    set_damaged_aside,
+)
 from agentrl.storage.ledger import TRAINING, State
 from agentrl.storage.recorder import read_episodes
-from agentrl.training.history import History, discarded_since
+from agentrl.storage.steps import StepRecord
+from agentrl.training.attempt import Attempt
 from agentrl.training.orchestrator import Orchestrator
-from agentrl.training.snapshot import run_state
 
 logger = logging.getLogger(__name__)
 
@@ -29,33 +36,37 @@ async def resume(orchestrator: Orchestrator) -> None:
 
     Raises:
         CheckpointError: no checkpoint can be read; says what is wrong with each.
+        Interrupted: the run was stopped meanwhile; what is on disk is as it was.
     """
-    parts = orchestrator.parts
+    parts, position = orchestrator.parts, 0
     state = await _newest_state(orchestrator)
-    _restore(orchestrator, state)
-    orchestrator.attempt = parts.ledger.begin_attempt(state.version)
     episodes = _read(orchestrator, state)
-    batches = parts.ledger.recorded_batches(state.version)
-    orchestrator.history = History(
-        orchestrator.settings,
-        parts.ledger,
-        parts.pool,
-        orchestrator.credit,
-        orchestrator.outages,
-        episodes,
-        orchestrator.log.count_again,
-        position=state.ledger_position,
-        version=state.version,
-        last=state.version + len(batches),
-    )
-    _start_again(orchestrator)
-    _refill(orchestrator, episodes, batches)
-    orchestrator.redo()
+    if state is not None:
+        if orchestrator.replay:
+            orchestrator.replay.restore(state.previous)
+        steps = _steps(orchestrator, state.progress["version"], episodes)
+        await _learn_again(orchestrator, steps, episodes)
+        light = state.light
+        for step in steps:
+            light = nested.applied(light, step.light)
+        _restore(orchestrator, light, steps[-1].progress if steps else state.progress)
+        position = light["ledger_position"]
+    orchestrator.progress.attempt = parts.ledger.begin_attempt(orchestrator.version)
+    _set_lost(orchestrator, episodes)
+    redo(orchestrator, position, episodes)
+    orchestrator.stream.start_again()
+    finished = parts.ledger.in_state(State.FINISHED, TRAINING)
+    orchestrator.buffer.restore([episodes[entry.key] for entry in finished], orchestrator.version)
+    if orchestrator.forgive or parts.pool.exhausted:
+        _forgive(orchestrator)
     await orchestrator.load_weights()
 
 
-async def _newest_state(orchestrator: Orchestrator) -> RunState:
-    """Load the newest checkpoint that is whole; those that are damaged get another name."""
+async def _newest_state(orchestrator: Orchestrator) -> RunState | None:
+    """Load the newest checkpoint that is whole; those that are damaged get another name.
+
+    None where the run was killed before its first one: it goes on from the beginning.
+    """
     found = checkpoint_folders(orchestrator.parts.folder.checkpoints)
     damaged: dict[Path, str] = {}
     for folder in reversed(found):
@@ -75,16 +86,17 @@ async def _newest_state(orchestrator: Orchestrator) -> RunState:
             f"no checkpoint can be loaded: {'; '.join(damaged.values())}; bring one back from a copy, or "
             "begin a new run"
         )
-    # Killed before its first checkpoint: it goes on from the beginning of the first attempt.
-    return replace(run_state(orchestrator), ledger_position=0)
+    return None
 
 
 async def _load(orchestrator: Orchestrator, folder: Path) -> RunState:
     state, ledger = read_state(folder), orchestrator.parts.ledger
-    if state.ledger_position > ledger.position:
+    position = state.light["ledger_position"]
+    version = checkpoint_version(folder)
+    if position > ledger.position or (version and version - 1 not in ledger.learned_batches(version - 1)):
         raise CheckpointError(
-            f"{folder} was written when the ledger had {state.ledger_position} bytes, and it has "
-            f"{ledger.position} now: its end is lost"
+            f"{folder} was written when the ledger had {position} bytes, and it has {ledger.position} now: "
+            "its end is lost"
         )
     await orchestrator.limited(
         orchestrator.parts.learner.load(folder / "learner"), f"the learner to load {folder}"
@@ -92,34 +104,80 @@ async def _load(orchestrator: Orchestrator, folder: Path) -> RunState:
     return state
 
 
-def _restore(orchestrator: Orchestrator, state: RunState) -> None:
-    orchestrator.version = orchestrator.buffer.version = state.version
-    orchestrator.credit.clocks = list(state.clocks)
-    orchestrator.credit.load_state_dict(state.extra.get("parts", {}))
-    orchestrator.parts.pool.load_state_dict(state.pool)
-    orchestrator.totals.load_state_dict(state.totals)
-    orchestrator.evaluations = state.extra.get("evaluations", 0)
-    orchestrator.begun = state.extra.get("begun", False)
-    orchestrator.evaluation_due = state.extra.get("evaluation_due", False)
-    orchestrator.initialised = state.extra.get("initialised", False)
-    _restore_staleness(orchestrator, state)
-    orchestrator.earlier_s = state.extra.get("elapsed_s", 0.0)
-    orchestrator.earlier_cpu_s = state.extra.get("cpu_s", 0.0)
-    orchestrator.stream.sampled_tokens = state.extra.get("tokens_generated", 0)
-    orchestrator.outages.load_state_dict(state.extra.get("outages", {}))
-    if orchestrator.replay:
-        orchestrator.replay.restore(state.previous)
+def _read(orchestrator: Orchestrator, state: RunState | None) -> dict[str, Episode]:
+    """The episodes that wait, are learned from again or were discarded, by id."""
+    ledger = orchestrator.parts.ledger
+    version, position = 0, 0
+    if state is not None:
+        version, position = state.progress["version"], state.light["ledger_position"]
+    wanted = {entry.key for entry in ledger.in_state(State.FINISHED, TRAINING)}
+    wanted |= {key for keys in ledger.learned_batches(version).values() for key in keys}
+    wanted |= {record["k"] for record in ledger.events_since(position) if record["e"] == "discarded"}
+    # Of an episode that was played again after a kill, the last recording counts.
+    found = read_episodes(orchestrator.parts.folder.episodes, wanted)
+    episodes = {episode.episode_id: episode for episode in found}
+    for episode in state.episodes if state is not None else ():
+        episodes[episode.episode_id] = episode
+    return episodes
 
 
-def _restore_staleness(orchestrator: Orchestrator, state: RunState) -> None:
-    """Take the staleness in force from the checkpoint where the run steers it; else the settings say.
+def _steps(orchestrator: Orchestrator, version: int, episodes: Mapping[str, Episode]) -> list[StepRecord]:
+    """The steps taken after a checkpoint, as far as everything of them is on disk."""
+    steps: list[StepRecord] = []
+    batches = orchestrator.parts.ledger.learned_batches(version)
+    while (keys := batches.get(version)) is not None:
+        try:
+            step = orchestrator.files.read(version + 1)
+        except DataError as error:
+            logger.warning("%s; its batch is learned from as if for the first time", error)
+            break
+        if step.episode_ids != keys or any(key not in episodes for key in keys):
+            logger.warning("step %d is not whole on disk; its episodes are learned from anew", version + 1)
+            break
+        steps.append(step)
+        version += 1
+    return steps
+
+
+async def _learn_again(
+    orchestrator: Orchestrator, steps: Sequence[StepRecord], episodes: Mapping[str, Episode]
+) -> None:
+    """Bring the learner from the checkpoint to the newest step."""
+    parts = orchestrator.parts
+    for done, step in enumerate(steps):
+        orchestrator.check_stop("no step was lost; it goes on from the same place")
+        parts.metrics.tell("progress", name="steps learned again", done=done, total=len(steps))
+        orchestrator.progress.version = step.version - 1
+        batch = [episodes[key] for key in step.episode_ids]
+        await orchestrator.limited(
+            parts.learner.step(
+                [batch[place] for place in step.learned],
+                step.given(),
+                **orchestrator.credit.learner_options(step.baselines[step.learned]),
+            ),
+            f"the learner to learn again from step {step.version}",
+        )
+        if orchestrator.replay:
+            await orchestrator.limited(orchestrator.replay.after_step(batch), "the learner to score again")
+
+
+def _restore(orchestrator: Orchestrator, light: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+    orchestrator.light = dict(light)
+    orchestrator.parts.pool.load_state_dict(light["pool"])
+    orchestrator.credit.clocks = light["clocks"].tolist()
+    orchestrator.outages.load_state_dict(light["outages"])
+    orchestrator.progress.load_state_dict(progress)
+    orchestrator.progress.tokens = light["tokens"]
+    _restore_staleness(orchestrator, light["staleness"], light["stale_policy"])
+
+
+def _restore_staleness(orchestrator: Orchestrator, before: int, policy: str) -> None:
+    """Take the staleness that was in force where the run steers it; else the settings say.
 
     Raises:
         CheckpointError: a hard bound that waiting episodes were not admitted under.
     """
     settings, buffer = orchestrator.settings.stream, orchestrator.buffer
-    before = state.extra.get("staleness", buffer.staleness)
-    policy = state.extra.get("stale_policy", settings.stale_policy)
     if settings.min_effective_share and not orchestrator.settings.run.deterministic:
         buffer.staleness = min(before, buffer.staleness)
     elif settings.stale_policy == "wait" and (buffer.staleness < before or policy != "wait"):
@@ -130,17 +188,9 @@ def _restore_staleness(orchestrator: Orchestrator, state: RunState) -> None:
         )
 
 
-def _read(orchestrator: Orchestrator, state: RunState) -> dict[str, Episode]:
-    """The episodes whose rewards are needed once more, by id.
-
-    A power cut may keep the ledger's newest lines and lose the episodes' own: those are played again.
-    """
-    ledger, folder = orchestrator.parts.ledger, orchestrator.parts.folder
-    wanted = {entry.key for entry in ledger.in_state(State.FINISHED, TRAINING)}
-    wanted |= discarded_since(ledger, state.ledger_position)
-    # Of an episode that was played again after a kill, the last recording counts.
-    episodes = {episode.episode_id: episode for episode in read_episodes(folder.episodes, wanted)}
-    episodes.update((episode.episode_id, episode) for episode in state.episodes)
+def _set_lost(orchestrator: Orchestrator, episodes: Mapping[str, Episode]) -> None:
+    """Play finished episodes again that are not on disk: a power cut may keep the ledger's lines alone."""
+    ledger = orchestrator.parts.ledger
     lost = [entry.key for entry in ledger.in_state(State.FINISHED, TRAINING) if entry.key not in episodes]
     if lost:
         ledger.lost(lost)
@@ -148,26 +198,45 @@ def _read(orchestrator: Orchestrator, state: RunState) -> dict[str, Episode]:
             "%d finished episodes (%s, ...) are not in %s; they are played again",
             len(lost),
             ", ".join(lost[:3]),
-            folder.episodes,
+            orchestrator.parts.folder.episodes,
         )
-    return episodes
 
 
-def _refill(
-    orchestrator: Orchestrator, episodes: Mapping[str, Episode], batches: Mapping[int, list[str]]
-) -> None:
-    """Put finished episodes back into the buffer."""
-    in_batches = {key for keys in batches.values() for key in keys}
-    finished = orchestrator.parts.ledger.in_state(State.FINISHED, TRAINING)
-    waiting = [episodes[entry.key] for entry in finished if entry.key not in in_batches]
-    orchestrator.buffer.restore(waiting, [[episodes[key] for key in keys] for keys in batches.values()])
+def redo(attempt: Attempt, position: int, episodes: Mapping[str, Episode]) -> None:
+    """Do to samplers, tracker and outages what the ledger says since a step.
+
+    Args:
+        attempt: as the step left it.
+        position: of the ledger after the step, in bytes.
+        episodes: those that were discarded since, by id, for parts that remember them.
+    """
+    ledger, pool, outages = attempt.parts.ledger, attempt.parts.pool, attempt.outages
+    for record in ledger.events_since(position):
+        if record["e"] == "forgiven":
+            pool.forgive()
+        if not record.get("k", "").startswith(TRAINING):
+            continue
+        entry = ledger.entries[record["k"]]
+        prompt = pool.index[entry.prompt_id]
+        name = pool.task(prompt).name
+        if record["e"] == "finished":
+            attempt.progress.tokens += record["t"]
+            outages.redo(name, entry.prompt_id, succeeded=True, counted=False)
+        elif record["e"] == "failed":
+            outages.redo(name, entry.prompt_id, succeeded=False, counted=not record.get("o"))
+        elif record["e"] == "discarded":
+            attempt.credit.fold_score(entry.prompt_id, record["s"], entry.start_version)
+            if entry.key in episodes:
+                attempt.credit.remember(episodes[entry.key])
+        if "do" in record:
+            getattr(pool, record["do"])(prompt)
 
 
-def _start_again(orchestrator: Orchestrator) -> None:
-    """Start pending episodes again, and what is missing of their groups."""
-    ledger, pool, stream = orchestrator.parts.ledger, orchestrator.parts.pool, orchestrator.stream
-    for entry in ledger.in_state(State.PENDING, TRAINING):
-        stream.again.append((entry.key, pool.index[entry.prompt_id], entry.group))
-    numbers = [int(key[len(TRAINING) :]) for key in ledger.entries if key.startswith(TRAINING)]
-    stream.next_index = 1 + max(numbers, default=-1)
-    stream.resume_groups()
+def _forgive(orchestrator: Orchestrator) -> None:
+    """Draw prompts again that an earlier attempt had set aside."""
+    pool, parts = orchestrator.parts.pool, orchestrator.parts
+    set_aside = {name: len(ids) for name, ids in pool.set_aside.items()}
+    pool.forgive()
+    if set_aside:
+        parts.ledger.forgiven()
+        parts.metrics.write("forgiven", step=orchestrator.version, environments=set_aside)

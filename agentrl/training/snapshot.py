@@ -1,7 +1,8 @@
-"""Writes what an attempt is at one moment: checkpoints to resume from, weights to take elsewhere.
+"""Writes what an attempt is at one moment: each step, checkpoints to resume from, weights to take elsewhere.
 
-The counterpart of `agentrl.training.resume`. Both kinds of folder get their final name only when all of it
-is on disk. It knows nothing of when they are due.
+The counterpart of `agentrl.training.resume`. With every step goes what changed of the *light state*:
+everything but weights and episodes that a resumed run needs; a checkpoint adds the weights to it. Both kinds
+of folder get their final name only when all of it is on disk. It knows nothing of when they are due.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from agentrl.cluster.cpu_time import cpu_seconds
+import numpy as np
+
+from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, DiskError, LearnerError, StallError
-from agentrl.storage.checkpoint import RunState, commit, write_state
+from agentrl.storage import nested
+from agentrl.storage.checkpoint import RunState, checkpoint_folders, checkpoint_version, commit, write_state
 from agentrl.storage.durable import replace_folder
+from agentrl.storage.steps import StepRecord, TokenValues
+from agentrl.training.credit import Assignment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,33 +29,47 @@ if TYPE_CHECKING:
     from agentrl.training.attempt import Attempt
 
 
-def run_state(attempt: Attempt) -> RunState:
-    """Everything besides the learner, at this moment."""
-    parts = attempt.parts
-    return RunState(
+def light_state(attempt: Attempt) -> dict[str, Any]:
+    """Everything besides weights, episodes and `Progress`, at this moment."""
+    return {
+        "ledger_position": attempt.parts.ledger.position,
+        "pool": attempt.parts.pool.state_dict(),
+        "clocks": np.array(attempt.credit.clocks),
+        "parts": attempt.credit.state_dict(),
+        "tokens": attempt.progress.tokens,
+        "outages": attempt.outages.state_dict(),
+        "staleness": attempt.buffer.staleness,
+        "stale_policy": attempt.buffer.stale_policy,
+    }
+
+
+async def write_step(
+    attempt: Attempt, batch: Sequence[Episode], given: Assignment, tokens: TokenValues | None
+) -> int:
+    """Write the step that led to the present version; it counts once the ledger says so. Returns its bytes.
+
+    Raises:
+        AgentRLError: the disk does not take it.
+        StallError: the disk was waited for too long.
+    """
+    before, attempt.light = attempt.light, light_state(attempt)
+    record = StepRecord(
         version=attempt.version,
-        attempt=attempt.attempt,
-        run_id=parts.folder.identity["run_id"],
-        ledger_position=parts.ledger.position,
-        clocks=list(attempt.credit.clocks),
-        pool=parts.pool.state_dict(),
-        totals=attempt.totals.state_dict(),
-        episodes=attempt.buffer.episodes(),
-        previous=attempt.replay.episodes() if attempt.replay else (),
-        extra={
-            "begun": attempt.begun,
-            "evaluation_due": attempt.evaluation_due,
-            "initialised": attempt.initialised,
-            "evaluations": attempt.evaluations,
-            "staleness": attempt.buffer.staleness,
-            "stale_policy": attempt.buffer.stale_policy,
-            "elapsed_s": attempt.elapsed(),
-            "cpu_s": attempt.earlier_cpu_s + cpu_seconds(),
-            "tokens_generated": attempt.stream.sampled_tokens,
-            "outages": attempt.outages.state_dict(),
-            "parts": attempt.credit.state_dict(),
-        },
+        attempt=attempt.progress.attempt,
+        episode_ids=[episode.episode_id for episode in batch],
+        scores=given.scores,
+        baselines=given.baselines,
+        advantages=given.of_episodes(),
+        of_tokens=given.of_tokens(),
+        values={},
+        light=nested.difference(before, attempt.light),
+        progress=attempt.progress.state_dict(),
+        tokens=tokens,
     )
+    with disk_errors(attempt.files.path(attempt.version)):
+        return await attempt.limited(
+            asyncio.to_thread(attempt.files.write, record), f"the disk to write step {attempt.version}"
+        )
 
 
 async def write_checkpoint(attempt: Attempt) -> None:
@@ -60,7 +80,15 @@ async def write_checkpoint(attempt: Attempt) -> None:
         StallError: learner or disk were waited for too long.
     """
     parts, limited = attempt.parts, attempt.limited
-    state = run_state(attempt)
+    if attempt.version == 0:
+        attempt.light = light_state(attempt)  # what the first step's changes are counted from
+    state = RunState(
+        run_id=parts.folder.identity["run_id"],
+        light=attempt.light,
+        progress=attempt.progress.state_dict(),
+        episodes=attempt.buffer.episodes(),
+        previous=attempt.replay.episodes() if attempt.replay else (),
+    )
     parts.ledger.sync()
     final = parts.folder.checkpoints / f"step_{attempt.version:06d}"
     keep = attempt.settings.checkpoint.keep
@@ -68,14 +96,23 @@ async def write_checkpoint(attempt: Attempt) -> None:
         await limited(parts.learner.save(temporary / "learner"), "the learner to save")
         await limited(asyncio.to_thread(write_state, temporary, state), f"the disk to write {temporary}")
         await limited(asyncio.to_thread(commit, temporary, final, keep), f"the disk to take {final}")
-    try:
+    with disk_errors(parts.folder.episodes):
         await limited(
             asyncio.to_thread(parts.recorder.rotate), f"the disk to compress {parts.folder.episodes}"
         )
+        oldest = checkpoint_folders(parts.folder.checkpoints)[0]
+        attempt.files.delete_old(checkpoint_version(oldest), attempt.settings.stream.batch)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Tell the disk's refusals as `DiskError`."""
+    try:
+        yield
     except StallError:
         raise
     except OSError as error:
-        raise DiskError(parts.folder.episodes, error) from error
+        raise DiskError(path, error) from error
 
 
 async def write_weights(attempt: Attempt) -> None:

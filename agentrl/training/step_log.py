@@ -14,7 +14,6 @@ import numpy as np
 
 from agentrl.algorithms.calibration import calibration
 from agentrl.algorithms.value_tracker import Fold
-from agentrl.cluster.cpu_time import cpu_seconds
 from agentrl.config import registry
 from agentrl.episode import Episode
 from agentrl.storage.metrics import describe_batch
@@ -36,15 +35,12 @@ class StepLog:
         self._began, self._tokens = 0.0, 0
         self.idle_s = 0.0
         """Seconds that the learner waited for batches."""
+        self.publish_s = 0.0
+        """Seconds that the engine took for the newest version it has: the one before the step of a row."""
 
     def begin(self) -> None:
         """Training begins: rates count from here, without initial rollouts and evaluations."""
-        self._began, self._tokens = time.monotonic(), self._run.stream.sampled_tokens
-
-    def count_again(self, episode: Episode) -> None:
-        """An episode of an earlier attempt: its tokens count for the run, not for this attempt's rate."""
-        self._run.stream.sampled_tokens += episode.num_sampled
-        self._tokens += episode.num_sampled
+        self._began, self._tokens = time.monotonic(), self._run.progress.tokens
 
     def observe(self, episode: Episode) -> None:
         """An episode ended, whatever becomes of it: one side of the bias audit."""
@@ -59,7 +55,6 @@ class StepLog:
         folds: Sequence[Fold],
         *,
         learn_s: float,
-        publish_s: float,
     ) -> None:
         """Write the row of the step that led to the present version."""
         run = self._run
@@ -70,14 +65,14 @@ class StepLog:
             **learned,
             **describe_batch(batch),
             **self._own(batch, given),
-            **self._credit(batch, given, folds),
+            **self._credit(given, folds),
             **self._ages(batch),
             "step": run.version,
             "version": run.version,
-            "attempt": run.attempt,
-            "time_s": run.elapsed(),
-            "cpu_s": run.earlier_cpu_s + cpu_seconds(),
-            "episodes": run.totals.values["episodes_learned"],
+            "attempt": run.progress.attempt,
+            "time_s": run.progress.elapsed_s(),
+            "cpu_s": run.progress.cpu_s(),
+            "episodes": run.progress.totals.values["episodes_learned"],
             "failures": run.stream.failures,
             "failed_share": failed / max(1, failed + len(batch)),  # since the step before
             "first_failure": run.stream.first_failure or None,  # of this attempt
@@ -86,20 +81,19 @@ class StepLog:
             "paused": run.outages.paused,
             "in_flight": run.dispatcher.in_flight,
             "buffered": run.buffer.size,
-            "tokens_generated": run.stream.sampled_tokens,
+            "tokens_generated": run.progress.tokens,
             "generate_tokens_per_s": self._generation_rate(),
             "learn_tokens_per_s": float(learned.get("tokens_read") or 0.0) / max(learn_s, 1e-9),
             "learner_idle_s": self.idle_s,
             "learn_s": learn_s,
-            "publish_s": publish_s,
+            "publish_s": self.publish_s,
             **{f"engine_{name}": value for name, value in run.parts.policy.statistics().items()},
             **self._audit.report(self._frontier()),
         }
         run.parts.metrics.write("step", **row)
 
-    def _credit(self, batch: Sequence[Episode], given: Assignment, folds: Sequence[Fold]) -> dict[str, Any]:
-        scores = np.array([self._run.credit.score(episode) for episode in batch])
-        fit = calibration(given.baselines, scores)
+    def _credit(self, given: Assignment, folds: Sequence[Fold]) -> dict[str, Any]:
+        fit = calibration(given.baselines, given.scores)
         return {
             "baseline_mean": float(given.baselines.mean()),
             "brier": fit.brier,
@@ -151,5 +145,5 @@ class StepLog:
 
     def _generation_rate(self) -> float:
         """Sampled tokens a second of this attempt's training."""
-        tokens = self._run.stream.sampled_tokens - self._tokens
+        tokens = self._run.progress.tokens - self._tokens
         return tokens / max(time.monotonic() - self._began, 1e-9)

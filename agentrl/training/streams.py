@@ -11,15 +11,18 @@ episodes is decided when all in flight have ended and no more can be started, in
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from agentrl.episode import Episode
 from agentrl.rollout.outage import Outages
 from agentrl.rollout.token_completer import Dispatch, episode_seed
-from agentrl.storage.ledger import EQUAL_REWARDS, LOST_MEMBER, TRAINING, Ledger, State
+from agentrl.storage.ledger import EQUAL_REWARDS, LOST_MEMBER, TRAINING, Done, Ledger, State
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.training.buffer import EpisodeBuffer
+from agentrl.training.credit import Credit
+from agentrl.training.groups import Groups
+from agentrl.training.progress import Progress
 from agentrl.training.prompts import PromptPool
 
 logger = logging.getLogger(__name__)
@@ -34,10 +37,10 @@ class TrainingStream:
         ledger: what became of every episode.
         recorder: writes finished episodes.
         seed: the run's; with the index it makes an episode's own random stream.
-        group_size: episodes per drawn prompt (GRPO reference; else 1).
+        progress: tokens are counted in it.
+        groups: of several episodes of each drawn prompt; None where a prompt is played once, as by SPO.
         total: episodes the whole run learns from.
-        fold: folds an episode that leaves without being learned from.
-        quarantine_after: failures in one group after which it is given up.
+        credit: folds an episode that leaves without being learned from.
         in_order: what becomes of episodes does not depend on which of them ends first.
         outages: which environments are paused, because everything of them fails.
     """
@@ -50,37 +53,28 @@ class TrainingStream:
         ledger: Ledger,
         recorder: EpisodeRecorder,
         seed: int,
-        group_size: int,
         total: int,
-        fold: Callable[[Episode], object],
-        quarantine_after: int = 3,
+        credit: Credit,
+        progress: Progress,
+        groups: Groups | None = None,
         in_order: bool = False,
         outages: Outages | None = None,
     ) -> None:
         self._pool, self._buffer, self._ledger, self._recorder = pool, buffer, ledger, recorder
-        self._seed, self._group_size, self._total = seed, group_size, total
-        self._fold = fold
-        self._quarantine_after = quarantine_after
+        self._seed, self._total = seed, total
+        self._credit, self._progress, self._groups = credit, progress, groups
         self._in_order = in_order
         self._outages = outages or Outages(())
         self._ended: list[Episode] = []
-        self.redoing = False
-        """Whether draws of an earlier attempt are being redone. Nothing starts meanwhile: an episode of that
-        attempt which ended before its own draw was redone would give back the draw of another."""
         self.next_index = 0
-        self.next_group = 0
         self.again: deque[tuple[str, int, int | None]] = deque()
         """(key, prompt, group) of episodes to start again: pending in an earlier attempt."""
-        self._members: list[tuple[int, int]] = []  # (group, prompt) still to be started
-        self._group_failures: Counter[int] = Counter()
         self.failures = 0
         self.first_failure = ""
         self.last_failure = ""
         self.starving = False
         """Whether the last attempt to draw a prompt found none, and no pause is the reason."""
-        self._dead_groups: set[int] = set()
         self.writing = 0
-        self.sampled_tokens = 0
         self.observe: Callable[[Episode], None] = lambda episode: None
         """Told every episode that ended, before anything becomes of it."""
         self.wake: Callable[[], None] = lambda: None
@@ -98,42 +92,31 @@ class TrainingStream:
         learned = self._buffer.taken * self._buffer.batch
         if self._buffer.room() <= 0 or learned + self._buffer.under_way >= self._total:
             return None
-        if self.redoing:
-            return None
         for again in self.again:
             if self._admits(again[1]):
                 self.again.remove(again)
                 return self._dispatch(*again)
-        member = self._next_member()
-        if member is None:
-            prompt = self._pool.draw(self._outages.admits)
-            self.starving = prompt is None and not self._outages.paused
-            if prompt is None:
-                return None
-            if self._group_size == 1:
-                return self._new(prompt, None)
-            member = (self.next_group, prompt)
-            self._members += [member] * self._group_size
-            self.next_group += 1
-        self._members.remove(member)
-        return self._new(member[1], member[0])
+        member = self._groups.next_member(self._admits) if self._groups is not None else None
+        if member is not None:
+            return self._new(member[1], member[0])
+        prompt = self._pool.draw(self._outages.admits)
+        self.starving = prompt is None and not self._outages.paused
+        if prompt is None:
+            return None
+        return self._new(prompt, None if self._groups is None else self._groups.open(prompt), done="claim")
 
     def _admits(self, prompt: int) -> bool:
         return self._outages.admits(self._pool.task(prompt).name)
 
-    def _next_member(self) -> tuple[int, int] | None:
-        """Of the oldest group that is not complete and not paused."""
-        return min((member for member in self._members if self._admits(member[1])), default=None)
-
-    def _new(self, prompt: int, group: int | None) -> Dispatch:
+    def _new(self, prompt: int, group: int | None, *, done: Done = "") -> Dispatch:
         key = f"{TRAINING}{self.next_index}"
         self.next_index += 1
-        return self._dispatch(key, prompt, group)
+        return self._dispatch(key, prompt, group, done=done)
 
-    def _dispatch(self, key: str, prompt: int, group: int | None) -> Dispatch:
+    def _dispatch(self, key: str, prompt: int, group: int | None, *, done: Done = "") -> Dispatch:
         version = self._buffer.version
         index = int(key.removeprefix(TRAINING))
-        self._ledger.dispatched(key, self._pool.prompt_ids[prompt], version, group)
+        self._ledger.dispatched(key, self._pool.prompt_ids[prompt], version, group, done=done)
         self._buffer.started(key, version)
         self._outages.started(self._pool.task(prompt).name, key)
         return Dispatch(
@@ -146,22 +129,14 @@ class TrainingStream:
             group=group,
         )
 
-    def resume_groups(self) -> None:
-        """Go on with the groups of an earlier attempt: count their failures, start what is missing."""
-        states: dict[int, Counter[State]] = {}
-        prompts: dict[int, int] = {}
-        for entry in self._ledger.entries.values():
-            if entry.group is not None:
-                states.setdefault(entry.group, Counter())[entry.state] += not entry.excused
-                prompts[entry.group] = self._pool.index[entry.prompt_id]
-        self.next_group = 1 + max(states, default=-1)
-        for group, count in states.items():
-            self._group_failures[group] = count[State.FAILED]
-            if count[State.FAILED] >= self._quarantine_after:
-                self._dead_groups.add(group)
-            elif not (count[State.LEARNED] or count[State.DISCARDED] or count[State.ABANDONED]):
-                missing = self._group_size - count[State.PENDING] - count[State.FINISHED]
-                self._members += [(group, prompts[group])] * missing
+    def start_again(self) -> None:
+        """After a resume: go on with the episodes that were pending, and with what is missing of groups."""
+        for entry in self._ledger.in_state(State.PENDING, TRAINING):
+            self.again.append((entry.key, self._pool.index[entry.prompt_id], entry.group))
+        keys = (key for key in self._ledger.entries if key.startswith(TRAINING))
+        self.next_index = 1 + max((int(key.removeprefix(TRAINING)) for key in keys), default=-1)
+        if self._groups is not None:
+            self._groups.restore(self._ledger.entries.values(), self._pool.index)
 
     def finished(self, episode: Episode) -> None:
         """Write it; it counts once it is on disk."""
@@ -202,59 +177,55 @@ class TrainingStream:
                     self._give_back(episode, f"{episode.failure.boundary}: {episode.failure.error}")
 
     def _accept(self, episode: Episode) -> None:
-        self.sampled_tokens += episode.num_sampled
+        self._progress.tokens += episode.num_sampled
         self._outages.succeeded(episode)
-        self._ledger.finished(episode.episode_id)
+        self._ledger.finished(episode.episode_id, episode.num_sampled)
         self.observe(episode)
-        if episode.group in self._dead_groups:
+        if self._gave_up(episode.group):
             self._buffer.dropped(episode.episode_id)
             self.lose([episode])
             return
         rejected = self._buffer.put(episode)
         if rejected is not None:
-            self.discard(rejected)
+            self._discard(rejected, EQUAL_REWARDS, done="folded")
+            self.wake()
 
-    def discard(self, unit: Sequence[Episode]) -> None:
-        """A whole group with nothing to learn from: folded, and its prompt can be drawn again."""
-        self._ledger.discarded([episode.episode_id for episode in unit], EQUAL_REWARDS)
-        for episode in unit:
-            self._fold(episode)
-        self._pool.folded(self._pool.index[unit[0].prompt_id])
-        self.wake()
-
-    def _give_back(self, episode: Episode, reason: str) -> None:
-        counts = self._outages.failed(episode)
-        self._ledger.failed(episode.episode_id, reason, excused=not counts)
-        self._buffer.dropped(episode.episode_id)
-        prompt = self._pool.index[episode.prompt_id]
-        if episode.group is not None:
-            self._member_failed(prompt, episode.group, counts=counts)
-        elif counts:
-            self._pool.failed(prompt)
-        else:
-            self._pool.returned(prompt)
-
-    def _member_failed(self, prompt: int, group: int, *, counts: bool) -> None:
-        self._group_failures[group] += counts
-        if self._group_failures[group] < self._quarantine_after:
-            self._members.append((group, prompt))
-            return
-        # The group can never be complete: what it has goes, and the prompt rests.
-        self._members = [member for member in self._members if member[0] != group]
-        self._dead_groups.add(group)
-        self.lose(self._buffer.drop_group(group))
-        if counts and self._group_failures[group] == self._quarantine_after:
-            self._pool.failed(prompt)
-
-    def is_dead(self, group: int | None) -> bool:
-        """Whether a group can never be complete."""
-        return group in self._dead_groups
+    def _gave_up(self, group: int | None) -> bool:
+        return self._groups is not None and self._groups.gave_up(group)
 
     def lose(self, members: Sequence[Episode]) -> None:
         """Graded members of a group that can never be complete: folded, not learned from."""
-        self._ledger.discarded([episode.episode_id for episode in members], LOST_MEMBER)
-        for episode in members:
-            self._fold(episode)
+        self._discard(members, LOST_MEMBER)
+
+    def _discard(self, episodes: Sequence[Episode], reason: str, *, done: Done = "") -> None:
+        scores = {episode.episode_id: self._credit.score(episode) for episode in episodes}
+        self._ledger.discarded(scores, reason, done=done)
+        for episode in episodes:
+            self._credit.fold_one(episode)
+        self._end_at_pool(done, episodes[:1])
+
+    def _end_at_pool(self, done: Done, episodes: Sequence[Episode]) -> None:
+        if done:
+            getattr(self._pool, done)(self._pool.index[episodes[0].prompt_id])
+
+    def _give_back(self, episode: Episode, reason: str) -> None:
+        counts = self._outages.failed(episode)
+        done, given_up = self._after_failure(episode, counts=counts)
+        self._ledger.failed(episode.episode_id, reason, excused=not counts, done=done)
+        self._buffer.dropped(episode.episode_id)
+        self._end_at_pool(done, [episode])
+        if given_up is not None and self._groups is not None:
+            members = self._groups.drop(given_up)
+            self._buffer.left(members)
+            self.lose(members)
+
+    def _after_failure(self, episode: Episode, *, counts: bool) -> tuple[Done, int | None]:
+        """What is done to the prompt of an episode that failed, and the group that is given up with it."""
+        if self._groups is None or episode.group is None:
+            return ("failed" if counts else "returned"), None
+        prompt = self._pool.index[episode.prompt_id]
+        given_up = self._groups.failed(episode.group, prompt, counts=counts)
+        return ("failed", episode.group) if given_up else ("", None)
 
     def cancelled(self, dispatch: Dispatch) -> None:
         """It stays pending in the ledger: a resumed run starts it again."""
@@ -263,8 +234,12 @@ class TrainingStream:
     def abandon(self, reason: str) -> None:
         """The run is over: whatever is left is not learned from, and its prompts can be drawn again."""
         left = [entry for entry in self._ledger.entries.values() if not entry.state.terminal]
-        self._ledger.abandoned([entry.key for entry in left], reason)
-        units = {entry.group if entry.group is not None else entry.key: entry for entry in left}
-        for entry in units.values():
-            if entry.key.startswith(TRAINING) and not self.is_dead(entry.group):
-                self._pool.returned(self._pool.index[entry.prompt_id])
+        drawn = {
+            entry.key if entry.group is None else entry.group: entry
+            for entry in left
+            if entry.key.startswith(TRAINING) and not self._gave_up(entry.group)
+        }
+        returned = {entry.key: self._pool.index[entry.prompt_id] for entry in drawn.values()}
+        self._ledger.abandoned([entry.key for entry in left], reason, returned=returned)
+        for prompt in returned.values():
+            self._pool.returned(prompt)

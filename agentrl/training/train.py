@@ -101,8 +101,8 @@ async def _run(
                 try:
                     await orchestrator.run()
                 finally:
-                    wall_s = orchestrator.earlier_s + time.monotonic() - started
-                    cpu_s = orchestrator.earlier_cpu_s + cpu_seconds() - cpu_started
+                    wall_s = orchestrator.progress.earlier_s + time.monotonic() - started
+                    cpu_s = orchestrator.progress.earlier_cpu_s + cpu_seconds() - cpu_started
                     summary = summarise(orchestrator, wall_s, cpu_s)
                     _write_last(
                         folder.summary,
@@ -124,7 +124,7 @@ def _write_last(path: Path, write: Callable[[], object]) -> None:
 
 def summarise(orchestrator: Orchestrator, wall_s: float, cpu_s: float) -> dict[str, Any]:
     """Totals of a run over all its attempts, as `summary.json` has them."""
-    parts, totals = orchestrator.parts, orchestrator.totals
+    parts, progress, totals = orchestrator.parts, orchestrator.progress, orchestrator.progress.totals
     rows = read_metrics(parts.folder.metrics)
     rewards = [row["reward_mean"] for row in rows if row["kind"] == "eval"]
     steps = [row for row in rows if row["kind"] == "step"]
@@ -139,12 +139,12 @@ def summarise(orchestrator: Orchestrator, wall_s: float, cpu_s: float) -> dict[s
         "episodes": totals.values["episodes_learned"],
         "episodes_initial": totals.values["episodes_initial"],
         "seconds_initial": totals.initial_s,
-        "tokens": orchestrator.stream.sampled_tokens,
+        "tokens": progress.tokens,
         "tokens_initial": totals.values["tokens_initial"],
-        "tokens_total": orchestrator.stream.sampled_tokens + totals.values["tokens_initial"],
+        "tokens_total": progress.tokens + totals.values["tokens_initial"],
         "tokens_learned": totals.values["tokens_learned"],
-        "policy_versions": orchestrator.version,
-        "attempts": orchestrator.attempt,
+        "policy_versions": progress.version,
+        "attempts": progress.attempt,
         "prompts": len(parts.pool),
         "environments": dict(sorted(totals.environments.items())),
         "visits_per_prompt": totals.values["episodes_learned"] / max(1, len(parts.pool)),

@@ -47,7 +47,7 @@ class ArithmeticLearner:
     seconds: Callable[[], Any] | None = None
 
     async def step(
-        self, episodes: Sequence[Episode], advantages: np.ndarray, *, clock_tokens: int
+        self, episodes: Sequence[Episode], advantages: np.ndarray, *, clock_tokens: int, **more: Any
     ) -> dict[str, Any]:
         if self.seconds is not None:
             await self.seconds()

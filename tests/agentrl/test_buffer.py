@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agentrl.episode import Episode, Failure, Segment, StopReason
 from agentrl.errors import ConfigError, LedgerError
 from agentrl.training.buffer import EpisodeBuffer
+from agentrl.training.groups import Groups
 
 
 def episode(index: int, version: int, *, group: int | None = None) -> Episode:
@@ -83,11 +84,11 @@ def test_an_episode_cannot_finish_twice() -> None:
 
 def test_a_batch_must_hold_whole_groups() -> None:
     with pytest.raises(ConfigError, match="not a multiple"):
-        EpisodeBuffer(batch=6, staleness=0, unit=4)
+        EpisodeBuffer(batch=6, staleness=0, groups=Groups(4))
 
 
 def test_groups_leave_whole() -> None:
-    buffer = EpisodeBuffer(batch=2, staleness=0, unit=2)
+    buffer = EpisodeBuffer(batch=2, staleness=0, groups=Groups(2))
     for index in range(4):
         buffer.started(f"t{index}", 0)
     buffer.put(episode(0, 0, group=0))
@@ -98,7 +99,7 @@ def test_groups_leave_whole() -> None:
 
 
 def test_a_group_that_is_not_kept_gives_its_room_back() -> None:
-    buffer = EpisodeBuffer(batch=2, staleness=0, unit=2, keep=lambda unit: False)
+    buffer = EpisodeBuffer(batch=2, staleness=0, groups=Groups(2), keep=lambda unit: False)
     for index in range(2):
         buffer.started(f"t{index}", 0)
     assert buffer.put(episode(0, 0, group=0)) is None
@@ -179,15 +180,6 @@ def test_correct_learns_from_all_it_dispatched(
         now += 1
         assert now < 100_000
     assert sorted(learned) == list(range(total))
-
-
-def test_recorded_batches_are_taken_first_and_whole() -> None:
-    buffer = EpisodeBuffer(batch=2, staleness=1)
-    buffer.version = 3
-    buffer.restore([episode(9, 3)], [[episode(5, 2), episode(4, 2)]])
-    assert [e.dispatch_index for e in buffer.take_now() or ()] == [5, 4]
-    assert buffer.take_now() is None
-    assert buffer.size == 1
 
 
 def test_a_failed_episode_is_no_reward() -> None:

@@ -96,7 +96,7 @@ async def test_initial_rollouts_of_an_attempt_that_was_ended_are_counted_once(
     ledger.evaluated = stop_half_way
     with contextlib.suppress(Interrupted):
         await run.orchestrator.run()
-    before = run.orchestrator.totals.initial_s
+    before = run.orchestrator.progress.totals.initial_s
     await run.close()
     assert 10 <= len(played) < 24
 
@@ -114,7 +114,7 @@ async def test_initial_rollouts_of_an_attempt_that_was_ended_are_counted_once(
     assert len(played) == 24
     cost = spent(read_metrics(again.folder.metrics))
     assert (cost.episodes_initial, cost.tokens_initial) == (24, sum(played))
-    assert again.orchestrator.totals.values["tokens_initial"] == sum(played)
+    assert again.orchestrator.progress.totals.values["tokens_initial"] == sum(played)
     assert cost.seconds_initial > before > 0.0
     await again.close()
 

@@ -123,7 +123,7 @@ def test_a_deterministic_run_equals_a_plain_synchronous_loop_bit_for_bit(tmp_pat
     folder = run(settings)
     tracker, sampler = asyncio.run(plain_loop(settings, tmp_path / "plain"))
     assert weights(folder.newest_weights()) == weights(tmp_path / "plain") != weights(DEMO / "model")
-    saved = read_state(checkpoint_folders(folder.checkpoints)[-1]).pool
+    saved = read_state(checkpoint_folders(folder.checkpoints)[-1]).light["pool"]
     for name, value in tracker.state_dict().items():
         np.testing.assert_array_equal(saved["tracker"][name], value, err_msg=name)
     for name, value in sampler.state_dict().items():
@@ -145,7 +145,7 @@ def test_recorded_episodes_give_the_same_weights_again(flags: tuple[str, ...], t
     tracker = replay(folder.path, tmp_path / "again")
     assert weights(tmp_path / "again") == weights(folder.newest_weights()) != weights(DEMO / "model")
     if "--estimator.kind=grpo" not in flags:
-        saved = read_state(checkpoint_folders(folder.checkpoints)[-1]).pool["tracker"]
+        saved = read_state(checkpoint_folders(folder.checkpoints)[-1]).light["pool"]["tracker"]
         for name, value in tracker.state_dict().items():
             np.testing.assert_array_equal(saved[name], value, err_msg=name)
     assert len([row for row in read_metrics(folder.metrics) if row["kind"] == "step"]) == STEPS

@@ -138,7 +138,7 @@ async def test_initial_rollouts_set_values_and_are_never_learned_from(new_loop: 
     ledger = run.orchestrator.parts.ledger
     assert ledger.counts[State.EVALUATED] == 24
     assert ledger.counts[State.LEARNED] == 32
-    assert run.orchestrator.totals.values["episodes_initial"] == 24
+    assert run.orchestrator.progress.totals.values["episodes_initial"] == 24
     await run.close()
 
 
@@ -256,10 +256,10 @@ async def test_a_ledger_that_cannot_be_written_ends_the_run_with_its_path(
     run = new_loop()
     ledger, finished = run.orchestrator.parts.ledger, run.orchestrator.parts.ledger.finished
 
-    def full(key: str) -> None:
+    def full(key: str, tokens: int) -> None:
         if key == "t5":
             raise DiskError("ledger.jsonl", OSError(28, "No space left on device"))
-        finished(key)
+        finished(key, tokens)
 
     ledger.finished = full
     with pytest.raises(DiskError, match="cannot write ledger.jsonl: No space left"):
@@ -285,7 +285,7 @@ async def test_ctrl_c_in_the_first_evaluation_can_be_resumed(
     await resume(again.orchestrator)
     await again.orchestrator.run()
     assert again.orchestrator.parts.ledger.summary() == {"learned": 32, "evaluated": 12}
-    assert again.orchestrator.totals.values["episodes_initial"] == 12
+    assert again.orchestrator.progress.totals.values["episodes_initial"] == 12
     await again.close()
 
 

@@ -114,8 +114,8 @@ async def attempt(path: Path, arm: str, disk: Disk, fails_at: int) -> dict[str, 
         "tracker": pool.tracker.state_dict(),
         "sampler": pool.samplers[0].state_dict(),
         "ledger": ledger.summary(),
-        "totals": run.orchestrator.totals.state_dict()["values"],
-        "tokens": run.orchestrator.stream.sampled_tokens,
+        "totals": run.orchestrator.progress.totals.state_dict()["values"],
+        "tokens": run.orchestrator.progress.tokens,
         "steps": [row["step"] for row in read_metrics(folder.metrics) if row["kind"] == "step"],
     }
     await run.close()
@@ -175,10 +175,10 @@ async def test_a_group_that_lost_all_it_had_goes_on_after_a_resume(tmp_path: Pat
     run = parts.make_loop(RunFolder.create(tmp_path, "run"), flags, env=FailsOnce)
     ledger, dispatched = run.orchestrator.parts.ledger, run.orchestrator.parts.ledger.dispatched
 
-    def gone(key: str, *more: Any) -> None:
+    def gone(key: str, *more: Any, **also: Any) -> None:
         if key == "t1":
             raise DiskError("ledger.jsonl", OSError(5, "the disk is gone"))
-        dispatched(key, *more)
+        dispatched(key, *more, **also)
 
     ledger.dispatched = gone
     with pytest.raises(DiskError):

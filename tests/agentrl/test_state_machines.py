@@ -11,6 +11,7 @@ import tempfile
 from array import array
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agentrl.algorithms.prompt_sampler import PromptSampler
-from agentrl.algorithms.value_tracker import ValueTracker
+from agentrl.algorithms.value_tracker import Fold, ValueTracker
 from agentrl.config.loading import load_settings
 from agentrl.config.settings import SamplerSettings, TrackerSettings
 from agentrl.episode import Episode, Failure, Segment, StopReason
 from agentrl.errors import DataError, LedgerError
+from agentrl.rollout.outage import Outages
 from agentrl.rollout.token_completer import Dispatch
 from agentrl.storage.ledger import Ledger, State
+from agentrl.storage.nested import difference
 from agentrl.storage.recorder import EpisodeRecorder, read_episodes
 from agentrl.tasks.task import Task
 from agentrl.training.buffer import EpisodeBuffer
 from agentrl.training.credit import Credit, make_estimator
 from agentrl.training.dispatcher import Dispatcher
+from agentrl.training.groups import Groups
+from agentrl.training.progress import Progress
 from agentrl.training.prompts import PromptPool
+from agentrl.training.resume import redo
 from agentrl.training.streams import TrainingStream
 from agentrl_envs import Env
 
@@ -167,14 +173,16 @@ class BufferMachine(RuleBasedStateMachine):
             "batch": batches * unit,
             "staleness": staleness,
             "stale_policy": policy,
-            "unit": unit,
         }
-        self.buffer = EpisodeBuffer(**self.options)
+        self.buffer = self._new()
         self.index = 0
         self.missing: list[int] = []  # groups of members that failed
         self.running: dict[int, Dispatch] = {}
         self.finished: set[int] = set()
         self.learned: list[int] = []
+
+    def _new(self) -> EpisodeBuffer:
+        return EpisodeBuffer(**self.options, groups=Groups(self.unit) if self.unit > 1 else None)
 
     def _start_one(self) -> bool:
         if self.buffer.room() <= 0 or len(self.running) >= self.slots:
@@ -241,9 +249,8 @@ class BufferMachine(RuleBasedStateMachine):
         if seldom != 9:
             return
         old = self.buffer
-        self.buffer = EpisodeBuffer(**self.options)
-        self.buffer.version = old.version
-        self.buffer.restore(old.episodes(), [])
+        self.buffer = self._new()
+        self.buffer.restore(old.episodes(), old.version)
         for index, dispatch in self.running.items():
             version = self.buffer.version
             self.running[index] = Dispatch(f"t{index}", index, "p", version, group=dispatch.group)
@@ -285,8 +292,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _look(self) -> tuple[Any, ...]:
         ledger = self.ledger
-        recorded = [ledger.recorded_batches(version) for version in range(6)]
-        return dict(ledger.entries), dict(+ledger.counts), ledger.attempt, recorded, ledger.learned_batches(0)
+        return dict(ledger.entries), dict(+ledger.counts), ledger.attempt, ledger.learned_batches(0)
 
     def _saved(self) -> None:
         if self.ledger.position != self.now[0]:
@@ -310,7 +316,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for key in keys:
                 self.ledger.finished(key)
             if reason:
-                self.ledger.discarded(keys, reason)
+                self.ledger.discarded(dict.fromkeys(keys, 0.5), reason)
         self._saved()
 
     @rule(event=st.sampled_from(["failed", "abandoned"]), count=st.integers(1, 3))
@@ -332,11 +338,8 @@ class LedgerMachine(RuleBasedStateMachine):
         learned = self.ledger.learned_batches(0)
         self.version = max(0, self.version - back)
         self.ledger.begin_attempt(self.version)
-        # What was learned after that version is learned again, in the same batches.
-        again = self.ledger.recorded_batches(self.version)
         for version, keys in learned.items():
             if version >= self.version:
-                assert again[version] == keys
                 assert all(self.ledger.entries[key].state is State.FINISHED for key in keys)
         self._saved()
 
@@ -385,6 +388,22 @@ class _Row(Env):
         return True
 
 
+class _CountingCredit(Credit):
+    folds = 0
+
+    def fold_one(self, episode: Episode, drift: float | None = None) -> Fold:
+        self.folds += 1
+        return super().fold_one(episode, drift)
+
+
+def _sorted(pool: dict[str, Any]) -> dict[str, Any]:
+    """The state of a pool with its heaps in order."""
+    samplers = [
+        {**state, "resting": np.array(sorted(map(tuple, state["resting"])))} for state in pool["samplers"]
+    ]
+    return {**pool, "samplers": samplers}
+
+
 class DispatchMachine(RuleBasedStateMachine):
     """Dispatcher, stream, sampler, buffer, ledger and recorder together, on an event loop of their own."""
 
@@ -415,40 +434,46 @@ class DispatchMachine(RuleBasedStateMachine):
         self.loop.run_until_complete(self._wire(size, in_order, staleness))
         self._turn()
 
+    def make_tracker(self, count: int) -> ValueTracker:
+        return ValueTracker(count, self.settings.tracker)
+
     async def _wire(self, size: int, in_order: bool, staleness: int) -> None:
         path, settings = Path(self.folder.name), self.settings
         rows = tuple({"id": f"p{number}"} for number in range(size))
         self.pool = PromptPool(
             (Task("rows", _Row, {}, 1.0, rows),),
-            lambda count: ValueTracker(count, settings.tracker),
+            self.make_tracker,
             settings.sampler,
             seed=0,
         )
         estimator = make_estimator(settings.estimator)
-        self.credit = Credit(settings, self.pool, estimator)
+        self.credit = _CountingCredit(settings, self.pool, estimator)
+        self.groups = Groups(self.group_size) if self.group_size > 1 else None
         self.buffer = EpisodeBuffer(
             batch=self.batch,
             staleness=0 if in_order else staleness,
             stale_policy=settings.stream.stale_policy,
-            unit=self.group_size,
+            groups=self.groups,
             keep=self.credit.keeps,
         )
         self.ledger = Ledger(path / "ledger.jsonl")
         self.recorder = EpisodeRecorder(path / "episodes")
         self.errors: list[Exception] = []
         self.recorder.on_error(self.errors.append)
-        self.folds = 0
+        self.progress = Progress()
         self.stream = TrainingStream(
             pool=self.pool,
             buffer=self.buffer,
             ledger=self.ledger,
             recorder=self.recorder,
             seed=0,
-            group_size=self.group_size,
             total=10**6,
-            fold=self._fold,
+            credit=self.credit,
+            progress=self.progress,
+            groups=self.groups,
             in_order=in_order,
         )
+        self._step_taken()
         self.in_order = in_order
         self._dispatcher()
 
@@ -459,9 +484,9 @@ class DispatchMachine(RuleBasedStateMachine):
         self.stream.wake = self.dispatcher.wake
         self.running = self.loop.create_task(self.dispatcher.run())
 
-    def _fold(self, episode: Episode) -> None:
-        self.folds += 1
-        self.credit.fold_one(episode)
+    def _step_taken(self) -> None:
+        """What a step writes."""
+        self.written = (self.ledger.position, self.pool.state_dict(), self.progress.tokens)
 
     async def _play(self, dispatch: Dispatch) -> Episode:
         future = self.loop.create_future()
@@ -504,10 +529,27 @@ class DispatchMachine(RuleBasedStateMachine):
         self.ledger.learned([episode.episode_id for episode in batch], self.buffer.version)
         self.credit.advance(0.01)
         self.credit.fold(batch)
-        self.folds += len(batch)
+        self._step_taken()
         self.buffer.advance(self.buffer.version + 1)
         self.dispatcher.wake()
         self._turn()
+
+    @rule()
+    def redo(self) -> None:
+        """The ledger takes the state that a step wrote to what samplers and tracker are now."""
+        position, state, tokens = self.written
+        pool = PromptPool(self.pool.tasks, self.make_tracker, self.settings.sampler, seed=99)
+        pool.load_state_dict(state)
+        credit = Credit(self.settings, pool, make_estimator(self.settings.estimator))
+        credit.clocks = list(self.credit.clocks)
+        progress = Progress(tokens=tokens)
+        parts = SimpleNamespace(ledger=self.ledger, pool=pool)
+        attempt: Any = SimpleNamespace(
+            parts=parts, credit=credit, outages=Outages(("rows",)), progress=progress
+        )
+        redo(attempt, position, {})
+        assert not difference(_sorted(pool.state_dict()), _sorted(self.pool.state_dict()))
+        assert progress.tokens == self.progress.tokens
 
     @rule()
     def interrupt(self) -> None:
@@ -535,12 +577,15 @@ class DispatchMachine(RuleBasedStateMachine):
         assert counts[State.PENDING] == self.dispatcher.in_flight + waiting
         assert self.dispatcher.in_flight == len(self.playing) <= SLOTS
         assert counts[State.FINISHED] == self.buffer.size
-        assert self.folds == counts[State.LEARNED] + counts[State.DISCARDED]
-        assert self.pool.tracker.visits(range(len(self.pool))).sum() == self.folds
+        assert self.credit.folds == counts[State.LEARNED] + counts[State.DISCARDED]
+        assert self.pool.tracker.visits(range(len(self.pool))).sum() == self.credit.folds
         assert sum(self.pool.samplers[0].pending_prompts().values()) == self._open_units()
         # A free slot has a reason: the buffer is full, or no prompt can be drawn.
         if self.dispatcher.in_flight < SLOTS:
             assert self.buffer.room() <= 0 or self.stream.starving
+
+    def _gave_up(self, group: int | None) -> bool:
+        return self.groups is not None and self.groups.gave_up(group)
 
     def _open_units(self) -> int:
         """Draws that nothing came of yet, by the ledger."""
@@ -548,7 +593,7 @@ class DispatchMachine(RuleBasedStateMachine):
             return self.ledger.counts[State.PENDING] + self.ledger.counts[State.FINISHED]
         closed = (State.LEARNED, State.DISCARDED)
         entries = self.ledger.entries.values()
-        over = {e.group for e in entries if e.state in closed or self.stream.is_dead(e.group)}
+        over = {e.group for e in entries if e.state in closed or self._gave_up(e.group)}
         return len({e.group for e in entries} - over)
 
     def teardown(self) -> None:

@@ -35,7 +35,7 @@ ARMS = {
     "grpo": (*GRPO, "--eval.every=3"),
     "dynamic": (*GRPO, "--estimator.dynamic_sampling=true"),
 }
-KILL_POINTS = ("ledger", "episode", "metrics", "checkpoint", "rotate", "run")
+KILL_POINTS = ("ledger", "episode", "metrics", "checkpoint", "rotate", "run", "step", "credit")
 STORM = int(os.environ.get("AGENTRL_STORM", "24"))
 
 

@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 
 import agentrl as package
+from agentrl.storage.checkpoint import read_state
+from agentrl.storage.nested import to_bytes
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -238,12 +240,12 @@ def flip(path: Path) -> None:
 
 NEWEST = "checkpoints/step_000004"
 DAMAGED: dict[str, Callable[[Path], object]] = {
-    "arrays cut": lambda run: halve(run / NEWEST / "arrays.npz"),
-    "arrays changed": lambda run: flip(run / NEWEST / "arrays.npz"),
+    "state cut": lambda run: halve(run / NEWEST / "state.npz"),
+    "state changed": lambda run: flip(run / NEWEST / "state.npz"),
     "buffer cut": lambda run: halve(run / NEWEST / "buffer.jsonl.gz"),
-    "state empty": lambda run: (run / NEWEST / "state.json").write_bytes(b""),
-    "state gone": lambda run: (run / NEWEST / "state.json").unlink(),
-    "state without fields": lambda run: (run / NEWEST / "state.json").write_text('{"format": 1}'),
+    "state empty": lambda run: (run / NEWEST / "state.npz").write_bytes(b""),
+    "state gone": lambda run: (run / NEWEST / "state.npz").unlink(),
+    "state without fields": lambda run: (run / NEWEST / "state.npz").write_bytes(to_bytes({"format": 2})),
     "weights cut": lambda run: halve(next((run / NEWEST / "learner").rglob("*weights*.safetensors"))),
     "optimizer empty": lambda run: next((run / NEWEST / "learner").rglob("optimizer*")).write_bytes(b""),
     "the learner gone": lambda run: shutil.rmtree(run / NEWEST / "learner"),
@@ -268,7 +270,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 def test_a_ledger_shorter_than_the_checkpoint_gives_way_to_the_one_before(
     copy: Path, agentrl: Command
 ) -> None:
-    position = json.loads((copy / NEWEST / "state.json").read_text())["ledger_position"]
+    position = read_state(copy / NEWEST).light["ledger_position"]
     ledger = copy / "ledger.jsonl"
     ledger.write_bytes(ledger.read_bytes()[: position - 5])
     code, errors = resume(agentrl, copy)
@@ -288,7 +290,7 @@ def test_half_folders_of_a_killed_writer_are_swept(copy: Path, agentrl: Command)
 
 SENTENCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "every checkpoint": (
-        lambda run: [halve(path) for path in run.glob("checkpoints/*/arrays.npz")],
+        lambda run: [halve(path) for path in run.glob("checkpoints/*/state.npz")],
         ("no checkpoint can be loaded", "step_000002", "step_000004", "copy"),
     ),
     "the ledger in the middle": (

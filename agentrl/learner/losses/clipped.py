@@ -151,7 +151,8 @@ def k3(current: Tensor, other: Tensor) -> Tensor:
 class LossInputs:
     """What a loss sees of the N trainable tokens of a micro-batch; whole sequences, one after the other.
 
-    Only `current` and `entropy` carry a gradient.
+    `current`, `entropy`, `logsumexp`, `logit` and `top_logprobs` carry a gradient; logits are divided by the
+    temperature of the episode.
     """
 
     current: Tensor
@@ -164,6 +165,16 @@ class LossInputs:
     """[N]"""
     entropy: Tensor
     """[N] of the current policy, nats."""
+    logsumexp: Tensor
+    """[N] of the logits of the current policy."""
+    top_ids: Tensor | None = None
+    """[N, k] the likeliest tokens of the current policy, where the loss has an attribute `top_k`."""
+    top_logprobs: Tensor | None = None
+    """[N, k] and their log-probabilities, the largest first."""
+    teacher: Tensor | None = None
+    """[N] log-probabilities of the weights at `loss.teacher`, where the loss requires `teacher`."""
+    value: Tensor | None = None
+    """[N] the tracker's value of the token's prompt before the batch, where the loss requires `baselines`."""
     reference: Tensor | None = None
     """[N] log-probabilities of the reference, where the loss requires one or `kl_coefficient` is not 0."""
     score: Tensor | None = None
@@ -174,10 +185,17 @@ class LossInputs:
     """[N] which sequence of the micro-batch a token belongs to: 0, 0, ..., 1, 1, ..."""
     position: Tensor
     """[N] place of the token in its segment, prompt and tool output counted."""
+    segment: Tensor
+    """[N] which segment of its episode a token belongs to."""
     turn: Tensor
     """[N] which of the segment's sampled messages, from 0, among those learned from."""
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     """What the loss's own `statistics` gave for the whole batch."""
+
+    @property
+    def logit(self) -> Tensor:
+        """[N] of the sampled token."""
+        return self.current + self.logsumexp
 
     def sequence_sum(self, values: Tensor) -> Tensor:
         """[N] the sum of `values` over the sequence of each token."""
@@ -203,7 +221,8 @@ class Loss(Protocol):
     """What is minimised at each token.
 
     It may have a method `statistics(inputs)`, which is given the whole batch before it is cut (with
-    `current` = `proximal`) and returns what `LossInputs.statistics` holds; it then requires `proximal`.
+    `current` = `proximal`) and returns what `LossInputs.statistics` holds; it then requires `proximal`. And
+    an attribute `top_k`: so many of the likeliest tokens it is shown at each position.
     """
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_values_and_gradients_equal_those_of_full_logits(with_bias: bool, at_onc
     results = []
     for function in (
         full,
-        lambda *arguments: selected_log_probs(*arguments, at_once=at_once),
+        lambda *arguments: selected_log_probs(*arguments, at_once=at_once)[:2],
     ):
         logprobs, entropy = function(hidden, weight, bias, targets, temperature)
         coefficients = torch.linspace(-1, 2, 7)
@@ -76,8 +77,53 @@ def test_padding_does_not_change_log_probabilities(kind: str, tmp_path: Path, ma
     ids = torch.randint(1, 50, (1, 12))
     columns, ones = torch.arange(11), torch.ones(11)
     with torch.no_grad():
-        alone, _ = scorer(ids, torch.zeros(11, dtype=torch.long), columns, ids[0, 1:], ones)
+        alone = scorer(ids, torch.zeros(11, dtype=torch.long), columns, ids[0, 1:], ones).logprobs
         padded = torch.nn.functional.pad(ids, (0, 9))
         beside = torch.cat([torch.randint(1, 50, (1, 21)), padded])
-        found, _ = scorer(beside, torch.ones(11, dtype=torch.long), columns, ids[0, 1:], ones)
+        found = scorer(beside, torch.ones(11, dtype=torch.long), columns, ids[0, 1:], ones).logprobs
     torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_logit_logsumexp_and_the_likeliest_by_hand() -> None:
+    # Logits log 1, log 2, log 3, log 4: probabilities 0.1, 0.2, 0.3, 0.4, and logsumexp log 10. At temperature
+    # 1/2 they are squared: 1, 4, 9, 16 of 30. The target is the third.
+    weight = torch.log(torch.tensor([[1.0], [2.0], [3.0], [4.0]], dtype=torch.float64)).float()
+    weight.requires_grad_()
+    hidden, targets = torch.ones(2, 1), torch.tensor([2, 2])
+    found = selected_log_probs(hidden, weight, None, targets, torch.tensor([1.0, 0.5]), top=2)
+    assert found.logsumexp.tolist() == pytest.approx([math.log(10), math.log(30)])
+    logit = found.logprobs + found.logsumexp
+    assert logit.tolist() == pytest.approx([math.log(3), math.log(9)])
+    assert found.top_ids.tolist() == [[3, 2], [3, 2]]
+    top = [[math.log(0.4), math.log(0.3)], [math.log(16 / 30), math.log(9 / 30)]]
+    torch.testing.assert_close(found.top_logprobs, torch.tensor(top))
+    # d logsumexp / d z = p; at temperature 1/2 the logit moves twice as fast.
+    (gradient,) = torch.autograd.grad(found.logsumexp.sum(), weight, retain_graph=True)
+    by_hand = torch.tensor([0.1 + 2 / 30, 0.2 + 8 / 30, 0.3 + 18 / 30, 0.4 + 32 / 30])
+    torch.testing.assert_close(gradient[:, 0], by_hand)
+    # d log p_4 / d z = (0, 0, 0, 1) - p, of the first position alone.
+    (gradient,) = torch.autograd.grad(found.top_logprobs[0, 0], weight)
+    torch.testing.assert_close(gradient[:, 0], torch.tensor([-0.1, -0.2, -0.3, 0.6]))
+
+
+def test_gradients_of_all_outputs_together() -> None:
+    torch.manual_seed(2)
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    targets, temperature = torch.tensor([0, 3, 8, 8, 1]), torch.tensor([0.7, 1.0, 1.3, 1.0, 2.0])
+    mix = [torch.randn(5), torch.randn(5), torch.randn(5), torch.randn(5, 3)]
+    mine = selected_log_probs(hidden, weight, None, targets, temperature, at_once=18, top=3)
+    logits = hidden @ weight.t() / temperature[:, None]
+    logp = torch.log_softmax(logits, -1)
+    outputs = (
+        logp.gather(-1, targets[:, None])[:, 0],
+        -(logp.exp() * logp).sum(-1),
+        logits.logsumexp(-1),
+        logp.gather(-1, mine.top_ids),
+    )
+    found = (mine.logprobs, mine.entropies, mine.logsumexp, mine.top_logprobs)
+    for ours, theirs in zip(found, outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    sums = [sum((one * by).sum() for one, by in zip(some, mix, strict=True)) for some in (found, outputs)]
+    gradients = [torch.autograd.grad(one, (hidden, weight)) for one in sums]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)

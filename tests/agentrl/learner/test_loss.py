@@ -33,6 +33,7 @@ def inputs(
 ) -> LossInputs:
     places = torch.arange(len(current))
     more = {"entropy": torch.zeros_like(current), "sequence": torch.zeros_like(places), "turn": places} | more
+    more = {"logsumexp": torch.zeros_like(current), "segment": torch.zeros_like(places)} | more
     return LossInputs(
         current=current, proximal=proximal, behaviour=behaviour, advantage=advantage, position=places, **more
     )

@@ -40,6 +40,8 @@ def four_rows(ratios: tuple[float, ...] = RATIOS, **more: Any) -> LossInputs:
         "behaviour": old,
         "advantage": torch.tensor(ADVANTAGES[: len(ratios)]),
         "entropy": torch.zeros(len(ratios)),
+        "logsumexp": torch.zeros(len(ratios)),
+        "segment": torch.zeros_like(places),
         "score": torch.tensor(SCORES[: len(ratios)]),
         "group": torch.zeros(len(ratios), dtype=torch.int64),
         "sequence": torch.tensor(SEQUENCE[: len(ratios)]),
