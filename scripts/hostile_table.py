@@ -101,8 +101,8 @@ def wanted(cases: Iterable[Any], only: str, libraries: str | None) -> list[Any]:
     ]
 
 
-async def judge_all(harness: Any, level: str, only: str) -> list[dict[str, Any]]:
-    """All programs at one level, as this user."""
+async def judge_all(harness: Any, level: str, only: str, done: set[str]) -> None:
+    """All programs at one level, as this user, but those that are `done`."""
     from agentrl_sandbox import Level, open_sandbox
     from benchmarks.hostile import CASES
 
@@ -113,22 +113,22 @@ async def judge_all(harness: Any, level: str, only: str) -> list[dict[str, Any]]
             "local", max_level=bound, min_level=bound, zygotes=1, library_path=libraries or None
         )
 
-    rows: list[dict[str, Any]] = []
     sandbox = opened()
     try:
         await sandbox.start()
     except Exception as error:
         print(f"{level}: {type(error).__name__}: {error}"[:300], file=sys.stderr)
-        return rows
+        return
     for case in wanted(CASES, only, libraries):
+        if f"{level}/{case.id}" in done:
+            continue
+        print(json.dumps({"began": f"{level}/{case.id}"}), flush=True)
         row = {"user": os.geteuid(), "level": level, "case": case.id, **await judge(harness, sandbox, case)}
-        rows.append(row)
         print(json.dumps(row), flush=True)
         if "the host raised" in row["why"]:
             await sandbox.close()
             sandbox = opened()
     await sandbox.close()
-    return rows
 
 
 def run(options: argparse.Namespace) -> None:
@@ -136,10 +136,11 @@ def run(options: argparse.Namespace) -> None:
     package = Path(options.package).resolve()
     harness = programs_against(package)
     if options.child:
+        done = set(sys.stdin.read().splitlines())
         for level in options.levels.split(","):
-            asyncio.run(judge_all(harness, level, options.only))
+            asyncio.run(judge_all(harness, level, options.only, done))
         return
-    with harness.own_group(3 << 30, 700) as group, open(options.out, "w") as out:
+    with harness.own_group(3 << 30, 700) as group, open(options.out, "a") as out:
         if group is not None and group.usage is not None:
             os.environ[_ACCOUNT] = str(group.usage)
         for user in (os.geteuid(), 65534) if os.geteuid() == 0 else (os.geteuid(),):
@@ -147,8 +148,20 @@ def run(options: argparse.Namespace) -> None:
             command += ["--levels", options.levels, "--only", options.only]
             if user != os.geteuid():
                 command[:1] = [*f"setpriv --reuid {user} --regid {user} --clear-groups".split(), everybodys()]
-            done = subprocess.run(command, stdout=out, check=False)
-            print(f"user {user}: exit {done.returncode}", file=sys.stderr)
+            while (killed := _judge_until_killed(command, user, options.out)) is not None:
+                row = {"user": user, "level": killed.partition("/")[0], "case": killed.partition("/")[2]}
+                row |= {"verdict": "wrong", "why": "the host was killed", "cpu_s": 0.0}
+                print(json.dumps(row), file=out, flush=True)
+
+
+def _judge_until_killed(command: list[str], user: int, path: str) -> str | None:
+    """Go on in a process of its own; the program at which that was killed, if it was."""
+    seen = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    done = [f"{row['level']}/{row['case']}" for row in seen if row.get("user") == user]
+    with open(path, "a") as out:
+        code = subprocess.run(command, stdout=out, input="\n".join(done), text=True, check=False).returncode
+    print(f"user {user}: exit {code}", file=sys.stderr)
+    return json.loads(Path(path).read_text().splitlines()[-1]).get("began") if code < 0 else None
 
 
 def everybodys() -> str:
@@ -156,9 +169,14 @@ def everybodys() -> str:
     return shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
 
 
+def _rows(path: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [row for row in rows if "began" not in row]
+
+
 def show(options: argparse.Namespace) -> None:
     """The table, and what is not wholly right."""
-    told = [[json.loads(line) for line in Path(path).read_text().splitlines()] for path in options.files]
+    told = [_rows(path) for path in options.files]
     columns = [(user, level) for user in (0, 65534) for level in LEVELS]
     print(f"{'':28}" + "".join(f"{'root' if user == 0 else f'uid {user}':>20}" for user, _ in columns))
     print(f"{'right / partly / wrong':28}" + "".join(f"{level:>20}" for _, level in columns))

@@ -258,7 +258,7 @@ class LocalSession(Session):
                 return self._overdue(time_s, began)
             header, blobs = frame
             if header.get("kind") != "result" or header.get("id") != request:
-                raise Lost("a frame that nobody asked for")
+                raise Lost(str(header.get("reason") or "a frame that nobody asked for"))
         except Lost as error:
             return await self._explain(interpreter, str(error), began)
         self._unread = None
