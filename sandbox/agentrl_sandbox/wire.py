@@ -20,7 +20,7 @@ class Line(asyncio.BufferedProtocol):
     def __init__(self, largest: int):
         self._largest, self._buffer = largest, bytearray()
         self._space = memoryview(bytearray(65536))
-        self._waiter: asyncio.Future[tuple[dict[str, Any], list[bytes]]] | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._frames: list[tuple[dict[str, Any], list[bytes]]] = []
         self.lost: str | None = None
         self.transport: asyncio.Transport | None = None
@@ -49,8 +49,11 @@ class Line(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None, reason: str = "the stream ended") -> None:
         """Of asyncio.BaseProtocol."""
         self.lost = self.lost or (str(exc) if exc else reason)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiter and not self._waiter.done():
-            self._waiter.set_exception(Lost(self.lost))
+            self._waiter.set_result(None)
 
     def send(self, header: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> None:
         """Send one frame."""
@@ -59,16 +62,16 @@ class Line(asyncio.BufferedProtocol):
         self.transport.write(encode_frame(header, blobs))
 
     async def receive(self) -> tuple[dict[str, Any], list[bytes]]:
-        """The next frame. Raises Lost."""
-        if self._frames:
-            return self._frames.pop(0)
-        if self.lost:
-            raise Lost(self.lost)
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            return await self._waiter
-        finally:
-            self._waiter = None
+        """The next frame. Raises Lost. Who is cancelled, in whatever moment, takes no frame along."""
+        while not self._frames:
+            if self.lost:
+                raise Lost(self.lost)
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._frames.pop(0)
 
     def close(self) -> None:
         """Hang up."""
@@ -85,12 +88,10 @@ class Line(asyncio.BufferedProtocol):
                 return
             frame = decode_frame(bytes(buffer[4 : 4 + length]))
             del buffer[: 4 + length]
-            if self._waiter and not self._waiter.done():
-                self._waiter.set_result(frame)
-            elif len(self._frames) < 4:
-                self._frames.append(frame)
-            else:
+            if len(self._frames) >= 4:
                 raise ValueError("frames that nobody asked for")
+            self._frames.append(frame)
+            self._wake()
 
 
 def encode_frame(header: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> bytes:

@@ -59,6 +59,22 @@ def test_a_frame_of_four_gigabytes_is_a_loss_before_it_is_read():
         asyncio.run(line.receive())
 
 
+async def test_who_is_cancelled_while_a_frame_arrives_takes_it_not_along():
+    # Fails where the frame is handed to the one who waits: a host that looks at the clock at the moment of the
+    # answer had none, and took the program's time-out for a machine that had broken.
+    line = Line(1 << 16)
+    first = asyncio.create_task(line.receive())
+    await asyncio.sleep(0)
+    line.data_received(encode_frame({"kind": "result"}))
+    line.connection_lost(None)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert (await line.receive())[0]["kind"] == "result"
+    with pytest.raises(Lost, match="ended"):
+        await line.receive()
+
+
 def test_more_frames_than_were_asked_for_are_a_loss():
     line = Line(1 << 16)
     line.data_received(encode_frame({"kind": "result"}) * 9)
