@@ -68,10 +68,15 @@ def read(code, parse):
         return parse(text), text, notes
     except SyntaxError as error:
         failure = error
+    readings = [
+        _without_fences,
+        _without_prompts,
+        _without_indentation,
+        *[_without_set_up] * _MOST_LINES_IGNORED,
+    ]
     if text.count("\n") + text.count("\r") > _MOST_LINES:
-        raise failure
-    readings = [_without_fences, _without_prompts, _without_indentation]
-    for strip in readings + [_without_set_up] * _MOST_LINES_IGNORED:
+        readings = []
+    for strip in readings:
         changed = strip(split_lines(text), failure, notes)
         if changed is None:
             if strip is _without_set_up:
@@ -177,7 +182,7 @@ def _suspects(lines, failure):
     """
     own = (failure.lineno or 1) - 1
     commands = [at for at, line in enumerate(lines) if line.lstrip()[:1] in ("!", "%", "$", "?")]
-    return [at for at in dict.fromkeys([own, *commands]) if 0 <= at < len(lines)]
+    return [at for at in dict.fromkeys([own, *commands[:_MOST_LINES_IGNORED]]) if 0 <= at < len(lines)]
 
 
 def _blank(lines, places):
