@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -12,7 +14,7 @@ from agentrl.evaluation.statistics.intervals import (
     same_problems_bounds,
     same_problems_interval,
 )
-from agentrl.evaluation.statistics.quantiles import clopper_pearson, student_t_quantile
+from agentrl.evaluation.statistics.quantiles import student_t_quantile
 
 
 def test_wilson_with_all_or_nothing_values_is_wilsons_interval():
@@ -22,6 +24,18 @@ def test_wilson_with_all_or_nothing_values_is_wilsons_interval():
     half = t / (1 + t * t / 29) * np.sqrt(0.25 / 29 + t * t / (4 * 29 * 29))
     assert interval.method == "wilson-effective"
     assert (interval.low, interval.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+
+
+def clopper_pearson(right: int, drawn: int) -> tuple[float, float]:
+    """The rates at which so few, and so many, right answers have a chance of 2.5% (Clopper and Pearson, 1934)."""
+
+    def at_most(rate: float, most: int) -> float:
+        return sum(math.comb(drawn, k) * rate**k * (1 - rate) ** (drawn - k) for k in range(most + 1))
+
+    rates = np.linspace(0.0, 1.0, 20_001)
+    low = next(rate for rate in rates if 1 - at_most(rate, right - 1) >= 0.025) if right else 0.0
+    high = next(rate for rate in rates if at_most(rate, right) <= 0.025) if right < drawn else 1.0
+    return float(low), float(high)
 
 
 @pytest.mark.parametrize("right", [0, 1, 2, 28, 30])
