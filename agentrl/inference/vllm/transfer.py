@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -365,25 +365,18 @@ class DeviceTransfer:
 
     async def _run(self, work: Callable[[], T], limit_s: float) -> T:
         """Run blocking work on a daemon thread: a collective that hangs must not hold the process open."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def finish(action: Callable[[], None]) -> None:
-            if not future.done():
-                action()
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
 
         def body() -> None:
             try:
-                result = work()
+                future.set_result(work())
             except BaseException as error:  # it belongs to whoever waits
-                caught = error
-                loop.call_soon_threadsafe(finish, lambda: future.set_exception(caught))
-            else:
-                loop.call_soon_threadsafe(finish, lambda: future.set_result(result))
+                future.set_exception(error)
 
         threading.Thread(target=body, name=f"{self._backend}-transfer", daemon=True).start()
         try:
-            return await asyncio.wait_for(asyncio.shield(future), limit_s)
+            return await asyncio.wait_for(asyncio.wrap_future(future), limit_s)
         except TimeoutError as error:
             raise StallError(
                 self._missing(), limit_s, "raise `engine.update_limit_s` if it is slow"

@@ -40,7 +40,7 @@ def start(folder: Path, ranks: int = 2, **settings: Any) -> LearnerProcesses:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair(model_folder: Path) -> Iterator[LearnerProcesses]:
     with start(model_folder) as learner:
         yield learner
@@ -91,6 +91,7 @@ def test_two_ranks_learn_what_one_learns(
 
 
 def test_a_rank_that_dies_is_named(pair: LearnerProcesses, episodes: list[Episode]) -> None:
+    # Nobody uses the pair after this.
     victim = pair._processes[1].pid
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
