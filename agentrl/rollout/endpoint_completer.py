@@ -32,6 +32,8 @@ class ChatResult:
 
     episode: Episode
     usage: Usage
+    messages: tuple[Message, ...]
+    """The conversation, for people."""
     response: str = ""
     """All that came after the prompt as one text: reasoning in `<think>` tags, messages, tool output."""
     reasoning: tuple[str, ...] = ()
@@ -180,4 +182,5 @@ async def run_chat_episode(
     for turn, thought in zip(episode.turns, completer.reasoning, strict=False):
         response += [f"<think>\n{thought}\n</think>"] * bool(thought) + [turn.text]
         response += [call.result for call in turn.tool_calls]
-    return ChatResult(episode, completer.usage, "\n".join(response), tuple(completer.reasoning))
+    messages, reasoning = tuple(conversation.messages), tuple(completer.reasoning)
+    return ChatResult(episode, completer.usage, messages, "\n".join(response), reasoning)
