@@ -19,8 +19,6 @@ from agentrl.learner.logprobs import TokenScorer
 NAME = "agentrl_packed"
 """Under which transformers knows this attention."""
 HALF = (torch.float16, torch.bfloat16)
-LARGEST_HEAD = 256
-"""Of the variable-length kernel."""
 
 
 try:

@@ -88,15 +88,6 @@ class TextCodec:
                 ids += self.tokenizer.encode(piece, add_special_tokens=False)
         return ids
 
-    def encode_plain(self, text: str) -> list[int]:
-        """Token ids of foreign text: never a control token."""
-        ids = self.encode(self.neutral(text))
-        if self.control_ids.isdisjoint(ids):
-            return ids
-        # A tokenizer that normalises text into control text (by stripping or folding) ends here.
-        ids = [i for char in text for i in self.tokenizer.encode(char, add_special_tokens=False)]
-        return [i for i in ids if i not in self.control_ids]
-
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, control tokens included."""
         return decode_exactly(self.tokenizer, token_ids)

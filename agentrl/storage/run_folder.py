@@ -3,7 +3,7 @@
 ::
 
     config.toml metrics.jsonl summary.json ledger.jsonl run.json
-    episodes/ events.jsonl checkpoints/ weights/step_N/ report.html logs/
+    episodes/ checkpoints/ weights/step_N/ report.html logs/
 
 It knows nothing of what the files say.
 """

@@ -96,7 +96,6 @@ class EndpointPolicy:
         self._longest_answer = sys.maxsize
         self._listed = ""
         self._client: AsyncOpenAI | None = None
-        self.retries = 0
 
     def _open(self) -> AsyncOpenAI:
         if self._client is None:
@@ -225,8 +224,6 @@ class EndpointPolicy:
     async def _try_all(self, request: dict[str, Any], estimate: int) -> ChatReply:
         last: Exception | None = None
         for attempt in range(self.settings.attempts):
-            if attempt:
-                self.retries += 1
             try:
                 reply = await self._attempt(request, estimate)
             except (EndpointUnavailable, BadAnswer) as error:

@@ -57,10 +57,6 @@ def _end_with_parent(parent: int) -> None:
 class ServerExtension:
     """Mixed into vLLM's worker class; importing this module is what registers the file transfer."""
 
-    def agentrl_rank(self) -> dict[str, int]:
-        """Which rank answers: shows that every rank of a server is alive."""
-        return {"rank": int(getattr(self, "rank", -1))}
-
 
 @dataclass
 class FileInitInfo:
