@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test check lint format docs test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test check test-fast lint format docs test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -29,8 +29,11 @@ lint: $(STAMP)-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-## make check         lint, and the fast tests (a minute or two)
-check: lint
+## make check         lint, and the fast tests, beside each other (a minute or two)
+check: $(STAMP)-dev
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint test-fast
+
+test-fast: $(STAMP)-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not faults"
 
 ## make format        let ruff format and mend

@@ -72,13 +72,13 @@ def test_draws_from_several_blocks_follow_the_weights() -> None:
     expected = it.probabilities()
     assert not expected[::3].any()
     counts = np.zeros(size)
-    for _ in range(20_000):
+    for _ in range(6_000):
         prompt = it.draw()
         assert prompt is not None
         counts[prompt] += 1
         it.returned(prompt)
     # Fails when `_place` adds up the wrong block. Bins of 64; 4 deviations of a bin's count.
-    seen, wanted = (np.add.reduceat(x, range(0, size, 64)) for x in (counts, 20_000 * expected))
+    seen, wanted = (np.add.reduceat(x, range(0, size, 64)) for x in (counts, 6_000 * expected))
     assert (np.abs(seen - wanted) < 4.0 * np.sqrt(wanted) + 1.0).all()
     assert not counts[::3].any()
 
