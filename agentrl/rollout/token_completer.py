@@ -39,6 +39,8 @@ class _Thread:
     tokens: SegmentBuilder = field(default_factory=SegmentBuilder)
     sampled_from: int = 0
     """Where the newest sampled message begins."""
+    asked: bool = True
+    """The next message is being sampled, or could not be: it is asked for again without adding anything."""
 
 
 @dataclass(slots=True)
@@ -83,7 +85,7 @@ class TokenCompleter:
             generation.token_ids, generation.logprobs, generation.policy_versions
         )
         parsed = self.renderer.parse(generation.token_ids)
-        thread.messages, thread.sampled_from = [*messages, parsed.message], start
+        thread.messages, thread.sampled_from, thread.asked = [*messages, parsed.message], start, False
         cut = full if generation.finish_reason is FinishReason.LENGTH else None
         return Reply(parsed.text, parsed.tool_calls, parsed.message, cut, number, (start, end))
 
@@ -91,13 +93,18 @@ class TokenCompleter:
         """The conversation that `messages` go on from, grown by them, or a new one."""
         for number, thread in sorted(enumerate(self.threads), key=lambda item: -len(item[1].messages)):
             known = len(thread.messages)
+            if list(messages[:known]) != thread.messages:
+                continue
+            if thread.asked and len(messages) == known:
+                return number, thread
             additions = _additions(messages[known:])
-            if additions is not None and list(messages[:known]) == thread.messages:
+            if additions is not None and not thread.asked:
                 sampled = thread.tokens.token_ids[thread.sampled_from :]
                 token_ids = self.renderer.extend(sampled, additions)
                 if len(thread.tokens) + len(token_ids) >= self.policy.context_tokens:
                     raise Exhausted(StopReason.CONTEXT_FULL)
                 thread.tokens.append_given(token_ids)
+                thread.messages, thread.asked = list(messages), True
                 return number, thread
         thread = _Thread(list(messages))
         thread.tokens.append_given(self.renderer.start(messages, tools))

@@ -292,6 +292,20 @@ async def test_the_same_conversation_asked_twice_is_sampled_twice() -> None:
     assert [(await speaks.complete([user("a")], ())).segment for _ in range(2)] == [0, 1]
 
 
+async def test_what_could_not_be_answered_is_asked_again_without_being_added_twice() -> None:
+    # Fails when a second attempt appends the user's message once more.
+    speaks = completer(["one<|end|>", "two<|end|>"])
+    first = await speaks.complete([user("a")], ())
+    asked = [user("a"), first.message, user("b")]
+    generate, speaks.policy.generate = speaks.policy.generate, None  # type: ignore[method-assign, assignment]
+    with pytest.raises(TypeError):
+        await speaks.complete(asked, ())
+    speaks.policy.generate = generate  # type: ignore[method-assign]
+    assert (await speaks.complete(asked, ())).segment == 0
+    (segment,) = speaks.segments()
+    assert ByteTokenizer().decode(segment.token_ids) == "a\none<|end|>\nb\ntwo<|end|>"
+
+
 async def test_the_tokens_of_an_episode_are_those_of_all_its_segments() -> None:
     speaks = completer(["x" * 50], max_tokens=80)
     replies = [await speaks.complete([user(text)], ()) for text in "ab"]
