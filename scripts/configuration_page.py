@@ -8,13 +8,18 @@ from pathlib import Path
 
 from agentrl.config.settings import Settings
 from agentrl.config.tree import describe_type, hints_of, own_hints, sections_of, shipped, texts_of
+from agentrl.evaluation.settings import SHORT, Experiment
 
 HEAD = """# Settings
 
 One TOML file, and the same names as flags: `agentrl train run.toml --learner.learning_rate=1e-5`. Unknown or misspelt names are errors that name the
-file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. This page is made from `agentrl/config/settings.py` by
-`scripts/configuration_page.py`; a test keeps it current.
+file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. `agentrl eval` speaks the same
+language: its settings are at the end of this page, and `agentrl eval eval.toml --samples=8` works as `train` does. This page is made by
+`scripts/configuration_page.py` from the declarations; a test keeps it current.
 """
+
+COMMANDS = {"eval": (Experiment, SHORT)}
+"""Commands besides `train`, with their trees and short options."""
 
 
 def own_rows(section: str, kind: type) -> list[str]:
@@ -49,6 +54,14 @@ def page() -> str:
     parts = [HEAD]
     for section, kind in sections_of(Settings).items():
         parts += section_lines(section, kind)
+    for command, (tree, short) in COMMANDS.items():
+        names = "; ".join(f"`--{name.replace('_', '-')}` is `--{target}`" for name, target in short.items())
+        parts.append(f"# `agentrl {command}`\n\nShort options: {names}.\n")
+        for section, kind in sections_of(tree).items():
+            if section in sections_of(Settings) and kind is sections_of(Settings)[section]:
+                parts.append(f"## `[{section}]`: as for `agentrl train`\n")
+            else:
+                parts += section_lines(section, kind)
     return "\n".join(parts)
 
 

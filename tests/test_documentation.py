@@ -24,7 +24,7 @@ pytest.importorskip("torch", reason="commands of the pages train (pip install ag
 
 import agentrl
 from agentrl.cli.main import COMMANDS, command_parser, main, split_settings
-from agentrl.config.loading import load_settings
+from agentrl.config.loading import load, load_settings
 
 pytestmark = pytest.mark.timeout(300)  # commands import torch and train, on machines that others load
 
@@ -152,8 +152,7 @@ def parse_agentrl(words: list[str]) -> None:
     options, unknown = parser.parse_known_args(ours)
     assert not unknown, f"{words}: unknown {unknown}"
     if settings:
-        assert getattr(options, "takes_settings", False), words
-        load_settings(None, [word.replace("=VALUE", "=1") for word in settings])
+        load(options.takes_settings, None, [word.replace("=VALUE", "=1") for word in settings])
 
 
 def check_other(words: list[str]) -> None:
@@ -227,12 +226,14 @@ def test_a_command_in_the_text_of_a_page_has_such_flags(text: str) -> None:
     words = shlex.split(text)[1:]
     if words[0] in COMMANDS and not {"...", "X"} & set(words):
         wanted = [word for word in words if word.startswith("-") and word not in ("--help", "-h")]
-        source = " ".join(p.read_text() for p in (ROOT / "agentrl" / "cli").glob("*.py"))
+        _, command = command_parser(words)
+        shown = command.format_help()
         for flag in (word.partition("=")[0] for word in wanted):
             if "." in flag:
-                load_settings(None, [word for word in wanted if word.startswith(flag)])
+                tree = command.get_default("takes_settings")
+                load(tree, None, [word for word in wanted if word.startswith(flag)])
             else:
-                assert f'"{flag}"' in source, text
+                assert flag in shown, text
 
 
 def test_every_block_is_of_a_kind_that_runs() -> None:

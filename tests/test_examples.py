@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+import agentrl
 from agentrl.cli.main import COMMANDS, main
 from agentrl.cluster.memory import Plan, make_plans
 from agentrl.cluster.model_shape import ModelShape
@@ -15,11 +16,14 @@ from agentrl.cluster.placement import EngineKind, Gpu, Machine
 from agentrl.config.loading import load_settings
 from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
+from agentrl.evaluation.results import read_records
+from agentrl.evaluation.settings import SHORT, load_experiment
 from agentrl.tasks.catalog import BENCHMARKS
 from agentrl.training.plan import plan_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SETTINGS = sorted(EXAMPLES.glob("*.toml"))
+EVALUATION = EXAMPLES / "eval.toml"
+SETTINGS = sorted(set(EXAMPLES.glob("*.toml")) - {EVALUATION})
 ENVIRONMENTS = sorted(EXAMPLES.glob("*.py"))
 GB = 10**9
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M"
@@ -237,3 +241,26 @@ def test_the_paper_s_settings():
     assert (settings.rollout.max_turns, settings.rollout.max_tokens) == (9, 16_384)
     assert (settings.loss.kl_coefficient, settings.loss.entropy_coefficient) == (0.0, 0.0)
     assert settings.estimator.kind == "spo"
+
+
+@pytest.mark.timeout(300)
+def test_the_evaluation_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"problem": "1+1", "answer": "2"}\n')
+    model = Path(agentrl.__file__).parent / "demo" / "model"
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", str(model), "--data", "rows.jsonl", "--max-tokens", "16", "--context-tokens", "400"]
+    assert main(["eval", str(EVALUATION), "--samples=8", "--out", "out", "--quiet", *flags]) == 0
+    resolved = load_experiment(tmp_path / "out" / "config.toml")
+    told = load_experiment(EVALUATION, ["--eval.samples=8", "--eval.out=out", *long(flags)])
+    assert (told.rollout.format, resolved.rollout.format) == ("auto", "code")
+    assert resolved == replace(told, rollout=resolved.rollout)
+    assert len(read_records(tmp_path / "out")) == 8
+
+
+def long(flags: list[str]) -> list[str]:
+    return [
+        f"--{SHORT[name[2:].replace('-', '_')]}={value}"
+        for name, value in zip(flags[::2], flags[1::2], strict=True)
+    ]

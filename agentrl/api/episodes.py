@@ -16,12 +16,12 @@ from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError
 from agentrl.evaluation.subjects import (
-    EndpointOptions,
     SubjectOptions,
     check_subject,
     open_subject,
     run_settings,
 )
+from agentrl.inference.endpoint.settings import EndpointSettings
 from agentrl.rollout.token_completer import Decoding, Dispatch
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
@@ -141,7 +141,7 @@ def run_episode(
     *,
     model: Run | Path | str = "",
     policy: Policy | None = None,
-    endpoint: EndpointOptions | str = "",
+    endpoint: EndpointSettings | str = "",
     seed: int = 0,
     settings: Settings | Path | str | None = None,
     **given: Any,
@@ -203,14 +203,14 @@ async def _play(task: Task, settings: Settings, options: SubjectOptions) -> Read
 def subject_of(
     model: Run | Path | str,
     policy: Policy | None,
-    endpoint: EndpointOptions | str,
+    endpoint: EndpointSettings | str,
     settings: Settings | Path | str | None,
     given: Mapping[str, Any],
 ) -> tuple[Settings, SubjectOptions]:
     """What plays, and the settings that it plays with: those of the run where a run is meant."""
     name = str(getattr(model, "folder", model))
     if endpoint:
-        options = endpoint if isinstance(endpoint, EndpointOptions) else EndpointOptions(endpoint, name)
+        options = EndpointSettings(endpoint, name) if isinstance(endpoint, str) else endpoint
         found = keywords.settings_of(settings, given)
         return found, SubjectOptions(endpoint=options, concurrency=found.engine.slots, seed=found.run.seed)
     found = keywords.settings_of(run_settings(name) if settings is None else settings, given)

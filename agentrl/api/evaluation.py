@@ -11,12 +11,11 @@ from agentrl.api import keywords
 from agentrl.api.episodes import subject_of
 from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
-from agentrl.evaluation.experiment import run_experiment
-from agentrl.evaluation.options import Experiment
+from agentrl.evaluation.experiment import run_experiments
 from agentrl.evaluation.results import Record, read_records
-from agentrl.evaluation.subjects import EndpointOptions
+from agentrl.evaluation.settings import Experiment, MeasureSettings, PlayedEnvSettings, SubjectSettings
 from agentrl.evaluation.tables import evaluation_table
-from agentrl.rollout.token_completer import Decoding
+from agentrl.inference.endpoint.settings import EndpointSettings
 
 if TYPE_CHECKING:
     from agentrl.api.runs import Run
@@ -70,7 +69,7 @@ def evaluate(
     data: Iterable[Mapping[str, Any]] | Path | str = "",
     model: Run | Path | str = "",
     policy: Policy | None = None,
-    endpoint: EndpointOptions | str = "",
+    endpoint: EndpointSettings | str = "",
     samples: int | None = None,
     seed: int = 0,
     out: Path | str | None = None,
@@ -110,21 +109,29 @@ def evaluate(
         raise ConfigError(f"say which environment is meant; there are {[one.name for one in found.env]}")
     chosen = found.env[0]
     source = str(data) if isinstance(data, str | Path) else keywords.rows_file(data, Path("evals", "rows"))
-    experiment = Experiment(
-        subject=subject,
-        data=source or chosen.eval_data or found.eval.data,
-        out=_new_folder(Path("evals")) if out is None else Path(out),
-        env=chosen.name,
-        env_settings=chosen.settings,
+    source = source or chosen.eval_data or found.eval.data
+    if not source:
+        raise ConfigError("give data: rows, a file, or a name such as generated:test:200")
+    measure = MeasureSettings(
+        data=(source,),
+        out=str(_new_folder(Path("evals")) if out is None else out),
         samples=found.eval.samples if samples is None else samples,
-        decoding=Decoding(found.eval.temperature, found.eval.top_p, found.eval.top_k),
-        rollout=found.rollout,
-        sandbox=found.sandbox,
+        temperature=found.eval.temperature,
+        top_p=found.eval.top_p,
+        top_k=found.eval.top_k,
+        concurrency=subject.concurrency,
         seed=seed,
     )
-    if not experiment.data:
-        raise ConfigError("give data: rows, a file, or a name such as generated:test:200")
-    return Evaluation(experiment.out, run_experiment(experiment))
+    experiment = Experiment(
+        SubjectSettings(subject.subject, subject.device),
+        measure,
+        PlayedEnvSettings(chosen.name, chosen.settings),
+        found.rollout,
+        found.sandbox,
+        subject.engine,
+        subject.endpoint,
+    )
+    return Evaluation(Path(measure.out), run_experiments([experiment], subject=subject)[0])
 
 
 def _new_folder(parent: Path) -> Path:

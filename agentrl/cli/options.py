@@ -78,5 +78,6 @@ def _metavar(hint: Any) -> str:
 
 
 def _text(root: type, key: str) -> str:
-    section, setting, *_ = key.split(".")
-    return texts_of(sections_of(root)[section]).get(setting, "").replace("`", "")
+    section, setting, *below = key.split(".")
+    text = texts_of(sections_of(root)[section]).get(setting, "").replace("`", "")
+    return f"{' '.join(below)}: {text}" if below else text

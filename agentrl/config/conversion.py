@@ -26,7 +26,8 @@ from agentrl.config.tree import (
 )
 from agentrl.errors import ConfigError
 
-_BAD: Any = object()
+BAD: Any = object()
+"""Stands for a value that was wrong, and that has been told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Converter:
         """Keep a mistake."""
         self._texts.append(f"{place}: {text}")
         self._wrong.add(name)
-        return _BAD
+        return BAD
 
     def raise_if_any(self) -> None:
         """Tell all mistakes at once.
@@ -90,9 +91,9 @@ class Converter:
             where = self._places.get(full) or next(below, place)
             if key in known or key in own:
                 values[key] = self.convert(hints.get(key) or own[key], value, full, where)
-            elif part is not _BAD:  # else nobody can say which settings there are
+            elif part is not BAD:  # else nobody can say which settings there are
                 self.add(where, self.unknown(full, [*known, *own]), full)
-        values = {key: value for key, value in values.items() if value is not _BAD}
+        values = {key: value for key, value in values.items() if value is not BAD}
         if isinstance(part, registry.Declaration):
             mine = {key: values.pop(key) for key in list(values) if key in own}
             for key in part.needed():
@@ -100,7 +101,7 @@ class Converter:
                     self.add(place, f"{part.family} {part.kind!r} needs {name}.{key}", f"{name}.{key}")
             # Defaults are left out, so that equal settings are equal however they were written.
             defaults = part.defaults()
-            values["own"] = {key: value for key, value in mine.items() if value != defaults.get(key, _BAD)}
+            values["own"] = {key: value for key, value in mine.items() if value != defaults.get(key, BAD)}
         return kind(**values)
 
     def _declared(self, kind: type, table: Mapping[str, Any]) -> Any:
@@ -112,7 +113,7 @@ class Converter:
         try:
             return declaration(named, str(table.get(setting, getattr(kind(), setting))))
         except ConfigError:  # told where the setting is read
-            return _BAD
+            return BAD
 
     def unknown(self, full: str, known: Sequence[str]) -> str:
         """What to say of a name that is no setting."""
@@ -129,7 +130,7 @@ class Converter:
         return f"unknown setting {full!r}; known here: {', '.join(sorted(known))}"
 
     def convert(self, hint: Any, value: Any, name: str, place: Place) -> Any:
-        """A value of a type; `_BAD` where it is none, and that is kept."""
+        """A value of a type; `BAD` where it is none, and that is kept."""
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if type(None) in arguments:
             return self.convert(arguments[0], value, name, place)
@@ -145,7 +146,7 @@ class Converter:
             if not isinstance(value, dict):
                 return self.add(place, f"{name} must be a table, got {value!r}", name)
             found = {key: self._item(arguments[1], one, f"{name}.{key}", place) for key, one in value.items()}
-            return _BAD if _BAD in found.values() else found
+            return BAD if BAD in found.values() else found
         return self._scalar(hint, value, name, place)
 
     def _item(self, hint: Any, value: Any, name: str, place: Place) -> Any:
@@ -172,7 +173,7 @@ class Converter:
             self._item(kind, part, f"{name}.{number}", place)
             for number, (kind, part) in enumerate(zip(kinds, value, strict=True))
         ]
-        return _BAD if _BAD in found else tuple(found)
+        return BAD if BAD in found else tuple(found)
 
     def _scalar(self, hint: Any, value: Any, name: str, place: Place) -> Any:
         kind, within, part = plain(hint), range_of(hint), part_of(hint)

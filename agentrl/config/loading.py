@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentrl.config import presets, registry
-from agentrl.config.conversion import Converter, FlagText, Place
+from agentrl.config.conversion import BAD, Converter, FlagText, Place
 from agentrl.config.ranges import part_of
 from agentrl.config.settings import Settings
 from agentrl.config.tree import all_keys, declaration, hint_at, hints_of, open_field, sections_of
@@ -75,23 +75,31 @@ def load(
         _find_files(root, table, path.parent)
     if below is not None:
         _merge(table, below(table))
-    return _finished(converter, root, table, source)
+    settings = converter.build(root, table, "", source)
+    converter.check_rules(settings)
+    converter.raise_if_any()
+    return settings
 
 
-def changed(settings: T, values: Mapping[str, Any], place: str = "settings") -> T:
-    """A tree with some settings changed, by dotted name.
+def changed(settings: T, values: Mapping[str, Any], places: Mapping[str, Place] | None = None) -> T:
+    """A tree with some settings changed.
+
+    Args:
+        settings: the tree.
+        values: by dotted name, as TOML has them.
+        places: where each was written.
 
     Raises:
-        ConfigError: with every mistake found; `place` is where the values were written.
+        ConfigError: with every mistake found.
     """
-    converter = Converter(type(settings), {})
-    for name, value in values.items():
-        hint = hint_at(type(settings), name)
+    root, places = type(settings), places or {}
+    converter = Converter(root, places)
+    for name, value in sorted(values.items()):
+        hint, place = hint_at(root, name), places.get(name, Place("settings"))
         if hint is None:
-            converter.add(Place(place), converter.unknown(name, all_keys(type(settings))), name)
-            continue
-        converted = converter.convert(hint, value, name, Place(place))
-        settings = _replaced(settings, name.split("."), converted)
+            converter.add(place, converter.unknown(name, all_keys(root)), name)
+        elif (converted := converter.convert(hint, value, name, place)) is not BAD:
+            settings = _replaced(settings, name.split("."), converted)
     converter.check_rules(settings)
     converter.raise_if_any()
     return settings
@@ -104,13 +112,6 @@ def _replaced(here: Any, path: Sequence[str], value: Any) -> Any:
     if isinstance(here, Mapping):
         return {**here, name: _replaced(here.get(name), rest, value)}
     return dataclasses.replace(here, **{name: _replaced(getattr(here, name), rest, value)})
-
-
-def _finished(converter: Converter, root: type[T], table: Table, source: Place) -> T:
-    settings = converter.build(root, table, "", source)
-    converter.check_rules(settings)
-    converter.raise_if_any()
-    return settings
 
 
 def _merge(table: Table, below: Mapping[str, Any]) -> None:
@@ -291,7 +292,12 @@ def literal(value: Any) -> str:
     if dataclasses.is_dataclass(value):
         return "{" + ", ".join(f"{f.name} = {literal(getattr(value, f.name))}" for f in fields(value)) + "}"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {literal(v)}" for k, v in value.items()) + "}"
+        names = (key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in value)
+        return (
+            "{"
+            + ", ".join(f"{name} = {literal(v)}" for name, v in zip(names, value.values(), strict=True))
+            + "}"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(literal, value)) + "]"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)

@@ -104,12 +104,13 @@ def out_of_range(section: Any, name: str = "") -> Iterator[str]:
 
 
 def check_ranges(section: Any, name: str = "") -> None:
-    """Check the numbers of a dataclass.
+    """Check the numbers of a dataclass, and its rules where it has some.
 
     Raises:
-        ConfigError: with everything that is out of range.
+        ConfigError: with everything that is out of range or breaks a rule.
     """
-    wrong = list(out_of_range(section, name))
+    rules = section.rules() if hasattr(section, "rules") else ()
+    wrong = [*out_of_range(section, name), *(text for _, text in rules)]
     if wrong:
         raise ConfigError("; ".join(wrong))
 

@@ -13,20 +13,31 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agentrl.cluster import event_loop
-from agentrl.evaluation.options import Experiment
+from agentrl.config.loading import to_toml
 from agentrl.evaluation.results import Record, ResultFolder, read_records
 from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate, outlasting
 from agentrl.evaluation.scoring import Judge, Scoring, open_judge
-from agentrl.evaluation.subjects import Subject, SubjectOptions, check_subject, open_subject, training_cost
+from agentrl.evaluation.settings import Experiment, MeasureSettings
+from agentrl.evaluation.subjects import (
+    Subject,
+    SubjectOptions,
+    check_subject,
+    open_subject,
+    subject_of,
+    training_cost,
+)
 from agentrl.evaluation.summary import effort, summarise
 from agentrl.evaluation.task import Task, prepare
+from agentrl.inference.endpoint.settings import Usage
 from agentrl.report.run_data import describe_outage
 from agentrl.rollout.outage import Outages
+from agentrl.rollout.token_completer import Decoding
+from agentrl.storage.durable import write_file
 from agentrl.tasks.datasets import DataSet
 from agentrl_envs import Env
 from agentrl_sandbox import Sandbox
@@ -50,40 +61,49 @@ def run_experiment(experiment: Experiment, on_progress: OnProgress | None = None
 
 
 def run_experiments(
-    experiments: Sequence[Experiment], on_progress: OnProgress | None = None
+    experiments: Sequence[Experiment],
+    on_progress: OnProgress | None = None,
+    subject: SubjectOptions | None = None,
 ) -> list[dict[str, Any]]:
     """Run several evaluations of one policy, one after the other, and return their summaries.
 
     Policy, sandbox and judge are those of the first. All data are read and checked before anything starts.
 
+    Args:
+        experiments: what is asked.
+        on_progress: is told where it stands.
+        subject: what is evaluated; None takes what the first experiment names.
+
     Raises:
         ConfigError, DataError, AgentRLError: as for one; what was finished is kept.
     """
-    check_subject(experiments[0].subject)
+    subject = subject or subject_of(experiments[0])
+    check_subject(subject)
     tasks = [prepare(experiment) for experiment in experiments]
-    return event_loop.run(_run_all(list(zip(experiments, tasks, strict=True)), on_progress))
+    return event_loop.run(_run_all(list(zip(experiments, tasks, strict=True)), subject, on_progress))
 
 
 async def _run_all(
-    pairs: Sequence[tuple[Experiment, Task]], on_progress: OnProgress | None
+    pairs: Sequence[tuple[Experiment, Task]], options: SubjectOptions, on_progress: OnProgress | None
 ) -> list[dict[str, Any]]:
     from agentrl.tasks.task import make_sandbox
 
     first = pairs[0][0]
-    folders = [ResultFolder(experiment.out) for experiment, _ in pairs]
+    folders = [ResultFolder(Path(experiment.eval.out)) for experiment, _ in pairs]
     try:
         tools = next((specs for _, task in pairs if (specs := task.env.tool_specs())), ())
-        chosen = _with_spent(first.subject, [folder.path for folder in folders])
+        chosen = _with_spent(options, [folder.path for folder in folders])
         async with (
             make_sandbox(first.sandbox) as sandbox,
-            open_judge(first.judge, first.subject.concurrency) as judge,
+            open_judge(first.judge, options.concurrency) as judge,
             open_subject(chosen, first.rollout, folders[0].path / "logs", tools) as subject,
         ):
             summaries: list[dict[str, Any]] = []
             for (experiment, task), folder in zip(pairs, folders, strict=True):
-                told = _named(on_progress, experiment.task_name) if len(pairs) > 1 else on_progress
+                told = _named(on_progress, experiment.eval.task_name) if len(pairs) > 1 else on_progress
                 place = _Place(sandbox, subject, judge, folder)
-                rollout = replace(experiment.rollout, format=subject.rollout.format)
+                turns = experiment.rollout.max_turns if experiment.eval.tools else 1
+                rollout = replace(experiment.rollout, format=subject.rollout.format, max_turns=turns)
                 decided = replace(experiment, rollout=rollout)
                 summaries.append(await _run(decided, task, place, told))
             return summaries
@@ -111,15 +131,16 @@ class _Place:
 async def _run(
     experiment: Experiment, task: Task, place: _Place, on_progress: OnProgress | None
 ) -> dict[str, Any]:
-    data, folder, rollout = task.data, place.folder, experiment.rollout
-    settings = dict(experiment.env_settings)
+    data, folder, rollout, measure = task.data, place.folder, experiment.rollout, experiment.eval
+    settings = dict(experiment.env.settings)
 
     def make_env(seed: int) -> Env:
         return task.env(sandbox=place.sandbox, grader=task.grader, rng=random.Random(seed), **settings)
 
     about = plan(experiment, data, place.subject.identity)
-    done = folder.open(about, retry_failures=experiment.retry_failures)
+    done = folder.open(about, retry_failures=measure.retry_failures)
     folder.keep_rows(data.rows)
+    write_file(folder.path / "config.toml", to_toml(experiment).encode(), "config")
     records: list[Record] = list(done)
 
     def keep(record: Record) -> None:
@@ -129,25 +150,25 @@ async def _run(
     started = time.monotonic()
     episodes = Plan(
         data.rows,
-        experiment.samples,
-        experiment.seed,
-        environment=experiment.env,
-        keep_text=experiment.keep_text,
+        measure.samples,
+        measure.seed,
+        environment=experiment.env.name,
+        keep_text=measure.keep_text,
         tools=bool(task.env.tool_specs()),
     )
     finished: list[Record] | None = None
     outages = Outages(
-        [experiment.env],
+        [experiment.env.name],
         fewest_prompts=2,
         tell=_tell_outage,
         remedy="run the same command again: what was finished is kept",
     )
-    player = place.subject.player(make_env, rollout, experiment.decoding)
+    player = place.subject.player(make_env, rollout, _decoding(measure))
     try:
         finished = await evaluate(
             episodes,
             outlasting(player, outages, from_start=False),
-            concurrency=experiment.subject.concurrency,
+            concurrency=measure.concurrency,
             done=done,
             on_record=keep,
             on_progress=on_progress,
@@ -170,18 +191,22 @@ def _tell_outage(row: Mapping[str, Any]) -> None:
         logger.warning("%s", describe_outage(row))
 
 
+def _decoding(measure: MeasureSettings) -> Decoding:
+    return Decoding(measure.temperature, measure.top_p, measure.top_k)
+
+
 def _with_spent(subject: SubjectOptions, folders: Sequence[Path]) -> SubjectOptions:
     """An endpoint's budget is for all attempts of an evaluation together."""
-    if subject.endpoint is None:
+    if not subject.endpoint.url:
         return subject
     begun = [folder for folder in folders if (folder / "results.jsonl").exists()]
     records = [record for folder in begun for record in read_records(folder)]
-    spent = (
+    spent = Usage(
         sum(record.prompt_tokens for record in records),
         sum(record.sampled_tokens for record in records),
         sum(record.cost for record in records),
     )
-    return replace(subject, endpoint=replace(subject.endpoint, spent=spent))
+    return replace(subject, spent=spent)
 
 
 SHAPING = ("prompt", "shots", "shots_data", "choices", "grader", "tolerance", "conventions")
@@ -193,25 +218,24 @@ def plan(experiment: Experiment, data: DataSet, identity: Mapping[str, Any]) -> 
 
     How many rows and samples are asked for may grow; seeds do not depend on them.
     """
-    rollout = asdict(experiment.rollout)
+    rollout, measure, usual = asdict(experiment.rollout), experiment.eval, MeasureSettings()
     rollout.pop("temperature")  # evaluation has its own
-    usual = {f.name: f.default for f in fields(Experiment)} | {"conventions": {}}
-    shaping = {name: getattr(experiment, name) for name in SHAPING}
-    if experiment.judge is not None:
+    shaping = {name: getattr(measure, name) for name in SHAPING}
+    if experiment.judge.url:
         shaping["judge"] = {"model": experiment.judge.model, "over": experiment.judge.over}
     return {
-        # What is as usual is left out, so that a folder made before there was a choice goes on.
-        **{name: value for name, value in shaping.items() if value != usual[name]},
+        # Defaults are left out, so that a folder made before there was a choice goes on.
+        **{name: value for name, value in shaping.items() if value != getattr(usual, name, None)},
         "policy": dict(identity),
-        "environment": experiment.env,
-        "environment_settings": dict(experiment.env_settings),
-        "tools": experiment.tools,
-        "data": experiment.data,
+        "environment": experiment.env.name,
+        "environment_settings": dict(experiment.env.settings),
+        "tools": measure.tools,
+        "data": measure.data[0],
         "data_checksum": data.checksum,
-        "data_map": dict(experiment.columns),
-        "decoding": asdict(experiment.decoding),
+        "data_map": dict(measure.map),
+        "decoding": asdict(_decoding(measure)),
         "rollout": rollout,
-        "seed": experiment.seed,
+        "seed": measure.seed,
     }
 
 
@@ -224,20 +248,20 @@ def _in_order(records: Sequence[Record], data: DataSet) -> list[Record]:
 async def _summary(
     experiment: Experiment, task: Task, about: Mapping[str, Any], records: Sequence[Record]
 ) -> dict[str, Any]:
-    equivalence = None
-    if experiment.votes != "none" and experiment.samples > 1:
-        equivalence = equivalence_of(task.grader, experiment.votes)
+    equivalence, measure = None, experiment.eval
+    if measure.votes != "none" and measure.samples > 1:
+        equivalence = equivalence_of(task.grader, measure.votes)
     return {
-        "task": experiment.task_name,
+        "task": experiment.eval.task_name,
         "table": await summarise(records, equivalence, task.labels),
         "effort": effort(records),
         **about,
-        "training": {} if experiment.subject.endpoint else training_cost(experiment.subject.subject),
-        "samples": experiment.samples,
-        "preset": experiment.preset,
+        "training": {} if experiment.endpoint.url else training_cost(experiment.model.path),
+        "samples": measure.samples,
+        "preset": measure.preset,
         "data_set": task.data.describe(),
         "sandbox_settings": asdict(experiment.sandbox),
-        "command": list(experiment.command),
+        "command": list(sys.argv),
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -11,9 +11,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agentrl.cluster import event_loop
+from agentrl.config.ranges import Share
 from agentrl.errors import ConfigError, DataError
 from agentrl.evaluation.results import (
     Record,
@@ -25,7 +26,8 @@ from agentrl.evaluation.results import (
     read_summary,
 )
 from agentrl.evaluation.run import equivalence_of
-from agentrl.evaluation.scoring import JudgeOptions, Scoring, open_judge
+from agentrl.evaluation.scoring import Scoring, open_judge
+from agentrl.evaluation.settings import JudgeSettings
 from agentrl.evaluation.summary import effort, summarise
 from agentrl.evaluation.task import column_labels, make_grader
 from agentrl.tasks.datasets import load_data_set
@@ -46,20 +48,38 @@ AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
+class RescoreSettings:
+    """`[eval]`: how stored answers are scored again."""
+
+    grader: str = ""
+    """`equivalence`, `strict` or `file.py:function`; empty takes the one they were scored with."""
+    tolerance: Share | None = None
+    """Relative difference up to which numbers are equal; by default the one they were scored with."""
+    conventions: dict[str, object] = field(default_factory=dict)
+    """How answers of this data set are read."""
+    by: tuple[str, ...] = ()
+    """Columns by whose values accuracy is broken down."""
+    votes: Literal["equivalence", "canonical", "text", "none"] = "equivalence"
+    """Which answers count as one in a vote."""
+    out: str = ""
+    """Folder of the new results."""
+
+
+@dataclass(frozen=True, slots=True)
+class RescoreEnvSettings:
+    """`[env]`: whose reward is asked."""
+
+    name: str = ""
+    """Another environment; empty takes the one they were played in."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rescoring:
     """How stored results are scored again."""
 
-    folder: Path
-    out: Path
-    grader: str = ""
-    """`equivalence`, `strict` or `file.py:function`; empty takes the one they were scored with."""
-    tolerance: float | None = None
-    conventions: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    judge: JudgeOptions | None = None
-    by: tuple[str, ...] = ()
-    votes: str = "equivalence"
-    env: str = ""
-    """Another environment whose reward is asked; empty takes the one they were played in."""
+    eval: RescoreSettings = field(default_factory=RescoreSettings)
+    env: RescoreEnvSettings = field(default_factory=RescoreEnvSettings)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,36 +109,37 @@ class Stored:
         return cls(records, known, plan, summary)
 
 
-def rescore(options: Rescoring) -> dict[str, Any]:
+def rescore(folder: Path, out: Path, options: Rescoring) -> dict[str, Any]:
     """Score the results of a folder again, write them to another one, and return its summary.
 
     Raises:
         ConfigError, DataError: the folder, the grader or the environment cannot be used.
     """
-    if options.out.resolve() == options.folder.resolve():
-        raise ConfigError(f"--out {options.out} is the folder that is scored again; give another")
-    stored = Stored.read(options.folder)
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"--out {out} is the folder that is scored again; give another")
+    stored, scoring = Stored.read(folder), options.eval
     plan = dict(stored.plan)
-    name = options.grader or plan.get("grader", "equivalence")
-    tolerance = plan.get("tolerance", 0.0) if options.tolerance is None else options.tolerance
+    name = scoring.grader or plan.get("grader", "equivalence")
+    tolerance = plan.get("tolerance", 0.0) if scoring.tolerance is None else scoring.tolerance
+    env_name = options.env.name or plan["environment"]
     try:
-        env = load_env(options.env or plan["environment"])
+        env = load_env(env_name)
     except EnvError as error:
-        raise ConfigError(f"--env {options.env or plan['environment']}: {error}") from error
-    regraded = options.grader or options.tolerance is not None or options.conventions
+        raise ConfigError(f"--env {env_name}: {error}") from error
+    regraded = scoring.grader or scoring.tolerance is not None or scoring.conventions
     if regraded and not asks_grader(env):
         env = _against_gold(env, stored)
-    conventions = plan.get("conventions", {}) | options.conventions
+    conventions = plan.get("conventions", {}) | scoring.conventions
     grader = make_grader(name, tolerance, conventions, choices=bool(plan.get("choices")))
     about = {
-        "rescored_from": str(options.folder),
+        "rescored_from": str(folder),
         "grader": name,
         "tolerance": tolerance,
         "conventions": conventions,
-        "judge": None if options.judge is None else options.judge.model,
+        "judge": options.judge.model or None,
     }
     try:
-        return event_loop.run(_rescore(options, stored, env, grader, plan | about))
+        return event_loop.run(_rescore(options, out, stored, env, grader, plan | about))
     finally:
         grader.close()
 
@@ -167,14 +188,14 @@ def report(folder: Path, by: Sequence[str] = ()) -> dict[str, Any]:
 
 
 async def _rescore(
-    options: Rescoring, stored: Stored, env: type[Env], grader: Grader, plan: dict[str, Any]
+    options: Rescoring, out: Path, stored: Stored, env: type[Env], grader: Grader, plan: dict[str, Any]
 ) -> dict[str, Any]:
     slots = asyncio.Semaphore(AT_ONCE)
-    settings = plan.get("environment_settings", {}) if not options.env else {}
-    folder = ResultFolder(options.out)
+    settings = plan.get("environment_settings", {}) if not options.env.name else {}
+    folder = ResultFolder(out)
     try:
         if folder.open(plan):
-            raise ConfigError(f"{options.out} holds results already; give another --out")
+            raise ConfigError(f"{out} holds results already; give another --out")
         folder.keep_rows(stored.rows.values())
         async with open_judge(options.judge, AT_ONCE) as judge:
             scoring = Scoring(grader, judge)
@@ -188,8 +209,8 @@ async def _rescore(
             records = await asyncio.gather(*(again(record) for record in stored.records))
         for record in records:
             folder.append(record)
-        labels = {column: column_labels(list(stored.rows.values()), column) for column in options.by}
-        equivalence = None if options.votes == "none" else equivalence_of(grader, options.votes)
+        labels = {column: column_labels(list(stored.rows.values()), column) for column in options.eval.by}
+        equivalence = None if options.eval.votes == "none" else equivalence_of(grader, options.eval.votes)
         summary = {
             **stored.summary,
             **plan,

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from agentrl.errors import ConfigError
 from agentrl.evaluation.results import Record, golds_of
+from agentrl.evaluation.settings import JudgeSettings
 from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointError, EndpointRefused
 from agentrl.inference.policy import Sampling
 from agentrl_envs import Grader, Verdict
@@ -68,26 +68,6 @@ class JudgeVerdict(StrEnum):
     """Its endpoint did not answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeOptions:
-    """An OpenAI-compatible endpoint that is asked about answers."""
-
-    url: str
-    model: str
-    key_variable: str = "OPENAI_API_KEY"
-    over: Literal["undecided", "wrong"] = "undecided"
-    """`undecided`: may say right where the grader could not compare. `wrong`: also where it said wrong, or
-    found no answer."""
-    share: float = 0.1
-    """Of the answers that the grader decided, how many the judge sees too: so their agreement is known."""
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise ConfigError("a judge needs the name of a model: --judge-model")
-        if not 0.0 <= self.share <= 1.0:
-            raise ConfigError(f"--judge-share must lie between 0 and 1, got {self.share:g}")
-
-
 _INSTRUCTIONS = """\
 You compare an answer to a problem with the reference answer. Say whether both have the same value.
 Judge the final answer only, not how it was found; do not solve the problem. Whatever stands between <answer>
@@ -102,7 +82,7 @@ _VERDICT = re.compile(r'\{\s*"verdict"\s*:\s*"(right|wrong|unsure)"\s*\}')
 class Judge:
     """Asks an endpoint about answers."""
 
-    options: JudgeOptions
+    options: JudgeSettings
     endpoint: EndpointPolicy
 
     async def verdict(self, problem: str, golds: Sequence[str], answer: str) -> JudgeVerdict:
@@ -130,22 +110,20 @@ class Judge:
 
 
 @asynccontextmanager
-async def open_judge(options: JudgeOptions | None, concurrency: int) -> AsyncIterator[Judge | None]:
+async def open_judge(options: JudgeSettings, concurrency: int) -> AsyncIterator[Judge | None]:
     """The judge, closed afterwards; None where there is to be none.
 
     Raises:
         EndpointError: it cannot be reached.
     """
-    if options is None:
+    if not options.url:
         yield None
         return
     from agentrl.inference.endpoint.client import EndpointPolicy
     from agentrl.inference.endpoint.settings import EndpointSettings
 
-    settings = EndpointSettings(
-        options.url, options.model, key_variable=options.key_variable, concurrency=concurrency
-    )
-    endpoint = EndpointPolicy(settings)
+    settings = EndpointSettings(options.url, options.model, options.key_variable)
+    endpoint = EndpointPolicy(settings, concurrency=concurrency)
     try:
         await endpoint.start()
         yield Judge(options, endpoint)
@@ -193,7 +171,7 @@ class Scoring:
         return replace(record, judge=said)
 
 
-def _asked(options: JudgeOptions, record: Record) -> tuple[bool, bool]:
+def _asked(options: JudgeSettings, record: Record) -> tuple[bool, bool]:
     """Whether the judge is asked about a record, and whether what it says counts."""
     verdict = record.verdict
     if verdict not in set(Verdict) or record.truncated:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agentrl.config import loading
 from agentrl.config.registry import load_function
 from agentrl.config.settings import EngineSettings, RolloutSettings, Settings
 from agentrl.errors import ConfigError, StallError
 from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
+from agentrl.evaluation.settings import Experiment
+from agentrl.inference.endpoint.settings import EndpointSettings, Usage
 from agentrl.inference.run_weights import run_weights
 from agentrl.renderers.making import choose_format
 from agentrl.rollout.token_completer import Decoding
@@ -33,61 +35,21 @@ START_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointOptions:
-    """An OpenAI-compatible endpoint and how much of it may be used."""
-
-    url: str
-    model: str
-    key_variable: str = "OPENAI_API_KEY"
-    tool_format: Literal["native", "code"] = "native"
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
-    budget_tokens: int = 0
-    budget_money: float = 0.0
-    spent: tuple[int, int, float] = (0, 0, 0.0)
-    """Prompt tokens, completion tokens and money of an earlier attempt: the budget is for all of them."""
-    timeout_s: float = 300.0
-    attempts: int = 6
-    limit_name: str = "max_tokens"
-    send_temperature: bool = True
-    body: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Further fields of every request."""
-
-    def identity(self) -> dict[str, Any]:
-        """What its answers depend on; what is as usual is left out, as it was before there was a choice."""
-        unusual: dict[str, Any] = {}
-        if self.limit_name != "max_tokens":
-            unusual["limit_name"] = self.limit_name
-        if not self.send_temperature:
-            unusual["temperature"] = "not sent"
-        if self.body:
-            unusual["body"] = dict(self.body)
-        # Where it stands is told beside, not here: a server that comes back at another port is the same one.
-        return {"kind": "endpoint", "model": self.model, "tool_format": self.tool_format} | unusual
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """Of a million tokens."""
-
-    prompt: float = 0.0
-    completion: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class SubjectOptions:
     """What is evaluated, and with which engine."""
 
     subject: str = ""
     """A run folder, a folder of weights, a Hugging Face id, or `scripted:file.py:function`."""
-    endpoint: EndpointOptions | None = None
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
+    """Asked in place of an engine where it has a URL; its prices hold for engines too."""
     policy: Any = None
     """An engine that is handed in ready made, in place of a subject, with its `tokenizer`."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     device: str = "auto"
     concurrency: int = 64
     seed: int = 0
-    prices: Prices = field(default_factory=Prices)
+    spent: Usage = field(default_factory=Usage)
+    """What an earlier attempt used of the endpoint's budget, which is for all of them together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +66,21 @@ class Subject:
     """URL of an endpoint."""
     decode: Callable[[Sequence[int]], str] = lambda token_ids: ""
     """Token ids to text; an endpoint has none."""
+
+
+def subject_of(experiment: Experiment) -> SubjectOptions:
+    """What an experiment evaluates."""
+    measure, path = experiment.eval, experiment.model.path
+    endpoint = experiment.endpoint
+    engine = replace(experiment.engine, slots=min(experiment.engine.slots, measure.concurrency))
+    return SubjectOptions(
+        "" if endpoint.url else path,
+        replace(endpoint, model=endpoint.model or path) if endpoint.url else endpoint,
+        engine=engine,
+        device=experiment.model.device,
+        concurrency=measure.concurrency,
+        seed=measure.seed,
+    )
 
 
 def run_settings(subject: str) -> Settings | None:
@@ -153,7 +130,7 @@ def check_subject(options: SubjectOptions) -> None:
     Raises:
         ConfigError: there is not.
     """
-    if options.endpoint is not None or options.policy is not None:
+    if options.endpoint.url or options.policy is not None:
         return
     if not options.subject:
         raise ConfigError(
@@ -181,8 +158,8 @@ async def open_subject(
         ConfigError: it cannot be what was meant.
         PolicyUnavailable: it does not start.
     """
-    if options.endpoint is not None:
-        async with _endpoint(options, options.endpoint, rollout) as subject:
+    if options.endpoint.url:
+        async with _endpoint(options, rollout) as subject:
             yield subject
         return
     if options.policy is not None:
@@ -201,7 +178,7 @@ async def open_subject(
             raise StallError("the engine to start", options.engine.start_limit_s) from None
         rollout = _with_format(rollout, tokenizer, tools, options.subject)
         renderer = await asyncio.to_thread(_renderer, tokenizer, rollout)
-        prices = options.prices
+        prices = options.endpoint
         yield Subject(
             identity,
             lambda make_env, settings, decoding: token_player(
@@ -210,8 +187,8 @@ async def open_subject(
                 make_env,
                 settings,
                 decoding,
-                price_prompt=prices.prompt,
-                price_completion=prices.completion,
+                price_prompt=prices.price_prompt,
+                price_completion=prices.price_completion,
             ),
             lambda: policy.version,
             rollout,
@@ -253,7 +230,7 @@ def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
     policy = TransformersPolicy(
         path,
         tokenizer,
-        slots=min(options.engine.slots, options.concurrency),
+        slots=options.engine.slots,
         context_tokens=options.engine.context_tokens,
         dtype=options.engine.dtype,
         device=options.device,
@@ -311,31 +288,11 @@ def load_script(spec: str) -> Callable[..., Any]:
 
 
 @contextlib.asynccontextmanager
-async def _endpoint(
-    options: SubjectOptions, endpoint: EndpointOptions, rollout: RolloutSettings
-) -> AsyncIterator[Subject]:
+async def _endpoint(options: SubjectOptions, rollout: RolloutSettings) -> AsyncIterator[Subject]:
     from agentrl.inference.endpoint.client import EndpointPolicy
-    from agentrl.inference.endpoint.settings import EndpointSettings, Usage
 
-    settings = EndpointSettings(
-        url=endpoint.url,
-        model=endpoint.model,
-        key_variable=endpoint.key_variable,
-        concurrency=options.concurrency,
-        requests_per_minute=endpoint.requests_per_minute,
-        tokens_per_minute=endpoint.tokens_per_minute,
-        budget_tokens=endpoint.budget_tokens,
-        budget_money=endpoint.budget_money,
-        price_prompt=options.prices.prompt,
-        price_completion=options.prices.completion,
-        timeout_s=endpoint.timeout_s,
-        attempts=endpoint.attempts,
-        limit_name=endpoint.limit_name,
-        send_temperature=endpoint.send_temperature,
-        body=endpoint.body,
-        seed=options.seed,
-    )
-    policy = EndpointPolicy(settings, spent=Usage(*endpoint.spent))
+    endpoint = options.endpoint
+    policy = EndpointPolicy(endpoint, concurrency=options.concurrency, seed=options.seed, spent=options.spent)
     try:
         await policy.start()
         yield Subject(
@@ -349,11 +306,3 @@ async def _endpoint(
         )
     finally:
         await policy.close()
-
-
-def engine_for(settings: Settings | None, kind: str, changes: dict[str, Any]) -> EngineSettings:
-    """The engine's settings: those of the run, with what the command line says."""
-    engine = settings.engine if settings is not None else EngineSettings()
-    if kind:
-        changes = {**changes, "kind": kind}
-    return replace(engine, **changes)

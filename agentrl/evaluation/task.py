@@ -33,7 +33,7 @@ from agentrl_envs import (
 from agentrl_envs.graders import Conventions
 
 if TYPE_CHECKING:
-    from agentrl.evaluation.options import Experiment
+    from agentrl.evaluation.settings import Experiment, MeasureSettings
 
 logger = logging.getLogger(__name__)
 
@@ -58,32 +58,30 @@ def prepare(experiment: Experiment) -> Task:
     Raises:
         ConfigError, DataError: it cannot be what was meant.
     """
-    env = _environment(experiment)
-    if not asks_grader(env) and (
-        experiment.grader != "equivalence" or experiment.tolerance or experiment.conventions
-    ):
+    measure, env = experiment.eval, _environment(experiment)
+    if not asks_grader(env) and (measure.grader != "equivalence" or measure.tolerance or measure.conventions):
         raise ConfigError(
             f"{env.__name__}.reward asks no grader (self.grade), so --grader and --tolerance change nothing; "
             "--rescore can compare stored answers with their gold answers"
         )
     grader = make_grader(
-        experiment.grader, experiment.tolerance, experiment.conventions, choices=bool(experiment.choices)
+        measure.grader, measure.tolerance, measure.conventions, choices=bool(measure.choices)
     )
-    data = _data(experiment, env)
-    if experiment.choices:
-        data = replace(data, rows=tuple(with_choices(row, experiment.choices) for row in data.rows))
+    data = _data(measure, env)
+    if measure.choices:
+        data = replace(data, rows=tuple(with_choices(row, measure.choices) for row in data.rows))
     data = _without_bad_golds(data, env, grader)
-    labels = {column: column_labels(data.rows, column) for column in experiment.by}
-    return Task(_shaped(env, experiment, data), data, grader, labels)
+    labels = {column: column_labels(data.rows, column) for column in measure.by}
+    return Task(_shaped(env, measure, data), data, grader, labels)
 
 
 def _environment(experiment: Experiment) -> type[Env]:
     try:
-        env = load_env(experiment.env)
-        env.check_settings(experiment.env_settings)
+        env = load_env(experiment.env.name)
+        env.check_settings(experiment.env.settings)
     except EnvError as error:
-        raise ConfigError(f"--env {experiment.env}: {error}") from error
-    return env if experiment.tools else without_tools(env)
+        raise ConfigError(f"--env {experiment.env.name}: {error}") from error
+    return env if experiment.eval.tools else without_tools(env)
 
 
 def without_tools(env: type[Env]) -> type[Env]:
@@ -124,20 +122,14 @@ def make_grader(
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
-def _data(experiment: Experiment, env: type[Env]) -> DataSet:
-    if experiment.limit < 0:
-        raise ConfigError(f"--limit must be at least 0 (all rows), got {experiment.limit}")
-    if experiment.data.startswith("generated:"):
+def _data(measure: MeasureSettings, env: type[Env]) -> DataSet:
+    [source] = measure.data
+    if source.startswith("generated:"):
         from agentrl.tasks.task import load_data
 
-        rows = load_data(DataSettings(experiment.data, limit=experiment.limit), env, "--data")
-        return DataSet(experiment.data, "", tuple(rows), checksum(rows))
-    data = load_data_set(
-        experiment.data,
-        columns=experiment.columns,
-        limit=experiment.limit,
-        data_dir=experiment.data_dir or None,
-    )
+        rows = load_data(DataSettings(source, limit=measure.limit), env, "--data")
+        return DataSet(source, "", tuple(rows), checksum(rows))
+    data = load_data_set(source, columns=measure.map, limit=measure.limit, data_dir=measure.data_dir or None)
     try:
         env.check_rows(data.rows, where=f"{data.path}, row")
     except EnvError as error:
@@ -246,14 +238,14 @@ def with_choices(row: Row, column: str) -> dict[str, Any]:
 # ---- prompts -----------------------------------------------------------------------------------------------
 
 
-def _shaped(env: type[Env], experiment: Experiment, data: DataSet) -> type[Env]:
+def _shaped(env: type[Env], measure: MeasureSettings, data: DataSet) -> type[Env]:
     """The environment with the experiment's prompt and examples."""
     members: dict[str, Any] = {}
-    if experiment.prompt:
-        template = _template(experiment.prompt, data.rows[0])
+    if measure.prompt:
+        template = _template(measure.prompt[0], data.rows[0])
         members["prompt"] = lambda self, row: template(row)
-    if experiment.shots:
-        members["start"] = _start_with(_shots(experiment, data), env)
+    if measure.shots:
+        members["start"] = _start_with(_shots(measure, data), env)
     return type(env.__name__, (env,), members) if members else env
 
 
@@ -278,21 +270,21 @@ def _template(text: str, row: Row) -> Callable[[Row], str]:
     return fill
 
 
-def _shots(experiment: Experiment, data: DataSet) -> list[Row]:
+def _shots(measure: MeasureSettings, data: DataSet) -> list[Row]:
     """The first rows of the examples' file that are not among the problems."""
-    source = experiment.shots_data
-    if not source and f"{experiment.data}_train" in BENCHMARKS:
-        source = f"{experiment.data}_train"
+    source = measure.shots_data
+    if not source and f"{measure.data[0]}_train" in BENCHMARKS:
+        source = f"{measure.data[0]}_train"
     if not source:
-        raise ConfigError(f"--shots {experiment.shots} needs --shots-data: rows with worked answers")
-    examples = load_data_set(source, columns=experiment.columns, data_dir=experiment.data_dir or None).rows
+        raise ConfigError(f"--shots {measure.shots} needs --shots-data: rows with worked answers")
+    examples = load_data_set(source, columns=measure.map, data_dir=measure.data_dir or None).rows
     problems = {str(row.get("problem")) for row in data.rows}
-    if experiment.choices:
-        examples = tuple(with_choices(row, experiment.choices) for row in examples)
-    found = [row for row in examples if str(row.get("problem")) not in problems][: experiment.shots]
-    if len(found) < experiment.shots:
+    if measure.choices:
+        examples = tuple(with_choices(row, measure.choices) for row in examples)
+    found = [row for row in examples if str(row.get("problem")) not in problems][: measure.shots]
+    if len(found) < measure.shots:
         raise DataError(
-            f"{source} has {len(found)} rows that are not evaluated, --shots wants {experiment.shots}"
+            f"{source} has {len(found)} rows that are not evaluated, --shots wants {measure.shots}"
         )
     return found
 

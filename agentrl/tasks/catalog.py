@@ -8,8 +8,9 @@ a local file. Knows nothing of reading files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Answers = Literal["integer", "expression", "countdown"]
 
@@ -244,23 +245,17 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 class Preset:
     """A protocol with a name: how answers are sampled and what limits them."""
 
-    samples: int
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    max_turns: int
+    settings: Mapping[str, Mapping[str, Any]]
+    """Section -> setting -> value."""
     source: str
 
 
 PRESETS = {
     "spo-paper": Preset(
-        samples=32,
-        temperature=0.6,
-        top_p=0.95,
-        top_k=20,
-        max_tokens=32_768,
-        max_turns=8,
+        {
+            "eval": {"samples": 32, "temperature": 0.6, "top_p": 0.95, "top_k": 20},
+            "rollout": {"max_tokens": 32_768, "max_turns": 8},
+        },
         source="Single-stream Policy Optimization, appendix D",
     )
 }

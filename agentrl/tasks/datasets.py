@@ -184,21 +184,6 @@ def _fault(row: Mapping[str, Any], answers: str) -> str:
     return ""
 
 
-def parse_map(text: str) -> dict[str, str]:
-    """`problem=question,answer=final` as a dictionary.
-
-    Raises:
-        DataError: it is not of that form.
-    """
-    columns: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        new, equals, old = part.partition("=")
-        if not equals or not new.strip() or not old.strip():
-            raise DataError(f"--map {text!r}: want problem=question,answer=final (new name = column)")
-        columns[new.strip()] = old.strip()
-    return columns
-
-
 def _looks_like_a_name(source: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_\-]+", source) is not None and not Path(source).exists()
 

@@ -714,7 +714,7 @@ def test_several_tasks_are_scored_again_in_one_command(place: Place, capfd):
     ("text", "words"),
     [
         ('[a]\ndata = "few.jsonl"\ntolerence = 0.1\n', "did you mean 'tolerance'?"),
-        ("[a]\ndata = 3\n", "wrong type"),
+        ("[a]\ndata = 3\n", "bad.toml, line 2: eval.data must be a list, got 3"),
         ("[a]\nlimit = 3\n", "needs data"),
         ('data = "few.jsonl"\n', "one table a task"),
     ],

@@ -21,6 +21,8 @@ import agentrl as package
 pytestmark = pytest.mark.timeout(300)  # they import torch and train, on machines that others load
 
 MODEL = Path(package.__file__).parent / "demo" / "model"
+TAKE_SETTINGS = ("eval",)
+"""Commands whose options are settings: a wrong one is an error of settings, not of usage."""
 SMALL = (
     "--stream.batch=4",
     "--rollout.max_tokens=16",
@@ -156,8 +158,8 @@ def test_a_number_out_of_range_is_refused_with_the_range(agentrl, place: Path, f
 )
 def test_a_flag_out_of_range_is_refused_with_the_range(agentrl, place: Path, arguments: list[str]):
     code, _, errors = agentrl(*arguments)
-    assert code == 2
-    assert arguments[-2] in errors
+    assert code == (1 if arguments[0] in TAKE_SETTINGS else 2)
+    assert arguments[-2].lstrip("-").replace("-", "_") in errors.replace("-", "_")
     assert "must be" in errors
 
 

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.timeout(300)
 
 Command = Callable[..., tuple[int, str, str]]
 MODEL = Path(package.__file__).parent / "demo" / "model"
+TAKE_SETTINGS = ("eval",)
+"""Commands whose options are settings: a wrong one is an error of settings, not of usage."""
 SMALL = (
     *("--stream.batch=4", "--rollout.format=code", "--rollout.max_tokens=16", "--engine.context_tokens=256"),
     *("--engine.slots=8", "--model.threads=1", f"--model.path={MODEL}", "--model.device=cpu", "--quiet"),
@@ -170,8 +172,8 @@ def test_dry_run_refuses_a_number_outside_of_its_range(
 )
 def test_a_flag_outside_of_its_range_is_refused(arguments: tuple[str, ...], agentrl: Command) -> None:
     code, _, errors = agentrl(*arguments)
-    assert code == 2
-    assert arguments[-2] in errors
+    assert code == (1 if arguments[0] in TAKE_SETTINGS else 2)
+    assert arguments[-2].lstrip("-").replace("-", "_") in errors.replace("-", "_")
     assert "must be" in errors
 
 

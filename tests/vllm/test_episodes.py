@@ -95,7 +95,7 @@ async def test_the_same_environment_with_messages(
 ):
     await say_the_call(policy, tokenizer, tmp_path)
     url, key = policy.endpoint()
-    endpoint = EndpointPolicy(EndpointSettings(url=url, model=MODEL_NAME, key=key, attempts=2))
+    endpoint = EndpointPolicy(EndpointSettings(url=url, model=MODEL_NAME, attempts=2), key=key)
     try:
         await endpoint.start()
         result = await run_chat_episode(
@@ -113,7 +113,7 @@ async def test_the_same_environment_with_messages(
     assert [call.result.strip() for call in episode.tool_calls] == ["42"]
     assert episode.reward == 0.25
     assert result.usage.completion_tokens == 2
-    wrong = EndpointPolicy(EndpointSettings(url=url, model="another", key=key))
+    wrong = EndpointPolicy(EndpointSettings(url=url, model="another"), key=key)
     try:
         await wrong.start()  # not listed: only told
         with pytest.raises(EndpointRefused, match=rf"name 'another' \(it lists {MODEL_NAME}\)"):

@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agentrl.config.ranges import check_ranges
+from agentrl.errors import ConfigError
 from agentrl.inference.endpoint.errors import (
     BadAnswer,
     BudgetExceeded,
@@ -73,21 +75,37 @@ class EndpointPolicy:
 
     Args:
         settings: where, and how much.
+        key: empty takes the one of the variable that the settings name.
+        concurrency: requests in flight.
+        seed: of the jitter between tries.
         spent: what an earlier, interrupted evaluation used of the same budget.
         period_s: length of the "minute" of the rate limits (tests shorten it).
+
+    Raises:
+        ConfigError: the settings cannot work.
     """
 
     def __init__(
-        self, settings: EndpointSettings, *, spent: Usage | None = None, period_s: float = 60.0
+        self,
+        settings: EndpointSettings,
+        *,
+        key: str = "",
+        concurrency: int = 16,
+        seed: int = 0,
+        spent: Usage | None = None,
+        period_s: float = 60.0,
     ) -> None:
-        self.settings = settings
+        check_ranges(settings, "endpoint")
+        if not settings.url or not settings.model:
+            raise ConfigError("an endpoint needs a URL and the name of a model")
+        self.settings, self._key = settings, key
         self.usage = spent or Usage()
         self._reservations: set[_Reservation] = set()
         self._conversations = 0
         self._end: EndpointError | None = None
         self._settled = asyncio.Event()
-        self._random = random.Random(settings.seed)
-        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._random = random.Random(seed)
+        self._slots = asyncio.Semaphore(concurrency)
         self._waiters = asyncio.Semaphore(_WAITERS)
         self._period_s = period_s
         self._throttler: Any = None
@@ -102,7 +120,7 @@ class EndpointPolicy:
             from openai import AsyncOpenAI
 
             settings = self.settings
-            key = settings.key or os.environ.get(settings.key_variable, "") or "none"
+            key = self._key or os.environ.get(settings.key_variable, "") or "none"
             # Retries are ours alone: two layers of them multiply.
             self._client = AsyncOpenAI(
                 base_url=settings.url, api_key=key, max_retries=0, timeout=settings.timeout_s

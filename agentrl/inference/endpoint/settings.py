@@ -2,62 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from agentrl.errors import ConfigError
+from agentrl.config.ranges import Amount, Count, Number, Seconds
+from agentrl.config.settings import Rules
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
-    """Where the endpoint is, and how much of it may be used."""
+    """`[endpoint]`: an OpenAI-compatible endpoint, and how much of it may be used."""
 
-    url: str
+    url: str = ""
     """Base URL, usually ending in `/v1`."""
-    model: str
-    key: str = field(default="", repr=False)
-    """Empty takes the variable `key_variable`; local servers often need none."""
+    model: str = ""
+    """Name of the model there; empty takes `model.path`."""
     key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 16
-    """Requests in flight."""
-    requests_per_minute: int = 0
-    """0 means no limit."""
-    tokens_per_minute: int = 0
-    """Prompt and completion together; 0 means no limit."""
-    budget_tokens: int = 0
-    """Tokens of the whole evaluation; 0 means no limit."""
-    budget_money: float = 0.0
-    """In the currency of the prices; 0 means no limit."""
-    price_prompt: float = 0.0
-    """Per million prompt tokens."""
-    price_completion: float = 0.0
-    """Per million completion tokens."""
-    timeout_s: float = 300.0
-    """Longest wait for one answer."""
-    attempts: int = 6
-    """Tries of one request."""
-    limit_name: str = "max_tokens"
-    """Name of the limit on completion tokens; some endpoints want `max_completion_tokens`."""
+    """Environment variable that holds the key; local servers often need none."""
+    tool_format: Literal["native", "code"] = "native"
+    """Tools are called natively, or in code blocks."""
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Name of the limit on an answer; reasoning models want `max_completion_tokens`."""
     send_temperature: bool = True
     """Some models refuse a temperature and sample with their own."""
-    body: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    body: dict[str, object] = field(default_factory=dict)
     """Further fields of every request, such as `reasoning_effort` or `chat_template_kwargs`."""
-    seed: int = 0
-    """Of the jitter between tries."""
+    timeout_s: Seconds = 300.0
+    """Longest wait for one answer."""
+    attempts: Count = 6
+    """Tries of one request."""
+    requests_per_minute: Number = 0
+    """0 means no limit."""
+    tokens_per_minute: Number = 0
+    """Prompt and completion together; 0 means no limit."""
+    budget_tokens: Number = 0
+    """Tokens of the whole evaluation; 0 means no limit."""
+    budget_money: Amount = 0.0
+    """In the currency of the prices; 0 means no limit."""
+    price_prompt: Amount = 0.0
+    """Of a million prompt tokens."""
+    price_completion: Amount = 0.0
+    """Of a million completion tokens."""
 
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"an endpoint's URL begins with http:// or https://, got {self.url!r}")
-        if not self.model:
-            raise ConfigError("an endpoint needs the name of a model")
-        for name in ("concurrency", "attempts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.timeout_s <= 0:
-            raise ConfigError(f"timeout_s must be above 0, got {self.timeout_s:g}")
+    def rules(self) -> Rules:
+        """What is wrong with them together."""
+        if self.url and not self.url.startswith(("http://", "https://")):
+            yield ("url",), f"an endpoint's URL begins with http:// or https://, got {self.url!r}"
         if self.budget_money > 0 and self.price_prompt <= 0 and self.price_completion <= 0:
-            raise ConfigError("a budget in money needs the prices of a million tokens")
+            text = "a budget in money needs the prices of a million tokens"
+            yield ("budget_money", "price_prompt"), text
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on; settings at their defaults are left out."""
+        unusual: dict[str, Any] = {}
+        if self.limit_name != "max_tokens":
+            unusual["limit_name"] = self.limit_name
+        if not self.send_temperature:
+            unusual["temperature"] = "not sent"
+        if self.body:
+            unusual["body"] = dict(self.body)
+        # Where it stands is told beside, not here: a server that comes back at another port is the same one.
+        return {"kind": "endpoint", "model": self.model, "tool_format": self.tool_format} | unusual
 
 
 @dataclass(frozen=True, slots=True)

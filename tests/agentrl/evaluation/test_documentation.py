@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli import compare, eval
-from agentrl.cli.eval_options import add_options
-from agentrl.evaluation.options import Experiment
-from agentrl.evaluation.subjects import SubjectOptions
-from agentrl.evaluation.suite import experiments_of
+from agentrl.evaluation.settings import experiments_of, load_experiment
 
 PAGE = (Path(__file__).parents[3] / "docs/evaluation.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -26,6 +23,12 @@ def blocks(kind: str) -> list[str]:
     return [text for name, text in BLOCKS if name == kind]
 
 
+def eval_parser() -> argparse.ArgumentParser:
+    subparsers = argparse.ArgumentParser().add_subparsers()
+    eval.add_parser(subparsers)
+    return subparsers.choices["eval"]
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_has_these_options(line: str):
     parser = argparse.ArgumentParser()
@@ -36,8 +39,7 @@ def test_a_command_has_these_options(line: str):
 
 
 def test_options_in_the_text_are_options():
-    known = argparse.ArgumentParser()
-    add_options(known)
+    known = eval_parser()
     flags = {flag for action in known._actions for flag in action.option_strings}
     named = set(re.findall(r"`(--[a-z-]+)", PAGE)) - {"--log_samples", "--log-dir"}
     assert named <= flags
@@ -46,10 +48,10 @@ def test_options_in_the_text_are_options():
 def test_the_file_of_tasks_is_read(tmp_path: Path):
     [text] = blocks("toml")
     (tmp_path / "tasks.toml").write_text(text)
-    base = Experiment(SubjectOptions("x"), data="", out=tmp_path)
-    physics, brief = experiments_of(base, [str(tmp_path / "tasks.toml")])
-    assert (physics.columns, physics.tolerance, physics.by) == ({"problem": "question"}, 0.01, ("chapter",))
-    assert brief.prompt.endswith("\\boxed{}, without an explanation.")
+    base = load_experiment(None, ["--model.path=x", f"--eval.data={tmp_path / 'tasks.toml'}"])
+    physics, brief = (one.eval for one in experiments_of(base))
+    assert (physics.map, physics.tolerance, physics.by) == ({"problem": "question"}, 0.01, ("chapter",))
+    assert brief.prompt[0].endswith("\\boxed{}, without an explanation.")
 
 
 @pytest.mark.timeout(200)

@@ -50,7 +50,10 @@ async def policy_for(endpoint: FaultyEndpoint, **settings: Any) -> AsyncIterator
     # A "minute" of 30 ms, so that backing off costs nothing here.
     period_s = settings.pop("period_s", 0.03)
     settings = {"model": "m", "attempts": 3, "timeout_s": 5.0, **settings}
-    policy = EndpointPolicy(EndpointSettings(url=endpoint.url, **settings), spent=spent, period_s=period_s)
+    more = {"concurrency": settings.pop("concurrency")} if "concurrency" in settings else {}
+    policy = EndpointPolicy(
+        EndpointSettings(url=endpoint.url, **settings), spent=spent, period_s=period_s, **more
+    )
     try:
         yield policy
     finally:
@@ -426,4 +429,4 @@ async def test_cancelling_gives_the_budget_back():
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], words: str):
     with pytest.raises(ConfigError, match=words):
-        EndpointSettings(**settings)
+        EndpointPolicy(EndpointSettings(**settings))
