@@ -171,7 +171,7 @@ def test_a_finished_run_is_not_run_again(
     run = Path("runs/001")
     (run / "weights" / "step_4").mkdir(parents=True)
     (run / "weights" / "step_4" / "config.json").write_text("{}")
-    (run / "run.json").write_text('{"run_id": "1"}')
+    (run / "run.json").write_text('{"format": 2, "run_id": "1"}')
     (run / "config.toml").write_text('[run]\nsteps = 4\n[model]\npath = ""\n')
     (run / "summary.json").write_text('{"policy_versions": 4}')
     assert main(["train", "--resume", "runs/001"]) == 0

@@ -23,6 +23,9 @@ from typing import IO, Any
 from agentrl.errors import ConfigError
 from agentrl.storage.durable import write_file
 
+FORMAT = 2
+"""Of the files of a run. A folder without a number is of format 1."""
+
 
 class RunFolder:
     """Paths of one run, and the lock that keeps a second process out of it."""
@@ -63,7 +66,11 @@ class RunFolder:
                 except FileExistsError:
                     number += 1
             folder = cls(path)
-        identity = {"run_id": uuid.uuid4().hex[:12], "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        identity = {
+            "format": FORMAT,
+            "run_id": uuid.uuid4().hex[:12],
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
         write_file(path / "run.json", json.dumps(identity).encode(), "run")
         return folder
 
@@ -72,18 +79,25 @@ class RunFolder:
         """Open the folder of an earlier run.
 
         Raises:
-            ConfigError: there is no run in it.
+            ConfigError: there is no run in it, or one of another format.
         """
         if not (path / "run.json").exists():
             raise ConfigError(f"{path} holds no run (it has no run.json)")
         folder = cls(path)
         try:
             folder.identity["run_id"]
+            found = folder.identity.get("format")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f'{path / "run.json"} is damaged ({error}); write {{"run_id": "{uuid.uuid4().hex[:12]}"}} '
-                "into it to go on (a tracking service will show a new run)"
+                f"{path / 'run.json'} is damaged ({error}); write "
+                f'{{"format": {FORMAT}, "run_id": "{uuid.uuid4().hex[:12]}"}} into it to go on (a tracking '
+                "service will show a new run)"
             ) from error
+        if found != FORMAT:
+            raise ConfigError(
+                f"{path} is a run of format {found or 1}, and this agentrl reads format {FORMAT}: go on with "
+                "the agentrl that wrote it, or begin a new run"
+            )
         return folder
 
     def remove_unstarted(self) -> None:

@@ -35,7 +35,7 @@ ROWS: list[dict[str, Any]] = [
 
 def write_run(path: Path) -> Path:
     path.mkdir()
-    (path / "run.json").write_text('{"run_id": "1"}')
+    (path / "run.json").write_text('{"format": 2, "run_id": "1"}')
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     for version in (1, 2):
         (path / "weights" / f"step_{version}").mkdir(parents=True)

@@ -44,7 +44,7 @@ CLOSING = "</script><script>alert(1)</script>"
 
 def make_run(path: Path, rows: list[dict], episodes: list[dict] | None = None) -> Path:
     (path / "episodes").mkdir(parents=True)
-    (path / "run.json").write_text('{"run_id": "1"}')
+    (path / "run.json").write_text('{"format": 2, "run_id": "1"}')
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "config.toml").write_text("[run]\nsteps = 2\n")
     lines = "".join(json.dumps(episode) + "\n" for episode in episodes or [])

@@ -120,6 +120,21 @@ def test_rows_that_json_cannot_keep_are_refused_by_number(place: Path):
     assert not list(place.glob("runs/*"))
 
 
+@pytest.mark.parametrize(("identity", "found"), [('{"run_id": "1"}', 1), ('{"run_id": "1", "format": 3}', 3)])
+def test_a_run_of_another_format_is_refused_in_one_sentence(identity: str, found: int, place: Path):
+    old = place / "runs" / "old"
+    (old / "checkpoints" / "step_3").mkdir(parents=True)
+    (old / "run.json").write_text(identity)
+    (old / "config.toml").write_text("[run]\nsteps = 5\n")
+    (old / "ledger.jsonl").write_text('{"kind": "attempt", "attempt": 1, "version": 0}\n')
+    sentence = (
+        f"^runs/old is a run of format {found}, and this agentrl reads format 2: go on with the agentrl "
+    )
+    for use in (agentrl.resume, agentrl.replay, agentrl.Run, lambda run: next(agentrl.episodes(run))):
+        with pytest.raises(agentrl.ConfigError, match=sentence):
+            use("runs/old")
+
+
 PROGRAM = """
 import sys
 import agentrl
@@ -137,6 +152,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_a_program_s_own_class_says_so_and_is_resumed_by_it_alone(place: Path):
     Path("own.py").write_text(PROGRAM)
 

@@ -32,7 +32,7 @@ def test_an_engine_has_no_more_rows_than_the_run_gave_it(
 ):
     arguments = [str(tmp_path)]
     if run_slots is not None:
-        (tmp_path / "run.json").write_text('{"run_id": "1"}')
+        (tmp_path / "run.json").write_text('{"format": 2, "run_id": "1"}')
         (tmp_path / "config.toml").write_text(f"[engine]\nslots = {run_slots}\n")
     if concurrency is not None:
         arguments += ["--concurrency", str(concurrency)]
