@@ -1,7 +1,7 @@
 """Assembly of a run: from a plan to an orchestrator with every part made and started.
 
-This is the one place that wires a run. What needs torch is imported when it is needed, so that errors in
-settings come before the seconds that this takes.
+This is the one place that wires a run, in tests too. What needs torch is imported when it is needed, so that
+errors in settings come before the seconds that this takes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from agentrl.config import registry
@@ -22,101 +23,91 @@ from agentrl.renderers.base import Renderer
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl.storage.ledger import Ledger
-from agentrl.storage.metrics import Listener, MetricsWriter
+from agentrl.storage.metrics import MetricsWriter
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.storage.run_folder import RunFolder
-from agentrl.tasks.task import Task, make_sandbox
+from agentrl.tasks.task import make_sandbox
 from agentrl.training.credit import make_estimator
 from agentrl.training.held_out import make_evaluation
 from agentrl.training.learner_thread import AsyncLearner, LearnerThread
 from agentrl.training.orchestrator import Orchestrator
 from agentrl.training.parts import Options, Parts
-from agentrl.training.plan import RunPlan, make_pool
+from agentrl.training.plan import RunPlan, make_pool, plan_run
 from agentrl.training.watchdog import Watchdog
 from agentrl_envs import EnvError
 from agentrl_sandbox import Sandbox
 
 
+@contextlib.asynccontextmanager
 async def assemble(
-    plan: RunPlan, folder: RunFolder, options: Options, stack: contextlib.AsyncExitStack
-) -> Orchestrator:
-    """Make and start every part of a run.
+    run: Settings | RunPlan,
+    folder: RunFolder | None = None,
+    options: Options | None = None,
+    *,
+    policy: Policy | None = None,
+    learner: AsyncLearner | None = None,
+    renderer: Renderer | None = None,
+    sandbox: Sandbox | None = None,
+) -> AsyncIterator[Orchestrator]:
+    """Make and start every part of a run, and close it afterwards.
+
+    Parts that are handed in ready made are taken as they are: nobody starts, compares or closes them here.
+    Environments, estimators, losses and what else a setting names are handed in by `agentrl.load_settings`.
 
     Args:
-        plan: of the run (`plan_run`).
-        folder: where it is recorded; locked by the caller.
+        run: its plan (`plan_run`), or the settings to plan it from.
+        folder: where it is recorded, locked by the caller; None makes one.
         options: what it is told besides its settings.
-        stack: closes the parts, in the opposite order.
+        policy: an engine that was started.
+        learner: whose weights the engine has; without the parity gate.
+        renderer: from messages to tokens of that engine.
+        sandbox: for environments that run programs.
 
     Raises:
         PolicyUnavailable: the engine does not start.
         SandboxUnavailable: this machine has not the isolation asked for.
     """
-    settings, tokenizer = plan.settings, plan.tokenizer
-    renderer = make_renderer(tokenizer, settings.rollout.format)
-    sandbox = await stack.enter_async_context(make_sandbox(settings.sandbox))
-    watchdog = Watchdog(folder.logs)
-    learner = LearnerThread(await asyncio.to_thread(make_learner, settings), folder.path / ".exchange")
-    stack.push_async_callback(learner.close)
-    policy = await make_policy(settings, learner.handle, tokenizer, folder.logs)
-    stack.push_async_callback(policy.close)
-    # The engine has limits of its own, and says why it did not start; this one is the back-stop.
-    await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
-    if options.on_ready is not None:
-        options.on_ready(sandbox.describe())
-    named = [registry.make("listener", kind, {}) for kind in settings.run.listeners]
-    parts = make_parts(
-        settings,
-        folder,
-        plan.tasks,
-        policy=policy,
-        learner=learner,
-        renderer=renderer,
-        sandbox=sandbox,
-        watchdog=watchdog,
-        listeners=(*options.listeners, *named),
-    )
-    stack.push_async_callback(parts.close)
-    gate = await _parity_gate(settings, parts, renderer, sandbox)
-    parts = replace(
-        parts,
-        evaluate=make_evaluation(settings, plan.held_out, policy, renderer, sandbox),
-        before_start=gate.check,
-        after_update=gate.after_update,
-        shuffle_rewards=options.shuffle_rewards,
-    )
-    return Orchestrator(settings, parts)
+    plan = run if isinstance(run, RunPlan) else await asyncio.to_thread(plan_run, run)
+    settings, options, compared = plan.settings, options or Options(), learner is None
+    async with contextlib.AsyncExitStack() as stack:
+        if folder is None:
+            folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
+            folder.lock()
+            stack.callback(folder.unlock)
+        renderer = renderer or make_renderer(plan.tokenizer, settings.rollout.format)
+        sandbox = sandbox or await stack.enter_async_context(make_sandbox(settings.sandbox))
+        watchdog = Watchdog(folder.logs)
+        if learner is None:
+            made = await asyncio.to_thread(make_learner, settings)
+            learner = LearnerThread(made, folder.path / ".exchange")
+            stack.push_async_callback(learner.close)
+        if policy is None:
+            policy = await make_policy(settings, learner.handle, plan.tokenizer, folder.logs)
+            stack.push_async_callback(policy.close)
+            # The engine has limits of its own, and says why it did not start; this one is the back-stop.
+            await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
+        if options.on_ready is not None:
+            options.on_ready(sandbox.describe())
+        parts = _wired(plan, folder, options, policy, learner, renderer, sandbox, watchdog)
+        stack.push_async_callback(parts.close)
+        if compared:
+            gate = await _parity_gate(settings, parts, renderer, sandbox)
+            parts = replace(parts, before_start=gate.check, after_update=gate.after_update)
+        yield Orchestrator(settings, parts)
 
 
-def make_parts(
-    settings: Settings,
+def _wired(
+    plan: RunPlan,
     folder: RunFolder,
-    tasks: Sequence[Task],
-    *,
+    options: Options,
     policy: Policy,
     learner: AsyncLearner,
     renderer: Renderer,
-    sandbox: Sandbox | None = None,
-    watchdog: Watchdog | None = None,
-    listeners: Sequence[Listener] = (),
+    sandbox: Sandbox,
+    watchdog: Watchdog,
 ) -> Parts:
-    """Wire an engine, a learner and a renderer that are ready to the prompts and the files of a run.
-
-    No parity gate and no evaluation is among the parts: `dataclasses.replace` adds them. Whoever calls this
-    closes the parts (`Parts.close`).
-
-    Args:
-        settings: of the run.
-        folder: where it is recorded; locked by the caller.
-        tasks: environments with their rows.
-        policy: an engine that was started.
-        learner: whose weights the engine has.
-        renderer: from messages to tokens of that engine.
-        sandbox: for environments that run programs.
-        watchdog: limits of waiting; None makes one.
-        listeners: told every row of metrics.
-    """
-    pool = make_pool(tasks, settings)
+    """An engine, a learner and a renderer that are ready, with the prompts and the files of a run."""
+    settings, pool = plan.settings, make_pool(plan.tasks, plan.settings)
 
     async def play(dispatch: Dispatch) -> Episode:
         prompt = pool.index[dispatch.prompt_id]
@@ -130,6 +121,7 @@ def make_parts(
             settings=settings.rollout,
         )
 
+    named = [registry.make("listener", kind, {}) for kind in settings.run.listeners]
     return Parts(
         folder=folder,
         pool=pool,
@@ -138,9 +130,11 @@ def make_parts(
         estimator=make_estimator(settings.estimator),
         ledger=Ledger(folder.ledger),
         recorder=EpisodeRecorder(folder.episodes, keep=settings.run.episodes_kept),
-        metrics=MetricsWriter(folder.metrics, listeners),
-        watchdog=watchdog or Watchdog(folder.logs),
+        metrics=MetricsWriter(folder.metrics, (*options.listeners, *named)),
+        watchdog=watchdog,
         play=play,
+        evaluate=make_evaluation(settings, plan.held_out, policy, renderer, sandbox),
+        shuffle_rewards=options.shuffle_rewards,
     )
 
 

@@ -29,7 +29,7 @@ Evaluate = Callable[[int, int, Callable[[], None], Outages], Awaitable[dict[str,
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a run is made of; `agentrl.training.train` builds it from settings, tests build it by hand."""
+    """What a run is made of (`agentrl.training.assembly.assemble`)."""
 
     folder: RunFolder
     pool: PromptPool
@@ -50,7 +50,7 @@ class Parts:
     """A control: rewards are shuffled among the episodes of each batch before anything is learned."""
 
     async def close(self) -> None:
-        """Close what `make_parts` opened: metrics, recorder and ledger."""
+        """Close the files: metrics, recorder and ledger."""
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.ledger.close)
             stack.push_async_callback(self.recorder.close)

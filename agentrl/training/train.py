@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
@@ -87,8 +86,7 @@ async def _run(
             options.on_ready(note)
     started, cpu_started = time.monotonic(), cpu_seconds()
     try:
-        async with contextlib.AsyncExitStack() as stack:
-            orchestrator = await assemble(plan, folder, options, stack)
+        async with assemble(plan, folder, options) as orchestrator:
             if changed is not None:
                 from agentrl.training.resume import resume as go_back
 

@@ -1,10 +1,11 @@
-"""Parts of a run that need neither torch nor a model, wired by `make_parts`."""
+"""Parts of a run that need neither torch nor a model, wired by `assemble`."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
 from agentrl.storage.run_folder import RunFolder
 from agentrl.tasks.task import Task
-from agentrl.training.assembly import make_parts
+from agentrl.training.assembly import assemble
+from agentrl.training.held_out import HeldOut
 from agentrl.training.orchestrator import Orchestrator
+from agentrl.training.plan import RunPlan
 from agentrl.weights.handle import WeightHandle
 from agentrl_envs import Env
+from agentrl_sandbox import open_sandbox
 
 
 class Echo(Env):
@@ -93,9 +97,10 @@ class LoopRun:
     learner: ArithmeticLearner
     policy: ScriptedPolicy
     folder: RunFolder
+    stack: contextlib.AsyncExitStack
 
     async def close(self) -> None:
-        await self.orchestrator.parts.close()
+        await self.stack.aclose()
         self.folder.unlock()
 
 
@@ -108,7 +113,7 @@ def default_script(request: Any) -> dict[str, float]:
     return {f"{word}<|end|>": 0.5, "no<|end|>": 0.5}
 
 
-def make_loop(
+async def make_loop(
     folder: RunFolder,
     flags: Sequence[str] = (),
     *,
@@ -116,6 +121,7 @@ def make_loop(
     rows: Sequence[dict[str, Any]] | None = None,
     policy: ScriptedPolicy | None = None,
     learner: ArithmeticLearner | None = None,
+    held_out: Sequence[dict[str, Any]] = (),
 ) -> LoopRun:
     """A run of these parts."""
     settings: Settings = load_settings(
@@ -135,25 +141,31 @@ def make_loop(
     learner = learner or ArithmeticLearner()
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
     folder.lock()
-    parts = make_parts(settings, folder, (task,), policy=policy, learner=learner, renderer=renderer)
-    return LoopRun(Orchestrator(settings, parts), learner, policy, folder)
+    stack = contextlib.AsyncExitStack()
+    plan = RunPlan(settings, (task,), (HeldOut(task, tuple(held_out)),) if held_out else ())
+    orchestrator = await stack.enter_async_context(
+        assemble(
+            plan, folder, policy=policy, learner=learner, renderer=renderer, sandbox=open_sandbox("broken")
+        )
+    )
+    return LoopRun(orchestrator, learner, policy, folder, stack)
 
 
 @pytest.fixture
-def new_loop(tmp_path: Path) -> Callable[..., LoopRun]:
+def new_loop(tmp_path: Path) -> Callable[..., Awaitable[LoopRun]]:
     """Makes a new run in its own folder."""
 
-    def make(*flags: str, name: str = "run", **parts: Any) -> LoopRun:
-        return make_loop(RunFolder.create(tmp_path, name), flags, **parts)
+    async def make(*flags: str, name: str = "run", **parts: Any) -> LoopRun:
+        return await make_loop(RunFolder.create(tmp_path, name), flags, **parts)
 
     return make
 
 
 @pytest.fixture
-def reopen(tmp_path: Path) -> Callable[..., LoopRun]:
+def reopen(tmp_path: Path) -> Callable[..., Awaitable[LoopRun]]:
     """Opens a run that `new_loop` made, for another attempt."""
 
-    def make(*flags: str, name: str = "run", **parts: Any) -> LoopRun:
-        return make_loop(RunFolder.open(tmp_path / name), flags, **parts)
+    async def make(*flags: str, name: str = "run", **parts: Any) -> LoopRun:
+        return await make_loop(RunFolder.open(tmp_path / name), flags, **parts)
 
     return make

@@ -55,7 +55,7 @@ def test_the_cost_of_a_run_by_hand():
 async def test_a_run_counts_tokens_time_and_episodes_of_its_initial_rollouts(
     new_loop: Callable[..., Any],
 ) -> None:
-    run = new_loop("--tracker.initial_rollouts=2")
+    run = await new_loop("--tracker.initial_rollouts=2")
     played: list[int] = []
     written = run.orchestrator.parts.recorder.record
 
@@ -83,7 +83,7 @@ async def test_initial_rollouts_of_an_attempt_that_was_ended_are_counted_once(
     new_loop: Callable[..., Any], reopen: Callable[..., Any]
 ) -> None:
     # Fails when the tokens of rollouts found in the ledger are not added, or totals are added up twice.
-    run = new_loop("--tracker.initial_rollouts=2")
+    run = await new_loop("--tracker.initial_rollouts=2")
     ledger, played = run.orchestrator.parts.ledger, []
     evaluated = ledger.evaluated
 
@@ -100,7 +100,7 @@ async def test_initial_rollouts_of_an_attempt_that_was_ended_are_counted_once(
     await run.close()
     assert 10 <= len(played) < 24
 
-    again = reopen("--tracker.initial_rollouts=2")
+    again = await reopen("--tracker.initial_rollouts=2")
     ledger = again.orchestrator.parts.ledger
     evaluated = ledger.evaluated
 

@@ -50,7 +50,7 @@ make_loop, default_script, Echo = parts.make_loop, parts.default_script, parts.E
 
 
 async def test_a_run_learns_from_every_episode_it_dispatched(new_loop: Callable[..., Any]) -> None:
-    run = new_loop()
+    run = await new_loop()
     await run.orchestrator.run()
     ledger = run.orchestrator.parts.ledger
     assert ledger.summary() == {"learned": 32}
@@ -64,7 +64,7 @@ async def test_all_baselines_are_read_before_any_reward_of_the_batch_is_folded(
     new_loop: Callable[..., Any],
 ) -> None:
     # Fails when `_fold` is called before `_advantages` in `Orchestrator._one_step`.
-    run = new_loop("--run.steps=1", "--run.deterministic=true")
+    run = await new_loop("--run.steps=1", "--run.deterministic=true")
     seen: list[np.ndarray] = []
     step = run.learner.step
 
@@ -84,7 +84,7 @@ async def test_all_baselines_are_read_before_any_reward_of_the_batch_is_folded(
 async def test_deterministic_runs_are_equal(new_loop: Callable[..., Any]) -> None:
     digests = []
     for name in ("one", "two"):
-        run = new_loop("--run.deterministic=true", name=name)
+        run = await new_loop("--run.deterministic=true", name=name)
         await run.orchestrator.run()
         digests.append(run.learner.digest)
         await run.close()
@@ -104,7 +104,7 @@ class Broken(Env):
 async def test_an_environment_that_always_raises_ends_the_run_with_its_error(
     new_loop: Callable[..., Any],
 ) -> None:
-    run = new_loop("--run.outage_limit_s=1", env=Broken)
+    run = await new_loop("--run.outage_limit_s=1", env=Broken)
     with pytest.raises(
         AgentRLError, match=r"nothing has worked yet.*no idea \(.*:\d+\); mend that and go on with .*run`"
     ):
@@ -114,7 +114,7 @@ async def test_an_environment_that_always_raises_ends_the_run_with_its_error(
 
 
 async def test_groups_are_learned_from_whole(new_loop: Callable[..., Any]) -> None:
-    run = new_loop("--estimator.kind=grpo", "--estimator.group_size=4")
+    run = await new_loop("--estimator.kind=grpo", "--estimator.group_size=4")
     await run.orchestrator.run()
     entries = run.orchestrator.parts.ledger.entries
     for batch in run.learner.batches:
@@ -124,7 +124,9 @@ async def test_groups_are_learned_from_whole(new_loop: Callable[..., Any]) -> No
 
 
 async def test_dynamic_sampling_discards_groups_of_equal_rewards(new_loop: Callable[..., Any]) -> None:
-    run = new_loop("--estimator.kind=grpo", "--estimator.group_size=2", "--estimator.dynamic_sampling=true")
+    run = await new_loop(
+        "--estimator.kind=grpo", "--estimator.group_size=2", "--estimator.dynamic_sampling=true"
+    )
     await run.orchestrator.run()
     ledger = run.orchestrator.parts.ledger
     assert ledger.counts[State.LEARNED] == 32
@@ -133,7 +135,7 @@ async def test_dynamic_sampling_discards_groups_of_equal_rewards(new_loop: Calla
 
 
 async def test_initial_rollouts_set_values_and_are_never_learned_from(new_loop: Callable[..., Any]) -> None:
-    run = new_loop("--tracker.initial_rollouts=2")
+    run = await new_loop("--tracker.initial_rollouts=2")
     await run.orchestrator.run()
     ledger = run.orchestrator.parts.ledger
     assert ledger.counts[State.EVALUATED] == 24
@@ -143,7 +145,7 @@ async def test_initial_rollouts_set_values_and_are_never_learned_from(new_loop: 
 
 
 async def test_replay_measures_drift_of_previous_episodes(new_loop: Callable[..., Any]) -> None:
-    run = new_loop("--tracker.drift=replay")
+    run = await new_loop("--tracker.drift=replay")
     await run.orchestrator.run()
     rows = [row for row in read_metrics(run.folder.metrics) if row["kind"] == "step"]
     # The learner of these tests never changes its log-probabilities, so nothing drifts: rho is at its maximum.
@@ -154,7 +156,7 @@ async def test_replay_measures_drift_of_previous_episodes(new_loop: Callable[...
 async def test_one_drift_is_counted_once_for_all_episodes_of_its_prompt(new_loop: Callable[..., Any]) -> None:
     # Fails when each episode of a batch gets the drift since the batch before: eight folds would forget
     # eight times what the policy moved once.
-    run = new_loop("--run.steps=1")
+    run = await new_loop("--run.steps=1")
     await run.orchestrator.run()
     recorded = sorted(read_episodes(run.folder.episodes), key=lambda episode: episode.dispatch_index)
     await run.close()
@@ -189,7 +191,7 @@ class Slow(Env):
 
 async def test_a_prompt_without_which_no_batch_can_fill_is_named(new_loop: Callable[..., Any]) -> None:
     rows = [{"id": word, "word": word} for word in ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op")]
-    run = new_loop("--run.outage_limit_s=1", env=Slow, rows=rows)
+    run = await new_loop("--run.outage_limit_s=1", env=Slow, rows=rows)
     # Set aside where others succeeded between its failures, else tried until the limit.
     named = (
         r"1 of 8 prompts were set aside.*\(ab, .*no idea about ab|\(all of prompt ab\), .*no idea about ab"
@@ -201,14 +203,14 @@ async def test_a_prompt_without_which_no_batch_can_fill_is_named(new_loop: Calla
 
 async def test_nothing_is_played_that_no_step_will_use(new_loop: Callable[..., Any]) -> None:
     # Fails when `TrainingStream.next` counts learned batches by version: a batch in the learner is in neither.
-    run = new_loop("--stream.staleness=3", "--sampler.copies_per_prompt=8", "--stream.in_flight=32")
+    run = await new_loop("--stream.staleness=3", "--sampler.copies_per_prompt=8", "--stream.in_flight=32")
     await run.orchestrator.run()
     assert run.orchestrator.parts.ledger.summary() == {"learned": 32}
     await run.close()
 
 
 async def test_the_audit_sees_a_buffer_that_drops_episodes(new_loop: Callable[..., Any]) -> None:
-    run = new_loop("--run.steps=8", "--sampler.copies_per_prompt=9")
+    run = await new_loop("--run.steps=8", "--sampler.copies_per_prompt=9")
     buffer, seen = run.orchestrator.buffer, []
     put = buffer.put
 
@@ -242,7 +244,9 @@ async def test_a_group_that_lost_a_member_for_good_does_not_stall_the_run(
                 raise RuntimeError("unlucky")
             return bool(type(self).played % 2)
 
-    run = new_loop("--estimator.kind=grpo", "--estimator.group_size=4", "--run.wait_limit_s=20", env=Unlucky)
+    run = await new_loop(
+        "--estimator.kind=grpo", "--estimator.group_size=4", "--run.wait_limit_s=20", env=Unlucky
+    )
     await run.orchestrator.run()
     ledger = run.orchestrator.parts.ledger
     assert ledger.counts[State.LEARNED] == 32
@@ -253,7 +257,7 @@ async def test_a_group_that_lost_a_member_for_good_does_not_stall_the_run(
 async def test_a_ledger_that_cannot_be_written_ends_the_run_with_its_path(
     new_loop: Callable[..., Any],
 ) -> None:
-    run = new_loop()
+    run = await new_loop()
     ledger, finished = run.orchestrator.parts.ledger, run.orchestrator.parts.ledger.finished
 
     def full(key: str, tokens: int) -> None:
@@ -270,18 +274,18 @@ async def test_a_ledger_that_cannot_be_written_ends_the_run_with_its_path(
 async def test_ctrl_c_in_the_first_evaluation_can_be_resumed(
     new_loop: Callable[..., Any], tmp_path: Path
 ) -> None:
-    run = new_loop("--tracker.initial_rollouts=1")
+    run = await new_loop("--tracker.initial_rollouts=1")
 
     async def evaluate(version: int, number: int, ended: Any, outages: Any) -> dict[str, Any]:
         run.orchestrator.stop()
         await asyncio.sleep(3600)
         return {}
 
-    object.__setattr__(run.orchestrator.parts, "evaluate", evaluate)
+    run.orchestrator.parts = replace(run.orchestrator.parts, evaluate=evaluate)
     with pytest.raises(Interrupted, match="--resume"):
         await asyncio.wait_for(run.orchestrator.run(), 20)
     await run.close()
-    again = make_loop(RunFolder.open(tmp_path / "run"), ("--tracker.initial_rollouts=1",))
+    again = await make_loop(RunFolder.open(tmp_path / "run"), ("--tracker.initial_rollouts=1",))
     await resume(again.orchestrator)
     await again.orchestrator.run()
     assert again.orchestrator.parts.ledger.summary() == {"learned": 32, "evaluated": 12}
@@ -290,7 +294,7 @@ async def test_ctrl_c_in_the_first_evaluation_can_be_resumed(
 
 
 async def test_ctrl_c_in_the_last_evaluation_does_not_lose_the_end(new_loop: Callable[..., Any]) -> None:
-    run = new_loop()
+    run = await new_loop()
 
     async def evaluate(version: int, number: int, ended: Any, outages: Any) -> dict[str, Any]:
         if version:
@@ -298,7 +302,7 @@ async def test_ctrl_c_in_the_last_evaluation_does_not_lose_the_end(new_loop: Cal
             await asyncio.sleep(0.05)
         return {"reward_mean": 0.5}
 
-    object.__setattr__(run.orchestrator.parts, "evaluate", evaluate)
+    run.orchestrator.parts = replace(run.orchestrator.parts, evaluate=evaluate)
     await run.orchestrator.run()
     assert run.folder.newest_weights() is not None
     assert [row["step"] for row in read_metrics(run.folder.metrics) if row["kind"] == "eval"] == [0, 4]
@@ -310,7 +314,7 @@ async def test_initial_values_from_a_file(new_loop: Callable[..., Any], tmp_path
     path.write_text(
         '{"prompt_id": "ab", "rewards": [1, 1, 1, 1, 0, 0, 0, 0]}\n{"prompt_id": "zz", "rewards": [1]}\n'
     )
-    run = new_loop("--run.steps=0", f"--tracker.initial_file={path}")
+    run = await new_loop("--run.steps=0", f"--tracker.initial_file={path}")
     await run.orchestrator.run()
     # s = 4 of n0 = 8 and N0 = 8: alpha = 8 * 4.5 / 9 = 4, so v = 1/2 with weight 8.
     pool = run.orchestrator.parts.pool
@@ -324,7 +328,7 @@ async def test_initial_values_from_a_file(new_loop: Callable[..., Any], tmp_path
 
 async def test_an_evaluation_that_stalls_is_named(new_loop: Callable[..., Any]) -> None:
     # Fails when `Orchestrator._evaluate` awaits the evaluation itself.
-    run = new_loop("--run.wait_limit_s=0.4")
+    run = await new_loop("--run.wait_limit_s=0.4")
 
     async def evaluate(version: int, number: int, ended: Callable[[], None], outages: Any) -> dict[str, Any]:
         for _ in range(4):  # longer than the limit, but it gets on
@@ -333,7 +337,7 @@ async def test_an_evaluation_that_stalls_is_named(new_loop: Callable[..., Any]) 
         await asyncio.sleep(3600)
         return {}
 
-    object.__setattr__(run.orchestrator.parts, "evaluate", evaluate)
+    run.orchestrator.parts = replace(run.orchestrator.parts, evaluate=evaluate)
     with pytest.raises(StallError, match="another episode of the evaluation of version 0 to end"):
         await asyncio.wait_for(run.orchestrator.run(), 20)
     assert "evaluation of version 0" in (run.folder.logs / "stalls.txt").read_text()
@@ -352,7 +356,7 @@ class Hangs(Env):
 
 
 async def test_initial_rollouts_that_stall_are_named(new_loop: Callable[..., Any]) -> None:
-    run = new_loop("--run.wait_limit_s=0.4", "--tracker.initial_rollouts=1", env=Hangs)
+    run = await new_loop("--run.wait_limit_s=0.4", "--tracker.initial_rollouts=1", env=Hangs)
     with pytest.raises(StallError, match="another rollout for an initial value to end"):
         await asyncio.wait_for(run.orchestrator.run(), 20)
     await run.close()
@@ -366,7 +370,7 @@ async def test_a_batch_may_take_longer_than_one_wait(new_loop: Callable[..., Any
 
     policy = ScriptedPolicy(default_script, tokenizer=ByteTokenizer(), seconds=slow)
     flags = ("--run.steps=1", "--stream.in_flight=1", "--run.wait_limit_s=0.4")
-    run = new_loop(*flags, policy=policy)
+    run = await new_loop(*flags, policy=policy)
     await run.orchestrator.run()
     assert run.orchestrator.parts.ledger.summary() == {"learned": 8}
     await run.close()
@@ -377,14 +381,14 @@ async def test_a_batch_that_stalls_says_what_it_has(new_loop: Callable[..., Any]
         async def setup(self) -> None:
             await asyncio.sleep(60)
 
-    run = new_loop("--run.wait_limit_s=0.3", env=Sticks)
+    run = await new_loop("--run.wait_limit_s=0.3", env=Sticks)
     with pytest.raises(StallError, match=r"another episode for a batch of 8 .*6 are in flight, 0 wait"):
         await run.orchestrator.run()
     await run.close()
 
 
 async def test_a_disk_that_hangs_is_named(new_loop: Callable[..., Any]) -> None:
-    run = new_loop("--run.wait_limit_s=0.5")
+    run = await new_loop("--run.wait_limit_s=0.5")
     recorder, lock = run.orchestrator.parts.recorder, threading.Lock()
     lock.acquire()
     write = recorder._write
@@ -418,7 +422,7 @@ async def test_an_episode_that_swallows_its_cancellation_does_not_hold_up_the_en
             return True
 
     monkeypatch.setattr(Dispatcher.stop, "__defaults__", (0.2,))
-    run = new_loop("--stream.staleness=3", env=Stubborn)
+    run = await new_loop("--stream.staleness=3", env=Stubborn)
 
     async def stop() -> None:
         if run.orchestrator.version == 2:

@@ -98,7 +98,7 @@ async def attempt(path: Path, arm: str, disk: Disk, fails_at: int) -> dict[str, 
     disk.moments, disk.fails_at = 0, 0
     resuming = (path / "run.json").exists()
     folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
-    run = parts.make_loop(folder, (*FLAGS, *flags), env=env)
+    run = await parts.make_loop(folder, (*FLAGS, *flags), env=env)
     disk.fails_at = fails_at
     try:
         if resuming:
@@ -172,7 +172,7 @@ async def test_a_group_that_lost_all_it_had_goes_on_after_a_resume(tmp_path: Pat
             return super().reward(row, answer)
 
     flags = (*FLAGS, *GRPO, "--stream.in_flight=1", "--run.deterministic=false")
-    run = parts.make_loop(RunFolder.create(tmp_path, "run"), flags, env=FailsOnce)
+    run = await parts.make_loop(RunFolder.create(tmp_path, "run"), flags, env=FailsOnce)
     ledger, dispatched = run.orchestrator.parts.ledger, run.orchestrator.parts.ledger.dispatched
 
     def gone(key: str, *more: Any, **also: Any) -> None:
@@ -184,7 +184,7 @@ async def test_a_group_that_lost_all_it_had_goes_on_after_a_resume(tmp_path: Pat
     with pytest.raises(DiskError):
         await run.orchestrator.run()
     await run.close()
-    again = parts.make_loop(RunFolder.open(tmp_path / "run"), flags, env=FailsOnce)
+    again = await parts.make_loop(RunFolder.open(tmp_path / "run"), flags, env=FailsOnce)
     await resume(again.orchestrator)
     await asyncio.wait_for(again.orchestrator.run(), 30)
     pool = again.orchestrator.parts.pool
@@ -209,7 +209,7 @@ async def once(
             run.orchestrator.stop()
 
     learner = parts.ArithmeticLearner(seconds=before_step)
-    run = parts.make_loop(folder, ("--run.wait_limit_s=10", *flags), learner=learner, **given)
+    run = await parts.make_loop(folder, ("--run.wait_limit_s=10", *flags), learner=learner, **given)
     try:
         if resuming:
             await resume(run.orchestrator)
@@ -313,7 +313,7 @@ async def test_rows_in_another_order_are_refused(tmp_path: Path) -> None:
 
 async def test_another_number_of_initial_rollouts_on_resume_is_refused(new_loop: Any) -> None:
     # Fails when a score is credited to the prompt whose turn the rollout's number would be today.
-    run = new_loop()
+    run = await new_loop()
     pool, ledger = run.orchestrator.parts.pool, run.orchestrator.parts.ledger
     ledger.begin_attempt(0)
     for number in range(8):  # four of each: `ab` always solved, `cd` never

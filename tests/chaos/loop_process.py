@@ -10,18 +10,12 @@ import importlib.util
 import json
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from agentrl.evaluation.run import evaluate_policy
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.renderers.making import make_renderer
-from agentrl.rollout.outage import Outages
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
-from agentrl.training.parts import Evaluate
 from agentrl.training.resume import resume
 
 
@@ -34,27 +28,6 @@ def load_parts() -> ModuleType:
     sys.modules["loop_parts"] = module
     spec.loader.exec_module(module)
     return module
-
-
-def evaluator(parts: ModuleType, policy: ScriptedPolicy) -> Evaluate:
-    """Evaluation inside the run, on the same policy, as `agentrl.training.train` does it."""
-    renderer = make_renderer(ByteTokenizer(), "code", instructions="")
-
-    async def evaluate(
-        version: int, number: int, ended: Callable[[], None], outages: Outages
-    ) -> dict[str, Any]:
-        result = await evaluate_policy(
-            policy,
-            renderer,
-            lambda seed: parts.Echo(),
-            [{"id": word, "word": word} for word in parts.WORDS],
-            concurrency=4,
-            name=f"v{version}-{number}",
-            on_record=lambda record: ended(),
-        )
-        return result.as_row()
-
-    return evaluate
 
 
 async def main(path: Path, flags: list[str]) -> None:
@@ -71,9 +44,15 @@ async def main(path: Path, flags: list[str]) -> None:
         tokenizer=ByteTokenizer(),
         seconds=lambda request, tokens: delays.choice((0.0, 0.001, 0.001, 0.01)),
     )
-    run = parts.make_loop(folder, flags, policy=policy, learner=parts.ArithmeticLearner(seconds=learn))
-    if run.orchestrator.settings.eval.every:
-        object.__setattr__(run.orchestrator.parts, "evaluate", evaluator(parts, policy))
+    run = await parts.make_loop(
+        folder,
+        flags,
+        policy=policy,
+        learner=parts.ArithmeticLearner(seconds=learn),
+        held_out=[{"id": word, "word": word} for word in parts.WORDS]
+        if "--eval.every" in " ".join(flags)
+        else (),
+    )
     if resuming:
         await resume(run.orchestrator)
     await run.orchestrator.run()

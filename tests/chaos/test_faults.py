@@ -52,7 +52,9 @@ async def test_an_engine_that_is_gone_for_a_while_costs_failures_and_no_rewards(
             raise PolicyUnavailable("connection refused by 127.0.0.1:1")
         return parts.default_script(request)
 
-    run = new_loop("--sampler.quarantine_after=20", policy=ScriptedPolicy(script, tokenizer=ByteTokenizer()))
+    run = await new_loop(
+        "--sampler.quarantine_after=20", policy=ScriptedPolicy(script, tokenizer=ByteTokenizer())
+    )
     await run.orchestrator.run()
     ledger = run.orchestrator.parts.ledger
     assert ledger.counts[State.LEARNED] == 32
@@ -69,7 +71,7 @@ async def test_a_sandbox_pool_that_is_exhausted_costs_failures_and_no_rewards(ne
             if next(opened) % 3 == 0:
                 raise SandboxFailure("the pool is exhausted: 64 of 64 sessions are open")
 
-    run = new_loop("--sampler.quarantine_after=50", env=Pooled)
+    run = await new_loop("--sampler.quarantine_after=50", env=Pooled)
     await run.orchestrator.run()
     ledger = run.orchestrator.parts.ledger
     assert ledger.counts[State.LEARNED] == 32
@@ -81,7 +83,7 @@ async def test_a_learner_that_stalls_is_named(new_loop: NewLoop) -> None:
     async def forever() -> None:
         await asyncio.sleep(3600)
 
-    run = new_loop("--run.wait_limit_s=0.5", learner=parts.ArithmeticLearner(seconds=forever))
+    run = await new_loop("--run.wait_limit_s=0.5", learner=parts.ArithmeticLearner(seconds=forever))
     with pytest.raises(StallError, match="waited 0 s for the learner's step at version 0|the learner's step"):
         await run.orchestrator.run()
     assert "the learner's step at version 0" in (run.folder.logs / "stalls.txt").read_text()
@@ -97,12 +99,12 @@ async def test_a_learner_that_dies_ends_the_run_which_can_be_resumed(
         if next(steps) == 2:
             raise LearnerError("the gradient of episode t17 is not finite")
 
-    run = new_loop("--checkpoint.every=1", learner=parts.ArithmeticLearner(seconds=dies))
+    run = await new_loop("--checkpoint.every=1", learner=parts.ArithmeticLearner(seconds=dies))
     with pytest.raises(LearnerError, match="t17"):
         await run.orchestrator.run()
     assert run.orchestrator.version == 2
     await run.close()
-    again = parts.make_loop(RunFolder.open(tmp_path / "run"), ("--checkpoint.every=1",))
+    again = await parts.make_loop(RunFolder.open(tmp_path / "run"), ("--checkpoint.every=1",))
     await resume(again.orchestrator)
     assert again.orchestrator.version == 2
     await again.orchestrator.run()
@@ -118,7 +120,7 @@ async def test_an_environment_that_never_returns_fails_and_the_run_goes_on(new_l
             if next(asked) == 3:
                 await asyncio.sleep(3600)
 
-    run = new_loop("--rollout.limit_s=1", env=Hangs)
+    run = await new_loop("--rollout.limit_s=1", env=Hangs)
     await run.orchestrator.run()
     ledger = run.orchestrator.parts.ledger
     assert ledger.counts[State.LEARNED] == 32
@@ -142,7 +144,7 @@ async def test_a_tool_that_returns_a_hundred_megabytes_is_cut(new_loop: NewLoop)
             return answer == "done"
 
     script = ["<code>\n```python\n1\n```\n</code>", "done<|end|>"]
-    run = new_loop(
+    run = await new_loop(
         "--run.steps=1",
         "--stream.batch=2",
         "--learner.mini_batch=2",
@@ -164,7 +166,7 @@ async def test_jumps_of_the_wall_clock_change_nothing(
     jumps = itertools.cycle((0.0, 1e6, -1e6))
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
-    run = new_loop()
+    run = await new_loop()
     await run.orchestrator.run()
     assert run.orchestrator.parts.ledger.summary() == {"learned": 32}
     await run.close()
