@@ -165,7 +165,7 @@ class PromptSampler:
 
     def probabilities(self) -> FloatArray:
         """[P] probability of each prompt at the next draw; all 0 where `draw` would return None."""
-        weights = self._idle_weights(slice(None))
+        weights = self._idle_weights(slice(None), self._fresh_weight())
         if weights.sum() <= 0.0 and (soonest := self._soonest_rested()) is not None:
             weights[soonest] = 1.0
         elif weights.sum() <= 0.0:
@@ -326,10 +326,10 @@ class PromptSampler:
         mean = np.array([self._tracker.first_visit_mean])
         return float(self._weigh_checked(mean, np.array([UNSEEN_COUNT]))[0])
 
-    def _idle_weights(self, part: slice) -> FloatArray:
+    def _idle_weights(self, part: slice, fresh_weight: float) -> FloatArray:
         """Weights of a part of the prompts; 0 for those pending or at rest."""
         idle = (self._copies[part] == 0) & ~self._is_resting[part]
-        return np.where(idle, np.where(self._fresh[part], self._fresh_weight(), self._weights[part]), 0.0)
+        return np.where(idle, np.where(self._fresh[part], fresh_weight, self._weights[part]), 0.0)
 
     def _place(self, index: int) -> None:
         """Add up the block of a prompt anew: a sum kept by differences would drift from its parts."""
@@ -345,12 +345,13 @@ class PromptSampler:
             self._place(index)
 
     def _draw_idle(self) -> int | None:
-        blocks = self._seen_sums + self._fresh_weight() * self._fresh_counts
+        fresh_weight = self._fresh_weight()
+        blocks = self._seen_sums + fresh_weight * self._fresh_counts
         if not blocks.any():
             return None
         block, point = _pick(blocks, self._random.random() * float(blocks.sum()))
         part = slice(block * BLOCK, (block + 1) * BLOCK)
-        return part.start + _pick(self._idle_weights(part), point)[0]
+        return part.start + _pick(self._idle_weights(part, fresh_weight), point)[0]
 
     def _copy_weights(self) -> FloatArray:
         """[P] weights of the prompts with the fewest copies, where another copy is allowed."""
