@@ -54,7 +54,10 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "real": "agentrl.learner.losses.labels:REALLoss",
         "gtpo": "agentrl.learner.losses.entropy:GTPOLoss",
     },
-    "tracker": {"spo": "agentrl.algorithms.value_tracker:ValueTracker"},
+    "tracker": {
+        "spo": "agentrl.algorithms.value_tracker:ValueTracker",
+        "kalman": "agentrl.algorithms.kalman_tracker:KalmanTracker",
+    },
     "sampler": {
         "priority": "agentrl.algorithms.prompt_sampler:PriorityWeights",
         "uniform": "agentrl.algorithms.prompt_sampler:UniformWeights",
