@@ -20,12 +20,12 @@ def refused(settings: Settings) -> Rules:
                 "estimator.kind = 'aspo' rewards early calls: choose one"
             ),
         )
-    if shaper.kind != "none" and estimator.kind == "gdpo":
+    if shaper.kind != "none" and estimator.kind in ("gdpo", "gdpo_value"):
         yield (
             ("shaper.kind", "estimator.kind"),
             (
-                f"estimator.kind = 'gdpo' reads the parts of the reward, which shaper.kind = {shaper.kind!r} "
-                "does not change: give the shaper's wish a part of its own in the environment"
+                f"estimator.kind = {estimator.kind!r} reads the parts of the reward, which "
+                f"shaper.kind = {shaper.kind!r} does not change: give the shaper's wish a part of its own in the environment"
             ),
         )
     if loss.kind == "real" and loss.own.get("compare") == "groups" and estimator.group_size < 2:

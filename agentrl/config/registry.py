@@ -38,6 +38,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "no_baseline": "agentrl.algorithms.advantage:NoBaselineEstimator",
         "rloo": "agentrl.algorithms.group_estimators:RLOOEstimator",
         "gdpo": "agentrl.algorithms.group_estimators:GDPOEstimator",
+        "gdpo_value": "agentrl.algorithms.part_values:GDPOValueEstimator",
         "dgpo": "agentrl.algorithms.group_estimators:DGPOEstimator",
         "dgpo_value": "agentrl.algorithms.value_estimators:DGPOValueEstimator",
         "bnpo": "agentrl.algorithms.value_estimators:BNPOEstimator",

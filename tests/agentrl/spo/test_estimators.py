@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -306,3 +307,34 @@ def test_the_share_of_d3s_rises_and_is_saved() -> None:
     other.fold(make_episode())
     other.fold(make_episode())
     assert other.share == 1.0
+
+
+def test_gdpo_without_groups() -> None:
+    part, rows = (
+        registry.make("estimator", "gdpo_value", {}),
+        [make_episode(reward_parts=one) for one in PARTS],
+    )
+    batch = CreditBatch(np.array([1.0, 0.5, 0.0, 1.0]), episodes=rows)
+    # Nothing is known: mean .5, deviation .5 of every part: 1 + 1, -1 + 1, -1 - 1, 2; mean .5, deviation 1.914854.
+    assert part(batch).tolist() == pytest.approx([0.783350, -0.261117, -1.305583, 0.783350], abs=1e-5)
+    for row in rows[:2]:
+        part.fold(row)
+    # correct of the prompt: count 1.9, mean 1 - 1 / 1.9 = .473684, square alike; of all: count 2.997001, mean .582750
+    # after 1 and .499917 after 0. Pulled by 1 / 2.9: .482729. format: 1 and .833306: .942520.
+    mean, deviation = part._statistics("p", "correct")
+    assert mean == pytest.approx(0.473684 * 1.9 / 2.9 + 0.500000 / 2.9, abs=1e-3)
+    assert deviation == pytest.approx(0.4997, abs=1e-3)
+    assert part._statistics("p", "format")[0] == pytest.approx(0.9425, abs=2e-3)
+    assert part._statistics("other", "format")[0] == pytest.approx(0.8333, abs=1e-3)
+    other = registry.make("estimator", "gdpo_value", {})
+    other.load_state_dict(json.loads(json.dumps(part.state_dict())))
+    assert other(batch).tolist() == part(batch).tolist()
+
+
+def test_no_part_is_in_its_own_mean() -> None:
+    part = registry.make("estimator", "gdpo_value", {"deviation_floor": 1e6})  # the sum, all but undivided
+    rows = [make_episode(reward_parts={"correct": value}) for value in (0.0, 1.0)]
+    low, high = part(CreditBatch(np.array([0.0, 1.0]), episodes=rows)) * 1e6
+    assert high - low == pytest.approx(
+        2.0
+    )  # 1 over the prior deviation .5, whole: GRPO's own mean would halve it
