@@ -25,7 +25,8 @@ def refused(settings: Settings) -> Rules:
             ("shaper.kind", "estimator.kind"),
             (
                 f"estimator.kind = {estimator.kind!r} reads the parts of the reward, which "
-                f"shaper.kind = {shaper.kind!r} does not change: give the shaper's wish a part of its own in the environment"
+                f"shaper.kind = {shaper.kind!r} does not change: give the shaper's "
+                "wish a part of its own in the environment"
             ),
         )
     if loss.kind == "real" and loss.own.get("compare") == "groups" and estimator.group_size < 2:
