@@ -54,6 +54,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "bpo": "agentrl.learner.losses.bounded:BPOLoss",
         "real": "agentrl.learner.losses.labels:REALLoss",
         "gtpo": "agentrl.learner.losses.entropy:GTPOLoss",
+        "hapo": "agentrl.learner.losses.entropy:HAPOLoss",
+        "d3s_tokens": "agentrl.learner.losses.entropy:D3STokensLoss",
     },
     "tracker": {
         "spo": "agentrl.algorithms.value_tracker:ValueTracker",

@@ -47,7 +47,7 @@ class Surrogate:
 
 
 def clipped_surrogate(
-    ratio: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float, dual_clip: float
+    ratio: Tensor, advantage: Tensor, *, clip_low: float | Tensor, clip_high: float | Tensor, dual_clip: float
 ) -> Surrogate:
     """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), at most dual_clip |A| where A < 0.
 
@@ -56,8 +56,8 @@ def clipped_surrogate(
     Args:
         ratio: [N] current / proximal.
         advantage: [N] of the token's episode.
-        clip_low: lower width of the clip.
-        clip_high: upper width of the clip.
+        clip_low: lower width of the clip, or [N] of each token.
+        clip_high: upper width of the clip, or [N].
         dual_clip: bound in advantages, above 1; 0 switches it off.
     """
     plain = -ratio * advantage

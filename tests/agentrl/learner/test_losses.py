@@ -219,6 +219,47 @@ def test_gtpo() -> None:
     assert torch.autograd.grad(loss_of.sum(), leaf, allow_unused=True)[0] is None
 
 
+def of_batch(kind: str, inputs: LossInputs, **own: Any) -> tuple[Any, LossInputs]:
+    """A loss, and its inputs with what it computes of the batch, before its first step."""
+    part = registry.make("loss", kind, own)
+    return part, dataclasses.replace(inputs, statistics=part.statistics(inputs))
+
+
+HEIGHTS = torch.tensor([0.125, 0.25, 0.5, 1.0])
+"""Entropies; their logs are -3, -2, -1 and 0 log 2, the quantile of .8 is -.6 log 2: h is -1, -1.4 / 2.4, -.4 / 2.4, 1."""
+
+
+def test_hapo() -> None:
+    part, it = of_batch("hapo", four_rows((1.0,) * 4, entropy=HEIGHTS))
+    assert part.heights(it).tolist() == near([-1.0, -0.583333, -0.166667, 1.0])
+    # Lower widths .4, .316667, .233333, .2; upper .2, .2, .2, .4.
+    down = dataclasses.replace(four_rows((0.5,) * 4, entropy=HEIGHTS), statistics=it.statistics)
+    down = dataclasses.replace(down, advantage=-torch.ones(4))
+    assert part(down)[0].tolist() == near([0.6, 0.683333, 0.766667, 0.8])
+    up = dataclasses.replace(four_rows((1.5,) * 4, entropy=HEIGHTS), statistics=it.statistics)
+    loss, metrics = part(dataclasses.replace(up, advantage=torch.ones(4)))
+    # The trap of the released code: low entropies would be mapped to +[0, 1] and get 1.4 here.
+    assert loss.tolist() == near([-1.2, -1.2, -1.2, -1.4])
+    assert metrics["clip_high"].tolist() == [True] * 4
+
+
+def test_hapo_without_differences_is_the_plain_clip() -> None:
+    part, it = of_batch("hapo", four_rows(entropy=torch.full((8,), 0.5)))
+    plain = run("clipped", four_rows(), clip_high=0.2)[0]
+    assert part(it)[0].tolist() == near(plain)
+
+
+def test_d3s_tokens() -> None:
+    entropy = torch.tensor([0.1, 0.9, 0.5, 0.2, 0.3, 0.6, 0.4, 0.05])
+    # |A| H: .1, .9, .5, .2, .3, .6, .8, .1: the larger half is tokens 1, 2, 5 and 6; their losses are doubled.
+    part, it = of_batch("d3s_tokens", four_rows(entropy=entropy))
+    loss, metrics = part(it)
+    assert metrics["tokens_kept"].tolist() == [False, True, True, False, False, True, True, False]
+    assert loss.tolist() == near([0.0, -2.56, -1.0, 0.0, 0.0, 1.6, 4.0, 0.0])
+    everything, it = of_batch("d3s_tokens", four_rows(entropy=entropy), share=1.0)
+    assert everything(it)[0].tolist() == near(run("clipped", four_rows(), dual_clip=0.0)[0])
+
+
 POLICY, OTHER = torch.tensor([0.3, -0.4, 1.1]), torch.tensor([-0.2, 0.5, 0.1])
 
 
