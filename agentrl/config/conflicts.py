@@ -58,12 +58,12 @@ def notes(settings: Settings) -> Iterator[str]:
             f"estimator.kind = 'dgpo_value' weighs hard prompts, and sampler.kind = {sampler.kind!r} draws "
             "by difficulty too: estimator.temperature = 0 or sampler.kind = 'uniform' counts it once"
         )
-    if loss.kind == "real":
+    if loss.kind in ("real", "tbrm"):
         yield (
-            "loss.kind = 'real' takes rewards as labels: what estimator.kind = "
-            f"{estimator.kind!r} gives is not used"
+            f"loss.kind = {loss.kind!r} reads rewards: what estimator.kind = {estimator.kind!r} and a shaper "
+            "give is not used"
         )
-    if loss.kind in ("gspo", "real") and settings.aggregator.kind != "sequences":
+    if loss.kind in ("gspo", "real", "tbrm") and settings.aggregator.kind != "sequences":
         yield (
             f"loss.kind = {loss.kind!r} is one number for a sequence and was made for aggregator.kind = "
             f"'sequences'; {settings.aggregator.kind!r} weighs long sequences more"

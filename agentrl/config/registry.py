@@ -56,6 +56,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "gtpo": "agentrl.learner.losses.entropy:GTPOLoss",
         "hapo": "agentrl.learner.losses.entropy:HAPOLoss",
         "d3s_tokens": "agentrl.learner.losses.entropy:D3STokensLoss",
+        "tbrm": "agentrl.learner.losses.bellman:TBRMLoss",
+        "distillation": "agentrl.learner.losses.distillation:DistillationLoss",
     },
     "tracker": {
         "spo": "agentrl.algorithms.value_tracker:ValueTracker",

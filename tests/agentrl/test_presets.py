@@ -77,7 +77,7 @@ def test_parts_that_work_against_each_other_are_refused(flags: list[str], messag
     ("flags", "message"),
     [
         (["--estimator.kind=dgpo_value"], "counts it once"),
-        (["--loss.kind=real", "--aggregator.kind=sequences"], "takes rewards as labels"),
+        (["--loss.kind=real", "--aggregator.kind=sequences"], "reads rewards: what estimator.kind = 'spo'"),
         (["--loss.kind=gspo"], "made for aggregator.kind = 'sequences'"),
         (["--loss.kind=gtpo"], "centred and not divided"),
     ],

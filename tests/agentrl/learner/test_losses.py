@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ RATIOS = (1.0, 2.0, 0.5, 1.0, 2.0, 0.5, 1.0, 1.2)
 ADVANTAGES = (1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -2.0, -2.0)
 SEQUENCE = (0, 0, 1, 1, 2, 2, 3, 3)
 SCORES = (1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+POLICY, OTHER = torch.tensor([0.3, -0.4, 1.1]), torch.tensor([-0.2, 0.5, 0.1])
+"""Logits of three tokens."""
 # Behaviour and proximal have log-probability -1, so current is -1 + log ratio:
 # -1, -.306853, -1.693147, -1, -.306853, -1.693147, -1, -.817678.
 
@@ -260,7 +263,53 @@ def test_d3s_tokens() -> None:
     assert everything(it)[0].tolist() == near(run("clipped", four_rows(), dual_clip=0.0)[0])
 
 
-POLICY, OTHER = torch.tensor([0.3, -0.4, 1.1]), torch.tensor([-0.2, 0.5, 0.1])
+def test_tbrm() -> None:
+    normaliser = torch.full((8,), 2.0, requires_grad=True)
+    it = four_rows(logsumexp=normaliser, reference=torch.full((8,), -1.0))
+    loss, metrics = registry.make("loss", "tbrm", {})(it)
+    # Sums of log ratios log 2, -log 2, 0, log 1.2; the first token's normaliser 2; less the score.
+    assert metrics["residual"].tolist() == near([1.693147] * 2 + [0.306853] * 2 + [2.0] * 2 + [2.182322] * 2)
+    assert loss.tolist() == near([2.866747] * 2 + [0.094159] * 2 + [4.0] * 2 + [4.762529] * 2)
+    to_current, to_normaliser = torch.autograd.grad(loss.sum(), (it.current, normaliser))
+    expected = [6.772589] * 2 + [1.227411] * 2 + [8.0] * 2 + [8.729286] * 2
+    assert to_current.tolist() == pytest.approx(expected, abs=1e-5)
+    # The raw logit of the first token alone: no normaliser of a later one.
+    assert to_normaliser.tolist() == pytest.approx([6.772589, 0, 1.227411, 0, 8, 0, 8.729286, 0], abs=1e-5)
+    assert run("tbrm", dataclasses.replace(it, advantage=torch.zeros(8)))[0] == loss.tolist()
+
+
+def test_the_residual_of_tbrm_is_zero_at_the_best_policy() -> None:
+    # One token of three: logits log reference + reward / beta are the optimum of reward less beta times divergence.
+    score = torch.tensor([1.0, 0.0, 0.25])
+    logits = OTHER.log_softmax(0) + score / 0.5
+    it = four_rows((1.0, 1.0, 1.0), score=score, sequence=torch.arange(3), reference=OTHER.log_softmax(0))
+    it = dataclasses.replace(it, current=logits.log_softmax(0), logsumexp=logits.logsumexp(0).expand(3))
+    loss, _ = registry.make("loss", "tbrm", {"beta": 0.5})(it)
+    assert loss.tolist() == near([0.0, 0.0, 0.0])
+
+
+def test_distillation() -> None:
+    ahead = torch.tensor([0.5, -0.5, 0.2, 0.0, 1.0, -1.0, 9.0, 0.1])
+    it = four_rows(teacher=-1.0 + ahead)
+    loss, _, metrics = run("distillation", it)
+    # Advantages are those, the 9 held at 5; ratios clipped at .8 and 1.28.
+    assert loss == near([-0.5, 1.0, -0.1, 0.0, -1.28, 0.8, -5.0, -0.12])
+    assert metrics["teacher_divergence"] == near((-ahead).tolist())
+    both = run("distillation", it, reward=1.0)[0]
+    assert both[3] == pytest.approx(-1.0), "where the teacher agrees, the reward's advantage is left"
+    with pytest.raises(DataError, match="needs the log-probabilities of a teacher"):
+        run("distillation", four_rows())
+
+
+def test_distillation_has_the_gradient_of_the_divergence_from_the_teacher() -> None:
+    logits = POLICY.clone().requires_grad_()
+    current, teacher = logits.log_softmax(0), OTHER.log_softmax(0)
+    old = current.detach()
+    it = four_rows((1.0,) * 3, current=current, proximal=old, behaviour=old, teacher=teacher)
+    loss, _ = registry.make("loss", "distillation", {})(it)
+    (gradient,) = torch.autograd.grad((old.exp() * loss).sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad((current.exp() * (current - teacher)).sum(), logits)
+    assert gradient.tolist() == near(expected.tolist())
 
 
 def test_k2_and_k3_have_the_gradients_that_they_are_named_for() -> None:
@@ -310,16 +359,18 @@ def test_a_learner_learns_with_every_loss(
     make_learner: Callable[..., Learner],
     episodes: list[Episode],
     advantages: list[float],
+    model_folder: Path,
     kind: str,
     mini_batch: int,
 ) -> None:
     grouped = [
         dataclasses.replace(one, group=at // 2, reward=float(at % 2)) for at, one in enumerate(episodes)
     ]
-    own: dict[str, Any] = {"limit": 9.0} if kind == "gtpo" else {}
+    # A teacher of the same weights has nothing to teach, so the reward is added.
+    own: dict[str, Any] = {"gtpo": {"limit": 9.0}, "distillation": {"reward": 1.0}}.get(kind, {})
     if kind == "real" and mini_batch == 2:
         own = {"compare": "groups"}
-    learner = make_learner(kind=kind, own=own, mini_batch=mini_batch)
+    learner = make_learner(kind=kind, own=own, mini_batch=mini_batch, teacher=str(model_folder))
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
     metrics = learner.step(grouped, advantages)
     assert math.isfinite(metrics.loss)
