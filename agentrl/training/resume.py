@@ -165,6 +165,7 @@ def _restore(orchestrator: Orchestrator, light: Mapping[str, Any], progress: Map
     orchestrator.light = dict(light)
     orchestrator.parts.pool.load_state_dict(light["pool"])
     orchestrator.credit.clocks = light["clocks"].tolist()
+    orchestrator.credit.load_state_dict(light.get("parts", {}))
     orchestrator.outages.load_state_dict(light["outages"])
     orchestrator.progress.load_state_dict(progress)
     orchestrator.progress.tokens = light["tokens"]
