@@ -174,7 +174,7 @@ class SPOEstimator:
 class NoBaselineEstimator:
     """The score itself, normalised over the batch: REINFORCE++, and the ablation of SPO's paper.
 
-    Source: arXiv 2501.03262 and 2509.13232 (appendix E); text read.
+    Source: arXiv 2509.13232 (appendix E), text read; arXiv 2501.03262, a third party's description read.
     """
 
     @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class GRPOEstimator:
     """Score less the mean of its group, divided by the group's deviation (GRPO); undivided it is Dr. GRPO's.
 
     Source: arXiv 2402.03300; dynamic sampling arXiv 2503.14476 (DAPO); undivided arXiv 2503.20783 (Dr. GRPO).
-    Code of all read.
+    Formulas as they are commonly given.
     """
 
     requires = ("groups",)

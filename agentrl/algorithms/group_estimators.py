@@ -40,7 +40,8 @@ class RLOOEstimator:
     No episode is in its own baseline, so the gradient is unbiased. Normalised over the batch it is
     REINFORCE++ with the group's mean as its baseline.
 
-    Source: arXiv 2402.14740, text read; normalised arXiv 2501.03262, text read.
+    Source: arXiv 2402.14740, formula as it is commonly given; normalised arXiv 2501.03262, a third party's
+    description read.
     """
 
     requires = ("groups",)

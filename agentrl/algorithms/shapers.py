@@ -105,8 +105,9 @@ class SoftLengthShaper:
     The penalty is a share of the environment's range; a reward does not fall below that range, so an answer
     that is wrong already pays nothing more.
 
-    Source: arXiv 2503.14476, equation 13, text and code read: there rewards are -1 and 1 and the penalty is
-    1."""
+    Source: arXiv 2503.14476 (equation 13), formula as it is commonly given: there rewards are -1 and 1 and
+    the penalty is 1.
+    """
 
     @dataclass(frozen=True, slots=True)
     class Settings:

@@ -66,8 +66,7 @@ others."""
 
 
 class HAPOLoss:
-    """PPO's surrogate that is wider downwards for tokens of low entropy, upwards for those of high (HAPO's
-    clip).
+    """PPO's surrogate, wider downwards where entropy is low and upwards where it is high (HAPO's clip).
 
     h is the distance of log entropy from its `pivot` quantile over the batch, scaled to [-1, 1] on each side:
     the lower width is clip (1 - strength h) where h <= 0, the upper clip (1 + strength h) where h > 0. One of
