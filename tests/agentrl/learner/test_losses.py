@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -376,3 +377,35 @@ def test_a_learner_learns_with_every_loss(
     assert math.isfinite(metrics.loss)
     moved = [not torch.equal(old, new) for old, new in zip(before, learner.model.parameters(), strict=True)]
     assert any(moved)
+
+
+@pytest.mark.parametrize("kind", registry.kinds("loss"))
+def test_every_loss_tells_right_from_wrong(
+    make_learner: Callable[..., Learner], episodes: list[Episode], model_folder: Path, kind: str
+) -> None:
+    """On the policy's own likelihoods right answers gain on wrong ones, whatever a loss makes of them."""
+    own = {"gtpo": {"limit": 9.0}, "distillation": {"reward": 1.0}}.get(kind, {})
+    learner = make_learner(kind=kind, own=own, teacher=str(model_folder), learning_rate=1e-3)
+    rewarded = [dataclasses.replace(one, reward=float(at % 2)) for at, one in enumerate(episodes)]
+    batch = [on_policy(one, of) for one, of in zip(rewarded, learner.score(rewarded), strict=True)]
+
+    def lead() -> float:
+        likely = [
+            sum(float(part.sum()) for part in of) / one.num_sampled
+            for one, of in zip(batch, learner.score(batch), strict=True)
+        ]
+        return sum(likely[1::2]) / len(likely[1::2]) - sum(likely[::2]) / len(likely[::2])
+
+    before = lead()
+    for _ in range(3):
+        learner.step(batch, [2.0 * one.score - 1.0 for one in batch])
+    assert lead() > before + 1e-3
+
+
+def on_policy(episode: Episode, logprobs: list[Any]) -> Episode:
+    """The episode as the learner itself would have sampled it."""
+    segments = [
+        dataclasses.replace(segment, logprobs=array("f", values.clip(max=0.0).tolist()))
+        for segment, values in zip(episode.segments, logprobs, strict=True)
+    ]
+    return dataclasses.replace(episode, segments=tuple(segments))
