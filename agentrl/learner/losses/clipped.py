@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -61,7 +61,8 @@ def clipped_surrogate(
         dual_clip: bound in advantages, above 1; 0 switches it off.
     """
     plain = -ratio * advantage
-    clipped = -ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage
+    edges = cast("tuple[float, float]", (1.0 - clip_low, 1.0 + clip_high))  # clamp takes tensors, too
+    clipped = -ratio.clamp(*edges) * advantage
     loss = torch.maximum(plain, clipped)
     negative = advantage < 0
     dual = torch.zeros_like(negative)
