@@ -80,6 +80,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "transformers": "agentrl.inference.embedded.engine:TransformersPolicy",
         "vllm": "agentrl.inference.vllm.engine:VLLMPolicy",
     },
+    "controller": {"effective_share": "agentrl.algorithms.controllers:EffectiveShare"},
     "listener": {},
     "metric": {},
     "aggregator": {

@@ -398,14 +398,16 @@ class StreamSettings:
     """Versions an episode may be behind the learner at its step (s); 0 is the synchronous reference."""
     stale_policy: Literal["correct", "wait"] = "correct"
     """`correct`: a soft bound, late episodes get importance weights; `wait`: a hard bound."""
-    min_effective_share: Share = 0.0
-    """Lowers the staleness in force while the effective share of the tokens is below this; 0 never does."""
 
-    def rules(self) -> Rules:
-        """What is wrong with them together."""
-        if self.min_effective_share and self.stale_policy == "wait":
-            text = "stream.min_effective_share steers a soft bound; it needs stale_policy = 'correct'"
-            yield ("min_effective_share", "stale_policy"), text
+
+@dataclass(frozen=True, slots=True)
+class ControllerSettings:
+    """`[controller]`: changes numbers between steps."""
+
+    kind: Annotated[str, PartOf("controller", also=("none",))] = "none"
+    """`none`, `effective_share` (lowers the staleness while importance weights leave too few effective
+    tokens), or a class in a file, `my.py:Name`."""
+    own: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,6 +466,7 @@ class Settings:
     aggregator: AggregatorSettings = field(default_factory=AggregatorSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
+    controller: ControllerSettings = field(default_factory=ControllerSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
 

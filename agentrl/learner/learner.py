@@ -237,6 +237,7 @@ class Learner:
         *,
         clock_tokens: int = 0,
         values: ArrayLike | None = None,
+        controls: Mapping[str, float] | None = None,
     ) -> StepMetrics:
         """Learn from one batch.
 
@@ -247,6 +248,7 @@ class Learner:
             clock_tokens: model tokens (at least; whole sequences are taken) scored before and after, to
                 measure how far the policy moved; 0 measures nothing.
             values: [B] the tracker's value of each episode's prompt, for losses that require `baselines`.
+            controls: learning rate and coefficients of the loss from this step on, by name of their settings.
 
         Returns:
             What happened.
@@ -261,6 +263,9 @@ class Learner:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         batch = self._prepare(episodes, advantages)
+        controls = controls or {}
+        self._objective.control(controls)
+        self._optimizer.full_rate = controls.get("learner.learning_rate", self._optimizer.full_rate)
         batch.values = None if values is None else np.asarray(values, dtype=np.float32)
         everything = range(len(batch.sequences))
         plan = self._plan(len(episodes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,6 +44,12 @@ class Objective:
             )
         self.needs_proximal = "proximal" in requires or hasattr(self._loss, "statistics")
         """Whether the whole batch is scored before its first step, also where one step takes it all."""
+
+    def control(self, values: Mapping[str, float]) -> None:
+        """Use other coefficients from now on, by name of their settings."""
+        known = ("kl_coefficient", "entropy_coefficient")
+        own = {name: values[f"loss.{name}"] for name in known if f"loss.{name}" in values}
+        self._loss_settings = replace(self._loss_settings, **own)
 
     @property
     def statistics(self) -> Callable[[LossInputs], Mapping[str, Tensor]] | None:

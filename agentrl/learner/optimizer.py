@@ -54,6 +54,8 @@ class MasterOptimizer:
 
     def __init__(self, model: nn.Module, settings: LearnerSettings) -> None:
         self._settings = settings
+        self.full_rate = settings.learning_rate
+        """Learning rate after the warm-up."""
         self._names: list[str] = []
         self._parameters: list[nn.Parameter] = []
         self._masters: list[Tensor] = []
@@ -94,7 +96,7 @@ class MasterOptimizer:
         """Of the next step: rises linearly over the warm-up, then stays."""
         warmup = self._settings.warmup_steps
         share = min(1.0, (self.steps + 1) / warmup) if warmup > 0 else 1.0
-        return self._settings.learning_rate * share
+        return self.full_rate * share
 
     def zero_grad(self) -> None:
         """Forget gradients."""

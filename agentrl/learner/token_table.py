@@ -31,8 +31,8 @@ class TokenTable:
     ) -> None:
         self.sizes = [len(sequences[index].targets) for index in indices]
         starts = np.cumsum([0, *self.sizes])
-        self._slices = {
-            index: slice(int(start), int(start) + size)
+        self._places = {
+            index: np.arange(start, start + size)
             for index, start, size in zip(indices, starts, self.sizes, strict=False)
         }
         zeros = torch.zeros(int(starts[-1]), device=device)
@@ -42,10 +42,10 @@ class TokenTable:
 
     def put(self, micro: MicroBatch, scores: Scores) -> None:
         """Take the scores of a micro-batch, without their gradients."""
+        places = np.concatenate([self._places[index] for index in micro.sequences])
+        at = torch.from_numpy(places).to(self.scores.logprobs.device)
         for whole, values in zip(self.scores, scores, strict=True):
-            parts = values.detach().split(list(micro.counts))
-            for index, part in zip(micro.sequences, parts, strict=True):
-                whole[self._slices[index]] = part
+            whole[at] = values.detach()
 
     def gather(self, ranks: Ranks) -> None:
         """Make it whole on every rank, each of which has put some sequences."""

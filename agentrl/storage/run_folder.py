@@ -2,8 +2,8 @@
 
 ::
 
-    config.toml metrics.jsonl summary.json ledger.jsonl run.json
-    episodes/ checkpoints/ weights/step_N/ report.html logs/
+    config.toml metrics.jsonl summary.json ledger.jsonl credit.jsonl run.json
+    episodes/ steps/ checkpoints/ weights/step_N/ report.html logs/
 
 It knows nothing of what the files say.
 """
@@ -136,7 +136,7 @@ class RunFolder:
             final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             if not final.exists():  # killed between two renames: the old one is the newest whole one
                 old.rename(final)
-        for path in (self.path, self.episodes, self.checkpoints, self.weights):
+        for path in (self.path, self.episodes, self.steps, self.checkpoints, self.weights):
             for torn in [*path.glob(".*.tmp"), *path.glob(".*.old")]:
                 if torn.is_dir():
                     shutil.rmtree(torn, ignore_errors=True)
@@ -188,6 +188,11 @@ class RunFolder:
     def episodes(self) -> Path:
         """Recorded episodes."""
         return self.path / "episodes"
+
+    @property
+    def steps(self) -> Path:
+        """What each step changed, and the values of its tokens."""
+        return self.path / "steps"
 
     @property
     def checkpoints(self) -> Path:

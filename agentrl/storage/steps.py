@@ -121,6 +121,7 @@ class StepFiles:
                     "s": _plain(record.scores),
                     "b": _plain(record.baselines),
                     "A": _plain(record.advantages),
+                    **({"c": dict(record.values)} if record.values else {}),
                 }
             )
             return len(data) + file.size - before
@@ -199,12 +200,15 @@ class LearnedEpisode:
 def read_credit(folder: Path | str) -> list[dict[str, Any]]:
     """What each step of a run credited its episodes with, oldest first.
 
-    Each has `version`, `attempt`, and the lists `episode_ids`, `scores`, `baselines` and `advantages`.
+    Each has `version`, `attempt`, the lists `episode_ids`, `scores`, `baselines` and `advantages`, and
+    `controlled`, the values in force of settings that a controller steers.
     """
     names = {"v": "version", "a": "attempt", "ks": "episode_ids", "s": "scores", "b": "baselines"}
     rows: dict[int, dict[str, Any]] = {}
     for line in read_lines(Path(folder) / "credit.jsonl", skip_damaged=True):
-        rows[line["v"]] = {{**names, "A": "advantages"}[name]: value for name, value in line.items()}
+        rows[line["v"]] = {
+            {**names, "A": "advantages", "c": "controlled"}[name]: value for name, value in line.items()
+        }
     return [rows[version] for version in sorted(rows)]  # of a step that was done again, the last
 
 

@@ -11,11 +11,15 @@ import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agentrl.config.settings import Settings
 from agentrl.errors import StallError
 from agentrl.rollout.outage import Outages
 from agentrl.storage.steps import StepFiles
 from agentrl.training.buffer import EpisodeBuffer
+from agentrl.training.control import Control
 from agentrl.training.credit import Credit
 from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.drift_replay import DriftReplay
@@ -41,6 +45,7 @@ class Attempt:
         stream = settings.stream
         self.progress = Progress()
         self.credit = Credit(settings, parts.pool, parts.estimator)
+        self.control = Control(settings)
         self.outages = Outages(
             [task.name for task in parts.pool.tasks],
             limit_s=settings.run.outage_limit_s,
@@ -109,6 +114,15 @@ class Attempt:
     def version(self) -> int:
         """Of the policy."""
         return self.progress.version
+
+    def learner_options(self, baselines: NDArray[np.float64], values: Mapping[str, float]) -> dict[str, Any]:
+        """What the learner is told besides episodes and advantages.
+
+        Args:
+            baselines: [B] of the episodes that are learned from.
+            values: of controlled settings, in force during the step.
+        """
+        return self.credit.learner_options(baselines) | self.control.learner_options(values)
 
     async def load_weights(self) -> None:
         """Give the engine the learner's weights as the present version."""

@@ -45,7 +45,7 @@ class AsyncLearner(Protocol):
     ) -> dict[str, Any]:
         """Learn from one batch; returns its metrics, and `token_values` (`TokenValues`).
 
-        More, where a part asks for it: `values`, see `Learner.step`.
+        More, where a part asks for it: `values` and `controls`, see `Learner.step`.
         `drift` among them: mean |difference of log-probability| over up to `clock_tokens` tokens, nats.
         """
         ...

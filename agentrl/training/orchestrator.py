@@ -174,7 +174,8 @@ class Orchestrator(Attempt):
         if self.parts.shuffle_rewards:
             batch = shuffled(batch, self.settings.run.seed + self.version)
         given = self.credit.assign(batch)
-        options = self.credit.learner_options(given.baselines[given.learned])
+        values = dict(self.control.values)
+        options = self.learner_options(given.baselines[given.learned], values)
         learned = await self.parts.watchdog.wait(
             self.parts.learner.step(given.trained, given.advantages, **options),
             f"the learner's step at version {self.version}",
@@ -186,9 +187,10 @@ class Orchestrator(Attempt):
         if self.replay:
             drifts = await self.limited(self.replay.after_step(batch), "the learner to score again")
         folds = self._count(batch, learned, drifts)
-        self.log.step(batch, given, learned, folds, learn_s=learn_s)
-        self._steer(learned)
-        await write_step(self, batch, given, tokens)
+        row = self.log.step(batch, given, learned, folds, learn_s=learn_s)
+        self.control.act(row, self.credit.batch(batch, given.baselines))
+        self.buffer.staleness = self.control.staleness(self.buffer.staleness)
+        await write_step(self, batch, given, values, tokens)
         keys = [episode.episode_id for episode in batch]
         self.parts.ledger.learned(keys, self.version - 1, masked=given.masked)  # from now on it is taken
         self.log.publish_s = await self._publish()
@@ -287,13 +289,3 @@ class Orchestrator(Attempt):
                 await write_checkpoint(self)
         finally:
             self._between_steps.set()
-
-    def _steer(self, learned: dict[str, Any]) -> None:
-        """Lower the staleness in force while importance weights leave too few effective tokens."""
-        least, share = self.settings.stream.min_effective_share, learned.get("effective_share")
-        if not least or share is None or self.settings.run.deterministic:
-            return
-        if share < least:
-            self.buffer.staleness = max(0, self.buffer.staleness - 1)
-        else:
-            self.buffer.staleness = min(self.settings.stream.staleness, self.buffer.staleness + 1)

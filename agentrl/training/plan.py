@@ -21,6 +21,7 @@ from agentrl.errors import AgentRLError, ConfigError
 from agentrl.renderers.base import Renderer
 from agentrl.renderers.making import choose_format, make_renderer
 from agentrl.tasks.task import Task, load_tasks, make_sandbox
+from agentrl.training.control import Control
 from agentrl.training.credit import make_estimator
 from agentrl.training.held_out import HeldOut, load_held_out
 from agentrl.training.initial_values import needs_initial_rollouts, read_initial_file
@@ -69,6 +70,8 @@ def plan_run(settings: Settings, *, fetch: bool = True) -> RunPlan:
     with _noted(problems):
         make_estimator(settings.estimator)
     with _noted(problems):
+        Control(settings)
+    with _noted(problems):
         _check_requirements(settings, tasks)
     with _noted(problems):
         make_sandbox(settings.sandbox)
@@ -90,11 +93,16 @@ def plan_run(settings: Settings, *, fetch: bool = True) -> RunPlan:
 
 
 def _check_requirements(settings: Settings, tasks: Sequence[Task]) -> None:
-    """What parts require of the rows.
+    """What parts require of settings and rows.
 
     Raises:
-        ConfigError: a row has no gold answer, and a part requires one.
+        ConfigError: no teacher is named, or a row has no gold answer, and a part requires one.
     """
+    loss = settings.loss
+    if "teacher" in registry.declared("loss", loss.kind).requires and not loss.teacher:
+        raise ConfigError(
+            f'loss.kind = {loss.kind!r} requires a teacher: name its weights, loss.teacher = "path"'
+        )
     part = next((one for one in tree.parts_of(settings) if "gold" in one.requires), None)
     if part is None:
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from agentrl.algorithms.prompt_sampler import PromptSampler
 from agentrl.algorithms.value_tracker import ValueTracker
@@ -113,6 +113,10 @@ class PromptPool:
     def failed(self, prompt: int) -> None:
         """An episode of the prompt failed."""
         self.samplers[self._task_of[prompt]].failed(prompt)
+
+    def do(self, done: Literal["claim", "folded", "returned", "failed"], prompt_id: str) -> None:
+        """One of these by name, as the ledger has it."""
+        getattr(self, done)(self.index[prompt_id])
 
     def put_aside(self, prompt: int) -> None:
         """Set a prompt aside that cannot be played, without an episode of it."""

@@ -21,7 +21,9 @@ from agentrl.errors import DataError
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
+from agentrl.storage.steps import read_credit
 from agentrl.tasks.task import load_tasks
+from agentrl.training.control import Control
 from agentrl.training.credit import Credit, make_estimator, shuffled
 from agentrl.training.drift_replay import DriftReplay
 from agentrl.training.initial_values import (
@@ -108,12 +110,15 @@ async def replay_steps(
     ledger.close()
     _initialise(pool, settings, ledger)
     keys = list(ledger.learned_batches(0).values())
+    control = Control(settings)
+    controlled = {row["version"]: row.get("controlled", {}) for row in read_credit(folder.path)}
     drift_replay = DriftReplay(learner) if settings.tracker.drift == "replay" else None
     for version, batch in enumerate(_batches(folder, keys)):
         if shuffle_rewards:
             batch = shuffled(batch, settings.run.seed + version)
         given = credit.assign(batch)
         options = credit.learner_options(given.baselines[given.learned])
+        options |= control.learner_options(controlled.get(version + 1, {}))
         learned = await learner.step(given.trained, given.advantages, **options)
         credit.advance(float(learned.get("drift") or 0.0))
         drifts = await drift_replay.after_step(batch) if drift_replay else None

@@ -153,7 +153,7 @@ async def _learn_again(
             parts.learner.step(
                 [batch[place] for place in step.learned],
                 step.given(),
-                **orchestrator.credit.learner_options(step.baselines[step.learned]),
+                **orchestrator.learner_options(step.baselines[step.learned], step.values),
             ),
             f"the learner to learn again from step {step.version}",
         )
@@ -167,21 +167,21 @@ def _restore(orchestrator: Orchestrator, light: Mapping[str, Any], progress: Map
     orchestrator.credit.clocks = light["clocks"].tolist()
     orchestrator.credit.load_state_dict(light.get("parts", {}))
     orchestrator.outages.load_state_dict(light["outages"])
+    orchestrator.control.load_state_dict(light["control"])
     orchestrator.progress.load_state_dict(progress)
     orchestrator.progress.tokens = light["tokens"]
     _restore_staleness(orchestrator, light["staleness"], light["stale_policy"])
 
 
 def _restore_staleness(orchestrator: Orchestrator, before: int, policy: str) -> None:
-    """Take the staleness that was in force where the run steers it; else the settings say.
+    """Take the staleness that was in force where a controller steers it; else the settings say.
 
     Raises:
         CheckpointError: a hard bound that waiting episodes were not admitted under.
     """
     settings, buffer = orchestrator.settings.stream, orchestrator.buffer
-    if settings.min_effective_share and not orchestrator.settings.run.deterministic:
-        buffer.staleness = min(before, buffer.staleness)
-    elif settings.stale_policy == "wait" and (buffer.staleness < before or policy != "wait"):
+    buffer.staleness = orchestrator.control.staleness(buffer.staleness)
+    if settings.stale_policy == "wait" and (buffer.staleness < before or policy != "wait"):
         raise CheckpointError(
             f"the run had stream.staleness = {before} and stream.stale_policy = {policy!r}: its episodes may "
             f"be older than the {buffer.staleness} that stale_policy = 'wait' promises now; resume with "
@@ -218,8 +218,7 @@ def redo(attempt: Attempt, position: int, episodes: Mapping[str, Episode]) -> No
         if not record.get("k", "").startswith(TRAINING):
             continue
         entry = ledger.entries[record["k"]]
-        prompt = pool.index[entry.prompt_id]
-        name = pool.task(prompt).name
+        name = pool.task(pool.index[entry.prompt_id]).name
         if record["e"] == "finished":
             attempt.progress.tokens += record["t"]
             outages.redo(name, entry.prompt_id, succeeded=True, counted=False)
@@ -230,7 +229,7 @@ def redo(attempt: Attempt, position: int, episodes: Mapping[str, Episode]) -> No
             if entry.key in episodes:
                 attempt.credit.remember(episodes[entry.key])
         if "do" in record:
-            getattr(pool, record["do"])(prompt)
+            pool.do(record["do"], entry.prompt_id)
 
 
 def _forgive(orchestrator: Orchestrator) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,13 +38,18 @@ def light_state(attempt: Attempt) -> dict[str, Any]:
         "parts": attempt.credit.state_dict(),
         "tokens": attempt.progress.tokens,
         "outages": attempt.outages.state_dict(),
+        "control": attempt.control.state_dict(),
         "staleness": attempt.buffer.staleness,
         "stale_policy": attempt.buffer.stale_policy,
     }
 
 
 async def write_step(
-    attempt: Attempt, batch: Sequence[Episode], given: Assignment, tokens: TokenValues | None
+    attempt: Attempt,
+    batch: Sequence[Episode],
+    given: Assignment,
+    values: Mapping[str, float],
+    tokens: TokenValues | None,
 ) -> int:
     """Write the step that led to the present version; it counts once the ledger says so. Returns its bytes.
 
@@ -61,7 +66,7 @@ async def write_step(
         baselines=given.baselines,
         advantages=given.of_episodes(),
         of_tokens=given.of_tokens(),
-        values={},
+        values=values,
         light=nested.difference(before, attempt.light),
         progress=attempt.progress.state_dict(),
         tokens=tokens,

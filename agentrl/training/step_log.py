@@ -16,7 +16,7 @@ from agentrl.algorithms.calibration import calibration
 from agentrl.algorithms.value_tracker import Fold
 from agentrl.config import registry
 from agentrl.episode import Episode
-from agentrl.storage.metrics import describe_batch
+from agentrl.storage.metrics import Row, describe_batch
 from agentrl.training.audit import BiasAudit
 from agentrl.training.credit import Assignment
 
@@ -55,7 +55,7 @@ class StepLog:
         folds: Sequence[Fold],
         *,
         learn_s: float,
-    ) -> None:
+    ) -> Row:
         """Write the row of the step that led to the present version."""
         run = self._run
         for episode in given.trained:
@@ -85,12 +85,13 @@ class StepLog:
             "generate_tokens_per_s": self._generation_rate(),
             "learn_tokens_per_s": float(learned.get("tokens_read") or 0.0) / max(learn_s, 1e-9),
             "learner_idle_s": self.idle_s,
+            **({"controlled": run.control.values} if run.control.values else {}),
             "learn_s": learn_s,
             "publish_s": self.publish_s,
             **{f"engine_{name}": value for name, value in run.parts.policy.statistics().items()},
             **self._audit.report(self._frontier()),
         }
-        run.parts.metrics.write("step", **row)
+        return run.parts.metrics.write("step", **row)
 
     def _credit(self, given: Assignment, folds: Sequence[Fold]) -> dict[str, Any]:
         fit = calibration(given.baselines, given.scores)

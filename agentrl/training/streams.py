@@ -201,19 +201,18 @@ class TrainingStream:
         scores = {episode.episode_id: self._credit.score(episode) for episode in episodes}
         self._ledger.discarded(scores, reason, done=done)
         for episode in episodes:
-            self._credit.fold_one(episode)
-        self._end_at_pool(done, episodes[:1])
-
-    def _end_at_pool(self, done: Done, episodes: Sequence[Episode]) -> None:
+            self._credit.fold_score(episode.prompt_id, scores[episode.episode_id], episode.start_version)
+            self._credit.remember(episode)
         if done:
-            getattr(self._pool, done)(self._pool.index[episodes[0].prompt_id])
+            self._pool.do(done, episodes[0].prompt_id)
 
     def _give_back(self, episode: Episode, reason: str) -> None:
         counts = self._outages.failed(episode)
         done, given_up = self._after_failure(episode, counts=counts)
         self._ledger.failed(episode.episode_id, reason, excused=not counts, done=done)
         self._buffer.dropped(episode.episode_id)
-        self._end_at_pool(done, [episode])
+        if done:
+            self._pool.do(done, episode.prompt_id)
         if given_up is not None and self._groups is not None:
             members = self._groups.drop(given_up)
             self._buffer.left(members)

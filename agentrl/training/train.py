@@ -91,7 +91,8 @@ async def _run(
                 from agentrl.training.resume import resume as go_back
 
                 orchestrator.forgive |= options.forgive
-                await go_back(orchestrator)
+                with event_loop.on_interrupt(orchestrator.stop):
+                    await go_back(orchestrator)
                 # Not before: another process may have the run, or refuse these settings.
                 write_config(folder, plan.settings)
                 log_changes(folder, changed)

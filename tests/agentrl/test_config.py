@@ -80,7 +80,6 @@ def test_resolved_settings_read_back_equal(tmp_path: Path) -> None:
         (["--rollout.temperature=0"], "rollout.temperature = 0.0 must be above 0"),
         (["--tracker.rho_min=0.99"], "must not exceed tracker.rho_max"),
         (["--estimator.kind=grpo", "--estimator.group_size=7"], "not a multiple"),
-        (["--stream.stale_policy=wait", "--stream.min_effective_share=0.5"], "soft bound"),
         (["--sandbox.runtime=runsc"], "sandbox.runtime is for sandbox.backend = 'docker', not 'local'"),
         (["--sandbox.urls=http://a:1"], "sandbox.urls is for sandbox.backend = 'remote', not 'local'"),
         (["--sandbox.backend=remote"], "needs sandbox.urls"),

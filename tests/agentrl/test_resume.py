@@ -242,6 +242,32 @@ async def test_a_run_goes_on_from_the_checkpoint_before_the_newest(tmp_path: Pat
 
 
 @pytest.mark.slow
+async def test_a_damaged_step_is_learned_from_as_if_for_the_first_time(tmp_path: Path) -> None:
+    path, flags = tmp_path / "run", ("--run.steps=8", "--checkpoint.every=100", "--stream.staleness=2")
+    assert isinstance(await once(path, *flags, dies_at=5), LearnerError)
+    step = path / "steps" / "000003.npz"
+    step.write_bytes(step.read_bytes()[:-200])
+    ended = await once(path, *flags)
+    # Two steps are learned again, and the six that follow are new, of whatever had finished by then.
+    assert len(ended.learner.batches) == 8
+    assert ended.orchestrator.parts.ledger.summary()["learned"] == 64
+    assert ended.orchestrator.parts.pool.samplers[0].pending_prompts() == {}
+    assert ended.orchestrator.parts.pool.tracker.visits(range(12)).sum() == 64
+
+
+async def test_a_checkpoint_whose_step_the_ledger_lost_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    # Fails when only the ledger's length is compared: the batch is then learned from twice.
+    path, flags = tmp_path / "run", ("--run.steps=4", "--checkpoint.every=2", "--run.deterministic=true")
+    whole = await once(path, *flags)
+    ledger = path / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    last = max(place for place, line in enumerate(lines) if b'"learned"' in line)
+    ledger.write_bytes(b"".join(lines[:last]))
+    again = await once(path, *flags)
+    assert (path / "checkpoints" / "damaged_step_000004").exists()
+    assert again.learner.digest == whole.learner.digest
+
+
 async def test_nothing_is_started_again_before_its_draw_was_redone(tmp_path: Path, disk: Disk) -> None:
     # Fails when `TrainingStream` starts pending episodes during the redo: one that fails gives back the
     # draw of another episode of its prompt ("no episode pending").
@@ -286,8 +312,8 @@ async def test_staleness_given_on_resume_is_in_force(tmp_path: Path) -> None:
     await once(tmp_path / "run", every, "--stream.staleness=3", dies_at=2)
     ended = await once(tmp_path / "run", every, "--stream.staleness=0")
     assert ended.orchestrator.buffer.staleness == 0
-    # What the run steers by itself is kept, within what is allowed now.
-    steered = (every, "--stream.min_effective_share=0.5")
+    # What a controller steers is kept, within what is allowed now.
+    steered = (every, "--controller.kind=effective_share")
     await once(tmp_path / "steered", *steered, "--stream.staleness=3", dies_at=2)
     ended = await once(tmp_path / "steered", *steered, "--stream.staleness=1")
     assert ended.orchestrator.buffer.staleness <= 1

@@ -391,9 +391,9 @@ class _Row(Env):
 class _CountingCredit(Credit):
     folds = 0
 
-    def fold_one(self, episode: Episode, drift: float | None = None) -> Fold:
+    def fold_score(self, *given: Any) -> Fold:
         self.folds += 1
-        return super().fold_one(episode, drift)
+        return super().fold_score(*given)
 
 
 def _sorted(pool: dict[str, Any]) -> dict[str, Any]:

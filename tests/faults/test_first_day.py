@@ -125,7 +125,6 @@ def test_texts_are_taken_as_they_stand(agentrl, place: Path, setting: str, text:
         ("--run.seed=-1", "at least 0"),
         ("--run.wait_limit_s=inf", "finite"),
         ("--sandbox.memory_mb=1", "at least 32"),
-        ("--stream.min_effective_share=-.5", "stream.min_effective_share"),
         ("--tracker.rho_min=1", "below 1"),
         ("--engine.memory_share=0", "above 0"),
         ("--env.weight=-1", "above 0"),

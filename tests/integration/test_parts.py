@@ -39,6 +39,8 @@ PARTS = (
     "--tracker.kind=shrunk_values.py:Shrunk",
     "--shaper.kind=short_answers.py:ShortAnswers",
     "--shaper.tokens=20",
+    "--controller.kind=entropy_floor.py:EntropyFloor",
+    "--controller.floor=5",
     "--rollout.format=own_instructions.py:OwnInstructions",
     "--engine.kind=counting_engine.py:Counting",
     "--run.metrics=counts.py:right_per_call",
@@ -61,9 +63,13 @@ def test_a_run_of_parts_from_files(
     assert len((tmp_path / "steps.txt").read_text().splitlines()) == 2
     for row in rows:
         assert "right_per_call" in row
+        assert "loss.entropy_coefficient" in row["controlled"]
         assert 0.0 <= row["clipped"] <= 1.0
         assert "clip_low" not in row
         assert row["engine_asked"] > 0
+    # The entropy is below a floor of 5 nats, so the bonus grows from step to step.
+    coefficients = [row["controlled"]["loss.entropy_coefficient"] for row in rows]
+    assert coefficients[0] == 0.0 < coefficients[1]
     config = (run / "config.toml").read_text()
     assert 'kind = "late_credit.py:LateCredit"' in config
     assert "half_life = 20.0" in config
@@ -77,7 +83,9 @@ def test_a_run_of_parts_from_files(
     assert [list(row["changed"]) for row in resumed if row["kind"] == "resume"] == [
         ["run.steps", "source of the sampler rare_first.py:RareFirst"]
     ]
-    assert read_metrics(run / "metrics.jsonl")[-1]["version"] == 3
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    assert last["version"] == 3
+    assert last["controlled"]["loss.entropy_coefficient"] > coefficients[1]
 
 
 @pytest.mark.parametrize(

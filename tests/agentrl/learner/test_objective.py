@@ -118,3 +118,15 @@ def test_what_a_step_tells_of_tokens_is_what_the_weights_before_it_said(
     assert values.top_logprobs is not None
     assert (values.top_logprobs[:, 0] >= values.top_logprobs[:, 1]).all()
     assert (values.entropies > 0).all()
+
+
+def test_a_learner_takes_rate_and_coefficients_of_a_step(
+    make_learner: Callable[..., Learner], episodes: list[Episode], advantages: list[float]
+) -> None:
+    learner = make_learner()
+    rate = {"learner.learning_rate": 0.005}
+    assert learner.step(episodes, advantages, controls=rate).learning_rate == 0.005
+    assert learner.step(episodes, advantages).learning_rate == 0.005  # until it is told otherwise
+    plain = learner.step(episodes, advantages, controls={"learner.learning_rate": 0.0})
+    bonus = learner.step(episodes, advantages, controls={"loss.entropy_coefficient": 0.5})
+    assert bonus.loss == pytest.approx(plain.loss - 0.5 * plain.entropy, abs=1e-4)
