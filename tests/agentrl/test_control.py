@@ -73,7 +73,7 @@ async def play(path: Path, *flags: str, dies_at: int = -1) -> tuple[Any, Control
     folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
     learner = Controlled(dies_at)
     every = ("--run.deterministic=true", "--run.steps=5", "--checkpoint.every=100")
-    run = parts.make_loop(folder, (*every, *flags), learner=learner)
+    run = await parts.make_loop(folder, (*every, *flags), learner=learner)
     try:
         if resuming:
             await resume(run.orchestrator)

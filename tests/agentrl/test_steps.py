@@ -143,7 +143,7 @@ def test_without_retention_no_value_of_a_token_is_written(tmp_path: Path) -> Non
 
 
 async def test_a_run_leaves_the_advantage_of_every_learned_episode(new_loop: Callable[..., Any]) -> None:
-    run = new_loop("--checkpoint.every=1")
+    run = await new_loop("--checkpoint.every=1")
     await run.orchestrator.run()
     rows = read_credit(run.folder.path)
     assert [row["version"] for row in rows] == [1, 2, 3, 4]
