@@ -41,7 +41,7 @@ format: $(STAMP)-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-## make test-sandbox  a hundred hostile programs at every level of isolation, as root and as an ordinary user
+## make test-sandbox  243 hostile programs at every level of isolation, as root and as an ordinary user
 test-sandbox: $(STAMP)-dev $(LIBRARIES)/.installed
 	AGENTRL_TEST_LIBRARIES=$(abspath $(LIBRARIES)) $(BIN)/python -m pytest -q -m "hostile and not docker" tests/sandbox
 

@@ -128,6 +128,7 @@ async def judge_all(harness: Any, level: str, only: str, done: set[str]) -> None
         if "the host raised" in row["why"]:
             await sandbox.close()
             sandbox = opened()
+            await sandbox.start()
     await sandbox.close()
 
 
