@@ -56,7 +56,7 @@ class Token:
     """Policy version that sampled it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReadableEpisode(Episode):
     """An episode that can be printed: its conversation, its tokens with their log-probabilities.
 
@@ -107,6 +107,9 @@ class ReadableEpisode(Episode):
         )
         size = f"turns: {len(self.turns)}, tokens: {self.num_sampled} sampled of {self.num_tokens}"
         return f"{self.prompt_id}: reward {self.reward}, {end}; {size}"
+
+    def __repr__(self) -> str:
+        return f"<{self.heading()}>"
 
     def __str__(self) -> str:
         parts = (f"--- {speaker}\n{text.rstrip()}" for speaker, text in self.conversation())
