@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import platform
@@ -112,9 +113,14 @@ def _of_the_machine(error: Exception) -> str | None:
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
         remedy = f"pip install 'agentrl[{extra}]'" if extra else f"pip install {package}"
         return None if package.startswith("agentrl") else f"this needs the package {package}: {remedy}"
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        return f"cannot write: {error.strerror}; free some space and run the same command again"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -264,7 +264,7 @@ class ResultFolder:
         plan_file = self.path / "eval.json"
         plan = json.loads(json.dumps(plan))
         if plan_file.exists():
-            self._compare(json.loads(plan_file.read_text()), plan)
+            self._compare(read_plan(self.path), plan)
         else:
             write_file(plan_file, json.dumps(plan, indent=2).encode(), "eval")
         self._file = LineFile(self.path / "results.jsonl", "results")
@@ -344,18 +344,28 @@ def read_plan(path: Path) -> dict[str, Any]:
     """What was evaluated and how.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or it is damaged.
     """
     file = path / "eval.json"
     if not file.is_file():
         raise DataError(f"{path} holds no evaluation (no eval.json); `agentrl eval --out` writes one")
-    return json.loads(file.read_text())
+    try:
+        plan = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}): evaluate anew with another --out") from error
+    if not isinstance(plan, dict):
+        raise DataError(f"{file} is damaged (it holds no object): evaluate anew with another --out")
+    return plan
 
 
 def read_summary(path: Path) -> dict[str, Any]:
     """Summary of an evaluation; empty where it has none yet (it is written last)."""
     file = path / "summary.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        summary = json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError:
+        return {}  # a power cut left half of it
+    return summary if isinstance(summary, dict) else {}
 
 
 def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .class_check import check_class
 from .errors import EnvError, GraderFailure, RewardError, RowError, SettingsError, ToolError
 from .graders import Grader, Verdict, default_grader
-from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, Transcript
+from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, Transcript, is_content_part
 from .plain import clean_text, plain
 from .raised import Raised, error_text, place, shown
 from .sessions import GuardedSandbox
@@ -351,7 +351,7 @@ class Env:
         if finish is not None and finish.answer is not None:
             answer = finish.answer
         if finish is not None and finish.reward is not None:
-            return self._checked_reward(finish.reward)
+            return self._checked_reward(finish.reward, "Finish(reward=...) of ")
         arguments = (row, answer, transcript) if _takes_episode(self.reward) else (row, answer)
         return self._checked_reward(await self._hook("reward", partial(self.reward, *arguments)))
 
@@ -401,27 +401,30 @@ class Env:
             return [{"role": "user", "content": clean_text(opening)}]
         several = isinstance(opening, list | tuple) and all(isinstance(m, Mapping) for m in opening)
         messages = [plain(m) for m in opening] if several else []
-        if not messages or not all(m.get("role") and "content" in m for m in messages):
+        if not messages or not all(map(_is_message, messages)):
             raise EnvError(
                 f"{type(self).__name__}.prompt must return text or a list of messages "
                 f'such as {{"role": "user", "content": "..."}}; it returned {shown(opening)}'
             )
         return messages
 
-    def _checked_reward(self, reward: Any) -> Reward:
+    def _checked_reward(self, reward: Any, giver: str = "") -> Reward:
         parts = dict(reward) if isinstance(reward, Mapping) else {"reward": reward}
-        who = f"{type(self).__name__}.reward"
+        who = f"{giver}{type(self).__name__}" + ("" if giver else ".reward")
         if not parts:
             raise RewardError(f"{who} returned an empty dict; give at least one named part")
         numbers: dict[str, float] = {}
-        for name, value in parts.items():
+        for given, value in parts.items():
+            name = clean_text(str(given))
             with contextlib.suppress(Exception):
-                numbers[str(name)] = math.nan if value is None or isinstance(value, str) else float(value)
-            if not math.isfinite(numbers.get(str(name), math.nan)):
+                numbers[name] = math.nan if value is None or isinstance(value, str) else float(value)
+            if not math.isfinite(numbers.get(name, math.nan)):
                 raise RewardError(
                     f"{who} returned {shown(value)} for {name!r}; want a bool or a finite number"
                 )
-        total, (low, high) = math.fsum(numbers.values()), self.reward_range
+        total, (low, high) = sum(numbers.values()), self.reward_range
+        if math.isfinite(total):  # `fsum` raises where it is not
+            total = math.fsum(numbers.values())
         if not low - 1e-9 <= total <= high + 1e-9:
             raise RewardError(
                 f"{who} returned {total:g} (parts {numbers}), outside reward_range ({low:g}, {high:g}); "
@@ -429,6 +432,15 @@ class Env:
             )
         verdict = None if self._verdict is None else self._verdict.value
         return Reward(value=min(max(total, low), high), parts=numbers, verdict=verdict)
+
+
+def _is_message(message: Mapping[str, Any]) -> bool:
+    """Whether a message has a role, and text or complete content parts."""
+    content = message.get("content", ...)
+    parts = isinstance(content, list) and all(map(is_content_part, content))
+    return bool(message.get("role")) and (
+        isinstance(content, str) or parts or (content is None and bool(message.get("tool_calls")))
+    )
 
 
 _OWN = {"_sandbox", "_grader", "rng", "_thread", "_closing", "_verdict", "_turn", "_turn_rewards"}

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import resource
+import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +56,27 @@ def always(answer, gold):
 
 def longer_than_two(answer, gold):
     return len(str(answer or "")) > 2
+"""
+
+RAISING_GRADER = """
+import asyncio
+import sys
+
+
+def leaves(answer, gold):
+    sys.exit(3)
+
+
+def cancels(answer, gold):
+    raise asyncio.CancelledError
+
+
+async def cancels_later(answer, gold):
+    raise asyncio.CancelledError
+
+
+def several(answer, gold):
+    raise BaseExceptionGroup("both", [SystemExit(2), KeyError("x")])
 """
 
 Answer = Callable[[dict[str, Any], int], Any]
@@ -150,6 +174,39 @@ def parts_nested(body: dict[str, Any], number: int) -> Any:
     return {"message": {"role": "assistant", "content": [thought, {"type": "text", "text": box(number)}]}}
 
 
+@model("parts-null-text")
+def parts_null(body: dict[str, Any], number: int) -> Any:
+    content = [{"type": "text", "text": None}, {"text": box(number)}]
+    return {"message": {"role": "assistant", "content": content}}
+
+
+@model("parts-deep")
+def parts_deep(body: dict[str, Any], number: int) -> Any:
+    thought: dict[str, Any] = {"type": "thinking", "thinking": "\\boxed{13}"}
+    for _ in range(300):
+        thought = {"type": "thinking", "thinking": [thought]}
+    return {"message": {"role": "assistant", "content": [thought, {"type": "text", "text": box(number)}]}}
+
+
+@model("thought-in-code")
+def thought_in_code(body: dict[str, Any], number: int) -> Any:
+    """Its program prints the tag that ends a thought."""
+    if "ran 17 characters" in str(body["messages"][-1]["content"]):
+        return box(re.findall(r"number (\d+)", body["messages"][0]["content"])[-1])
+    return "<think>I compute.</think>\n<code>\n```python\nprint('</think>')\n```\n</code>"
+
+
+@model("many-calls")
+def many_calls(body: dict[str, Any], number: int) -> Any:
+    if body["messages"][-1]["role"] == "tool":
+        return box(number)
+    calls = [
+        {"id": f"c{i}", "type": "function", "function": {"name": "python", "arguments": '{"code": "1"}'}}
+        for i in range(3000)
+    ]
+    return {"message": {"role": "assistant", "content": None, "tool_calls": calls}}
+
+
 @model("surrogate")
 def surrogate(body: dict[str, Any], number: int) -> Any:
     return f"\ud83d lone, {box(number)}"
@@ -188,6 +245,7 @@ def tool_caller(arguments: Any) -> Answer:
 
 ANSWERS["arguments-object"] = tool_caller({"code": "1+1"})
 ANSWERS["arguments-twice"] = tool_caller(json.dumps(json.dumps({"code": "1+1"})))
+ANSWERS["arguments-thrice"] = tool_caller(json.dumps(json.dumps(json.dumps({"code": "1+1"}))))
 ANSWERS["arguments-text"] = tool_caller(json.dumps({"code": "1+1"}))
 ANSWERS["arguments-nan"] = tool_caller('{"code": NaN}')
 ANSWERS["arguments-huge"] = tool_caller('{"code": 1e999}')
@@ -235,6 +293,15 @@ BODIES = {
     "a-completion": ('{"choices": [{"text": "4"}]}', "a completion of text"),
     "content-number": ('{"choices": [{"message": {"content": 4}}]}', "`content` is a number"),
     "an-image": ('{"choices": [{"message": {"content": [{"type": "image_url"}]}}]}', "'image_url'"),
+    "a-type-of-two": (
+        '{"choices": [{"message": {"content": [{"type": ["text"], "text": "4"}]}}]}',
+        "the type \"['text']\"",
+    ),
+    "parts-in-floods": (
+        '{"choices": [{"message": {"content": [' + '"a",' * 20_000 + '"a"]}}]}',
+        "20,001 parts",
+    ),
+    "a-nest": ("[" * 100_000, "nested too deeply"),
     "calls-object": ('{"choices": [{"message": {"tool_calls": {"a": 1}}}]}', "`tool_calls` is an object"),
     "call-nameless": ('{"choices": [{"message": {"tool_calls": [{"id": "a"}]}}]}', "names no function"),
     "error-200": ('{"error": {"message": "upstream is away", "code": 502}}', "upstream is away"),
@@ -480,15 +547,21 @@ def test_no_gold_answer_of_use_is_an_error(place: Place, capfd):
 
 
 @pytest.mark.parametrize(
-    "name", ["parts", "parts-output-text", "parts-nested-thinking", "surrogate", "reasoning", "old-call"]
+    "name",
+    [
+        *("parts", "parts-output-text", "parts-nested-thinking", "parts-null-text", "parts-deep"),
+        *("surrogate", "reasoning", "old-call", "many-calls"),
+    ],
 )
 def test_an_answer_in_another_form_is_read(place: Place, name: str):
-    env = "boxed.py:BoxedWithTool" if name == "old-call" else "boxed.py:Boxed"
+    env = "boxed.py:BoxedWithTool" if "call" in name else "boxed.py:Boxed"
     assert place.evaluate(name, "--env", env) == 0
     assert place.summary(name)["table"]["avg@k"]["value"] == 1.0
 
 
-@pytest.mark.parametrize("name", ["arguments-object", "arguments-twice", "arguments-text"])
+@pytest.mark.parametrize(
+    "name", ["arguments-object", "arguments-twice", "arguments-thrice", "arguments-text"]
+)
 def test_arguments_of_a_call_in_another_form_are_read(place: Place, name: str):
     assert place.evaluate(name, "--env", "boxed.py:BoxedWithTool") == 0
     table = place.summary(name)["table"]
@@ -502,6 +575,70 @@ def test_arguments_that_are_no_json_go_back_to_the_model(place: Place, name: str
     assert place.evaluate(name, "--env", "boxed.py:BoxedWithTool") == 0
     table = place.summary(name)["table"]
     assert (table["tools"]["error_share"], table["counts"]["failed"]) == (1.0, 0)
+
+
+def test_a_tag_inside_of_a_program_is_part_of_the_program(place: Place):
+    more = ("--env", "boxed.py:BoxedWithTool", "--tool-format", "code", "--limit", "2")
+    assert place.evaluate("thought-in-code", *more) == 0
+    table = place.summary("thought-in-code")["table"]
+    assert (table["avg@k"]["value"], table["tools"]["error_share"]) == (1.0, 0.0)
+    assert any("ran 17 characters" in str(body["messages"][-1]["content"]) for body in Endpoint.seen)
+
+
+@pytest.mark.parametrize("name", ["leaves", "cancels", "cancels_later", "several"])
+@pytest.mark.parametrize("way", ["eval", "rescore"])
+def test_whatever_a_grader_of_one_s_own_raises_is_a_failure_that_names_it(place, half_right, name, way):
+    (place.path / "raising.py").write_text(RAISING_GRADER)
+    given, out = ("--grader", f"raising.py:{name}"), f"{way}-{name}"
+    if way == "eval":
+        assert place.evaluate("half", *given, "--limit", "2", "--out", out) == 0
+    else:
+        assert place.run("eval", "--rescore", half_right, *given, "--out", out) == 0
+    for record in place.records(out):
+        assert re.search(r"Boxed\.reward raised \w+.*\(raising\.py:\d+\)", record["failure"][2])
+
+
+# ---- a machine that breaks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [100, 1_500, 3_000])
+def test_a_full_disk_is_one_sentence_and_the_evaluation_goes_on_later(place: Place, capfd, size: int):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        assert place.evaluate("half", "--out", f"full-{size}") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "free some space" in capfd.readouterr().err or size < 1_000  # its own words are cut off as well
+    assert place.evaluate("half", "--out", f"full-{size}") == 0
+    assert place.summary(f"full-{size}")["table"]["avg@k"]["value"] == 0.5
+
+
+@pytest.mark.parametrize("tail", [b"", b"\0" * 30, b'{"problem":'])
+def test_results_that_a_power_cut_tore_are_played_again(place: Place, half_right: str, tail: bytes):
+    name = f"torn-{len(tail)}"
+    assert place.evaluate("half", "--out", name) == 0
+    results = place.path / name / "results.jsonl"
+    results.write_bytes(results.read_bytes()[:-30] + tail)
+    (place.path / name / "summary.json").write_bytes(b"\0" * 9)
+    assert place.run("eval", "--report", name) == 0
+    assert place.evaluate("half", "--out", name) == 0
+    assert (len(place.records(name)), place.summary(name)["table"]["avg@k"]["value"]) == (6, 0.5)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 20, b"[1]", b"\xff"])
+def test_a_damaged_plan_of_an_evaluation_is_one_sentence(place: Place, capfd, data: bytes):
+    assert place.evaluate("half", "--out", "plan") == 0
+    (place.path / "plan" / "eval.json").write_bytes(data)
+    capfd.readouterr()
+    for command in (("--report", "plan"), ("--rescore", "plan", "--grader", "strict", "--out", "plan-again")):
+        assert place.run("eval", *command) == 1
+        assert "eval.json is damaged" in capfd.readouterr().err
+    assert place.evaluate("half", "--out", "plan") == 1
+    assert "eval.json is damaged" in capfd.readouterr().err
+    shutil.rmtree(place.path / "plan")
 
 
 @pytest.fixture(scope="module")

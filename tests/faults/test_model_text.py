@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agentrl import Env, Finish, tool
-from agentrl_envs import ToolCall
+from agentrl import Env, EnvError, Finish, tool
+from agentrl_envs import ToolCall, ToolFailure, Transcript
 
 RETURNED = [
     "float('nan')",
@@ -37,6 +37,14 @@ RETURNED = [
     "1 + 2j",
     "None",
     "{(1, 2): None}",
+    "__import__('datetime').date(2026, 11, 21)",
+    "__import__('pathlib').PurePath('/x')",
+    "__import__('collections').deque([1])",
+    "range(3)",
+    "memoryview(b'ab')",
+    "{2**20000: {float('nan'): '\\ud800'}}",
+    "[{'type': 'text', 'text': None}]",
+    "[{'type': 'text', 'text': 'a'}, 'b']",
 ]
 
 
@@ -84,10 +92,58 @@ async def test_whatever_a_tool_returns_is_told_to_the_model(source: str) -> None
         ("'\\ud800'", "\ufffd"),
         ("__import__('numpy').float64(0.5)", "0.5"),
         ("{3}", "[3]"),
+        ("__import__('datetime').date(2026, 11, 21)", "2026-11-21"),
+        ("__import__('fractions').Fraction(1, 3)", "1/3"),
+        ("[{'type': 'text'}]", '[{"type": "text"}]'),
+        ("({'type': 'text', 'text': 'a'},)", '[{"type": "text", "text": "a"}]'),
     ],
 )
 async def test_what_the_model_reads(source: str, told: str) -> None:
     assert await given(eval(source)) == told
+
+
+@pytest.mark.parametrize(
+    "source", ["len", "(i for i in [1])", "map(str, [1])", "object()", "__import__('json')"]
+)
+async def test_what_was_surely_not_meant_to_be_read_is_a_bug_of_the_tool(source: str) -> None:
+    with pytest.raises(ToolFailure, match=r"tool 'give' returned \w+; return text"):
+        await given(eval(source))
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        [{"role": "user", "content": [{"type": "theorem", "name": "Fermat"}]}],
+        [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": 3}],
+        [{"type": "theorem"}],
+        {"role": "user", "content": "?"},
+        b"?",
+        None,
+    ],
+)
+async def test_a_prompt_of_which_nothing_could_be_shown_is_refused(opening: object) -> None:
+    kind = type("Opens", (Box,), {"prompt": lambda self, row: opening})
+    with pytest.raises(EnvError, match="Opens.prompt must return text or a list of messages"):
+        await kind().start({})
+
+
+@pytest.mark.parametrize(
+    "reward",
+    ["2**20000", "float('nan')", "1j", "{'a': 2**20000}", "{'a': 1e308, 'b': 1e308}", "{}", "'1'", "None"],
+)
+@pytest.mark.parametrize("way", ["reward", "finish"])
+async def test_a_reward_that_is_no_number_in_range_is_named(reward: str, way: str) -> None:
+    value = eval(reward)
+    env = type("Pays", (Box,), {"reward": lambda self, row, answer: value})()
+    finish = Finish(reward=value) if way == "finish" and value is not None else None
+    await env.start({"question": "?"})
+    with pytest.raises(
+        EnvError, match=r"Pays(\.reward)? returned" if finish is None else r"Finish\(reward=...\) of Pays"
+    ):
+        await env.score({}, "4", Transcript(), finish=finish)
+    await env.aclose()
 
 
 @pytest.mark.parametrize("answer", [3, 2.5, {1}, b"4", "\ud800", None])
@@ -158,6 +214,35 @@ def test_a_trace_that_cannot_be_read_is_named_with_its_line(agentrl, tmp_path: P
     assert "traces.jsonl:2" in err
     assert said in err
     assert "Traceback" not in err
+
+
+TEMPLATE = """\
+{%- for message in messages -%}
+{{ '[' + message.role + ']' + message.content + '<|pad|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '[assistant]' }}{%- endif -%}"""
+
+
+@pytest.mark.parametrize("format", ["code", "hermes"])
+@pytest.mark.parametrize("answers", [("Blue.",), ("One.", "Two.")])
+def test_a_warm_start_learns_the_template_s_own_end_of_turn(format, answers, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from agentrl.renderers.making import make_renderer
+    from agentrl.training.sft import load_traces, render_trace
+
+    shutil.copytree(str(files("agentrl.demo") / "model"), tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    turns = [
+        m for a in answers for m in ({"role": "user", "content": "?"}, {"role": "assistant", "content": a})
+    ]
+    (trace,) = load_traces(traces(tmp_path, json.dumps({"messages": turns})))
+    segment = render_trace(trace, make_renderer(tokenizer, format), tokenizer, format)
+    learned = [token for token, learn in zip(segment.token_ids, segment.loss_mask, strict=True) if learn]
+    end = tokenizer.convert_tokens_to_ids("<|pad|>")
+    assert tokenizer.eos_token_id != end
+    assert (learned[-1], learned.count(end)) == (end, len(answers))
+    assert tokenizer.eos_token_id not in segment.token_ids
 
 
 MONSTERS = """

@@ -184,6 +184,11 @@ async def test_one_of_several_parallel_tools_fails_the_episode_and_ends_the_othe
         "exit()",
         "__import__('nope')",
         "open('/nope')",
+        # what a service that is down would raise, raised by the model's own text
+        "(_ for _ in ()).throw(ConnectionResetError('x'))",
+        "(_ for _ in ()).throw(TimeoutError('x'))",
+        "(_ for _ in ()).throw(OSError(28, 'full'))",
+        "(_ for _ in ()).throw(MemoryError('x'))",
     ],
 )
 async def test_what_the_model_wrote_is_the_models_to_read(code: str) -> None:
@@ -311,6 +316,29 @@ def test_defaults_and_settings_that_an_episode_changes_are_its_own() -> None:
     first.options["deep"].append(2)
     assert (second.names, Collects.names) == (["a"], ["a"])
     assert (second.options, given) == ({"deep": [1]}, {"deep": [1]})
+
+
+async def test_what_a_tool_changes_is_neither_in_the_next_call_nor_in_the_record() -> None:
+    class Collects(Tools):
+        @tool
+        def add(self, number: int, to: list[int] = [], seen: dict[str, Any] = {}) -> str:  # noqa: B006
+            "Add."
+            to.append(number)
+            seen[str(number)] = to
+            return f"{to} {len(seen)}"
+
+    for _ in range(2):
+        env = Collects()
+        await env.start({})
+        calls = [
+            ToolCall("0", "add", {"number": 1}),
+            ToolCall("1", "add", {"number": 2}),
+            ToolCall("2", "add", {"number": 3, "to": [7], "seen": {"a": [1]}}),
+        ]
+        results = await env.call_tools(calls)
+        assert [result.text for result in results] == ["[1] 1", "[2] 1", "[7, 3] 2"]
+        assert calls[2].arguments == {"number": 3, "to": [7], "seen": {"a": [1]}}
+        await env.aclose()
 
 
 TAKEN = {

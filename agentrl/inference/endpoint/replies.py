@@ -76,7 +76,7 @@ def _json(body: str) -> Any:
     if not body.strip():
         raise BadAnswer("nothing at all")
     try:
-        return read_any_json(body)
+        return read_any_json(body.removeprefix("\ufeff"))
     except ValueError as error:
         if body.lstrip().startswith("data:"):
             raise BadAnswer("no JSON but a stream of events, though none was asked for") from error
@@ -134,8 +134,7 @@ def _content(message: Mapping[str, Any]) -> tuple[str, str, str]:
     if not isinstance(parts, list):
         raise BadAnswer(f"`content` is {_kind(content)}")
     for part in _some(parts):
-        kind = part.get("type") if isinstance(part, Mapping) else "text"
-        said = _part_text(part)
+        kind, said = _kind_of_part(part), _part_text(part)
         if kind in _REASONING_PARTS:
             reasoning.append(said or "")
         elif kind == "refusal":
@@ -145,6 +144,13 @@ def _content(message: Mapping[str, Any]) -> tuple[str, str, str]:
         elif kind not in ("tool_use", "tool_call", "function_call"):  # they are in `tool_calls` as well
             raise BadAnswer(f"a part of `content` has the type {kind!r}")
     return "".join(text), "\n".join(filter(None, reasoning)), "\n".join(filter(None, refusal))
+
+
+def _kind_of_part(part: Any) -> str | None:
+    if not isinstance(part, Mapping):
+        return "text"
+    kind = part.get("type")
+    return kind if kind is None else str(kind)
 
 
 def _some(parts: list[Any]) -> list[Any]:
@@ -160,8 +166,8 @@ def _part_text(part: Any, depth: int = 0) -> str | None:
         return None
     for key in ("text", "thinking", "reasoning", "refusal", "content"):
         value = part.get(key)
-        if isinstance(value, str):
-            return value
+        if isinstance(value, str) or (value is None and key in part):
+            return value or ""
         if isinstance(value, list) and depth < _DEEPEST:  # thinking in parts of its own
             return "".join(_part_text(item, depth + 1) or "" for item in _some(value))
     return None
@@ -188,8 +194,9 @@ def _call(call: Any, number: int) -> ToolCall:
     text = raw if isinstance(raw, str) else json.dumps({} if raw is None else raw)
     try:
         arguments = read_json(text or "{}")
-        if isinstance(arguments, str):  # encoded twice
-            text, arguments = arguments, read_json(arguments or "{}")
+        for _ in range(_DEEPEST):
+            if isinstance(arguments, str):  # encoded twice
+                text, arguments = arguments, read_json(arguments or "{}")
     except ValueError as error:
         return ToolCall(call_id, function["name"], None, text, f"the arguments are no JSON: {error}")
     if not isinstance(arguments, dict):

@@ -6,13 +6,15 @@ types come from the hints. Knows nothing of models or message formats; running a
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import inspect
+import marshal
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from ..errors import EnvError
@@ -44,6 +46,8 @@ class BoundTool:
     hints: Mapping[str, Any]
     required: tuple[str, ...]
     is_async: bool
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Lists, dicts and sets, which a call could change: each call is given a copy."""
 
 
 @overload
@@ -104,6 +108,7 @@ def describe_tool(function: Callable[..., Any], attribute: str, default_timeout_
     texts = {p.arg_name: (p.description or "").strip() for p in parsed.params}
     properties: dict[str, Any] = {}
     required: list[str] = []
+    defaults: dict[str, Any] = {}
     hints = _hints(function, name)
     for parameter in _parameters(function, name):
         hint = hints.setdefault(parameter.name, Any)
@@ -117,6 +122,8 @@ def describe_tool(function: Callable[..., Any], attribute: str, default_timeout_
             required.append(parameter.name)
         elif _is_plain(parameter.default):
             schema = schema | {"default": parameter.default}
+        elif isinstance(parameter.default, list | dict | set):
+            defaults[parameter.name] = parameter.default
         properties[parameter.name] = schema
     parameters = {"type": "object", "properties": properties, "required": required}
     paragraphs = [parsed.short_description or "", parsed.long_description or ""]
@@ -128,7 +135,8 @@ def describe_tool(function: Callable[..., Any], attribute: str, default_timeout_
         timeout_s=mark.timeout_s or default_timeout_s,
     )
     is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
-    return BoundTool(spec, attribute, {key: hints[key] for key in properties}, tuple(required), is_async)
+    hints = {key: hints[key] for key in properties}
+    return BoundTool(spec, attribute, hints, tuple(required), is_async, defaults)
 
 
 def _is_plain(value: Any) -> bool:
@@ -181,7 +189,7 @@ def bind_arguments(bound: BoundTool, arguments: Mapping[str, Any] | None) -> dic
         raise BadValue(f"the arguments must be an object with the keys {_list(bound.hints)}")
     faults = [f"missing argument {key!r}" for key in bound.required if key not in arguments]
     ready: dict[str, Any] = {}
-    for key, value in arguments.items():
+    for key, value in _own_copy(arguments).items():
         if key not in bound.hints:
             near = difflib.get_close_matches(str(key), list(bound.hints), n=1)
             faults.append(f"unknown argument {key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
@@ -192,7 +200,15 @@ def bind_arguments(bound: BoundTool, arguments: Mapping[str, Any] | None) -> dic
             faults.append(f"argument {key!r}: {error}")
     if faults:
         raise BadValue("; ".join(faults) + f". Arguments of {bound.spec.name}: {_list(bound.hints)}")
-    return ready
+    return {**copy.deepcopy(dict(bound.defaults)), **ready}
+
+
+def _own_copy(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a tool changes in its arguments must not change the record of its call."""
+    try:
+        return marshal.loads(marshal.dumps(dict(arguments)))  # as `deepcopy`, in a twentieth of its time
+    except ValueError:
+        return arguments  # not from JSON
 
 
 def _list(names: Mapping[str, Any]) -> str:

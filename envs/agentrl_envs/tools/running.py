@@ -7,11 +7,12 @@ the episode. Knows nothing of the order in which calls run.
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
-import numbers
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 from ..errors import SandboxFailure, ToolError, ToolFailure
@@ -33,9 +34,6 @@ from . import BoundTool, bind_arguments
 from .schema import BadValue
 
 __all__ = ["run_tool"]
-
-_WRITTEN = (bool, numbers.Number, Mapping, list, tuple, set, frozenset, bytes, bytearray)
-"""What a tool may return besides text and content parts: JSON is made of it, or text where it has no form."""
 
 
 async def run_tool(
@@ -131,11 +129,23 @@ def _as_text(name: str, value: Any) -> tuple[str, tuple[Mapping[str, Any], ...]]
         return "(no output)", ()
     if isinstance(value, list) and value and all(map(is_content_part, value)):
         return _text_of_parts(value), tuple(plain(part) for part in value)
-    if isinstance(value, _WRITTEN) or hasattr(value, "tolist"):
-        written = plain(value)
-        return written if isinstance(written, str) else json.dumps(written, ensure_ascii=False), ()
-    raise ToolFailure(
-        f"tool {name!r} returned {type(value).__name__}; return text, JSON-like data or content parts"
+    if _tells_nothing(value):
+        raise ToolFailure(
+            f"tool {name!r} returned {type(value).__name__}; return text, JSON-like data or content parts"
+        )
+    written = plain(value)
+    return written if isinstance(written, str) else json.dumps(written, ensure_ascii=False), ()
+
+
+def _tells_nothing(value: Any) -> bool:
+    """Whether a value was surely not meant to be read: a function that was not called, an iterator, what has
+    no text of its own."""
+    kind = type(value)
+    if hasattr(kind, "tolist"):
+        return False
+    unnamed = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    return (
+        unnamed or callable(value) or inspect.isawaitable(value) or isinstance(value, Iterator | ModuleType)
     )
 
 

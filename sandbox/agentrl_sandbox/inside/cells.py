@@ -47,7 +47,7 @@ _INSTEAD |= {"file": _INSTEAD["writefile"], "whos": _INSTEAD["who"], "sx": _INST
 
 def split_lines(text):
     """Lines as Python counts them: a form feed or U+2028 ends none."""
-    return text.split("\n") if "\r" not in text else re.split(r"\r\n|\r|\n", text)
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def read(code, parse):
@@ -170,7 +170,7 @@ def _hint(lines, failure):
             return f"{what}: {instead}." if instead else f"{what}."
         if question:
             return f"Questions are no Python: call help({question[1] or question[2]})."
-    if any(_FENCE.fullmatch(line.strip()) for line in lines):
+    if any(_FENCE.fullmatch(line.strip()) for line in lines[:_MOST_LINES]):
         return "The code has Markdown fences in it: send only what is between them."
     return None
 
@@ -181,7 +181,8 @@ def _suspects(lines, failure):
     The parser names a later line when that has, say, a string without an end.
     """
     own = (failure.lineno or 1) - 1
-    commands = [at for at, line in enumerate(lines) if line.lstrip()[:1] in ("!", "%", "$", "?")]
+    looked_at = lines[:_MOST_LINES]
+    commands = [at for at, line in enumerate(looked_at) if line.lstrip()[:1] in ("!", "%", "$", "?")]
     return [at for at in dict.fromkeys([own, *commands[:_MOST_LINES_IGNORED]]) if 0 <= at < len(lines)]
 
 
