@@ -80,7 +80,11 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "transformers": "agentrl.inference.embedded.engine:TransformersPolicy",
         "vllm": "agentrl.inference.vllm.engine:VLLMPolicy",
     },
-    "controller": {"effective_share": "agentrl.algorithms.controllers:EffectiveShare"},
+    "controller": {
+        "effective_share": "agentrl.algorithms.controllers:EffectiveShare",
+        "accuracy_kl": "agentrl.algorithms.gates:AccuracyKL",
+        "improvement_gate": "agentrl.algorithms.gates:ImprovementGate",
+    },
     "listener": {},
     "metric": {},
     "aggregator": {
