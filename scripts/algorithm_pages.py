@@ -19,6 +19,7 @@ FAMILIES = {
     "sampler": "Samplers",
     "tracker": "Trackers",
     "aggregator": "Aggregators",
+    "controller": "Controllers",
 }
 MADE = "This page is made by `scripts/algorithm_pages.py`; a test keeps it current."
 
