@@ -16,6 +16,7 @@ from agentrl.episode import Episode, Segment, StopReason
 from agentrl.rollout.token_completer import Dispatch
 from agentrl.training.buffer import EpisodeBuffer
 from agentrl.training.dispatcher import Dispatcher
+from agentrl.training.groups import Groups
 
 Draw = Callable[[np.random.Generator], float]
 
@@ -115,7 +116,7 @@ class SimulatedRun:
             batch=batch,
             staleness=arm.staleness,
             stale_policy=arm.stale_policy,  # pyright: ignore[reportArgumentType]
-            unit=arm.group,
+            groups=Groups(arm.group) if arm.group > 1 else None,
             keep=(lambda unit: len({e.reward for e in unit}) > 1) if arm.dynamic_sampling else None,
         )
         self.dispatcher = Dispatcher(self, self._play, slots)

@@ -1,6 +1,14 @@
 """Settings of the whole suite that must be made before torch is imported."""
 
+import contextlib
 import os
 
 # Several processes and threads share few cores: threads that spin while they wait slow all down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+with contextlib.suppress(ImportError):  # tests of GPUs run where it is not installed
+    from hypothesis import settings
+
+    # An example that takes long says more of the machine than of the code; what must be fast is measured.
+    settings.register_profile("agentrl", deadline=None)
+    settings.load_profile("agentrl")

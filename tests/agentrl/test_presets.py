@@ -87,6 +87,7 @@ def test_parts_made_for_other_neighbours_are_spoken_of(flags: list[str], message
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_demo_takes_every_preset(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="the run trains (pip install agentrl[train])")

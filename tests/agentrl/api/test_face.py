@@ -19,7 +19,13 @@ EXPLAINED = ["AgentRLError", "ConfigError", "EnvError", "Interrupted", "ToolErro
 NAMES = [name for name in agentrl.__all__ if name not in EXPLAINED]
 
 
-@pytest.mark.parametrize("name", NAMES)
+TRAINS = ("train", "resume", "replay", "Replayed", "Run", "episodes")
+"""Names whose examples train."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in TRAINS else ()) for name in NAMES]
+)
 def test_the_example_of_a_name_runs(name: str, place: Path):
     documented = getattr(agentrl, name)
     assert inspect.getdoc(documented), name

@@ -57,6 +57,7 @@ def longest(batch: Any) -> dict[str, float]:
     return {"longest": float(max(episode.num_tokens for episode in batch.episodes))}
 
 
+@pytest.mark.slow
 async def test_a_run_in_a_running_loop_takes_everything_ready_made(place: Path):
     told: list[dict[str, Any]] = []
     loss = Doubled(2.0)
@@ -82,6 +83,7 @@ async def test_a_run_in_a_running_loop_takes_everything_ready_made(place: Path):
     assert agentrl.replay(run).same
 
 
+@pytest.mark.slow
 async def test_an_interrupt_in_a_running_loop_ends_a_run_cleanly_and_it_goes_on(place: Path):
     def stop(row: dict[str, Any]) -> None:
         if row["kind"] == "step":

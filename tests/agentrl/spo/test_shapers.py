@@ -86,6 +86,7 @@ def test_gaussian_weights() -> None:
     assert part(values, np.ones(5)).tolist() == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_a_shaper_remembers_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="the run trains (pip install agentrl[train])")
