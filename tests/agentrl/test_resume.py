@@ -61,6 +61,7 @@ ARMS: dict[str, tuple[tuple[str, ...], Any]] = {
     "failures": (("--sampler.quarantine_after=50",), Unlucky),
     "grpo": (GRPO, parts.Echo),
     "dynamic": (DYNAMIC, parts.Echo),
+    "remembers": (("--estimator.kind=gdpo_value", "--stream.batch=12"), parts.Echo),
     "dynamic-failures": (
         (*DYNAMIC, "--sampler.quarantine_after=2", "--sampler.copies_per_prompt=3"),
         Unlucky,
@@ -137,9 +138,9 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("arm", sorted(ARMS))
 def test_any_interruptions_change_nothing(arm: str, tmp_path: Path, disk: Disk) -> None:
-    # Fails when `History` does not fold what was discarded, when it redoes everything at the checkpoint
-    # (the clocks of later versions are not known there), when `_group_failures` starts from zero, and
-    # when episodes of a deterministic run are settled one by one (`TrainingStream._end`).
+    # Fails when `redo` does not fold what was discarded, when `_restore` leaves out what parts remember, when
+    # `Groups.restore` forgets failures, and when episodes of a deterministic run are settled one by one
+    # (`TrainingStream._end`).
     expected = play(tmp_path / "whole", arm, disk)
     assert expected is not None
     moments = disk.moments
