@@ -23,7 +23,7 @@ from agentrl_sandbox import (
 from agentrl_sandbox.control import CONTROL, Control, arrives
 from agentrl_sandbox.errors import LibraryBroken
 from agentrl_sandbox.inside.meter import TreeMeter
-from agentrl_sandbox.inside.processes import Usage
+from agentrl_sandbox.inside.processes import Directories, Usage
 from agentrl_sandbox.inside.room import exceeds
 from agentrl_sandbox.local import probe
 from agentrl_sandbox.local.removal import remove_tree
@@ -328,3 +328,28 @@ async def test_what_the_kernel_gives_to_each_user_a_session_has_for_itself(level
         assert int(taken.stdout) >= 100, taken.text
         left = await other.run(_WHAT_IS_LEFT, 10)
         assert left.stdout == "{65536} 50 True\n", left.text
+
+
+def test_a_process_is_looked_up_once_and_forgotten_when_it_has_gone(monkeypatch):
+    # Fails where files of /proc are opened by their whole path: the kernel holds who looks up a dying process.
+    opened, really_open = [], os.open
+    with subprocess.Popen(["sleep", "60"]) as child:
+        monkeypatch.setattr(
+            os, "open", lambda path, *a, **k: opened.append(path) or really_open(path, *a, **k)
+        )
+        proc = Directories()
+        for _ in range(3):
+            assert proc.read(f"{child.pid}/stat").startswith(str(child.pid).encode())
+            assert proc.list(f"{child.pid}/task") == [str(child.pid)]
+            proc.read(f"{child.pid}/task/{child.pid}/schedstat")
+            proc.keep([child.pid])
+        assert opened.count(str(child.pid)) == 2  # its own directory and that of its one thread
+        assert not [path for path in opened if str(path).startswith("/proc/")]
+        child.kill()
+    with pytest.raises(OSError):
+        proc.read(f"{child.pid}/stat")
+    assert proc.list(f"{child.pid}/task") == []
+    proc.keep([])
+    assert list(proc.held) == [""]
+    proc.close()
+    assert not proc.held
