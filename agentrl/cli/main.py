@@ -70,6 +70,10 @@ def _main(arguments: list[str]) -> int:
     # Before torch is imported: its threads wait for each other asleep. Engine and learner share the
     # cores, and threads that spin take them from whoever is being waited for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if odd := next((argument for argument in arguments if not _is_text(argument)), None):
+        shown = os.fsencode(odd).decode(errors="backslashreplace")
+        print(f"error: the argument {shown} is not UTF-8; rename what it names", file=sys.stderr)
+        return 1
     arguments, settings = split_settings(arguments)
     parser, command = command_parser(arguments)
     options, unknown = parser.parse_known_args(arguments)
@@ -97,6 +101,14 @@ def _main(arguments: list[str]) -> int:
             raise
         print(f"error: {text}", file=sys.stderr)
         return 1
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument can be written into settings and records."""
+    try:
+        return argument.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_ours(error: Exception) -> bool:

@@ -97,6 +97,22 @@ def test_a_name_is_the_name_of_the_folder_as_it_stands(agentrl, place: Path):
     assert [path.name for path in (place / "runs").iterdir()] == ["1e-5"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "game.py", "--name", "a\udcffb"),
+        ("eval", "model", "--out", "\udcff"),
+        ("sft", "\udce9.jsonl", "--model", "model", "--out", "o"),
+        ("view", "runs/\udc80"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_one_sentence(agentrl, place: Path, arguments: tuple[str, ...]):
+    code, _, errors = agentrl(*arguments)
+    assert code == 1
+    assert "\\x" in errors
+    assert "is not UTF-8" in errors
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("setting", ["run.name", "run.directory", "env.settings.label", "sandbox.image"])
 def test_texts_are_taken_as_they_stand(agentrl, place: Path, setting: str, text: str):
