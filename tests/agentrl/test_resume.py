@@ -269,6 +269,7 @@ async def test_a_checkpoint_whose_step_the_ledger_lost_gives_way_to_the_one_befo
     assert again.learner.digest == whole.learner.digest
 
 
+@pytest.mark.slow
 async def test_nothing_is_started_again_before_its_draw_was_redone(tmp_path: Path, disk: Disk) -> None:
     # Fails when `TrainingStream` starts pending episodes during the redo: one that fails gives back the
     # draw of another episode of its prompt ("no episode pending").

@@ -1,5 +1,6 @@
 """What the options of `agentrl eval` come to, without anything being evaluated."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from agentrl.config.loading import to_toml
 from agentrl.errors import ConfigError
 from agentrl.evaluation.settings import Experiment, load_experiment
 from agentrl.evaluation.subjects import SubjectOptions, subject_of
+from agentrl.storage.run_folder import FORMAT
 
 
 def told(*arguments: str) -> Experiment:
@@ -98,7 +100,7 @@ def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path: Path):
 
 
 def test_settings_of_a_run_stand_below_the_preset_and_both_below_what_is_said(tmp_path: Path):
-    (tmp_path / "run.json").write_text('{"run_id": "1"}')
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "1", "format": FORMAT}))
     (tmp_path / "config.toml").write_text(
         "[rollout]\nmax_tokens = 7\nmax_turn_tokens = 5\n[eval]\nsamples = 3\ndata = 'held.jsonl'\n"
         "[data]\nmap = {problem = 'question'}\n[[env]]\nname = 'a'\nsettings = {n = 1}\n[[env]]\nname = 'b'\n"
