@@ -73,6 +73,8 @@ class StepRecord:
     """How far the run is after the step."""
     tokens: TokenValues | None = None
     """Of the learned episodes."""
+    row: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of metrics: a power cut may take it from its own file."""
 
     @property
     def learned(self) -> list[int]:

@@ -190,7 +190,7 @@ class Orchestrator(Attempt):
         row = self.log.step(batch, given, learned, folds, learn_s=learn_s)
         self.control.act(row, self.credit.batch(batch, given.baselines))
         self.buffer.staleness = self.control.staleness(self.buffer.staleness)
-        await write_step(self, batch, given, values, tokens)
+        await write_step(self, batch, given, values, tokens, row)
         keys = [episode.episode_id for episode in batch]
         self.parts.ledger.learned(keys, self.version - 1, masked=given.masked)  # from now on it is taken
         self.log.publish_s = await self._publish()

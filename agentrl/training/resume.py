@@ -23,6 +23,7 @@ from agentrl.storage.checkpoint import (
     set_damaged_aside,
 )
 from agentrl.storage.ledger import TRAINING, State
+from agentrl.storage.metrics import read_metrics
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.steps import StepRecord
 from agentrl.training.attempt import Attempt
@@ -50,6 +51,7 @@ async def resume(orchestrator: Orchestrator) -> None:
         for step in steps:
             light = nested.applied(light, step.light)
         _restore(orchestrator, light, steps[-1].progress if steps else state.progress)
+        _write_lost_rows(orchestrator)
         position = light["ledger_position"]
     orchestrator.progress.attempt = parts.ledger.begin_attempt(orchestrator.version)
     _set_lost(orchestrator, episodes)
@@ -171,6 +173,15 @@ def _restore(orchestrator: Orchestrator, light: Mapping[str, Any], progress: Map
     orchestrator.progress.load_state_dict(progress)
     orchestrator.progress.tokens = light["tokens"]
     _restore_staleness(orchestrator, light["staleness"], light["stale_policy"])
+
+
+def _write_lost_rows(orchestrator: Orchestrator) -> None:
+    """Write rows of steps again that a power cut took; the steps' own files have survived it."""
+    parts, files = orchestrator.parts, orchestrator.files
+    known = {row.get("step") for row in read_metrics(parts.folder.metrics) if row["kind"] == "step"}
+    for version in range(1, orchestrator.version + 1):
+        if version not in known and files.path(version).exists():
+            parts.metrics.write(**files.read(version).row)
 
 
 def _restore_staleness(orchestrator: Orchestrator, before: int, policy: str) -> None:

@@ -20,6 +20,7 @@ from agentrl.errors import AgentRLError, DiskError, LearnerError, StallError
 from agentrl.storage import nested
 from agentrl.storage.checkpoint import RunState, checkpoint_folders, checkpoint_version, commit, write_state
 from agentrl.storage.durable import replace_folder
+from agentrl.storage.metrics import Row
 from agentrl.storage.steps import StepRecord, TokenValues
 from agentrl.training.credit import Assignment
 
@@ -50,6 +51,7 @@ async def write_step(
     given: Assignment,
     values: Mapping[str, float],
     tokens: TokenValues | None,
+    row: Row,
 ) -> int:
     """Write the step that led to the present version; it counts once the ledger says so. Returns its bytes.
 
@@ -70,6 +72,7 @@ async def write_step(
         light=nested.difference(before, attempt.light),
         progress=attempt.progress.state_dict(),
         tokens=tokens,
+        row=row,
     )
     with disk_errors(attempt.files.path(attempt.version)):
         return await attempt.limited(

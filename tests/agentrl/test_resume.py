@@ -256,6 +256,18 @@ async def test_a_damaged_step_is_learned_from_as_if_for_the_first_time(tmp_path:
     assert ended.orchestrator.parts.pool.tracker.visits(range(12)).sum() == 64
 
 
+async def test_a_row_that_a_power_cut_took_is_written_again(tmp_path: Path) -> None:
+    # Fails when a step that counts is not learned again, and its row is nowhere.
+    path, flags = tmp_path / "run", ("--run.steps=6", "--checkpoint.every=100")
+    assert isinstance(await once(path, *flags, dies_at=4), LearnerError)
+    lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    await once(path, *flags)
+    rows = [row for row in read_metrics(path / "metrics.jsonl") if row["kind"] == "step"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[3]["attempt"] == 1
+
+
 async def test_a_checkpoint_whose_step_the_ledger_lost_gives_way_to_the_one_before(tmp_path: Path) -> None:
     # Fails when only the ledger's length is compared: the batch is then learned from twice.
     path, flags = tmp_path / "run", ("--run.steps=4", "--checkpoint.every=2", "--run.deterministic=true")
