@@ -44,7 +44,7 @@ def measure(prompts: int) -> dict[str, Any]:
     rows = tuple({"id": f"p{number}"} for number in range(prompts))
     pool = PromptPool(
         (Task("rows", Env, {}, 1.0, rows),),
-        lambda count: ValueTracker(count, TrackerSettings()),
+        lambda environments: ValueTracker(len(environments), TrackerSettings()),
         SamplerSettings(),
         seed=0,
     )

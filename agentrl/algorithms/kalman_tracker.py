@@ -39,11 +39,11 @@ class KalmanTracker(ValueTracker):
         self._ratio = own.process / own.noise
         self._factor = 1.0
 
-    def fold(self, prompt: int, score: float, *, start_clock: float, drift: float | None = None) -> Fold:
+    def fold(self, prompt: int, score: float, **options: Any) -> Fold:
         """Fold one score: x = x + K (s - x) with K = 1 / (N' + 1), N' = N / (1 + N Q / R)."""
         count = float(self._alpha[prompt] + self._beta[prompt]) if self._seen[prompt] else UNSEEN_COUNT
         self._factor = 1.0 / (1.0 + count * self._ratio)
-        return super().fold(prompt, score, start_clock=start_clock, drift=drift)
+        return super().fold(prompt, score, **options)
 
     def effective_counts(self, prompts: ArrayLike) -> FloatArray:
         """[N] R / P of the prompts [N], with the process noise of the next visit."""

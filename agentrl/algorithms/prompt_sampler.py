@@ -194,6 +194,15 @@ class PromptSampler:
         self._place(index)
         return int(self._prompts[index])
 
+    def copies(self, prompt: int) -> int:
+        """Episodes of a prompt in flight."""
+        return int(self._copies[self._index(prompt)])
+
+    def copy(self, prompt: int) -> None:
+        """Mark another episode of a pending prompt pending; it takes no number, and is no draw."""
+        self._pending += 1
+        self._copies[self._index(prompt)] += 1
+
     def claim(self, prompt: int) -> None:
         """Mark a prompt pending as a `draw` of an earlier attempt did; the draws that follow are the same."""
         index = self._index(prompt)
@@ -323,8 +332,9 @@ class PromptSampler:
         return weights
 
     def _fresh_weight(self) -> float:
-        mean = np.array([self._tracker.first_visit_mean])
-        return float(self._weigh_checked(mean, np.array([UNSEEN_COUNT]))[0])
+        prior = self._tracker.prior([self._prompts.start])
+        weight = self._weigh_checked(prior, np.array([UNSEEN_COUNT]))[0]
+        return float(weight) / self._settings.fresh_copies  # a weight is of an episode, not of a draw
 
     def _idle_weights(self, part: slice, fresh_weight: float) -> FloatArray:
         """Weights of a part of the prompts; 0 for those pending or at rest."""

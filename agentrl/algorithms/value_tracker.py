@@ -66,12 +66,19 @@ class ValueTracker:
     Args:
         num_prompts: P; prompts are the integers 0 .. P-1.
         settings: see `TrackerSettings`.
+        environments: [P] number of each prompt's environment, from 0; all of one by default. The paper's
+            tracker does not look at it.
 
     Raises:
         ConfigError: the forgetting factors are not 0 < rho_min <= rho_max < 1, or P is not positive.
     """
 
-    def __init__(self, num_prompts: int, settings: TrackerSettings) -> None:
+    def __init__(
+        self,
+        num_prompts: int,
+        settings: TrackerSettings,
+        environments: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> None:
         if num_prompts < 1:
             raise ConfigError(f"the value tracker needs at least one prompt, got {num_prompts}")
         _check(settings)
@@ -84,6 +91,9 @@ class ValueTracker:
         self._seen = np.zeros(num_prompts, dtype=np.bool_)
         self._first_sum, self._first_count = 0.0, 0
         self._clock = 0.0
+        self._environment = np.zeros(num_prompts, dtype=np.int64)
+        if environments is not None:
+            self._environment[:] = environments
 
     def __len__(self) -> int:
         return len(self._alpha)
@@ -100,6 +110,10 @@ class ValueTracker:
         Half a success and half a failure are counted in, so that it starts at 0.5.
         """
         return (self._first_sum + 0.5) / (self._first_count + 1)
+
+    def prior(self, prompts: ArrayLike) -> FloatArray:
+        """[N] the value of each of the prompts [N] if it were never seen."""
+        return np.full(np.size(prompts), self.first_visit_mean)
 
     def advance_clock(self, drift: float) -> None:
         """Add the learner's drift over one batch, in nats a token.
@@ -145,15 +159,22 @@ class ValueTracker:
         """[N] how many episodes of each of the prompts [N] were folded."""
         return self._visits[np.asarray(prompts, dtype=np.int64)]
 
+    def baselines(self, prompts: ArrayLike, start_versions: ArrayLike) -> FloatArray:
+        """[N] baselines of episodes not yet folded, from their prompts [N] and start versions [N].
+
+        They are the values; the paper's tracker does not look at the versions.
+        """
+        return self.values(prompts)
+
     def values(self, prompts: ArrayLike) -> FloatArray:
-        """[N] the value of each of the prompts [N]: the baseline of an episode not yet folded.
+        """[N] the value of each of the prompts [N] under the present policy.
 
         Forgetting scales alpha and beta alike, so it never changes a value.
         """
         index = np.asarray(prompts, dtype=np.int64)
         alpha, count = self._alpha[index], self._alpha[index] + self._beta[index]
         seen = self._seen[index]
-        return np.where(seen, alpha / np.where(seen, count, 1.0), self.first_visit_mean)
+        return np.where(seen, alpha / np.where(seen, count, 1.0), self.prior(index))
 
     def effective_counts(self, prompts: ArrayLike) -> FloatArray:
         """[N] N_eff of the prompts [N], discounted to the present clock; nothing is stored.
@@ -167,7 +188,15 @@ class ValueTracker:
             count = count * self._rho(np.maximum(0.0, self._clock - self._stamp[index]))
         return np.where(self._seen[index], count, UNSEEN_COUNT)
 
-    def fold(self, prompt: int, score: float, *, start_clock: float, drift: float | None = None) -> Fold:
+    def fold(
+        self,
+        prompt: int,
+        score: float,
+        *,
+        start_clock: float,
+        drift: float | None = None,
+        start_version: int | None = None,
+    ) -> Fold:
         """Fold the score of one episode into its prompt (paper equation 5).
 
         alpha = rho alpha + score, beta = rho beta + 1 - score. A score between 0 and 1 gives the
@@ -179,6 +208,7 @@ class ValueTracker:
             start_clock: the clock when the episode's start version began.
             drift: `replay` mode only: mean |difference of log-probability| of the prompt's previous
                 episode, in nats a token; None where there is no previous episode to score again.
+            start_version: policy version that the episode began at; the paper's tracker does not look at it.
 
         Raises:
             DataError: the score is outside [0, 1], a drift is not finite and at least 0, or a drift
@@ -187,7 +217,7 @@ class ValueTracker:
         score = _checked_score(prompt, score)
         moved = self._drift(prompt, start_clock, drift)
         if not self._seen[prompt]:
-            mean = self.first_visit_mean
+            mean = float(self.prior([prompt])[0])
             self._alpha[prompt], self._beta[prompt] = UNSEEN_COUNT * mean, UNSEEN_COUNT * (1.0 - mean)
             self._stamp[prompt] = start_clock
             self._note_first_visit(prompt, score)
@@ -199,6 +229,9 @@ class ValueTracker:
         self._stamp[prompt] = max(float(self._stamp[prompt]), start_clock)
         self._visits[prompt] += 1
         return Fold(rho=rho, value_before=before, value_after=alpha / (alpha + beta), drift=moved)
+
+    def end_batch(self) -> None:
+        """All episodes of a batch were folded, and the next policy version begins."""
 
     def _note_first_visit(self, prompt: int, score: float) -> None:
         self._seen[prompt] = True

@@ -25,6 +25,16 @@ PRESETS: Mapping[str, Values] = {
         "loss.kind": "clipped",
         "aggregator.kind": "tokens",
     },
+    "spo_plus": {
+        "estimator.kind": "spo",
+        "tracker.kind": "trend",
+        "tracker.drift": "constant",
+        "tracker.rho_constant": 0.96,
+        "sampler.kind": "priority",
+        "sampler.fresh_copies": 8,
+        "loss.kind": "clipped",
+        "aggregator.kind": "tokens",
+    },
     "grpo": {**_GROUPS, **_CLIP, "aggregator.kind": "sequences"},
     "dr_grpo": {**_GROUPS, **_CLIP, "estimator.normalise": "none", "aggregator.kind": "constant"},
     "dapo": {
@@ -57,6 +67,7 @@ it."""
 
 SOURCES: Mapping[str, str] = {
     "spo": "arXiv 2509.13232, as published: 8 initial rollouts a prompt, charged",
+    "spo_plus": "SPO with fresh copies and a trend (docs/spo.md); not of a paper",
     "grpo": "arXiv 2402.03300; its KL term of 0.04 is not set",
     "dr_grpo": "arXiv 2503.20783",
     "dapo": "arXiv 2503.14476; set `shaper.limit` to `rollout.max_tokens`",

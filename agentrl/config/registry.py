@@ -62,6 +62,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "tracker": {
         "spo": "agentrl.algorithms.value_tracker:ValueTracker",
         "kalman": "agentrl.algorithms.kalman_tracker:KalmanTracker",
+        "trend": "agentrl.algorithms.trend_tracker:TrendTracker",
     },
     "sampler": {
         "priority": "agentrl.algorithms.prompt_sampler:PriorityWeights",
@@ -322,12 +323,20 @@ def _place(family: str, kind: str) -> tuple[Path, str]:
     )
 
 
+def _parsed(text: str, path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    try:
+        return ast.parse(text, str(path))
+    except SystemError:  # CPython 3.11 now and then, where something else runs in between (gh-106905)
+        return ast.parse(text, str(path))
+
+
 @lru_cache(maxsize=256)
 def _read(family: str, kind: str, path: Path, name: str, changed: int) -> Declaration:
     """Read a declaration; `changed` is when the file was, so that a file changed since is read again."""
     try:
         text = path.read_text(encoding="utf-8")
-        tree = ast.parse(text, str(path))
+        tree = _parsed(text, path)
     except (OSError, ValueError, SyntaxError) as error:
         raise ConfigError(f"the {family} {kind!r}: cannot read {path}: {error}") from error
     found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}

@@ -220,7 +220,8 @@ class TrackerSettings:
     """`[tracker]`: the value tracker of SPO (paper section 4.1)."""
 
     kind: Annotated[str, PartOf("tracker")] = "spo"
-    """`spo` (the paper's), or a class in a file, `my.py:Name`, with the methods of `ValueTracker`."""
+    """`spo` (the paper's), `trend` (values follow what all prompts of an environment learn), or a class in a
+    file, `my.py:Name`, with the methods of `ValueTracker`."""
     drift: Literal["clock", "replay", "constant"] = "clock"
     """How far the policy moved since a prompt's last visit: a clock of the learner's own drift, the
     prompt's previous episode scored again, or not measured at all."""
@@ -265,6 +266,9 @@ class SamplerSettings:
     """`priority` (by what is left to learn), `uniform`, or a class in a file, `my.py:Name`."""
     copies_per_prompt: Count = 1
     """Episodes of one prompt in flight when all prompts are pending."""
+    fresh_copies: Count = 1
+    """Episodes of a prompt that was never seen, each with the mean of the others as its baseline; it is drawn
+    as much more rarely."""
     quarantine_after: Count = 3
     """Infrastructure failures in a row after which a prompt is set aside."""
     own: dict[str, Any] = field(default_factory=dict)
@@ -476,6 +480,14 @@ class Settings:
             yield (
                 ("tracker.initial_rollouts", "shaper.kind"),
                 "tracker.initial_rollouts would set values of rewards that are not shaped: set it to 0",
+            )
+        if self.sampler.fresh_copies > 1 and self.estimator.group_size > 1:
+            yield (
+                ("sampler.fresh_copies", "estimator.group_size"),
+                (
+                    f"sampler.fresh_copies = {self.sampler.fresh_copies} is for prompts played once at a "
+                    f"time; with estimator.group_size = {self.estimator.group_size} each is played as a group"
+                ),
             )
         if self.stream.batch % self.estimator.group_size:
             size = self.estimator.group_size

@@ -42,8 +42,9 @@ LOST_MEMBER = "a member of the group failed"
 """Why a graded group is not learned from: dynamic sampling, or it can never be complete."""
 
 
-Done = Literal["", "claim", "folded", "returned", "failed"]
-"""What was done to an episode's prompt when it changed its state: drawn, and how it came back; names of
+Done = Literal["", "claim", "copy", "folded", "returned", "failed"]
+"""What was done to an episode's prompt when it changed its state: drawn, played
+once more, and how it came back; names of
 methods of the pool. Of a group, one of its episodes has it."""
 
 
@@ -90,6 +91,8 @@ class Entry:
     reason: str = ""
     start_version: int = 0
     group: int | None = None
+    copies: int = 0
+    """Members of the set of fresh copies that its group is; 0 for a group."""
     score: float | None = None
     """Of an evaluated or a discarded episode."""
     tokens: int = 0
@@ -145,12 +148,19 @@ class Ledger:
         return self.attempt
 
     def dispatched(
-        self, key: str, prompt_id: str, start_version: int, group: int | None = None, *, done: Done = ""
+        self,
+        key: str,
+        prompt_id: str,
+        start_version: int,
+        group: int | None = None,
+        *,
+        copies: int = 0,
+        done: Done = "",
     ) -> None:
         """An episode was started (again, when it was pending in the attempt before)."""
         record: dict[str, Any] = {"e": "pending", "k": key, "p": prompt_id, "v": start_version}
         if group is not None:
-            record["g"] = group
+            record |= {"g": group} | ({"n": copies} if copies else {})
         self._write(_with(record, done))
 
     def finished(self, key: str, tokens: int = 0) -> None:
@@ -308,6 +318,7 @@ class Ledger:
                     attempt=self.attempt,
                     start_version=record["v"],
                     group=record.get("g"),
+                    copies=record.get("n", 0),
                 )
             )
         elif event == "lost":

@@ -20,6 +20,7 @@ from agentrl.rollout.outage import Outages
 from agentrl.storage.steps import StepFiles
 from agentrl.training.buffer import EpisodeBuffer
 from agentrl.training.control import Control
+from agentrl.training.copies import FreshCopies
 from agentrl.training.credit import Credit
 from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.drift_replay import DriftReplay
@@ -57,11 +58,13 @@ class Attempt:
         )
         size = settings.estimator.group_size
         groups = Groups(size, given_up_after=settings.sampler.quarantine_after) if size > 1 else None
+        fresh = settings.sampler.fresh_copies
+        copies = FreshCopies(fresh, parts.pool, self.credit.freeze) if fresh > 1 else None
         self.buffer = EpisodeBuffer(
             batch=stream.batch,
             staleness=0 if settings.run.deterministic else stream.staleness,
             stale_policy=stream.stale_policy,
-            groups=groups,
+            groups=groups or copies,
             keep=self.credit.keeps,
         )
         self.stream = TrainingStream(
@@ -74,6 +77,7 @@ class Attempt:
             credit=self.credit,
             progress=self.progress,
             groups=groups,
+            copies=copies,
             in_order=settings.run.deterministic,
             outages=self.outages,
         )

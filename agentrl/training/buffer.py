@@ -26,9 +26,8 @@ from typing import Literal
 
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError, LedgerError
-from agentrl.training.groups import Groups
-
-Unit = tuple[Episode, ...]
+from agentrl.training.copies import FreshCopies
+from agentrl.training.groups import Groups, Unit
 
 
 class EpisodeBuffer:
@@ -38,7 +37,7 @@ class EpisodeBuffer:
         batch: B, episodes of one learner step.
         staleness: s, in versions.
         stale_policy: `correct` or `wait`.
-        groups: episodes that are only learned from together; None for SPO, which has no such.
+        groups: episodes that wait for each other: groups, or fresh copies; None for SPO, which has no such.
         keep: whether a unit is learned from; one that is not leaves at once (GRPO's dynamic sampling).
     """
 
@@ -48,7 +47,7 @@ class EpisodeBuffer:
         batch: int,
         staleness: int,
         stale_policy: Literal["correct", "wait"] = "correct",
-        groups: Groups | None = None,
+        groups: Groups | FreshCopies | None = None,
         keep: Callable[[Unit], bool] | None = None,
     ) -> None:
         if batch < 1 or staleness < 0:
@@ -119,8 +118,8 @@ class EpisodeBuffer:
         self._running.pop(episode_id, None)
         self._changed.set()
 
-    def put(self, episode: Episode) -> Unit | None:
-        """An episode finished; returns a unit that is not kept (its episodes are out), else None.
+    def put(self, episode: Episode) -> list[Unit]:
+        """An episode finished; returns units that are not kept (their episodes are out).
 
         Raises:
             LedgerError: the episode was not in flight.
@@ -144,17 +143,16 @@ class EpisodeBuffer:
         # Every batch up to the version was accepted once; so is what is back in the buffer.
         self._accepted = self.version * self.batch + self.size
 
-    def _place(self, episode: Episode, *, kept: bool = False) -> Unit | None:
-        unit = (episode,) if self._groups is None else self._groups.add(episode)
-        if unit is None:
-            return None
-        if not kept and self._keep is not None and not self._keep(unit):
-            self._accepted -= len(unit)
-            self._changed.set()
-            return unit
-        self._ready.append(unit)
+    def _place(self, episode: Episode, *, kept: bool = False) -> list[Unit]:
+        return self.release([(episode,)] if self._groups is None else self._groups.add(episode), kept=kept)
+
+    def release(self, units: Sequence[Unit], *, kept: bool = False) -> list[Unit]:
+        """Units wait for nothing but their batch now; returns those that are not kept."""
+        rejected = [] if kept or self._keep is None else [unit for unit in units if not self._keep(unit)]
+        self._accepted -= sum(map(len, rejected))
+        self._ready += [unit for unit in units if unit not in rejected]
         self._changed.set()
-        return None
+        return rejected
 
     def advance(self, version: int) -> None:
         """The learner is at `version` now."""

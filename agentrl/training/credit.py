@@ -108,6 +108,19 @@ class Credit:
         self._shape = None if shaper.kind == "none" else registry.make("shaper", shaper.kind, shaper.own)
         self.clocks = [0.0]
         """The tracker's drift clock when each version began, by version."""
+        self._frozen: dict[str, float] = {}
+
+    def freeze(self, copies: Sequence[Episode]) -> None:
+        """Make each episode's baseline the mean score of the others, until it is folded.
+
+        Args:
+            copies: of one prompt; one alone has the prompt's value, as if it had no siblings.
+        """
+        scores = {episode.episode_id: self.score(episode) for episode in copies}
+        total, others = sum(scores.values()), len(scores) - 1
+        if others:
+            means = {key: (total - score) / others for key, score in scores.items()}
+            self._frozen |= {key: mean for key, mean in means.items() if key not in self._frozen}
 
     def learner_options(self, baselines: NDArray[np.float64]) -> dict[str, Any]:
         """What the learner is told besides episodes and advantages.
@@ -128,7 +141,10 @@ class Credit:
             AgentRLError: all of them were cut off, and such episodes are not learned from.
         """
         prompts = np.array([self._pool.index[episode.prompt_id] for episode in batch])
-        baselines = self._pool.tracker.values(prompts)
+        starts = np.array([episode.start_version for episode in batch])
+        baselines = self._pool.tracker.baselines(prompts, starts)
+        for place, episode in enumerate(batch):
+            baselines[place] = self._frozen.get(episode.episode_id, baselines[place])
         masked: dict[str, str] = {}
         if self._settings.rollout.truncated == "mask":
             masked = {e.episode_id: "truncated" for e in batch if e.stop_reason.truncated}
@@ -202,6 +218,7 @@ class Credit:
         folds: dict[int, Fold] = {}
         for place in sorted(range(len(batch)), key=lambda place: batch[place].dispatch_index):
             folds[place] = self.fold_one(batch[place], None if drifts is None else drifts[place])
+        self._pool.tracker.end_batch()
         for start in range(0, len(batch), self._settings.estimator.group_size):
             self._pool.folded(self._pool.index[batch[start].prompt_id])
         return [folds[place] for place in range(len(batch))]
@@ -209,6 +226,7 @@ class Credit:
     def fold_one(self, episode: Episode, drift: float | None = None) -> Fold:
         """Fold one episode into the tracker; whether its prompt can be drawn again is for others to say."""
         fold = self.fold_score(episode.prompt_id, self.score(episode), episode.start_version, drift)
+        self._frozen.pop(episode.episode_id, None)
         self.remember(episode)
         return fold
 
@@ -218,7 +236,11 @@ class Credit:
         """Fold a score of an episode that began at `start_version` into the tracker."""
         start_clock = self.clocks[min(start_version, len(self.clocks) - 1)]
         return self._pool.tracker.fold(
-            self._pool.index[prompt_id], score, start_clock=start_clock, drift=drift
+            self._pool.index[prompt_id],
+            score,
+            start_clock=start_clock,
+            drift=drift,
+            start_version=start_version,
         )
 
     def remember(self, episode: Episode) -> None:
@@ -234,11 +256,13 @@ class Credit:
                 yield name, part
 
     def state_dict(self) -> dict[str, Any]:
-        """What the parts remember of folded episodes."""
-        return {name: part.state_dict() for name, part in self._remembering()}
+        """What the parts remember of folded episodes, and baselines of copies that were not folded yet."""
+        parts = {name: part.state_dict() for name, part in self._remembering()}
+        return parts | {"frozen": dict(self._frozen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state; a part that was not there then begins without memory."""
+        self._frozen = dict(state.get("frozen", {}))
         for name, part in self._remembering():
             if name in state:
                 part.load_state_dict(state[name])

@@ -15,6 +15,9 @@ from agentrl.episode import Episode
 from agentrl.errors import LedgerError
 from agentrl.storage.ledger import Entry, State
 
+Unit = tuple[Episode, ...]
+"""Episodes that are learned from together: one, or a whole group."""
+
 
 class Groups:
     """The groups under way.
@@ -47,8 +50,8 @@ class Groups:
             self._to_start.remove(member)
         return member
 
-    def add(self, episode: Episode) -> tuple[Episode, ...] | None:
-        """A member finished; the whole group in order of dispatch where it was the last.
+    def add(self, episode: Episode) -> list[Unit]:
+        """A member finished; the whole group in order of dispatch where it was the last, else nothing.
 
         Raises:
             LedgerError: it belongs to no group.
@@ -58,8 +61,8 @@ class Groups:
         members = self._finished.setdefault(episode.group, [])
         members.append(episode)
         if len(members) < self.size:
-            return None
-        return tuple(sorted(self._finished.pop(episode.group), key=lambda member: member.dispatch_index))
+            return []
+        return [tuple(sorted(self._finished.pop(episode.group), key=lambda member: member.dispatch_index))]
 
     @property
     def incomplete(self) -> Iterable[list[Episode]]:

