@@ -5,16 +5,19 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from agentrl.api import keywords
 from agentrl.cluster import event_loop
 from agentrl.config import loading
 from agentrl.config.settings import Settings
-from agentrl.episode import Episode
-from agentrl.errors import ConfigError
+from agentrl.episode import Episode, Segment
+from agentrl.errors import ConfigError, DataError
 from agentrl.evaluation.subjects import (
     SubjectOptions,
     check_subject,
@@ -25,6 +28,7 @@ from agentrl.inference.endpoint.settings import EndpointSettings
 from agentrl.rollout.token_completer import Decoding, Dispatch
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
+from agentrl.storage.steps import LearnedEpisode, SegmentValues, read_learned
 from agentrl.tasks.task import Task, make_sandbox
 from agentrl.weights.model_files import load_tokenizer
 from agentrl_envs import EnvError, load_env, prompt_id
@@ -54,6 +58,12 @@ class Token:
     """Nats, under the distribution it was sampled from; None where it was not sampled."""
     version: int | None
     """Policy version that sampled it."""
+    advantage: float | None = None
+    """What the learner gave it credit for; None where it did not learn from the token."""
+    learner_logprob: float | None = None
+    """Nats, under the learner's weights before its step."""
+    entropy: float | None = None
+    """Nats, of the learner's distribution before its step."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -72,6 +82,21 @@ class ReadableEpisode(Episode):
     """Token ids to text."""
     messages: tuple[Message, ...] = ()
     """Of an episode with an endpoint, which has no tokens."""
+    run: Path | None = None
+    """Folder of the run that recorded it."""
+
+    @cached_property
+    def learned(self) -> LearnedEpisode | None:
+        """What the run's learner made of it: version, score, baseline, advantage; None before that."""
+        try:
+            return None if self.run is None else read_learned(self.run, self.episode_id)
+        except DataError:
+            return None
+
+    @property
+    def advantage(self) -> float | None:
+        """What it got credit for (the mean over tokens that had their own); None before that."""
+        return None if self.learned is None else self.learned.advantage
 
     def conversation(self) -> list[tuple[str, str]]:
         """(speaker, text) of everything that was said, in order: `policy` or `environment`."""
@@ -89,14 +114,24 @@ class ReadableEpisode(Episode):
         ]
 
     def tokens(self) -> list[Token]:
-        """All tokens in order; `pandas.DataFrame(episode.tokens())` makes a table of them."""
+        """All tokens in order; `pandas.DataFrame(episode.tokens())` makes a table of them.
+
+        What the learner used of each is told while the run keeps it (`run.token_values_kept`).
+        """
+        kept = self.learned and self.learned.segments
         return [
-            Token(self.decode([token]), token, bool(mask), *((logprob, version) if mask else (None, None)))
-            for segment in self.segments
-            for token, mask, logprob, version in zip(
-                segment.token_ids, segment.loss_mask, segment.logprobs, segment.policy_versions, strict=True
-            )
+            token
+            for number, segment in enumerate(self.segments)
+            for token in self._tokens(segment, kept[number] if kept else None)
         ]
+
+    def _tokens(self, segment: Segment, values: SegmentValues | None) -> Iterator[Token]:
+        columns = (segment.token_ids, segment.loss_mask, segment.logprobs, segment.policy_versions)
+        for place, (token, mask, logprob, version) in enumerate(zip(*columns, strict=True)):
+            used = () if values is None else (values.advantages, values.logprobs, values.entropies)
+            own = [float(column[place]) for column in used if np.isfinite(column[place])]
+            said = (logprob, version) if mask else (None, None)
+            yield Token(self.decode([token]), token, bool(mask), *said, *own)
 
     def heading(self) -> str:
         """What became of it, in one line."""
@@ -130,11 +165,14 @@ def _speaker(message: Mapping[str, Any]) -> str:
 
 
 def readable(
-    episode: Episode, decode: Callable[[Sequence[int]], str], messages: Sequence[Message] = ()
+    episode: Episode,
+    decode: Callable[[Sequence[int]], str],
+    messages: Sequence[Message] = (),
+    run: Path | None = None,
 ) -> ReadableEpisode:
     """The same episode with what makes it readable."""
     values = {field.name: getattr(episode, field.name) for field in fields(Episode)}
-    return ReadableEpisode(**values, decode=decode, messages=tuple(messages))
+    return ReadableEpisode(**values, decode=decode, messages=tuple(messages), run=run)
 
 
 def run_episode(
@@ -244,8 +282,11 @@ def episodes(run: Run | Path | str, /) -> Iterator[ReadableEpisode]:
         >>> episode = next(episodes("runs/recorded"))
         >>> episode.environment, episode.tokens()[0].sampled
         ('arithmetic', False)
+        >>> used = [token.advantage for token in episode.tokens() if token.sampled]
+        >>> all(abs(advantage - episode.advantage) < 1e-5 for advantage in used)
+        True
     """
     folder = RunFolder.open(Path(str(getattr(run, "folder", run))))
     tokenizer = load_tokenizer(loading.load_settings(folder.config).model.path)
     for episode in read_episodes(folder.episodes):
-        yield readable(episode, tokenizer.decode)
+        yield readable(episode, tokenizer.decode, run=folder.path)

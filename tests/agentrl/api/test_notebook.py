@@ -32,6 +32,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path):
     assert "stopped at version 2" in cells["    print(stopped)"]
     assert cells["run"] == "Run('runs/notebook', version 4 of 4)"
     assert cells["agentrl.replay(run, env=Products).same"] == "True"
+    values = next(shown(cell) for cell in notebook.cells if "token.entropy" in cell.source)
+    assert "None" not in values
     recorded = next(cell for cell in notebook.cells if cell.source.endswith("\nrecorded"))
     assert "<pre" in recorded.outputs[0]["data"]["text/html"]
     nbformat.write(notebook, tmp_path / "done.ipynb")
