@@ -18,8 +18,19 @@ import random
 from pathlib import Path
 from typing import Any
 
-from agentrl.learner.supervised import SupervisedMetrics, SupervisedSettings, save_model, train_supervised
-from agentrl.training.sft import Trace, make_trace, render_traces, written_message
+from agentrl.config.settings import LossSettings, ModelSettings
+from agentrl.learner.learner import Learner
+from agentrl.learner.metrics import StepMetrics
+from agentrl.training.sft import (
+    OnStep,
+    Trace,
+    WarmLearnerSettings,
+    WarmStartSettings,
+    learn,
+    make_trace,
+    render_traces,
+    written_message,
+)
 from agentrl.weights.model_files import WARM_START
 from agentrl_envs.arithmetic import Arithmetic, arithmetic_rows
 
@@ -128,12 +139,12 @@ def build_model(tokenizer: Any, seed: int) -> Any:
     return Qwen3ForCausalLM(config)
 
 
-def report(phase: str) -> Any:
+def report(phase: str) -> OnStep:
     """Prints every 50th step."""
 
-    def on_step(metrics: SupervisedMetrics) -> None:
-        if metrics.step % 50 == 0 or metrics.step == metrics.steps:
-            print(f"{phase} step {metrics.step}/{metrics.steps} loss {metrics.loss:.4f}", flush=True)
+    def on_step(step: int, steps: int, metrics: StepMetrics) -> None:
+        if step % 50 == 0 or step == steps:
+            print(f"{phase} step {step}/{steps} loss {metrics.loss:.4f}", flush=True)
 
     return on_step
 
@@ -159,23 +170,24 @@ def main() -> None:
     tokenizer = build_tokenizer(copying[:500] + mixed[:500])
     model = build_model(tokenizer, options.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    folder = options.out / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    once = {"batch": batch, "seed": options.seed}
     phases = [
-        ("copying", copying, SupervisedSettings(learning_rate=2e-3, final_share=0.5, warmup_share=0.2)),
-        ("mixture", mixed, SupervisedSettings(learning_rate=1e-3, final_share=0.02)),
+        ("copying", copying, 2e-3, WarmStartSettings(final_share=0.5, warmup_share=0.2, **once)),
+        ("mixture", mixed, 1e-3, WarmStartSettings(final_share=0.02, **once)),
     ]
-    for name, traces, base in phases:
-        settings = SupervisedSettings(
-            batch=batch,
-            learning_rate=base.learning_rate,
-            final_share=base.final_share,
-            warmup_share=base.warmup_share,
-            seed=options.seed,
-        )
+    for name, traces, rate, settings in phases:
         rendered = render_traces(traces, tokenizer, "code", max_tokens=512)
-        outcome = train_supervised(model, rendered.segments, settings, on_step=report(name))
+        chosen = WarmLearnerSettings(learning_rate=rate)
+        learner = Learner(ModelSettings(str(folder)), chosen, LossSettings("cross_entropy"))
+        outcome = learn(learner, rendered.segments, settings, rate, report(name))
         print(f"{name}: held-out loss {outcome['loss_first']:.4f} -> {outcome['loss_last']:.4f} nats a token")
         print(f"{name}: {outcome['cpu_s']:.0f} CPU-seconds", flush=True)
-    save_model(model, tokenizer, options.out / "model", torch.float16)
+        if name == "mixture":
+            learner.model.to(torch.float16)
+        learner.save_weights(folder)
     (options.out / "model" / WARM_START).write_text('{"format": "code"}\n')
 
 

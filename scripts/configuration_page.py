@@ -9,16 +9,18 @@ from pathlib import Path
 from agentrl.config.settings import Settings
 from agentrl.config.tree import describe_type, hints_of, own_hints, sections_of, shipped, texts_of
 from agentrl.evaluation.settings import SHORT, Experiment
+from agentrl.training import sft
+from agentrl.training.sft import SftSettings
 
 HEAD = """# Settings
 
 One TOML file, and the same names as flags: `agentrl train run.toml --learner.learning_rate=1e-5`. Unknown or misspelt names are errors that name the
-file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. `agentrl eval` speaks the same
-language: its settings are at the end of this page, and `agentrl eval eval.toml --samples=8` works as `train` does. This page is made by
+file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. `agentrl eval` and `agentrl sft` speak the same
+language: their settings are at the end of this page, and `agentrl eval eval.toml --samples=8` works as `train` does. This page is made by
 `scripts/configuration_page.py` from the declarations; a test keeps it current.
 """
 
-COMMANDS = {"eval": (Experiment, SHORT)}
+COMMANDS = {"eval": (Experiment, SHORT), "sft": (SftSettings, sft.SHORT)}
 """Commands besides `train`, with their trees and short options."""
 
 

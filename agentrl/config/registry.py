@@ -48,6 +48,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     "loss": {
         "clipped": "agentrl.learner.losses.clipped:ClippedLoss",
+        "cross_entropy": "agentrl.learner.losses.cross_entropy:CrossEntropyLoss",
         "cispo": "agentrl.learner.losses.soft_clip:CISPOLoss",
         "minpro": "agentrl.learner.losses.soft_clip:MinPROLoss",
         "gspo": "agentrl.learner.losses.sequence_ratio:GSPOLoss",

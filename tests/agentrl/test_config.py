@@ -11,6 +11,7 @@ from agentrl.config.settings import Settings
 from agentrl.config.tree import names_of, sections_of, texts_of
 from agentrl.errors import ConfigError
 from agentrl.evaluation.settings import Experiment
+from agentrl.training.sft import SftSettings
 
 
 def write(path: Path, text: str) -> Path:
@@ -103,7 +104,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_settings(write(tmp_path / "broken.toml", "[run\n"))
 
 
-@pytest.mark.parametrize("tree", [Settings, Experiment])
+@pytest.mark.parametrize("tree", [Settings, Experiment, SftSettings])
 def test_every_setting_is_documented(tree: type) -> None:
     for section, kind in sections_of(tree).items():
         assert [name for name in names_of(kind) if not texts_of(kind).get(name)] == [], section
