@@ -16,7 +16,12 @@ pytestmark = pytest.mark.timeout(300)  # of machines that others load
 
 EXPLAINED = ["AgentRLError", "ConfigError", "EnvError", "Interrupted", "ToolError", "__version__"]
 """Errors, which nobody makes by hand."""
-NAMES = [name for name in agentrl.__all__ if name not in EXPLAINED]
+TRAINS = ["Replayed", "Run", "episodes", "replay", "resume", "train"]
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in TRAINS))
+    for name in agentrl.__all__
+    if name not in EXPLAINED
+]
 
 
 TRAINS = ("train", "resume", "replay", "Replayed", "Run", "episodes")
