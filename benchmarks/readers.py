@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentrl.config.settings import RolloutSettings
 from agentrl.errors import AgentRLError
 from agentrl.evaluation.scoring import lenient_answer
 from agentrl.inference.endpoint.replies import read_answer
 from agentrl.renderers.making import make_renderer
-from agentrl.renderers.text import TextCodec
+from agentrl.renderers.text import TextCodec, cut_text
 from agentrl.report.terminal import step_line
 from agentrl_envs import ToolResult
 from agentrl_envs.graders import Grader, last_answer, model_text
@@ -194,7 +195,9 @@ def _endpoint(body: str) -> object:
     return None
 
 
-def _result(text: str) -> list[ToolResult]:
+def _shown(text: str) -> list[ToolResult]:
+    """A tool's text as the loop hands it on: cut first, read then."""
+    text = cut_text(text, RolloutSettings().tool_output_chars)
     return [ToolResult(call_id="1", name="f", text=text, ok=True, seconds=0.0)]
 
 
@@ -202,13 +205,13 @@ Prepare = Callable[[str], Any]
 READERS: dict[str, tuple[Prepare, Callable[[Any], Any]]] = {
     "code format: a message": (_TOKENIZER.encode, _CODE.parse),
     "code format: a block": (lambda text: _TOKENIZER.encode(f"<code>{text}</code>"), _CODE.parse),
-    "code format: a tool's text": (_result, lambda results: _CODE.extend([1], results)),
+    "code format: a tool's text": (str, lambda text: _CODE.extend([1], _shown(text))),
     "hermes format: a message": (_TOKENIZER.encode, _HERMES.parse),
     "hermes format: a call": (
         lambda text: _TOKENIZER.encode(f"<tool_call>{text}</tool_call>"),
         _HERMES.parse,
     ),
-    "hermes format: a tool's text": (_result, lambda results: _HERMES.extend([1], results)),
+    "hermes format: a tool's text": (str, lambda text: _HERMES.extend([1], _shown(text))),
     "control tokens in foreign text": (str, _CODEC.neutral),
     "endpoint: a body": (str, _endpoint),
     "endpoint: a message": (lambda text: _answer(text, lambda part: {"content": part}), _endpoint),

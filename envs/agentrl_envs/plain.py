@@ -65,7 +65,7 @@ def read_any_json(text: str) -> Any:
 
 def _read(text: str, decoder: json.JSONDecoder) -> Any:
     source = clean_text(text)
-    if _ESCAPED_HALF.search(source):
+    if ("\\ud" in source or "\\uD" in source) and _ESCAPED_HALF.search(source):
         # Backslashes that are meant as such are written in another way first: all others begin an escape.
         source = _LONE.sub(r"\\ufffd", source.replace("\\\\", "\\u005c"))
     if decoder is _STRICT and _maybe_great(source):
