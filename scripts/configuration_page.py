@@ -6,6 +6,7 @@ import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from agentrl.cli import check
 from agentrl.config.settings import Settings
 from agentrl.config.tree import describe_type, hints_of, own_hints, sections_of, shipped, texts_of
 from agentrl.evaluation.settings import SHORT, Experiment
@@ -15,12 +16,16 @@ from agentrl.training.sft import SftSettings
 HEAD = """# Settings
 
 One TOML file, and the same names as flags: `agentrl train run.toml --learner.learning_rate=1e-5`. Unknown or misspelt names are errors that name the
-file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. `agentrl eval` and `agentrl sft` speak the same
-language: their settings are at the end of this page, and `agentrl eval eval.toml --samples=8` works as `train` does. This page is made by
+file, the line and the nearest known name. The resolved settings of a run are in its `config.toml`. `agentrl eval`, `agentrl sft` and `agentrl check` speak
+the same language: their settings are at the end of this page, and `agentrl eval eval.toml --samples=8` works as `train` does. This page is made by
 `scripts/configuration_page.py` from the declarations; a test keeps it current.
 """
 
-COMMANDS = {"eval": (Experiment, SHORT), "sft": (SftSettings, sft.SHORT)}
+COMMANDS = {
+    "eval": (Experiment, SHORT),
+    "sft": (SftSettings, sft.SHORT),
+    "check": (check.CheckSettings, check.SHORT),
+}
 """Commands besides `train`, with their trees and short options."""
 
 

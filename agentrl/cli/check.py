@@ -7,13 +7,72 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from agentrl.config.ranges import Count, Range, number
+from agentrl.cli.options import add_settings
+from agentrl.config.ranges import Count, Range
+from agentrl.config.settings import SandboxSettings
 
-__all__ = ["add_parser"]
+__all__ = ["SHORT", "CheckSettings", "add_parser"]
 
 _MARKS = {True: "ok  ", False: "FAIL", None: "skip"}
+SHORT = {
+    "set": "env.settings",
+    "data": "check.data",
+    "map": "check.map",
+    "limit": "check.limit",
+    "answer_field": "check.answer_field",
+    "truth_reward": "check.truth_reward",
+    "sandbox": "sandbox.backend",
+    "sandbox_url": "sandbox.urls",
+}
+"""Short options, and the settings that they stand for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriedEnvSettings:
+    """`[env]`: the environment."""
+
+    name: str = ""
+    """A file (`my_env.py`, `my_env.py:Class`), a dotted path or a registered name."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Passed to the environment; unknown names are errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSettings:
+    """`[check]`: rows that it is tried on, and what they are worth."""
+
+    data: str = ""
+    """Rows to try it on; empty takes the class's `example_rows`."""
+    map: dict[str, str] = field(default_factory=dict)
+    """Renames columns: `problem = "question"` reads the field `problem` from the column `question`."""
+    limit: Count = 8
+    """Rows to try."""
+    answer_field: str = "answer"
+    """Field of the ground truth."""
+    truth_reward: Annotated[float, Range()] | None = None
+    """Reward of a right answer alone, where the rest is for something else, such as calling a tool; by
+    default the greatest of `reward_range`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSandboxSettings(SandboxSettings):
+    """`[sandbox]`: as in training, or `none`."""
+
+    backend: Literal["local", "docker", "remote", "broken", "none"] = "local"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Where programs run; `none` gives the environment no sandbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSettings:
+    """A whole trial."""
+
+    env: TriedEnvSettings = field(default_factory=TriedEnvSettings)
+    check: TrialSettings = field(default_factory=TrialSettings)
+    sandbox: TrialSandboxSettings = field(default_factory=TrialSandboxSettings)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,52 +80,39 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "check",
         help="try an environment on scripted policies before training on it",
+        allow_abbrev=False,
         description="Try an environment on scripted policies: the ground truth must score the most, empty "
         "and malformed answers the least, known cheats nothing; wrong arguments must be survived, and the "
         "answer must not reach the sandbox.",
     )
     parser.add_argument(
-        "env", help='a file ("my_env.py", "my_env.py:Class"), a dotted path or a registered name'
+        "env",
+        help="a file (my_env.py, my_env.py:Class), a dotted path or a registered name; or settings (.toml)",
     )
-    parser.add_argument("--data", help="rows to try it on (default: the class's example_rows)")
-    parser.add_argument("--map", default="", metavar="NEW=OLD,..", help="rename: problem=question")
-    parser.add_argument("--limit", type=number(Count), default=8, help="rows to try (default: 8)")
-    parser.add_argument(
-        "--answer-field", default="answer", help="field of the ground truth (default: answer)"
-    )
-    parser.add_argument(
-        "--truth-reward",
-        type=number(Annotated[float, Range()]),
-        metavar="R",
-        help="reward of a right answer alone, where the rest is for something else, such as calling a tool "
-        "(default: the greatest of reward_range)",
-    )
-    parser.add_argument("--sandbox", default="local", help="sandbox backend: local, docker, remote, or none")
-    parser.add_argument("--sandbox-url", action="append", default=[], help="servers of a remote pool")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the environment"
-    )
+    add_settings(parser, CheckSettings, SHORT)
     parser.set_defaults(handler=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the checks and print what they found; 1 when one failed."""
+    from agentrl.cluster import event_loop
+    from agentrl.config import loading
     from agentrl.errors import ConfigError
     from agentrl_envs import load_env, load_rows
 
-    env_class = load_env(options.env)
-    if options.data:
-        names = _pairs(options.map.split(","))
-        rows: Sequence[Mapping[str, Any]] = load_rows(options.data, map=names, limit=options.limit)
+    path = Path(options.env) if options.env.endswith(".toml") else None
+    named = [] if path else [f"--env.name={options.env}"]
+    settings = loading.load(CheckSettings, path, [*named, *options.settings])
+    env_class, trial = load_env(settings.env.name), settings.check
+    if trial.data:
+        rows: Sequence[Mapping[str, Any]] = load_rows(trial.data, map=trial.map, limit=trial.limit)
     else:
-        rows = env_class.example_rows[: options.limit]
+        rows = env_class.example_rows[: trial.limit]
     if not rows:
         raise ConfigError(
             f"{env_class.__name__} has no example_rows: give --data FILE, or put a row in the class"
         )
-    from agentrl.cluster import event_loop
-
-    findings = event_loop.run(_check(env_class, rows, options))
+    findings = event_loop.run(_check(env_class, rows, settings))
     width = max(len(finding.check) for finding in findings)
     print(f"{env_class.__name__} on {len(rows)} rows")
     for finding in findings:
@@ -76,32 +122,16 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-async def _check(env_class: Any, rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> Any:
+async def _check(env_class: Any, rows: Sequence[Mapping[str, Any]], settings: CheckSettings) -> Any:
+    from agentrl.tasks.task import make_sandbox
     from agentrl_envs.check import check_env
 
     told: dict[str, Any] = {
-        "settings": _pairs(options.set),
-        "answer_field": options.answer_field,
-        "truth_reward": options.truth_reward,
+        "settings": settings.env.settings,
+        "answer_field": settings.check.answer_field,
+        "truth_reward": settings.check.truth_reward,
     }
-    if options.sandbox == "none":
+    if settings.sandbox.backend == "none":
         return await check_env(env_class, rows, **told)
-    from agentrl_sandbox import open_sandbox
-
-    sandbox = open_sandbox(options.sandbox, **({"urls": options.sandbox_url} if options.sandbox_url else {}))
-    try:
+    async with make_sandbox(settings.sandbox) as sandbox:
         return await check_env(env_class, rows, sandbox=sandbox, **told)
-    finally:
-        await sandbox.close()
-
-
-def _pairs(texts: Sequence[str]) -> dict[str, str]:
-    from agentrl.errors import ConfigError
-
-    pairs = {}
-    for text in filter(None, texts):
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(f"{text!r}: want NAME=VALUE")
-        pairs[name.strip()] = value.strip()
-    return pairs

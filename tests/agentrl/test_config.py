@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.cli.check import CheckSettings
 from agentrl.config.loading import load_settings, to_toml
 from agentrl.config.settings import Settings
 from agentrl.config.tree import names_of, sections_of, texts_of
@@ -104,7 +105,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_settings(write(tmp_path / "broken.toml", "[run\n"))
 
 
-@pytest.mark.parametrize("tree", [Settings, Experiment, SftSettings])
+@pytest.mark.parametrize("tree", [Settings, Experiment, SftSettings, CheckSettings])
 def test_every_setting_is_documented(tree: type) -> None:
     for section, kind in sections_of(tree).items():
         assert [name for name in names_of(kind) if not texts_of(kind).get(name)] == [], section

@@ -149,6 +149,13 @@ def test_the_command(tmp_path: Path, capsys):
     assert "needs the fields 'nums', 'target'" in capsys.readouterr().out
     assert main(["check", "countdown", "--sandbox", "none", "--set", "use_al=1"]) == 1
     assert "did you mean 'use_all'" in capsys.readouterr().out
+    (tmp_path / "check.toml").write_text(
+        f"[env]\nname = '{EXAMPLES / 'word_count.py'}'\n[sandbox]\nbackend = 'none'\n[check]\nlimt = 1\n"
+    )
+    assert main(["check", str(tmp_path / "check.toml"), "--check.limit=0"]) == 1
+    told = capsys.readouterr().err
+    assert "check.toml, line 6: unknown setting 'check.limt'; did you mean 'check.limit'?" in told
+    assert "check.limit = 0 must be at least 1" in told
     bad = tmp_path / "no_rows.py"
     bad.write_text("from agentrl_envs import Env\nclass A(Env): 'a'\n")
     assert main(["check", str(bad)]) == 1

@@ -21,7 +21,7 @@ import agentrl as package
 pytestmark = pytest.mark.timeout(300)  # they import torch and train, on machines that others load
 
 MODEL = Path(package.__file__).parent / "demo" / "model"
-TAKE_SETTINGS = ("eval", "sft")
+TAKE_SETTINGS = ("eval", "sft", "check")
 """Commands whose options are settings: a wrong one is an error of settings, not of usage."""
 SMALL = (
     "--stream.batch=4",

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 
 Command = Callable[..., tuple[int, str, str]]
 MODEL = Path(package.__file__).parent / "demo" / "model"
-TAKE_SETTINGS = ("eval", "sft")
+TAKE_SETTINGS = ("eval", "sft", "check")
 """Commands whose options are settings: a wrong one is an error of settings, not of usage."""
 SMALL = (
     *("--stream.batch=4", "--rollout.format=code", "--rollout.max_tokens=16", "--engine.context_tokens=256"),
