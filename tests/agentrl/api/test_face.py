@@ -16,14 +16,7 @@ pytestmark = pytest.mark.timeout(300)  # of machines that others load
 
 EXPLAINED = ["AgentRLError", "ConfigError", "EnvError", "Interrupted", "ToolError", "__version__"]
 """Errors, which nobody makes by hand."""
-TRAINS = ["Replayed", "Run", "episodes", "replay", "resume", "train"]
-NAMES = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in TRAINS))
-    for name in agentrl.__all__
-    if name not in EXPLAINED
-]
-
-
+NAMES = [name for name in agentrl.__all__ if name not in EXPLAINED]
 TRAINS = ("train", "resume", "replay", "Replayed", "Run", "episodes")
 """Names whose examples train."""
 

@@ -84,7 +84,6 @@ async def test_a_run_in_a_running_loop_takes_everything_ready_made(place: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 async def test_an_interrupt_in_a_running_loop_ends_a_run_cleanly_and_it_goes_on(place: Path):
     def stop(row: dict[str, Any]) -> None:
         if row["kind"] == "step":
