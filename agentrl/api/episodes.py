@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,6 @@ from agentrl.weights.model_files import load_tokenizer
 from agentrl_envs import EnvError, load_env, prompt_id
 
 if TYPE_CHECKING:
-    from agentrl.api.runs import Run
     from agentrl.inference.policy import Policy
     from agentrl_envs import Env, Message
 
@@ -180,7 +180,7 @@ def run_episode(
     row: Mapping[str, Any],
     /,
     *,
-    model: Run | Path | str = "",
+    model: PathLike[str] | str = "",
     policy: Policy | None = None,
     endpoint: EndpointSettings | str = "",
     seed: int = 0,
@@ -242,7 +242,7 @@ async def _play(task: Task, settings: Settings, options: SubjectOptions) -> Read
 
 
 def subject_of(
-    model: Run | Path | str,
+    model: PathLike[str] | str,
     policy: Policy | None,
     endpoint: EndpointSettings | str,
     settings: Settings | Path | str | None,
@@ -266,7 +266,7 @@ def subject_of(
     return found, options
 
 
-def episodes(run: Run | Path | str, /) -> Iterator[ReadableEpisode]:
+def episodes(run: PathLike[str] | str, /) -> Iterator[ReadableEpisode]:
     """The recorded episodes of a run, in order of their end.
 
     Args:

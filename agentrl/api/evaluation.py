@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from agentrl.evaluation.tables import evaluation_table
 from agentrl.inference.endpoint.settings import EndpointSettings
 
 if TYPE_CHECKING:
-    from agentrl.api.runs import Run
     from agentrl.inference.policy import Policy
     from agentrl_envs import Env
 
@@ -67,7 +67,7 @@ def evaluate(
     /,
     *,
     data: Iterable[Mapping[str, Any]] | Path | str = "",
-    model: Run | Path | str = "",
+    model: PathLike[str] | str = "",
     policy: Policy | None = None,
     endpoint: EndpointSettings | str = "",
     samples: int | None = None,

@@ -10,6 +10,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def train(
 
 
 def resume(
-    folder: Run | Path | str,
+    folder: PathLike[str] | str,
     /,
     *,
     listeners: Sequence[Listener] = (),
@@ -123,7 +124,7 @@ def resume(
     from agentrl.training import train as training
     from agentrl.training.parts import Options
 
-    path = folder_of(folder)
+    path = Path(folder)
     values = keywords.values_of(given, recorded_names(path))
     with progress(quiet=quiet) as live:
         told = Options(listeners=(live.row, *listeners), on_ready=live.line, forgive=forgive)
@@ -131,7 +132,7 @@ def resume(
     return Run(path)
 
 
-def replay(folder: Run | Path | str, weights: Path | str | None = None, /, **given: Any) -> Replayed:
+def replay(folder: PathLike[str] | str, weights: Path | str | None = None, /, **given: Any) -> Replayed:
     """Learn again from what a run recorded: same batches, same order, a fresh learner; nothing is played.
 
     Args:
@@ -152,15 +153,10 @@ def replay(folder: Run | Path | str, weights: Path | str | None = None, /, **giv
     """
     from agentrl.training import replay as training
 
-    path = folder_of(folder)
+    path = Path(folder)
     values = keywords.values_of(given, recorded_names(path))
     target = path / "replayed" if weights is None else Path(weights)
     return Replayed(path, target, training.replay(path, target, values=values))
-
-
-def folder_of(run: Run | Path | str) -> Path:
-    """The folder that is meant."""
-    return run.folder if isinstance(run, Run) else Path(run)
 
 
 def recorded_names(path: Path) -> dict[str, str]:
@@ -196,6 +192,9 @@ class Run:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self._files = RunFolder.open(self.folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, version {self.version} of {self.settings.run.steps})"

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from agentrl.config.settings import Rules, Settings
+from typing import Any
 
 
-def refused(settings: Settings) -> Rules:
+def refused(settings: Any) -> Iterator[tuple[tuple[str, ...], str]]:
     """Parts that work against each other, or of which one does nothing."""
     shaper, estimator, loss = settings.shaper, settings.estimator, settings.loss
     if shaper.kind == "otc" and estimator.kind == "aspo":
@@ -49,7 +46,7 @@ def refused(settings: Settings) -> Rules:
             )
 
 
-def notes(settings: Settings) -> Iterator[str]:
+def notes(settings: Any) -> Iterator[str]:
     """Parts that count one thing twice, or whose formula was made for another neighbour."""
     estimator, loss, sampler = settings.estimator, settings.loss, settings.sampler
     weighs = estimator.kind == "dgpo_value" and estimator.own.get("temperature", 2.0) > 0.0
