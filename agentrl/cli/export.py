@@ -26,14 +26,12 @@ def run(options: argparse.Namespace) -> int:
     """Copy the weights."""
     from agentrl.errors import ConfigError
     from agentrl.inference.run_weights import run_weights
+    from agentrl.storage.durable import whole_folder
 
     if options.target.exists():
         raise ConfigError(f"{options.target} exists; name a folder that does not")
     source = run_weights(options.run, options.version)
-    options.target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.target.with_name(f".{options.target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    temporary.rename(options.target)
+    with whole_folder(options.target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
     print(f"{source} -> {options.target}")
     return 0

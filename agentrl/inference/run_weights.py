@@ -7,13 +7,13 @@ version is in a checkpoint only. Whoever wants weights gets the newest version o
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from agentrl.config import loading
 from agentrl.errors import ConfigError
 from agentrl.storage.checkpoint import checkpoint_folders
+from agentrl.storage.durable import whole_folder
 from agentrl.storage.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,6 @@ def _write(folder: RunFolder, checkpoint: Path, version: int) -> Path:
     one = replace(settings.learner, compile=False)
     learner = Learner(replace(settings.model, device="cpu"), one, seed=settings.run.seed)
     learner.load(checkpoint / "learner")
-    temporary = target.with_name(f".{target.name}.export.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    learner.save_weights(temporary)
-    if not target.exists():
-        temporary.rename(target)
+    with whole_folder(target) as written:
+        learner.save_weights(written)
     return target

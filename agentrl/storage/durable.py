@@ -7,6 +7,7 @@ passes two named kill points, so that tests can kill a run exactly there. Knows 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import DataError, DiskError
+from agentrl.errors import AgentRLError, DataError, DiskError
 from agentrl_envs.plain import write_json
 
 KILL_POINT = "AGENTRL_KILL_POINT"
@@ -187,6 +188,35 @@ def replace_folder(temporary: Path, final: Path, name: str) -> None:
     _sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
     kill_point(f"{name}.after")
+
+
+@contextlib.contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to write in that gets the name `final` in the end; one that cannot be written goes.
+
+    What else lies in an existing `final` stays there.
+
+    Raises:
+        AgentRLError: the disk refused; says so in one sentence.
+    """
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if final.exists():
+            shutil.copytree(final, temporary)
+        temporary.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        replace_folder(temporary, final, "folder")
+    except Exception as error:
+        # safetensors has an error of its own for files, and copytree's is a list of all files.
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        raise AgentRLError(
+            f"cannot write {final}: {str(error)[:300]}; nothing of it is kept: free some space and run the "
+            "same command again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(path: Path) -> None:

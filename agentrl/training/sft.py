@@ -21,6 +21,7 @@ from agentrl.config.ranges import Amount, Count, Number, PartOf, Seed, Share
 from agentrl.config.settings import Beta, LearnerSettings, LossSettings, ModelSettings, Rules
 from agentrl.episode import Episode, Segment, SegmentBuilder, StopReason
 from agentrl.errors import ConfigError, DataError
+from agentrl.storage.durable import whole_folder
 from agentrl.weights.model_files import WARM_START, load_tokenizer
 from agentrl_envs import Message, ToolResult, ToolSpec, text_of
 from agentrl_envs.messages import is_content_part
@@ -464,6 +465,7 @@ def fine_tune(settings: SftSettings, on_step: OnStep | None = None) -> SftResult
     Raises:
         DataError: the traces cannot be used.
         ConfigError: there is no model at `model.path`.
+        AgentRLError: the disk does not take the weights; no half of them is left.
     """
     traces = load_traces(settings.sft.traces)[: settings.sft.limit or None]
     if (Path(settings.sft.out) / "config.json").exists():
@@ -486,8 +488,9 @@ def fine_tune(settings: SftSettings, on_step: OnStep | None = None) -> SftResult
         **outcome,
     )
     learner.model.to(torch.bfloat16)
-    learner.save_weights(settings.sft.out)
-    (Path(settings.sft.out) / WARM_START).write_text(json.dumps(asdict(result), indent=1) + "\n", "utf-8")
+    with whole_folder(Path(settings.sft.out)) as folder:
+        learner.save_weights(folder)
+        (folder / WARM_START).write_text(json.dumps(asdict(result), indent=1) + "\n", "utf-8")
     return result
 
 

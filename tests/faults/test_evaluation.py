@@ -992,3 +992,40 @@ def test_contests_of_2025_are_known_by_name_and_have_a_source(place: Place, capf
     said = capfd.readouterr().err
     assert f"no file {name}.jsonl" in said
     assert "https://raw.githubusercontent.com/" in said
+
+
+# ---- an endpoint that is down for a while ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["503", "cut off", "502 in HTML"])
+@pytest.mark.parametrize("attempts", [1, 6])
+def test_an_endpoint_that_is_down_for_seconds_costs_no_answer(place: Place, how: str, attempts: int, capfd):
+    began: list[float] = []
+
+    class Down(Endpoint):
+        """Answers eight times, then for 3 s nothing."""
+
+        def do_POST(self):
+            began.append(time.monotonic())
+            if len(began) <= 8 or began[-1] - began[8] > 3:
+                return super().do_POST()
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if how == "cut off":
+                self.close_connection = True
+                return None
+            return self.send(int(how[:3]), b"<html>down</html>" if "HTML" in how else b'{"error": "down"}')
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Down) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{http.server_port}/v1"
+            name = f"down-{how[:3]}-{attempts}".replace(" ", "")
+            more = ("--data", "rows.jsonl", "--concurrency", "4", "--attempts", attempts, "--out", name)
+            assert place.evaluate("half", *more, url=url) == 0, capfd.readouterr().err
+        finally:
+            http.shutdown()
+            thread.join(10)
+    assert began[-1] - began[8] > 3
+    counts = place.summary(name)["table"]["counts"]
+    assert (counts["failed"], len(place.records(name))) == (0, 32)

@@ -366,6 +366,28 @@ def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on_later(
     check_ledger(copy, 6)
 
 
+@pytest.mark.parametrize("size", [1_000, 200_000, 2_000_000])
+@pytest.mark.parametrize("what", ["export", "sft"])
+def test_a_full_disk_leaves_no_half_model(
+    what: str, size: int, copy: Path, tmp_path: Path, agentrl: Command
+) -> None:
+    talk = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
+    (tmp_path / "traces.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    told = {
+        "export": ("export", copy, "made"),
+        "sft": ("sft", "traces.jsonl", "--model", MODEL, "--out", "made", "--format=code", "--quiet"),
+    }[what]
+    with file_limit(size):
+        code, _, errors = agentrl(*told)
+    assert code == 1
+    assert "Traceback" not in errors
+    assert "free some space and run the same command again" in errors or size < 10_000  # cut off as well
+    assert not list(tmp_path.glob("*made*"))
+    code, _, errors = agentrl(*told)
+    assert code == 0, errors
+    assert (tmp_path / "made" / "config.json").exists()
+
+
 def down(monkeypatch: pytest.MonkeyPatch, where: str, at: int, uses: int) -> None:
     """From its so-manieth use on, the service is down for so many uses."""
     for name, value in (("WHERE", where), ("AT", at), ("FOR", uses)):

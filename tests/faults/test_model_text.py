@@ -8,6 +8,7 @@ import shutil
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,6 +215,55 @@ def test_a_trace_that_cannot_be_read_is_named_with_its_line(agentrl, tmp_path: P
     assert "traces.jsonl:2" in err
     assert said in err
     assert "Traceback" not in err
+
+
+def learned_text(path: Path) -> tuple[str, Any]:
+    """What the model learns to write of the only trace of a file, in the format hermes."""
+    transformers = pytest.importorskip("transformers")
+    from agentrl.training.sft import load_traces, render_traces
+
+    shutil.copytree(str(files("agentrl.demo") / "model"), path.parent / "model")
+    (path.parent / "model" / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent / "model")
+    done = render_traces(load_traces(path), tokenizer, "hermes", max_tokens=4096)
+    (segment,) = done.segments
+    learned = [token for token, learn in zip(segment.token_ids, segment.loss_mask, strict=True) if learn]
+    return tokenizer.decode(learned), done
+
+
+@pytest.mark.parametrize("written", [dict, json.dumps], ids=["object", "text"])
+@pytest.mark.parametrize("listed", [list, json.dumps], ids=["tools", "tools as text"])
+@pytest.mark.parametrize(
+    ("given", "learned"),
+    [
+        ({"city": "A", "code": None, "path": None}, {"city": "A"}),  # columns of other tools
+        ({"city": None, "day": None}, {"day": None}),  # null is a value of `day` only
+        ({"city": "A", "day": "B"}, {"city": "A", "day": "B"}),
+    ],
+)
+def test_nulls_that_a_data_set_filled_in_are_not_learned(
+    tmp_path: Path, given, learned, written, listed
+) -> None:
+    line = conversation(written(given), tools=listed(TOOLS))
+    text, _ = learned_text(traces(tmp_path, line))
+    assert json.dumps({"name": "look", "arguments": learned}) in text
+    assert text.count("null") == sum(value is None for value in learned.values())
+
+
+@pytest.mark.parametrize("reasoning", ["I look it up.", "a\n</think>", ""])
+def test_reasoning_that_no_format_writes_is_told(agentrl, tmp_path: Path, reasoning: str) -> None:
+    talk = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "Blue.", "reasoning_content": reasoning},
+    ]
+    path = traces(tmp_path, json.dumps({"messages": talk}))
+    text, done = learned_text(path)
+    assert "look it up" not in text
+    assert done.unlearned_reasoning == bool(reasoning)
+    told = ("--model", files("agentrl.demo") / "model", "--out", tmp_path / "out", "--format=code", "--quiet")
+    code, out, err = agentrl("sft", path, *told)
+    assert code == 0, err
+    assert ("reasoning_content of 1 traces is not learned" in out) == bool(reasoning)
 
 
 TEMPLATE = """\

@@ -511,3 +511,47 @@ def test_check_counts_the_rows_that_cannot_be_begun(command: Any, tmp_path: Path
     assert re.search(
         r"1 of 2 episodes failed \(50%\).*One\.prompt raised KeyError: 'a' \(one\.py:4\)", done.stdout
     )
+
+
+@pytest.mark.parametrize("some", ["first", "all"])
+def test_rows_that_end_in_their_prompt_end_as_the_environment_says(
+    command: Any, tmp_path: Path, some: str
+) -> None:
+    source = """
+from agentrl import Env, Finish
+
+
+class Ends(Env):
+    def prompt(self, row):
+        if row["ends"]:
+            raise Finish(reward=0.25)
+        return row["problem"]
+
+    def reward(self, row, answer):
+        return len(answer or "") % 2
+"""
+    (tmp_path / "ends.py").write_text(source)
+    ends = {"first": lambda i: i < 8, "all": lambda i: True}[some]
+    rows = [{"id": f"r{i}", "problem": f"{i} + 1 =", "ends": ends(i)} for i in range(16)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = f"train ends.py --model {files('agentrl.demo') / 'model'} --data rows.jsonl --run.steps=2 --run.name=ends"
+    words += " --stream.batch=8 --rollout.max_tokens=16 --rollout.format=code --engine.slots=8"
+    words += " --engine.context_tokens=256 --model.device=cpu --quiet"
+    done = command(*words.split(), timeout_s=120)
+    assert "Traceback" not in done.stderr
+    if some == "all":
+        assert done.returncode == 1
+        assert "their episodes end before the model is asked" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in (tmp_path / "runs/ends/metrics.jsonl").read_text().splitlines()]
+    assert not [row for row in found if row["kind"] == "left_out"]
+    last = [row for row in found if row["kind"] == "step"][-1]
+    assert (last["set_aside"], last["failures"]) == ({}, 0)
+    episodes = []
+    for path in (tmp_path / "runs/ends/episodes").iterdir():
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            episodes += [json.loads(line) for line in file]
+    rewards = {e["reward"] for e in episodes if ends(int(e["prompt_id"][1:]))}
+    assert rewards <= {0.25}
+    assert {e["reward"] for e in episodes if not ends(int(e["prompt_id"][1:]))} <= {0, 1}
