@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from agentrl.algorithms.prompt_sampler import PriorityWeights, PromptSampler, Un
 from agentrl.algorithms.trend_tracker import TrendTracker
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.config.settings import SamplerSettings, TrackerSettings
-from agentrl.evaluation.statistics.intervals import paired_interval
+from agentrl.evaluation.statistics.quantiles import student_t_quantile
 
 SKILLS, SKILLS_EACH, HARMFUL = 256, 4, 20_000
 SPREAD = 2.2
@@ -239,8 +240,9 @@ def drift(tide: Tide, arm: Arm, seed: int) -> dict[str, float]:
 def difference(one: list[dict[str, float]], other: list[dict[str, float]], key: str) -> str:
     """Mean and 95 % interval of what the first is above the second, paired by seed."""
     values = [a[key] - b[key] for a, b in zip(one, other, strict=True)]
-    bounds = paired_interval(values)
-    return f"{np.mean(values):+.4f} [{bounds.low:+.4f}, {bounds.high:+.4f}]"
+    half = student_t_quantile(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    mean = np.mean(values)
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
 def _play(job: tuple[Arm, int, float, int]) -> dict[str, float]:
@@ -328,7 +330,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--open-loop", action="store_true")
+    parser.add_argument("--show", type=Path, help="print the tables of an earlier output again")
     args = parser.parse_args()
+    if args.show:
+        found = json.loads(args.show.read_text().splitlines()[-1])
+        shown(found["rows"], print_tide if found["open_loop"] else print_regime)
+        return
     with ProcessPoolExecutor(args.processes) as pool:
         rows = (
             shown(open_loop(args.seeds, pool), print_tide)

@@ -181,7 +181,7 @@ def cut(path: Path, count: int, tail: bytes = b"") -> None:
 
 
 def newest_plain(run: Path) -> Path:
-    return max((run / "episodes").glob("*.jsonl"))
+    return max(path for path in (run / "episodes").glob("*.jsonl") if path.stat().st_size)
 
 
 def damage_line(path: Path, number: int) -> None:

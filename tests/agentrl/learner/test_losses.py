@@ -379,11 +379,14 @@ def test_a_learner_learns_with_every_loss(
     assert any(moved)
 
 
-@pytest.mark.parametrize("kind", registry.kinds("loss"))
+@pytest.mark.parametrize("kind", [kind for kind in registry.kinds("loss") if kind != "cross_entropy"])
 def test_every_loss_tells_right_from_wrong(
     make_learner: Callable[..., Learner], episodes: list[Episode], model_folder: Path, kind: str
 ) -> None:
-    """On the policy's own likelihoods right answers gain on wrong ones, whatever a loss makes of them."""
+    """On the policy's own likelihoods right answers gain on wrong ones, whatever a loss makes of them.
+
+    Cross entropy is left out: it has no advantages, and makes everything likelier.
+    """
     own = {"gtpo": {"limit": 9.0}, "distillation": {"reward": 1.0}}.get(kind, {})
     learner = make_learner(kind=kind, own=own, teacher=str(model_folder), learning_rate=1e-3)
     rewarded = [dataclasses.replace(one, reward=float(at % 2)) for at, one in enumerate(episodes)]
