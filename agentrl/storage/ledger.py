@@ -39,7 +39,10 @@ INITIAL = "i"
 EQUAL_REWARDS = "all rewards of the group are equal"
 
 LOST_MEMBER = "a member of the group failed"
-"""Why a graded group is not learned from: dynamic sampling, or it can never be complete."""
+
+NOTHING_SAMPLED = "it ended before a token was sampled"
+"""Why graded episodes are not learned from: dynamic sampling, a group that can never be complete, or an
+environment that ended them in its prompt."""
 
 
 Done = Literal["", "claim", "copy", "folded", "returned", "failed"]

@@ -7,7 +7,7 @@ Between them lies the learner's step, of which this module knows nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,11 +267,12 @@ class Credit:
             if name in state:
                 part.load_state_dict(state[name])
 
-    @property
-    def keeps(self) -> Callable[[Sequence[Episode]], bool] | None:
-        """Whether a unit is learned from; None where all are."""
+    def keeps(self, unit: Sequence[Episode]) -> bool:
+        """Whether a unit is learned from: something in it can be, and the estimator keeps it."""
+        if not any(episode.num_trainable for episode in unit):
+            return False
         keep = getattr(self._estimator, "keep", None)
-        return None if keep is None else lambda unit: bool(np.all(keep(self.batch(unit))))
+        return keep is None or bool(np.all(keep(self.batch(unit))))
 
 
 def _checked(advantages: Any, episodes: Sequence[Episode], where: str) -> Advantages:
