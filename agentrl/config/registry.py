@@ -8,7 +8,6 @@ imports torch, and the process that reads settings must not.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import dataclasses
@@ -276,18 +275,6 @@ def blame(family: str, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise PartError(f"the {family} {kind!r} raised {error_text(error)} ({place(error)})") from error
-
-
-def argument(family: str, *also: str) -> Callable[[str], str]:
-    """A `type=` of argparse: the name of a part, or one of some words besides."""
-
-    def read(text: str) -> str:
-        try:
-            return text if text in also else declared(family, text).kind
-        except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read
 
 
 def beside(kind: str, folder: Path) -> str:

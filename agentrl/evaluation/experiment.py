@@ -1,7 +1,6 @@
 """Evaluations from their options to their files: task, policy, loop, table.
 
-`run_experiment(options)` is what `agentrl eval` does; it may be called from Python as well. Several
-experiments with one policy share it (`run_experiments`).
+`run_experiments` is what `agentrl eval` and `agentrl.evaluate` do; experiments with one policy share it.
 """
 
 from __future__ import annotations
@@ -48,16 +47,6 @@ PACKAGES = ("agentrl", "numpy", "torch", "transformers", "vllm", "openai", "math
 
 
 OnProgress = Callable[[Progress], None]
-
-
-def run_experiment(experiment: Experiment, on_progress: OnProgress | None = None) -> dict[str, Any]:
-    """Run, or go on with, an evaluation and return its summary.
-
-    Raises:
-        ConfigError, DataError: it cannot be what was meant; nothing was started.
-        AgentRLError: something could not go on; what was finished is kept in the folder.
-    """
-    return run_experiments([experiment], on_progress)[0]
 
 
 def run_experiments(
