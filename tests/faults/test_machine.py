@@ -181,7 +181,15 @@ def cut(path: Path, count: int, tail: bytes = b"") -> None:
 
 
 def newest_plain(run: Path) -> Path:
-    return max(path for path in (run / "episodes").glob("*.jsonl") if path.stat().st_size)
+    """The newest file of episodes that has any; where all are packed, as if the run was killed before that."""
+    folder = run / "episodes"
+    plain = [path for path in folder.glob("*.jsonl") if path.stat().st_size]
+    if not plain:
+        packed = max(folder.glob("*.jsonl.gz"))
+        plain = [packed.with_suffix("")]
+        plain[0].write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    return max(plain)
 
 
 def damage_line(path: Path, number: int) -> None:
@@ -420,6 +428,45 @@ def test_an_outage_pauses_dispatch_and_costs_no_prompt(
     assert steps[-1]["set_aside"] == {}
     assert steps[-1]["paused"] == {}
     assert steps[-1]["failed"] == {"service.py": steps[-1]["failures"]}
+
+
+ENGINE = """
+import itertools
+
+from agentrl.errors import PolicyUnavailable
+from agentrl.inference.embedded.engine import TransformersPolicy
+
+ASKED = itertools.count()
+
+
+class Unsteady(TransformersPolicy):
+    def __init__(self, settings, source, tokenizer, logs):
+        engine = settings.engine
+        super().__init__(source, tokenizer, slots=engine.slots, context_tokens=engine.context_tokens)
+
+    async def generate(self, *arguments, **options):
+        if 14 <= next(ASKED) < 25:
+            raise RAISED
+        return await super().generate(*arguments, **options)
+"""
+
+
+@pytest.mark.parametrize(
+    "raised", ["PolicyUnavailable('the engine is down')", "ConnectionRefusedError(111, 'refused')"]
+)
+def test_an_engine_that_is_down_pauses_dispatch_and_costs_no_prompt(
+    raised: str, tmp_path: Path, agentrl: Command
+) -> None:
+    prepare(tmp_path)
+    (tmp_path / "engine.py").write_text(ENGINE.replace("RAISED", raised))
+    code, errors, run = train(agentrl, tmp_path, "--steps=5", "--engine.kind=engine.py:Unsteady")
+    assert code == 0, errors
+    assert check_ledger(run, 5)["failed"] < 40
+    rows = lines(run / "metrics.jsonl")
+    outages = [row for row in rows if row["kind"] == "outage"]
+    assert [row["state"] for row in outages][:2] == ["paused", "back"]
+    assert outages[0]["boundary"] == "policy"
+    assert [row for row in rows if row["kind"] == "step"][-1]["set_aside"] == {}
 
 
 def test_of_a_mixture_the_other_environment_goes_on(
