@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError
 from agentrl.rollout.outage import Outages
 from agentrl.rollout.token_completer import Dispatch, episode_seed
 from agentrl.storage.ledger import EQUAL_REWARDS, LOST_MEMBER, NOTHING_SAMPLED, TRAINING, Done, Ledger, State
@@ -28,9 +27,6 @@ from agentrl.training.progress import Progress
 from agentrl.training.prompts import PromptPool
 
 logger = logging.getLogger(__name__)
-
-MOST_SILENT = 1_000
-"""Episodes in a row without a sampled token after which a run ends: it would go on for ever."""
 
 
 class TrainingStream:
@@ -83,7 +79,6 @@ class TrainingStream:
         self.starving = False
         """Whether the last attempt to draw a prompt found none, and no pause is the reason."""
         self.writing = 0
-        self._silent = 0
         self.observe: Callable[[Episode], None] = lambda episode: None
         """Told every episode that ended, before anything becomes of it."""
         self.wake: Callable[[], None] = lambda: None
@@ -215,21 +210,16 @@ class TrainingStream:
             self._buffer.dropped(episode.episode_id)
             self.lose([episode])
             return
-        if episode.num_trainable:
-            self._silent = 0
         self._reject(self._buffer.put(episode))
 
     def _reject(self, units: Sequence[Unit]) -> None:
         for unit in units:
-            sampled = any(episode.num_trainable for episode in unit)
-            self._discard(unit, EQUAL_REWARDS if sampled else NOTHING_SAMPLED, done="folded")
-            self._silent = 0 if sampled else self._silent + 1
-            if self._silent == MOST_SILENT:
-                raise AgentRLError(
-                    f"{MOST_SILENT:,} episodes in a row ended before the model was asked for a token, the "
-                    f"last of prompt {unit[0].prompt_id}: there is nothing to learn from them; see why "
-                    f"the environment {unit[0].environment!r} ends them in `setup` or `prompt`"
-                )
+            if any(episode.num_trainable for episode in unit):
+                self._discard(unit, EQUAL_REWARDS, done="folded")
+            else:
+                # It would come back at once, for ever: its prompt rests, as after a failure.
+                self.last_failure = f"env: {unit[-1].environment}: {NOTHING_SAMPLED}"
+                self._discard(unit, NOTHING_SAMPLED, done="failed")
             self.wake()
 
     def _gave_up(self, group: int | None) -> bool:

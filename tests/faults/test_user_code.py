@@ -546,7 +546,7 @@ class Ends(Env):
     assert "Traceback" not in done.stderr
     refusals = {
         "all": "their episodes end before the model is asked",
-        "later": "1,000 episodes in a row ended before the model was asked for a token",
+        "later": "ended before a token was sampled",
     }
     if some in refusals:  # one prompt never fills a batch of 8
         assert done.returncode == 1
@@ -556,7 +556,8 @@ class Ends(Env):
     found = [json.loads(line) for line in (tmp_path / "runs/ends/metrics.jsonl").read_text().splitlines()]
     assert not [row for row in found if row["kind"] == "left_out"]
     last = [row for row in found if row["kind"] == "step"][-1]
-    assert (last["set_aside"], last["failures"]) == ({}, 0)
+    assert last["failures"] == 0
+    assert set(last["set_aside"]) <= {"ends.py"}
     episodes = []
     for path in (tmp_path / "runs/ends/episodes").iterdir():
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:

@@ -59,5 +59,5 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     [text] = blocks("python")
     monkeypatch.chdir(tmp_path)
     exec(compile(text, "docs/evaluation.md", "exec"), {"__name__": "__main__"})
-    assert "new_problems" in capsys.readouterr().out
+    assert "4 problems x 2" in capsys.readouterr().out
     assert (tmp_path / "evals/mine/summary.json").is_file()
