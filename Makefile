@@ -18,7 +18,7 @@ help:
 demo: $(STAMP)
 	$(BIN)/agentrl demo
 
-## make test          the whole suite that needs no engine of its own (ten to fifteen minutes on two cores)
+## make test          the whole suite that needs no engine of its own (seven to fifteen minutes on two cores)
 test: $(STAMP)-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile and not faults"
 

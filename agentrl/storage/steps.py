@@ -42,7 +42,7 @@ class TokenValues:
     entropies: NDArray[np.float16]
     """[N] of the same weights, nats."""
     top_ids: NDArray[np.int32] | None = None
-    """[N, k] the likeliest tokens, where `run.top_k` asks for them."""
+    """[N, k] the likeliest tokens, where `learner.top_k` asks for them."""
     top_logprobs: NDArray[np.float16] | None = None
     """[N, k] and their log-probabilities."""
 

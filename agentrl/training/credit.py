@@ -215,25 +215,33 @@ class Credit:
         Returns:
             What each fold did, in the order of the batch.
         """
-        folds: dict[int, Fold] = {}
-        for place in sorted(range(len(batch)), key=lambda place: batch[place].dispatch_index):
-            folds[place] = self.fold_one(batch[place], None if drifts is None else drifts[place])
-        self._pool.tracker.end_batch()
+        folds = self.fold_values(batch, drifts)
         for start in range(0, len(batch), self._settings.estimator.group_size):
             self._pool.folded(self._pool.index[batch[start].prompt_id])
+        return folds
+
+    def fold_values(
+        self, batch: Sequence[Episode], drifts: Sequence[float | None] | None = None
+    ) -> list[Fold]:
+        """Fold a batch into the tracker; whether its prompts can be drawn again is for others to say."""
+        folds: dict[int, Fold] = {}
+        for place in sorted(range(len(batch)), key=lambda place: batch[place].dispatch_index):
+            folds[place] = self.fold_one(batch[place], drift=None if drifts is None else drifts[place])
+        self._pool.tracker.end_batch()
         return [folds[place] for place in range(len(batch))]
 
-    def fold_one(self, episode: Episode, drift: float | None = None) -> Fold:
-        """Fold one episode into the tracker; whether its prompt can be drawn again is for others to say."""
-        fold = self.fold_score(episode.prompt_id, self.score(episode), episode.start_version, drift)
-        self._frozen.pop(episode.episode_id, None)
+    def fold_one(self, episode: Episode, *, score: float | None = None, drift: float | None = None) -> Fold:
+        """Fold one episode, with its score where it is known already."""
+        score = self.score(episode) if score is None else score
+        fold = self.fold_score(episode.episode_id, episode.prompt_id, score, episode.start_version, drift)
         self.remember(episode)
         return fold
 
     def fold_score(
-        self, prompt_id: str, score: float, start_version: int, drift: float | None = None
+        self, episode_id: str, prompt_id: str, score: float, start_version: int, drift: float | None = None
     ) -> Fold:
         """Fold a score of an episode that began at `start_version` into the tracker."""
+        self._frozen.pop(episode_id, None)
         start_clock = self.clocks[min(start_version, len(self.clocks) - 1)]
         return self._pool.tracker.fold(
             self._pool.index[prompt_id],

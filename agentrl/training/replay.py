@@ -112,6 +112,8 @@ async def replay_steps(
     keys = list(ledger.learned_batches(0).values())
     control = Control(settings)
     controlled = {row["version"]: row.get("controlled", {}) for row in read_credit(folder.path)}
+    for copies in _sets_of_copies(folder, ledger):
+        credit.freeze(copies)
     drift_replay = DriftReplay(learner) if settings.tracker.drift == "replay" else None
     for version, batch in enumerate(_batches(folder, keys)):
         if shuffle_rewards:
@@ -122,9 +124,19 @@ async def replay_steps(
         learned = await learner.step(given.trained, given.advantages, **options)
         credit.advance(float(learned.get("drift") or 0.0))
         drifts = await drift_replay.after_step(batch) if drift_replay else None
-        for place in sorted(range(len(batch)), key=lambda place: batch[place].dispatch_index):
-            credit.fold_one(batch[place], drifts[place] if drifts else None)
+        credit.fold_values(batch, drifts)
     return len(keys)
+
+
+def _sets_of_copies(folder: RunFolder, ledger: Ledger) -> list[list[Episode]]:
+    """The graded members of each set of fresh copies; some may have been learned from in no batch."""
+    keys = {entry.key for entry in ledger.entries.values() if entry.copies}
+    episodes = {one.episode_id: one for one in read_episodes(folder.episodes, keys)} if keys else {}
+    sets: dict[int | None, list[Episode]] = {}
+    for episode in sorted(episodes.values(), key=lambda one: one.dispatch_index):
+        if episode.failure is None:
+            sets.setdefault(episode.group, []).append(episode)
+    return list(sets.values())
 
 
 def _initialise(pool: PromptPool, settings: Settings, ledger: Ledger) -> None:

@@ -236,7 +236,7 @@ def redo(attempt: Attempt, position: int, episodes: Mapping[str, Episode]) -> No
         elif record["e"] == "failed":
             outages.redo(name, entry.prompt_id, succeeded=False, counted=not record.get("o"))
         elif record["e"] == "discarded":
-            attempt.credit.fold_score(entry.prompt_id, record["s"], entry.start_version)
+            attempt.credit.fold_score(entry.key, entry.prompt_id, record["s"], entry.start_version)
             if entry.key in episodes:
                 attempt.credit.remember(episodes[entry.key])
         if "do" in record:

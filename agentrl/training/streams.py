@@ -93,8 +93,7 @@ class TrainingStream:
         return dispatch
 
     def _next(self) -> Dispatch | None:
-        learned = self._buffer.taken * self._buffer.batch
-        if self._buffer.room() <= 0 or learned + self._buffer.under_way >= self._total:
+        if self._room() <= 0:
             return None
         for again in self.again:
             if self._admits(again[1]):
@@ -116,10 +115,12 @@ class TrainingStream:
             return self._groups.open(prompt)
         if self._copies is None:
             return None
+        return self._copies.open(prompt, self._room())
+
+    def _room(self) -> int:
+        """Episodes that may be started now: the buffer admits them, and a step will use them."""
         learned = self._buffer.taken * self._buffer.batch
-        return self._copies.open(
-            prompt, min(self._buffer.room(), self._total - learned - self._buffer.under_way)
-        )
+        return min(self._buffer.room(), self._total - learned - self._buffer.under_way)
 
     def _another(self, number: int, prompt: int) -> Dispatch:
         """Another episode of a group, or of a set of copies: those come back to the pool one by one."""
@@ -233,8 +234,7 @@ class TrainingStream:
         scores = {episode.episode_id: self._credit.score(episode) for episode in episodes}
         self._ledger.discarded(scores, reason, done=done)
         for episode in episodes:
-            self._credit.fold_score(episode.prompt_id, scores[episode.episode_id], episode.start_version)
-            self._credit.remember(episode)
+            self._credit.fold_one(episode, score=scores[episode.episode_id])
         if done:
             self._pool.do(done, episodes[0].prompt_id)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,19 +19,6 @@ from agentrl.storage.ledger import Entry, State
 from agentrl.storage.metrics import read_metrics
 from agentrl.training.copies import FreshCopies
 from agentrl.training.credit import Credit, make_estimator
-
-
-def _parts() -> Any:
-    spec = importlib.util.spec_from_file_location("copies_parts", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["copies_parts"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _parts()
 
 
 class Pool:
