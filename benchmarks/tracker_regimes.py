@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ FLOOR = 0.1
 COPIES = 8
 
 Array = NDArray[np.float64]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def _drift(job: tuple[Tide, Arm, int]) -> dict[str, float]:
     return drift(*job)
 
 
-def closed_loop(seeds: int, pool: ProcessPoolExecutor) -> Iterator[dict[str, object]]:
+def closed_loop(seeds: int, pool: ProcessPoolExecutor) -> Iterator[Row]:
     """Every arm in every regime."""
     for prompts in REGIMES:
         jobs = list(product(ARMS, RATES, range(1_000, 1_002)))
@@ -269,10 +271,10 @@ def closed_loop(seeds: int, pool: ProcessPoolExecutor) -> Iterator[dict[str, obj
         yield {"prompts": prompts, "rates": {arm.name: best[arm] for arm in ARMS}, "runs": found}
 
 
-def print_regime(row: dict[str, object]) -> None:
+def print_regime(row: Row) -> None:
     """A table of one regime, and spo_plus against the best of the others."""
-    runs: dict[str, list[dict[str, float]]] = row["runs"]  # type: ignore[assignment]
-    rates: dict[str, float] = row["rates"]  # type: ignore[assignment]
+    runs: dict[str, list[dict[str, float]]] = row["runs"]
+    rates: dict[str, float] = row["rates"]
     print(f"\n{row['prompts']} prompts, {BATCH * STEPS / int(str(row['prompts'])):.1f} episodes a prompt")
     print(f"  {'arm':16}{'rate':>6}{'success':>9}{'curve':>8}{'baseline error':>16}{'seen':>7}")
     for name, found in runs.items():
@@ -288,7 +290,7 @@ def print_regime(row: dict[str, object]) -> None:
         print(f"  {key}: spo_plus less {best}: {difference(runs['spo_plus'], runs[best], key)}")
 
 
-def open_loop(seeds: int, pool: ProcessPoolExecutor) -> Iterator[dict[str, object]]:
+def open_loop(seeds: int, pool: ProcessPoolExecutor) -> Iterator[Row]:
     """Baseline error of the trend against the plain tracker at the same forgetting."""
     arms = (ARMS[0], ARMS[1], Arm("trend", tracker="trend", rho=0.96))
     for tide in TIDES:
@@ -299,13 +301,13 @@ def open_loop(seeds: int, pool: ProcessPoolExecutor) -> Iterator[dict[str, objec
         yield {"tide": asdict(tide), "runs": found}
 
 
-def print_tide(row: dict[str, object]) -> None:
+def print_tide(row: Row) -> None:
     """One line of errors."""
-    runs: dict[str, list[dict[str, float]]] = row["runs"]  # type: ignore[assignment]
+    runs: dict[str, list[dict[str, float]]] = row["runs"]
     errors = {name: float(np.mean([run["error"] for run in found])) for name, found in runs.items()}
     trends = [run["trend"] for run in runs["trend"]]
     gain = difference(runs["trend"], runs["spo, rho .96"], "error")
-    name = str(row["tide"]["name"])  # type: ignore[index]
+    name = str(row["tide"]["name"])
     shown = "  ".join(f"{arm} {error:.4f}" for arm, error in errors.items())
     print(
         f"{name:26}{shown}  trend less same rho {gain}; trend at the end "
@@ -313,9 +315,7 @@ def print_tide(row: dict[str, object]) -> None:
     )
 
 
-def shown(
-    rows: Iterable[dict[str, object]], show: Callable[[dict[str, object]], None]
-) -> list[dict[str, object]]:
+def shown(rows: Iterable[Row], show: Callable[[Row], None]) -> list[Row]:
     """Print each row when it is there."""
     kept = []
     for row in rows:

@@ -311,12 +311,12 @@ def _place(family: str, kind: str) -> tuple[Path, str]:
     )
 
 
-def _parsed(text: str, path: Path) -> ast.Module:
-    """The syntax tree of a file."""
+def parsed(text: str, name: str) -> ast.Module:
+    """The syntax tree of a source text; `name` stands in its errors."""
     try:
-        return ast.parse(text, str(path))
+        return ast.parse(text, name)
     except SystemError:  # CPython 3.11 now and then, where something else runs in between (gh-106905)
-        return ast.parse(text, str(path))
+        return ast.parse(text, name)
 
 
 @lru_cache(maxsize=256)
@@ -324,7 +324,7 @@ def _read(family: str, kind: str, path: Path, name: str, changed: int) -> Declar
     """Read a declaration; `changed` is when the file was, so that a file changed since is read again."""
     try:
         text = path.read_text(encoding="utf-8")
-        tree = _parsed(text, path)
+        tree = parsed(text, str(path))
     except (OSError, ValueError, SyntaxError) as error:
         raise ConfigError(f"the {family} {kind!r}: cannot read {path}: {error}") from error
     found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}

@@ -31,7 +31,7 @@ def texts_of(kind: type) -> dict[str, str]:
     """What stands below each field of a dataclass; its docstring under the empty name."""
     texts: dict[str, str] = {}
     for one in reversed([base for base in kind.__mro__ if is_dataclass(base)]):
-        node = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+        node = registry.parsed(textwrap.dedent(inspect.getsource(one)), one.__name__).body[0]
         assert isinstance(node, ast.ClassDef)
         texts |= {"": ast.get_docstring(node) or "", **registry.field_texts(node)}
     return texts
