@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from agentrl.storage.run_folder import RunFolder
 from agentrl.storage.steps import read_credit
 from agentrl.training.control import Control
 from agentrl.training.resume import resume
+from tests.agentrl import conftest as parts
 
 REMEMBERS = """
 class Remembers:
@@ -38,19 +37,6 @@ class Remembers:
     def load_state_dict(self, state):
         self.sum = state["sum"]
 """
-
-
-def _parts() -> Any:
-    spec = importlib.util.spec_from_file_location("control_parts", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["control_parts"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _parts()
 
 
 class Controlled(parts.ArithmeticLearner):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -22,8 +21,7 @@ from agentrl.storage.cost import Cost, spent
 from agentrl.storage.metrics import read_metrics
 from agentrl.training.resume import resume
 from agentrl.training.train import summarise
-
-ROOT = Path(__file__).parents[2]
+from scripts import learning_curve
 
 ROWS: list[dict[str, Any]] = [
     {"kind": "initial", "episodes": 24, "tokens": 300, "seconds": 5.0, "cpu_s": 9.0, "score_mean": 0.5},
@@ -139,23 +137,18 @@ def test_the_page_draws_along_totals(tmp_path: Path):
 
 
 def test_the_learning_curve_can_be_drawn_along_all_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    spec = importlib.util.spec_from_file_location("learning_curve", ROOT / "scripts/learning_curve.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     path = write_run(tmp_path / "a")
     rows = [
         json.loads(line) | {"reward_mean": 0.5} for line in (path / "metrics.jsonl").read_text().splitlines()
     ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    script.main([str(path), "--tokens"])
+    learning_curve.main([str(path), "--tokens"])
     drawing = capsys.readouterr().out
-    width = script.WIDTH - script.LEFT - script.RIGHT
+    width = learning_curve.WIDTH - learning_curve.LEFT - learning_curve.RIGHT
     first = re.search(r'<circle cx="([\d.]+)"', drawing)
     assert first is not None
     # Before learning 300 of the 500 tokens are spent.
-    assert float(first[1]) == pytest.approx(script.LEFT + width * 300 / 500, abs=0.1)
+    assert float(first[1]) == pytest.approx(learning_curve.LEFT + width * 300 / 500, abs=0.1)
 
 
 def test_an_evaluation_says_what_the_training_behind_it_cost(tmp_path: Path):

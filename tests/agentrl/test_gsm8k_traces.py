@@ -1,29 +1,19 @@
 """GSM8K's annotations become programs whose output the sandbox and the grader have checked."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_gsm8k_traces.py"
+from scripts import make_gsm8k_traces as script
+
 SOLUTION = (
     "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
     "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72"
 )
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("make_gsm8k_traces", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_annotations_become_lines_and_results_become_names(script):
+def test_annotations_become_lines_and_results_become_names():
     assert script.make_program(SOLUTION) == (
         "# Natalia sold 48/2 clips in May.\nx1 = 48/2\n"
         "# Natalia sold 48+x1 clips altogether in April and May.\nx2 = 48+x1\nprint(x2)"
@@ -38,23 +28,23 @@ def test_annotations_become_lines_and_results_become_names(script):
         ("She has <<05+3=8>>8 apples.\n#### 8", "x1 = 5+3"),
     ],
 )
-def test_ways_of_writing_numbers(script, solution, program):
+def test_ways_of_writing_numbers(solution, program):
     assert program in script.make_program(solution).splitlines()
 
 
 @pytest.mark.parametrize(
     "solution", ["No calculation.\n#### 3", "<<a+b=c>>c\n#### 1", "<<__import__('os')=1>>1"]
 )
-def test_what_is_not_plain_arithmetic_is_left_out(script, solution):
+def test_what_is_not_plain_arithmetic_is_left_out(solution):
     assert script.make_program(solution) is None
 
 
-def test_gold_answers_lose_their_separators(script):
+def test_gold_answers_lose_their_separators():
     assert script.gold_answer("... #### 1,234 ") == "1234"
 
 
 @pytest.mark.slow
-async def test_only_programs_that_print_the_gold_answer_are_kept(script, tmp_path: Path):
+async def test_only_programs_that_print_the_gold_answer_are_kept(tmp_path: Path):
     rows = [
         {"question": "How many clips?", "answer": SOLUTION},
         {"question": "How many clips?", "answer": SOLUTION.replace("#### 72", "#### 73")},

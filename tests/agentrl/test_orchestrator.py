@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,25 +26,10 @@ from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.drift_replay import DriftReplay
 from agentrl.training.resume import resume
 from agentrl_envs import Env
+from tests.agentrl.conftest import Echo, default_script, make_loop
 
 if TYPE_CHECKING:
     from agentrl.training.learner_thread import AsyncLearner
-
-
-def _parts() -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "orchestrator_parts", Path(__file__).with_name("conftest.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["orchestrator_parts"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _parts()
-make_loop, default_script, Echo = parts.make_loop, parts.default_script, parts.Echo
 
 
 async def test_a_run_learns_from_every_episode_it_dispatched(new_loop: Callable[..., Any]) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import importlib.util
 import random
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,19 +26,7 @@ from agentrl.storage.recorder import EpisodeRecorder, read_episodes
 from agentrl.storage.run_folder import RunFolder
 from agentrl.training.initial_values import InitialStream
 from agentrl.training.resume import resume
-
-
-def _parts() -> Any:
-    spec = importlib.util.spec_from_file_location("resume_parts", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["resume_parts"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _parts()
+from tests.agentrl import conftest as parts
 
 
 class Unlucky(parts.Echo):

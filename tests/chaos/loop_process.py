@@ -6,32 +6,19 @@ Usage: loop_process.py FOLDER [FLAG ...]. Prints one JSON line at the end.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import random
 import sys
 from pathlib import Path
-from types import ModuleType
 
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
 from agentrl.training.resume import resume
-
-
-def load_parts() -> ModuleType:
-    path = Path(__file__).parents[1] / "agentrl" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("loop_parts", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["loop_parts"] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.agentrl import conftest as parts
 
 
 async def main(path: Path, flags: list[str]) -> None:
-    parts = load_parts()
     resuming = (path / "run.json").exists()
     folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
     delays = random.Random(str(path))

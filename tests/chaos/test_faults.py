@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import itertools
 import subprocess
 import sys
@@ -20,22 +19,12 @@ from agentrl.storage.ledger import State
 from agentrl.storage.run_folder import RunFolder
 from agentrl.training.resume import resume
 from agentrl_envs import Env, SandboxFailure, tool
+from tests.agentrl import conftest as parts
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 ROOT = Path(__file__).parents[2]
 
 
-def _parts() -> Any:
-    spec = importlib.util.spec_from_file_location("fault_parts", ROOT / "tests/agentrl/conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fault_parts"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parts = _parts()
 NewLoop = Callable[..., Any]
 
 
