@@ -34,7 +34,8 @@ check: $(STAMP)-dev
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint test-fast
 
 test-fast: $(STAMP)-dev
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not faults"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile=check \
+		-m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not faults"
 
 ## make format        let ruff format and mend
 format: $(STAMP)-dev

@@ -11,4 +11,6 @@ with contextlib.suppress(ImportError):  # tests of GPUs run where it is not inst
 
     # An example that takes long says more of the machine than of the code; what must be fast is measured.
     settings.register_profile("agentrl", deadline=None)
+    # For every commit (`make check`); the whole suite takes a hundred examples of each.
+    settings.register_profile("check", deadline=None, max_examples=25)
     settings.load_profile("agentrl")

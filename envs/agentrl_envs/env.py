@@ -17,7 +17,7 @@ import sys
 import threading
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .class_check import check_class
@@ -211,18 +211,11 @@ class Env:
     @classmethod
     def setting_types(cls) -> dict[str, Any]:
         """Settings this class takes, with their types: annotated attributes and the base ones."""
-        own: dict[str, Any] = {}
+        types = dict(_BASE_SETTINGS)
         for base in reversed(cls.__mro__):
-            if base in (object, Env) or "__annotations__" not in vars(base):
-                continue
-            hints = typing.get_type_hints(base, include_extras=True)
-            names = [n for n in vars(base)["__annotations__"] if not n.startswith("_")]
-            own |= {
-                n: hints[n]
-                for n in names
-                if typing.get_origin(hints[n]) is not ClassVar and hints[n] is not ClassVar
-            }
-        return _BASE_SETTINGS | own
+            if base not in (object, Env):
+                types |= _own_types(base)
+        return types
 
     @classmethod
     def _changeable_defaults(cls) -> dict[str, Any]:
@@ -488,6 +481,18 @@ def _column_like(name: str, row: Mapping[str, Any]) -> str:
 
 def _golds(gold: Any) -> str | tuple[str, ...]:
     return tuple(str(one) for one in gold) if isinstance(gold, list | tuple) and gold else str(gold)
+
+
+@lru_cache(maxsize=256)
+def _own_types(cls: type) -> Mapping[str, Any]:
+    """Types of the settings that a class adds to those of its bases; every instance asks for them."""
+    names = [name for name in vars(cls).get("__annotations__", ()) if not name.startswith("_")]
+    hints = typing.get_type_hints(cls, include_extras=True) if names else {}
+    return {
+        name: hints[name]
+        for name in names
+        if typing.get_origin(hints[name]) is not ClassVar and hints[name] is not ClassVar
+    }
 
 
 def _takes_episode(reward: Callable[..., Any]) -> bool:

@@ -622,5 +622,5 @@ TestSampler = SamplerMachine.TestCase
 TestBuffer = BufferMachine.TestCase
 TestLedger = LedgerMachine.TestCase
 TestDispatch = DispatchMachine.TestCase
-TestBuffer.settings = settings(SETTINGS, max_examples=150)
+TestBuffer.settings = settings(SETTINGS, max_examples=settings.default.max_examples * 3 // 2)
 TestSampler.settings = TestLedger.settings = TestDispatch.settings = SETTINGS

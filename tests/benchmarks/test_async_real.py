@@ -25,7 +25,7 @@ def env(seed: int, **settings) -> SlowArithmetic:
 
 def test_latencies_are_those_of_the_mixture_and_fixed_by_the_seed():
     latencies = [env(seed, slow=0.25).latency_s for seed in range(2000)]
-    assert latencies == [env(seed, slow=0.25).latency_s for seed in range(2000)]
+    assert latencies[:100] == [env(seed, slow=0.25).latency_s for seed in range(100)]
     slow = [latency for latency in latencies if latency > 2.5]
     assert len(slow) / 2000 == pytest.approx(0.25, abs=0.04)
     assert sum(slow) / len(slow) == pytest.approx(4.8, abs=0.1)

@@ -1,6 +1,9 @@
 r"""The grader's modes, its typed verdicts, equivalence classes, and fuzzing."""
 
 import asyncio
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import pytest
@@ -145,14 +148,27 @@ SETTINGS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def graders() -> Iterator[Callable[[Conventions], Grader]]:
+    """A grader for each set of conventions: starting its processes takes a second."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def grader(conventions: Conventions) -> Grader:
+            made = Grader(conventions=conventions, processes=1)
+            stack.callback(made.close)
+            return made
+
+        yield grader
+
+
 @pytest.mark.parametrize(("conventions", "answer", "gold", "right"), SETTINGS)
-def test_conventions_of_a_data_set(conventions: Conventions, answer: str, gold: str, right: bool):
-    grader = Grader(conventions=conventions, processes=1)
-    try:
-        assert grader.grade_sync(f"\\boxed{{{answer}}}", gold).right is right
-        assert grader.equivalent_sync(answer, gold) is right  # votes follow the same equivalence
-    finally:
-        grader.close()
+def test_conventions_of_a_data_set(
+    graders: Callable[[Conventions], Grader], conventions: Conventions, answer: str, gold: str, right: bool
+):
+    grader = graders(conventions)
+    assert grader.grade_sync(f"\\boxed{{{answer}}}", gold).right is right
+    assert grader.equivalent_sync(answer, gold) is right  # votes follow the same equivalence
 
 
 def test_conventions_that_do_not_exist_are_refused():

@@ -96,6 +96,7 @@ def test_a_child_that_dies_is_replaced():
         pool.close()
 
 
+@pytest.mark.slow
 def test_children_that_are_killed_again_and_again_cost_no_verdict():
     pool = Pool(PoolLimits(time_s=60.0), processes=1)
     try:
@@ -169,6 +170,7 @@ def test_an_honest_answer_waits_for_the_processor_without_harm():
         pool.close()
 
 
+@pytest.mark.slow
 def test_when_the_server_dies_another_is_started():
     pool = Pool(PoolLimits(time_s=20.0), processes=1)
     try:

@@ -388,6 +388,7 @@ async def test_something_that_is_no_sandbox_server() -> None:
     other.close()
 
 
+@pytest.mark.slow
 async def test_a_server_that_falls_silent_is_lost() -> None:
     async with serving() as server:
         silent: list[asyncio.StreamWriter] = []
@@ -428,6 +429,7 @@ async def test_a_session_whose_client_is_gone_is_closed() -> None:
         assert len(server.sessions) == 0
 
 
+@pytest.mark.slow
 async def test_a_lease_does_not_run_out_during_a_call() -> None:
     async with serving(lease_s=1.0) as server:
         run = await open_raw(server)
@@ -435,6 +437,7 @@ async def test_a_lease_does_not_run_out_during_a_call() -> None:
         assert body["result"]["value"] == "7"
 
 
+@pytest.mark.slow
 async def test_a_waiting_client_renews_its_leases() -> None:
     # Fails when RemoteSandbox.start does not start `_beat`.
     async with serving(lease_s=1.5) as server, client_of(server.url) as sandbox:
@@ -781,6 +784,7 @@ async def test_slow_clients_are_closed(parts: tuple[bytes, ...]) -> None:
     assert not answer or answer.startswith(b"HTTP/1.1 408 "), answer[:300]
 
 
+@pytest.mark.slow
 async def test_who_takes_no_reply_is_closed() -> None:
     # Fails without TCP_USER_TIMEOUT: the reply stays in the server's memory for as long as the client likes.
     limits = Limits(time_s=10.0, output_bytes=32 << 20)
