@@ -139,6 +139,16 @@ class Segment:
         """Number of tokens the policy sampled."""
         return self.loss_mask.count(1)
 
+    def until(self, end: int) -> Segment:
+        """The segment of the first `end` tokens."""
+        return replace(
+            self,
+            token_ids=self.token_ids[:end],
+            loss_mask=self.loss_mask[:end],
+            logprobs=self.logprobs[:end],
+            policy_versions=self.policy_versions[:end],
+        )
+
     @property
     def first_version(self) -> int:
         """Version of the first sampled token, -1 when none was sampled."""
@@ -200,6 +210,11 @@ class Episode:
     tool_seconds: float = 0.0
     group: int | None = None
     """GRPO reference only: which group the episode belongs to."""
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    """What happened how often: requests to the gateway, compactions, and the like."""
+    agent_rewards: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Raw rewards of single agents of the episode, in the same range; an agent without one has the
+    episode's."""
 
     def __post_init__(self) -> None:
         if (self.failure is not None) != (self.stop_reason in (StopReason.FAILED, StopReason.CANCELLED)):
@@ -207,8 +222,9 @@ class Episode:
         if (self.reward is None) != (self.failure is not None):
             raise DataError("an episode has a reward exactly when it did not fail")
         low, high = self.reward_range
-        if self.reward is not None and not low <= self.reward <= high:
-            raise DataError(f"reward {self.reward} lies outside the reward range [{low}, {high}]")
+        for reward in (*self.agent_rewards.values(), *([] if self.reward is None else [self.reward])):
+            if not low <= reward <= high:
+                raise DataError(f"reward {reward} lies outside the reward range [{low}, {high}]")
         for turn in self.turns:
             if not (0 <= turn.segment < len(self.segments)):
                 raise DataError(f"a turn names segment {turn.segment} of {len(self.segments)}")
@@ -283,6 +299,8 @@ class Episode:
             "seconds": self.seconds,
             "tool_seconds": self.tool_seconds,
             "group": self.group,
+            **({"counts": dict(self.counts)} if self.counts else {}),
+            **({"agent_rewards": dict(self.agent_rewards)} if self.agent_rewards else {}),
         }
 
     @classmethod
@@ -315,6 +333,8 @@ class Episode:
                 seconds=data["seconds"],
                 tool_seconds=data["tool_seconds"],
                 group=data["group"],
+                counts=data.get("counts", {}),
+                agent_rewards=data.get("agent_rewards", {}),
             )
         except KeyError as error:
             raise DataError(f"a recorded episode has no field {error}") from error

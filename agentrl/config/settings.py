@@ -168,6 +168,17 @@ class RolloutSettings:
     """Sampling temperature; the learner divides its logits by it too."""
     tool_output_chars: Annotated[int, Range(least=2)] = 2048
     """Longer tool output keeps head and tail, and says so to the model."""
+    compact: Literal["none", "drop", "truncate", "summarise"] = "none"
+    """What becomes of a conversation that grows too long for the context: the episode ends; the oldest turns
+    are left out; old tool output is cut; the policy writes a summary and goes on from that. An environment
+    with a method `compact(context)` decides itself."""
+    compact_at: Annotated[float, Range(above=0, most=1)] = 0.75
+    """Share of the context from which a conversation counts as too long."""
+    partner_url: str = ""
+    """OpenAI-compatible endpoint of another model that environments may ask (`self.speaker.partner`), such as
+    a simulated user; it is not trained. Its key is read from `AGENTRL_PARTNER_KEY`."""
+    partner_model: str = ""
+    """Name of that model."""
     truncated: Literal["zero", "mask"] = "zero"
     """An episode cut off by a token limit gets the lowest reward, or is graded but not learned from."""
     limit_s: Seconds = 1200.0

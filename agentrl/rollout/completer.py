@@ -59,6 +59,21 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageOptions:
+    """What one message differs in from the others of its episode."""
+
+    agent: str = "agent"
+    """Who speaks: conversations of different agents never share a segment."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the message, beside those of the format."""
+    max_tokens: int = 0
+    """Its tokens at most; 0 leaves that to the episode's limits."""
+
+
+PLAIN = MessageOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The next message of a conversation."""
 
@@ -71,6 +86,12 @@ class Reply:
     segment: int = 0
     span: tuple[int, int] = (0, 0)
     """Its tokens [start, end) in the segment; empty where there are no tokens."""
+    extends: bool = False
+    """Whether it goes on from tokens of an earlier message; else it is the first of its segment."""
+    ended: bool = True
+    """Whether the model ended it; else it ran into a limit, its own or the episode's."""
+    turn: int = -1
+    """Its place among the turns of the episode, which the loop gives it."""
 
 
 class Exhausted(Exception):
@@ -95,12 +116,22 @@ class Completer(Protocol):
     boundary: Boundary
     """Which part is at work: the one that broke if something breaks in `complete`."""
 
-    async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Reply:
+    async def complete(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: MessageOptions = PLAIN
+    ) -> Reply:
         """The next message after `messages`.
 
         Raises:
             Exhausted: there is no room for one.
         """
+        ...
+
+    def size(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> tuple[int, int]:
+        """Tokens that `messages` take, and how many the context holds; (0, 0) where nobody knows."""
+        ...
+
+    def discard(self, reply: Reply) -> None:
+        """A message was never read by whoever asked for it: it is not learned from."""
         ...
 
     def segments(self) -> tuple[Segment, ...]:

@@ -19,7 +19,7 @@ from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointRefused
 from agentrl.inference.endpoint.settings import Usage
 from agentrl.renderers.code import CLOSE, INSTRUCTIONS, OPEN
 from agentrl.renderers.text import fenced_code
-from agentrl.rollout.completer import Decoding, Dispatch, Exhausted, Reply
+from agentrl.rollout.completer import PLAIN, Decoding, Dispatch, Exhausted, MessageOptions, Reply
 from agentrl.rollout.loop import Conversation
 from agentrl_envs import Env, Message, ToolCall, ToolSpec, text_of
 
@@ -56,7 +56,9 @@ class EndpointCompleter:
     speaker: ClassVar[str] = "the endpoint"
     fatal: ClassVar[tuple[type[Exception], ...]] = (BudgetExceeded, EndpointRefused)
 
-    async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Reply:
+    async def complete(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: MessageOptions = PLAIN
+    ) -> Reply:
         """Ask for the next message.
 
         Raises:
@@ -71,8 +73,9 @@ class EndpointCompleter:
             raise Exhausted(StopReason.MAX_TOKENS)
         native = self.tool_format == "native"
         sent = _native(messages) if native else _as_code(messages, tools)
-        stop = (CLOSE,) if tools and not native else ()
-        sampling = self.decoding.sampling(budget, self.dispatch.seed, turn, stop=stop)
+        stop = (*((CLOSE,) if tools and not native else ()), *options.stop)
+        asked = min(budget, options.max_tokens or budget)
+        sampling = self.decoding.sampling(asked, self.dispatch.seed, turn, stop=stop)
         try:
             reply = await self.endpoint.chat(sent, tools if native else (), sampling)
         except ContextOverflow as error:
@@ -84,8 +87,16 @@ class EndpointCompleter:
             reply, calls = _read_code(reply, tools, turn)
         self.usage += reply.usage
         self.reasoning.append(reply.reasoning)
-        cut = StopReason.MAX_TOKENS if reply.finish_reason == "length" else None
-        return Reply(reply.text, calls, reply.message, cut)
+        ended = reply.finish_reason != "length"
+        cut = None if ended or asked < budget else StopReason.MAX_TOKENS
+        return Reply(reply.text, calls, reply.message, cut, ended=ended)
+
+    def size(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> tuple[int, int]:
+        """Endpoints do not say before they are asked."""
+        return 0, 0
+
+    def discard(self, reply: Reply) -> None:
+        """Nothing is learned from an endpoint."""
 
     def segments(self) -> tuple[Segment, ...]:
         """One without tokens, which is not learned from."""

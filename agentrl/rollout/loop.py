@@ -11,6 +11,7 @@ import asyncio
 import copy
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,8 @@ from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Boundary, Episode, Failure, StopReason, ToolCallRecord, Turn
 from agentrl.errors import AgentRLError, DataError, PolicyError, RendererError, StallError
 from agentrl.renderers.text import cut_text
-from agentrl.rollout.completer import Completer, Dispatch, Exhausted, Reply
+from agentrl.rollout.completer import PLAIN, Completer, Dispatch, Exhausted, MessageOptions, Reply
+from agentrl.rollout.episode_model import EpisodeModel
 from agentrl_envs import (
     Env,
     EnvError,
@@ -32,6 +34,7 @@ from agentrl_envs import (
     ToolSpec,
     Transcript,
 )
+from agentrl_envs.context import Context
 from agentrl_envs.raised import error_text, message_of, place
 from agentrl_envs.user_code import Waits, ends, ends_caller
 
@@ -69,6 +72,13 @@ class Conversation:
     calls: list[ToolCall] = field(default_factory=list)
     results: list[ToolResult] = field(default_factory=list)
     tool_seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter[str])
+    limit: StopReason | None = None
+    """The limit that ended a message, or left no room for one."""
+    broken: BaseException | None = None
+    """What broke the completer while an environment or a program asked it."""
+    one_by_one: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Messages are sampled in the order they are asked for, so that each has a random stream of its own."""
 
     async def play(self, make_env: Callable[[], Env]) -> Episode:
         """Play the episode and return it, failed or not.
@@ -101,20 +111,37 @@ class Conversation:
         # What an episode changes in its row is its own: other episodes play the row as the data has it.
         self.row = copy.deepcopy(self.row)
         self.env = env = make_env()
+        env.attach(EpisodeModel(self))
         try:
             self.messages += await env.start(self.row)
-            outcome = await self._converse(env)
+            outcome = await (self._left_to(env) if env.plays() else self._converse(env))
         except Finish as finish:
             outcome = Outcome(StopReason.FINISHED, answer=finish.answer, finish=finish)
+        except EnvError:
+            self.whole()
+            raise
+        self.whole()
         return outcome, await self._reward(env, outcome)
+
+    async def _left_to(self, env: Env) -> Outcome:
+        """Let the environment's own `play` take the turns."""
+        answer = await env.play_out(self.row, self.settings.limit_s)
+        return Outcome(self.limit) if self.limit else Outcome(StopReason.ANSWERED, answer=answer)
+
+    def whole(self) -> None:
+        """Raise what broke the completer, also where an environment passed over it."""
+        if self.broken is not None:
+            self.speaking = True
+            raise self.broken
 
     async def _converse(self, env: Env) -> Outcome:
         """Take turns with the environment until the episode ends."""
         tools = env.tool_specs()
+        context = env.converse(self.messages, tools)
         max_turns = self.settings.max_turns or env.max_turns
         for turn in range(max_turns):
             try:
-                reply = await self._speak(tools)
+                reply = await self._speak(env, context, tools)
             except Exhausted as limit:
                 return Outcome(limit.reason)
             if reply.cut is not None:
@@ -131,14 +158,53 @@ class Conversation:
             self.messages.append({"role": "user", "content": answer})
         return Outcome(StopReason.MAX_TURNS)
 
-    async def _speak(self, tools: Sequence[ToolSpec]) -> Reply:
-        self.speaking = True
-        reply = await self.completer.complete(self.messages, tools)
-        self.speaking = False
+    async def _speak(self, env: Env, context: Context, tools: Sequence[ToolSpec]) -> Reply:
+        """The next message of the episode; a conversation that grew too long is compacted before."""
+        compacted = self._is_long(context) and await self._compact(env, context)
+        try:
+            reply = await self.say(self.messages, tools)
+        except Exhausted as limit:
+            if compacted or limit.reason is not StopReason.CONTEXT_FULL:
+                raise
+            if not await self._compact(env, context):
+                raise
+            reply = await self.say(self.messages, tools)
         self.messages.append(reply.message)
-        start, end = reply.span
-        self.turns.append(Turn(segment=reply.segment, start=start, end=end, text=reply.text))
         return reply
+
+    def _is_long(self, context: Context) -> bool:
+        if self.settings.compact == "none" and not hasattr(self.env, "compact"):
+            return False
+        return context.tokens > self.settings.compact_at * context.limit > 0
+
+    async def _compact(self, env: Env, context: Context) -> bool:
+        """Let the environment shorten the conversation, or the setting; whether it changed."""
+        before = list(self.messages)
+        if hasattr(env, "compact"):
+            await env.compact_context(context)
+        else:
+            await context.compact(self.settings.compact)
+        self.whole()
+        changed = before != self.messages
+        self.counts["compactions"] += changed
+        return changed
+
+    async def say(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: MessageOptions = PLAIN
+    ) -> Reply:
+        """The next message of any conversation of the episode, recorded as a turn."""
+        async with self.one_by_one:
+            self.speaking = True
+            reply = await self.completer.complete(messages, tools, options)
+            self.speaking = False
+            start, end = reply.span
+            self.turns.append(Turn(segment=reply.segment, start=start, end=end, text=reply.text))
+            return replace(reply, turn=len(self.turns) - 1)
+
+    def unread(self, reply: Reply) -> None:
+        """Nobody read a message: it stays for people, and its tokens are not learned from."""
+        self.completer.discard(reply)
+        self.turns[reply.turn] = replace(self.turns[reply.turn], start=0, end=0)
 
     async def _act(self, env: Env, calls: Sequence[ToolCall]) -> None:
         """Call tools for the newest turn, and add what the model is shown of their results.
@@ -146,10 +212,19 @@ class Conversation:
         Raises:
             SandboxFailure: the machinery of a tool broke.
         """
-        started = time.monotonic()
+        started, turn = time.monotonic(), len(self.turns) - 1
         self.calls += calls
         results = await env.call_tools(calls)
+        self.whole()
         self.tool_seconds += time.monotonic() - started
+        self.messages += self.acted(turn, calls, results)
+
+    def acted(self, turn: int, calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> list[Message]:
+        """Record what a turn's calls gave; as messages, cut to what the model is shown.
+
+        Raises:
+            SandboxFailure: the machinery of a tool broke.
+        """
         broken = next((result for result in results if result.infrastructure_failure), None)
         if broken is not None:
             raise SandboxFailure(f"tool {broken.name}: {broken.text}")
@@ -157,10 +232,8 @@ class Conversation:
         limit = self.settings.tool_output_chars
         shown = [replace(result, text=cut_text(result.text, limit)) for result in results]
         self.results += shown
-        self.turns[-1] = replace(self.turns[-1], tool_calls=_records(calls, shown))
-        self.messages += [
-            {"role": "tool", "name": r.name, "tool_call_id": r.call_id, "content": r.text} for r in shown
-        ]
+        self.turns[turn] = replace(self.turns[turn], tool_calls=_records(calls, shown))
+        return [{"role": "tool", "name": r.name, "tool_call_id": r.call_id, "content": r.text} for r in shown]
 
     async def _reward(self, env: Env, outcome: Outcome) -> Reward:
         self.speaking = False
@@ -198,6 +271,8 @@ class Conversation:
             seconds=seconds,
             tool_seconds=self.tool_seconds,
             group=dispatch.group,
+            counts=dict(self.counts),
+            agent_rewards={} if self.env is None or reward is None else dict(self.env.agent_rewards),
         )
 
     def _rewarded_turns(self) -> tuple[Turn, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Boundary, Episode, Segment, SegmentBuilder, StopReason
 from agentrl.inference.policy import FinishReason, Generation, Policy
-from agentrl.rollout.completer import Decoding, Dispatch, Exhausted, Reply
+from agentrl.rollout.completer import PLAIN, Decoding, Dispatch, Exhausted, MessageOptions, Reply
 from agentrl.rollout.loop import Conversation
 from agentrl_envs import Env, Message, ToolResult, ToolSpec
 
@@ -36,11 +36,25 @@ class _Thread:
     """A conversation, and the one segment that holds its tokens."""
 
     messages: list[Message]
-    tokens: SegmentBuilder = field(default_factory=SegmentBuilder)
+    tokens: SegmentBuilder
+    tools: tuple[ToolSpec, ...] = ()
+    agent: str = "agent"
     sampled_from: int = 0
     """Where the newest sampled message begins."""
     asked: bool = True
     """The next message is being sampled, or could not be: it is asked for again without adding anything."""
+    unread: bool = False
+    """Nobody read the newest sampled message: the segment ends before it."""
+
+    def follows(self, messages: Sequence[Message]) -> bool:
+        """Whether `messages` begin with this conversation."""
+        known = len(self.messages)
+        return not self.unread and list(messages[:known]) == self.messages
+
+    def segment(self) -> Segment:
+        """Its tokens, without a message that nobody read."""
+        whole = self.tokens.build()
+        return whole.until(self.sampled_from) if self.unread else whole
 
 
 @dataclass(slots=True)
@@ -63,7 +77,9 @@ class TokenCompleter:
     speaker: ClassVar[str] = "the engine"
     fatal: ClassVar[tuple[type[Exception], ...]] = ()
 
-    async def complete(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Reply:
+    async def complete(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: MessageOptions = PLAIN
+    ) -> Reply:
         """Sample the next message.
 
         Raises:
@@ -71,12 +87,14 @@ class TokenCompleter:
             ContextOverflow: the first prompt leaves no room at all.
         """
         self.boundary = "renderer"
-        number, thread = self._continued(messages, tools)
+        number, thread = self._continued(messages, tools, options.agent)
+        extends = thread.tokens.num_sampled > 0
         budget, full = self._budget(thread.tokens)
+        asked = min(budget, options.max_tokens or budget)
         if budget < 1 and self.replies:
             raise Exhausted(full)
         # Where the prompt itself leaves no room, nobody's answer can be judged: the engine says so.
-        generation = await self._generate(number, thread.tokens, max(1, budget))
+        generation = await self._generate(number, thread.tokens, max(1, asked), options.stop)
         if budget < 1:
             raise Exhausted(full)
         self.boundary = "renderer"
@@ -86,30 +104,55 @@ class TokenCompleter:
         )
         parsed = self.renderer.parse(generation.token_ids)
         thread.messages, thread.sampled_from, thread.asked = [*messages, parsed.message], start, False
-        cut = full if generation.finish_reason is FinishReason.LENGTH else None
-        return Reply(parsed.text, parsed.tool_calls, parsed.message, cut, number, (start, end))
+        ended = generation.finish_reason is not FinishReason.LENGTH
+        cut = None if ended or asked < budget else full
+        span = (start, end)
+        return Reply(parsed.text, parsed.tool_calls, parsed.message, cut, number, span, extends, ended)
 
-    def _continued(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> tuple[int, _Thread]:
+    def _continued(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], agent: str
+    ) -> tuple[int, _Thread]:
         """The conversation that `messages` go on from, grown by them, or a new one."""
+        number, thread, added = self._matched(messages, tools, agent)
+        if thread is None:
+            thread = _Thread(list(messages), SegmentBuilder(agent=agent), tuple(tools), agent)
+            thread.tokens.append_given(self.renderer.start(messages, tools))
+            self.threads.append(thread)
+        elif not thread.asked:
+            if len(thread.tokens) + len(added) >= self.policy.context_tokens:
+                raise Exhausted(StopReason.CONTEXT_FULL)
+            thread.tokens.append_given(added)
+            thread.messages, thread.asked = list(messages), True
+        return number, thread
+
+    def _matched(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], agent: str
+    ) -> tuple[int, _Thread | None, list[int]]:
+        """The longest conversation that `messages` go on from, and the tokens that they add to it."""
+        offered = tuple(tools)
         for number, thread in sorted(enumerate(self.threads), key=lambda item: -len(item[1].messages)):
-            known = len(thread.messages)
-            if list(messages[:known]) != thread.messages:
+            if thread.agent != agent or thread.tools != offered or not thread.follows(messages):
                 continue
+            known = len(thread.messages)
             if thread.asked and len(messages) == known:
-                return number, thread
+                return number, thread, []
             additions = _additions(messages[known:])
             if additions is not None and not thread.asked:
                 sampled = thread.tokens.token_ids[thread.sampled_from :]
-                token_ids = self.renderer.extend(sampled, additions)
-                if len(thread.tokens) + len(token_ids) >= self.policy.context_tokens:
-                    raise Exhausted(StopReason.CONTEXT_FULL)
-                thread.tokens.append_given(token_ids)
-                thread.messages, thread.asked = list(messages), True
-                return number, thread
-        thread = _Thread(list(messages))
-        thread.tokens.append_given(self.renderer.start(messages, tools))
-        self.threads.append(thread)
-        return len(self.threads) - 1, thread
+                return number, thread, self.renderer.extend(sampled, additions)
+        return len(self.threads), None, []
+
+    def size(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], agent: str = "agent"
+    ) -> tuple[int, int]:
+        """Tokens that `messages` take, and those that the context holds."""
+        _, thread, added = self._matched(messages, tools, agent)
+        taken = len(self.renderer.start(messages, tools)) if thread is None else len(thread.tokens)
+        return taken + len(added), self.policy.context_tokens
+
+    def discard(self, reply: Reply) -> None:
+        """The segment ends before a message that was never read."""
+        self.threads[reply.segment].unread = True
 
     def _budget(self, tokens: SegmentBuilder) -> tuple[int, StopReason]:
         """Tokens the next message may have, and what it means to run out of them."""
@@ -119,9 +162,11 @@ class TokenCompleter:
         room = self.policy.context_tokens - len(tokens)
         return (room, StopReason.CONTEXT_FULL) if room < left else (left, StopReason.MAX_TOKENS)
 
-    async def _generate(self, number: int, tokens: SegmentBuilder, budget: int) -> Generation:
+    async def _generate(
+        self, number: int, tokens: SegmentBuilder, budget: int, stop: tuple[str, ...]
+    ) -> Generation:
         self.boundary = "policy"
-        stop, stop_token_ids = self.renderer.stop, self.renderer.stop_token_ids
+        stop, stop_token_ids = (*self.renderer.stop, *stop), self.renderer.stop_token_ids
         return await self.policy.generate(
             tokens.token_ids,
             self.decoding.sampling(
@@ -136,12 +181,12 @@ class TokenCompleter:
 
     def segments(self) -> tuple[Segment, ...]:
         """One for each conversation; an empty one where there was none."""
-        return tuple(thread.tokens.build() for thread in self.threads) or (SegmentBuilder().build(),)
+        return tuple(thread.segment() for thread in self.threads) or (SegmentBuilder().build(),)
 
     def forget(self) -> None:
         """Drop all tokens."""
         for thread in self.threads:
-            thread.tokens = SegmentBuilder()
+            thread.tokens, thread.unread = SegmentBuilder(agent=thread.agent), False
 
     async def release(self) -> None:
         """Let the engine forget the sessions."""

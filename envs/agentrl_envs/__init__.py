@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .arithmetic import Arithmetic, arithmetic_rows
     from .countdown import Countdown
     from .math_with_python import MathWithPython
+    from .program import ProgramEnv
 
 __all__ = [
     "Arithmetic",
@@ -42,6 +43,7 @@ __all__ = [
     "GraderFailure",
     "MathWithPython",
     "Message",
+    "ProgramEnv",
     "Reward",
     "RewardError",
     "RowError",
@@ -75,6 +77,7 @@ _SHIPPED = {
     "arithmetic_rows": ".arithmetic",
     "Countdown": ".countdown",
     "MathWithPython": ".math_with_python",
+    "ProgramEnv": ".program",
 }
 
 

@@ -18,6 +18,7 @@ from .tools.decorator import mark_of
 __all__ = ["check_class"]
 
 _HOOKS = {"setup": (0,), "prompt": (1,), "reward": (2, 3), "reply": (1,), "close": (0,)}
+_HOOKS |= {"play": (1,), "compact": (1,)}
 """Methods that a user writes, and how many arguments each is given besides `self`."""
 
 
@@ -76,7 +77,7 @@ def _hook_faults(cls: type, name: str, given: Any) -> Iterator[str]:
     own = 0 if isinstance(given, staticmethod) else 1
     if not any(_takes(signature, own + count) for count in _HOOKS[name]):
         want = ["", "row", "row, answer", "row, answer, episode"][_HOOKS[name][0]]
-        want = "message" if name == "reply" else want
+        want = {"reply": "message", "compact": "context"}.get(name, want)
         yield (
             f"{cls.__name__}.{name}{signature} cannot be called as it will be; "
             f"write def {name}({', '.join(filter(None, ('self', want)))})"

@@ -27,6 +27,7 @@ from .messages import Finish, Message, Reward, ToolCall, ToolResult, ToolSpec, T
 from .plain import clean_text, plain
 from .raised import Raised, error_text, place, shown
 from .sessions import GuardedSandbox
+from .speaking import Speaking
 from .tools import tools_of
 from .tools.running import run_tool
 from .tools.schema import BadValue, coerce
@@ -34,6 +35,8 @@ from .user_code import CallThread, LimitExceeded, call
 
 if TYPE_CHECKING:
     from agentrl_sandbox import Sandbox
+
+    from .context import Context
 
 __all__ = ["Env"]
 
@@ -45,7 +48,7 @@ _BASE_SETTINGS: dict[str, Any] = {
 }
 
 
-class Env:
+class Env(Speaking):
     """Base class of environments. Write `prompt` and `reward`, mark tools with `@tool`; the rest is optional.
 
     You write (each sync or async): `setup()`, `prompt(row)`, `@tool` methods, `reward(row, answer)` or
@@ -103,6 +106,8 @@ class Env:
         self._verdict: Verdict | None = None
         self._turn = -1
         self._turn_rewards: dict[int, float] = {}
+        self._agent_rewards: dict[str, float] = {}
+        self._model = self._context = None
         # What an instance changes in place is its own, neither the class's nor that of other episodes.
         for name, value in (self._changeable_defaults() | self.check_settings(settings)).items():
             setattr(self, name, copy.deepcopy(value))
@@ -278,6 +283,8 @@ class Env:
         """Run `setup` and `prompt`; the opening messages, the system message first if there is one."""
         self.check_row(row)
         await self._hook("setup", self.setup)
+        if self.plays() and type(self).prompt is Env.prompt:
+            return []
         opening = await self._hook("prompt", partial(self.prompt, row))
         messages = self._messages(opening)
         if self.system_prompt and not any(m["role"] == "system" for m in messages):
@@ -309,6 +316,29 @@ class Env:
                 for thread in threads if len(batch) > 1 else ():
                     thread.stop()
         return results
+
+    @classmethod
+    def plays(cls) -> bool:
+        """Whether episodes are played by a method `play(row)` of the class rather than turn by turn."""
+        return callable(getattr(cls, "play", None))
+
+    async def play_out(self, row: Mapping[str, Any], limit_s: float) -> str | None:
+        """Run `play(row)`, which asks the model as it likes and returns the answer.
+
+        EnvError when it raised, or did not return within the limit.
+        """
+        play: Callable[..., Any] = getattr(self, "play")  # noqa: B009 - there is none in this class
+        answer = await self._hook("play", partial(play, row), limit_s)
+        return None if answer is None else clean_text(str(plain(answer)))
+
+    async def compact_context(self, context: Context) -> None:
+        """Run the user's `compact(context)`. EnvError when it raised."""
+        compact: Callable[..., Any] = getattr(self, "compact")  # noqa: B009 - there is none in this class
+        await self._hook("compact", partial(compact, context))
+
+    def spoke(self) -> None:
+        """Count a message that the model wrote outside of the conversation of the episode."""
+        self._turn += 1
 
     async def respond(self, message: str) -> str | None:
         """What the environment answers to a turn that called no tool.
@@ -364,7 +394,7 @@ class Env:
 
     # ---- inside --------------------------------------------------------------------------------------------
 
-    async def _hook(self, name: str, function: Callable[..., Any]) -> Any:
+    async def _hook(self, name: str, function: Callable[..., Any], limit_s: float = 0.0) -> Any:
         """Run one of the user's methods with its limit.
 
         Anything unexpected becomes an EnvError that names it.
@@ -374,9 +404,9 @@ class Env:
         if base is not None and getattr(type(self), name) is base and name in ("setup", "close"):
             return None  # not overridden: spare every episode a thread
         try:
-            return await call(function, self._thread, self.hook_timeout_s)
+            return await call(function, self._thread, limit_s or self.hook_timeout_s)
         except LimitExceeded:
-            raise EnvError(f"{who} did not return within {self.hook_timeout_s:g} s") from None
+            raise EnvError(f"{who} did not return within {limit_s or self.hook_timeout_s:g} s") from None
         except (Raised, ToolError) as raised:
             error = raised.error if isinstance(raised, Raised) else raised
             raise EnvError(f"{who} raised {error_text(error)} ({place(error)})") from error
@@ -437,6 +467,7 @@ def _is_message(message: Mapping[str, Any]) -> bool:
 
 
 _OWN = {"_sandbox", "_grader", "rng", "_thread", "_closing", "_verdict", "_turn", "_turn_rewards"}
+_OWN |= {"_model", "_context", "_agent_rewards"}
 """Attributes of every instance; none belongs to a thread."""
 
 _DATA_LOOKED_AT = 200
@@ -460,9 +491,11 @@ _OURS = ("agentrl_envs", "agentrl_sandbox", "numpy")
 
 
 _METHODS = {
-    name for name, value in vars(Env).items() if inspect.isroutine(value) or isinstance(value, property)
+    name
+    for name, value in (vars(Speaking) | vars(Env)).items()
+    if inspect.isroutine(value) or isinstance(value, property)
 }
-_METHODS |= {"reply"}
+_METHODS |= {"reply", "play", "compact"}
 _METHODS = {name for name in _METHODS if not name.startswith("_")}
 
 

@@ -34,6 +34,8 @@ _SHIPPED = {
     "arithmetic": "agentrl_envs.arithmetic:Arithmetic",
     "countdown": "agentrl_envs.countdown:Countdown",
 }
+# `env.name = "SCHEME:REST"`: a function makes the class of what follows the colon.
+_SCHEMES = {"program": "agentrl_envs.program:program_env"}
 
 
 @overload
@@ -126,6 +128,10 @@ def load_env(spec: str | Path | type[Env]) -> type[Env]:
             return spec
         raise EnvNotFound(f"{spec!r} is not an Env class")
     text = str(spec)
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in _SCHEMES:
+        module, _, function = _SCHEMES[scheme].partition(":")
+        return getattr(importlib.import_module(module), function)(rest)
     if text in _ENVIRONMENTS or text in _SHIPPED:
         return get_env(text)
     path, colon, name = text.rpartition(":")

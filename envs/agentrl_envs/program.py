@@ -1,0 +1,180 @@
+"""`ProgramEnv`: the episode is a program, which reaches its model over HTTP like any other.
+
+The program is given a base URL and an API key in the variables that agents read (`OPENAI_BASE_URL`,
+`OPENAI_API_KEY`, `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`), and the prompt on its standard input. What it
+prints is its answer. Knows nothing of tokens, or of how the model is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .env import Env
+from .errors import EnvError
+from .model import Access, GatewayCalls
+from .processes import Ended, ProcessLimits, Program
+
+__all__ = ["ProgramEnv", "program_env"]
+
+_PROMPTS = ("prompt", "problem", "question", "task", "instruction", "input")
+_GRACE_S = 5.0
+"""Seconds that a program has to end after a limit of its episode is reached, before it is killed."""
+
+
+class ProgramEnv(Env):
+    """Runs a program for each row; the program is the agent.
+
+    Set `command`, or `env.name = "program:COMMAND"`. `{field}` in an argument is replaced by the row's. By
+    default the answer is what the program prints, compared with the row's `answer`; write
+    `reward(row, answer)` for anything else, or set `grade_command`. A program that fails (an exit status
+    other than 0), never ends or cannot be started is a failed episode and no reward.
+    """
+
+    max_turns = 32
+    hidden: ClassVar[tuple[str, ...]] = ("answer", "solution", "gold", "final", "target")
+    """Fields of the row that the program is not given."""
+
+    command: str = ""
+    """The program and its arguments; no shell reads it (write `sh -c '...'` for one)."""
+    grade_command: str = ""
+    """A program that is started when the agent has ended. It reads a JSON object from its standard input
+    (`row`, `answer`, `url`, `key`), and hands in the reward by `POST url` with that key, which the agent
+    never sees."""
+    folder: str = ""
+    """Where programs are started; empty makes a temporary folder for each episode, which is deleted."""
+    variables: dict[str, str] = {}  # noqa: RUF012 - a setting; each instance has its own
+    """More environment variables of the agent."""
+    time_s: float = 300.0
+    """Wall time of the program."""
+    cpu_s: int = 120
+    """CPU time of each of its processes."""
+    memory_mb: int = 4096
+    """Address space of each of its processes; 0 sets no limit."""
+    output_kb: int = 1024
+    """Output that is kept; what follows is dropped."""
+    keep_lines: int = 0
+    """Lines at the end of the output that are the answer; 0 takes all of it."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.ended: Ended | None = None
+        self._handed_in: Any = None
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The standard input of the program: by default the row's `prompt`, `problem`, `question`, ..."""
+        return next((str(row[name]) for name in _PROMPTS if row.get(name) is not None), "")
+
+    async def play(self, row: Mapping[str, Any]) -> str | None:
+        """Run the program; its answer."""
+        if not self.command:
+            raise EnvError('no program: set env.settings.command, or env.name = "program:COMMAND"')
+        async with self.speaker.serve() as access:
+            with tempfile.TemporaryDirectory(prefix="agentrl-program-", ignore_cleanup_errors=True) as made:
+                folder = Path(self.folder or made)
+                self.ended = await self._until_end(row, access, folder)
+                answer = None if self.ended is None else self._answer(self.ended)
+                if self.grade_command and access.calls.limit is None:
+                    await self._grade_by_program(row, answer, access, folder)
+        return answer
+
+    def reward(self, row: Mapping[str, Any], answer: str | None) -> Any:
+        """What the grader handed in, else whether the answer is the row's."""
+        if self.grade_command:
+            return self._handed_in
+        if row.get("answer") is None:
+            raise EnvError(
+                "the row has no answer to compare with: write reward(row, answer), or set grade_command"
+            )
+        return self.grade(answer, row["answer"])
+
+    def _answer(self, ended: Ended) -> str:
+        lines = ended.out.strip().splitlines()
+        return "\n".join(lines[-self.keep_lines :] if self.keep_lines else lines)
+
+    async def _until_end(self, row: Mapping[str, Any], access: Access, folder: Path) -> Ended | None:
+        """Run the agent until it ends; None where a limit of the episode ended it.
+
+        Raises:
+            EnvError: it failed by itself, or the model did.
+        """
+        shown = {name: value for name, value in row.items() if name not in self.hidden}
+        program = Program(
+            _filled(self.command, shown), folder, self._variables(access, shown), self._limits()
+        )
+        running = asyncio.ensure_future(program.run(self.text(row)))
+        over = asyncio.ensure_future(access.calls.ended())
+        try:
+            await asyncio.wait({running, over}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                await asyncio.wait({running}, timeout=_GRACE_S)
+        finally:
+            over.cancel()
+            if not running.done():
+                running.cancel()
+                await asyncio.wait({running})
+        return self._how_it_ended(running, access.calls)
+
+    def _how_it_ended(self, running: asyncio.Task[Ended] | Any, calls: GatewayCalls) -> Ended | None:
+        if running.cancelled() or (calls.limit is not None and running.exception() is not None):
+            return None
+        ended: Ended = running.result()
+        if ended.cut:
+            self.speaker.count("program/output_cut")
+        if ended.code != 0 and calls.limit is None:
+            raise EnvError(f"the program {self.command!r} failed: {ended.why}")
+        return ended if ended.code == 0 else None
+
+    def _variables(self, access: Access, shown: Mapping[str, Any]) -> dict[str, str]:
+        return {
+            "OPENAI_BASE_URL": f"{access.url}/v1",
+            "OPENAI_API_BASE": f"{access.url}/v1",
+            "OPENAI_API_KEY": access.key,
+            "ANTHROPIC_BASE_URL": access.url,
+            "ANTHROPIC_API_KEY": access.key,
+            "AGENTRL_ROW": json.dumps(shown, default=str),
+            "PYTHONUNBUFFERED": "1",
+            "OPENAI_AGENTS_DISABLE_TRACING": "1",
+            **self.variables,
+        }
+
+    def _limits(self) -> ProcessLimits:
+        return ProcessLimits(self.time_s, self.cpu_s, self.memory_mb, self.output_kb)
+
+    async def _grade_by_program(
+        self, row: Mapping[str, Any], answer: str | None, access: Access, folder: Path
+    ) -> None:
+        """Start the grader, whose key stands in its standard input alone, and wait for what it hands in."""
+        given = {
+            "row": dict(row),
+            "answer": answer,
+            "url": f"{access.url}/v1/agentrl/reward",
+            "key": access.reward_key,
+        }
+        grader = Program(_filled(self.grade_command, row), folder, {}, self._limits())
+        ended = await grader.run(json.dumps(given, default=str))
+        try:
+            self._handed_in = await asyncio.wait_for(access.calls.reward(), 0.1)
+        except TimeoutError:
+            raise EnvError(f"the grader {self.grade_command!r} handed in no reward: {ended.why}") from None
+
+
+def _filled(command: str, row: Mapping[str, Any]) -> list[str]:
+    """The arguments of a command, with `{field}` replaced by the row's fields."""
+    try:
+        arguments = shlex.split(command)
+    except ValueError as error:
+        raise EnvError(f"the command {command!r} cannot be read: {error}") from error
+    for name, value in row.items():
+        arguments = [argument.replace(f"{{{name}}}", str(value)) for argument in arguments]
+    return arguments
+
+
+def program_env(command: str) -> type[ProgramEnv]:
+    """The environment of `env.name = "program:COMMAND"`."""
+    return type("ProgramEnv", (ProgramEnv,), {"command": command, "__module__": __name__})

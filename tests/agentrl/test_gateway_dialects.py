@@ -1,0 +1,135 @@
+"""The dialects beside chat completions: the same agent gives the tokens of the direct path in each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from agentrl.episode import Episode
+from agentrl_envs.model import Access
+from tests.agentrl.test_gateway import ASK, CODE, PYTHON, Direct, client, play, through
+
+SCRIPT = [CODE, f"Let me see.\n{CODE}", "yes<|end|>"]
+COUNTS = {"gateway/requests": 3, "gateway/opened": 1, "gateway/extended": 2}
+FUNCTION = {"type": "function", **PYTHON["function"]}  # type: ignore[dict-item]
+NATIVE = {
+    "name": "python",
+    "description": "Run Python.",
+    "input_schema": PYTHON["function"]["parameters"],  # type: ignore[index]
+}
+
+
+async def same_as_direct(agent: Any) -> Episode:
+    there, here = await play(through(agent), SCRIPT), await play(Direct, SCRIPT)
+    assert there.failure is None
+    assert there.segments == here.segments
+    assert (there.reward, there.answer) == (1.0, "yes")
+    assert dict(there.counts) == COUNTS
+    return there
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["items", "previous_response_id"])
+async def test_responses(kept: bool) -> None:
+    async def agent(access: Access) -> str:
+        async with client(access) as api:
+            items: Any = list(ASK)
+            before: Any = {}
+            while True:
+                said = await api.responses.create(model="m", input=items, tools=[FUNCTION], **before)
+                calls = [item for item in said.output if item.type == "function_call"]
+                if not calls:
+                    return said.output_text
+                results = [
+                    {"type": "function_call_output", "call_id": c.call_id, "output": "out"} for c in calls
+                ]
+                if kept:
+                    items, before = results, {"previous_response_id": said.id}
+                else:
+                    items += [*[item.model_dump(exclude_none=True) for item in said.output], *results]
+
+    await same_as_direct(agent)
+
+
+async def test_responses_that_stream() -> None:
+    async def agent(access: Access) -> str:
+        async with client(access) as api:
+            items: Any = list(ASK)
+            while True:
+                async with api.responses.stream(model="m", input=items, tools=[FUNCTION]) as stream:  # type: ignore[list-item]
+                    kinds = [event.type async for event in stream]
+                    said = await stream.get_final_response()
+                assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+                calls = [item for item in said.output if item.type == "function_call"]
+                if not calls:
+                    return said.output_text
+                items += [
+                    item.model_dump(exclude_none=True, exclude={"parsed_arguments"}) for item in said.output
+                ]
+                items += [
+                    {"type": "function_call_output", "call_id": c.call_id, "output": "out"} for c in calls
+                ]
+
+    await same_as_direct(agent)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_anthropic_messages(streams: bool) -> None:
+    async def agent(access: Access) -> str:
+        async with aiohttp.ClientSession(access.url, headers={"x-api-key": access.key}) as http:
+            messages: list[Any] = list(ASK)
+            while True:
+                body = {
+                    "model": "m",
+                    "max_tokens": 500,
+                    "messages": messages,
+                    "tools": [NATIVE],
+                    "stream": streams,
+                }
+                async with http.post("/v1/messages", json=body) as answer:
+                    text = await answer.text()
+                content = _streamed(text) if streams else json.loads(text)["content"]
+                uses = [block for block in content if block["type"] == "tool_use"]
+                if not uses:
+                    return content[0]["text"]
+                results = [{"type": "tool_result", "tool_use_id": u["id"], "content": "out"} for u in uses]
+                messages += [{"role": "assistant", "content": content}, {"role": "user", "content": results}]
+
+    await same_as_direct(agent)
+
+
+def _streamed(text: str) -> list[Any]:
+    """The blocks of a stream of events."""
+    events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    blocks = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+    for event in events:
+        if event["type"] == "content_block_delta":
+            block, delta = blocks[event["index"]], event["delta"]
+            if delta["type"] == "text_delta":
+                block["text"] += delta["text"]
+            else:
+                block["input"] = json.loads(delta["partial_json"])
+    assert [event["type"] for event in events][-2:] == ["message_delta", "message_stop"]
+    return blocks
+
+
+async def test_refusals_in_each_dialect() -> None:
+    async def agent(access: Access) -> str:
+        head = {"Authorization": f"Bearer {access.key}"}
+        async with aiohttp.ClientSession(access.url, headers=head) as http:
+            body = {"model": "m", "input": "p", "background": True}
+            async with http.post("/v1/responses", json=body) as answer:
+                assert (answer.status, (await answer.json())["error"]["code"]) == (400, "refused_background")
+            body = {"model": "m", "input": "p", "previous_response_id": "resp_none"}
+            async with http.post("/v1/responses", json=body) as answer:
+                assert (answer.status, (await answer.json())["error"]["code"]) == (404, "unknown_response")
+            async with http.post(
+                "/v1/messages", json={"model": "m", "messages": ASK, "max_tokns": 1}
+            ) as answer:
+                assert "did you mean 'max_tokens'" in (await answer.json())["error"]["message"]
+        return "yes"
+
+    episode = await play(through(agent), SCRIPT)
+    assert (episode.reward, len(episode.turns)) == (1.0, 0)
