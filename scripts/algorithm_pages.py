@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from agentrl.config import registry
-from agentrl.config.presets import PRESETS, SOURCES
+from agentrl.config.presets import ALGORITHMS
 from agentrl.config.tree import describe_type, own_hints
 
 ROOT = Path(__file__).parents[1]
@@ -82,9 +82,9 @@ def presets_page() -> str:
     """What each preset stands for."""
     lines = ["# Presets", "", f'`--preset NAME`, or `preset = "NAME"` at the top of the file. {MADE}', ""]
     lines += ["| preset | settings | source |", "|---|---|---|"]
-    for name, values in PRESETS.items():
-        shown = ", ".join(f"`{key}={value}`" for key, value in values.items())
-        lines.append(f"| `{name}` | {shown} | {SOURCES[name]} |")
+    for name, preset in ALGORITHMS.items():
+        shown = ", ".join(f"`{key}={value}`" for key, value in preset.values.items())
+        lines.append(f"| `{name}` | {shown} | {preset.source} |")
     return "\n".join([*lines, ""])
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agentrl.config import loading, registry
+from agentrl.config import loading, registry, short_names
 from agentrl.config.settings import Settings
 from agentrl.config.tree import family_of
 from agentrl.errors import ConfigError
@@ -22,29 +22,7 @@ from agentrl.storage.durable import write_file
 from agentrl_envs import Env
 from agentrl_envs.registry import hold_env
 
-SHORT = {
-    "model": "model.path",
-    "data": "data.train",
-    "eval_data": "eval.data",
-    "steps": "run.steps",
-    "name": "run.name",
-    "directory": "run.directory",
-    "seed": "run.seed",
-    "metrics": "run.metrics",
-    "policy": "engine.kind",
-    "engine": "engine.kind",
-    "renderer": "rollout.format",
-    "temperature": "rollout.temperature",
-    "max_turns": "rollout.max_turns",
-    "max_tokens": "rollout.max_tokens",
-    "estimator": "estimator.kind",
-    "loss": "loss.kind",
-    "aggregator": "aggregator.kind",
-    "sampler": "sampler.kind",
-    "tracker": "tracker.kind",
-    "shaper": "shaper.kind",
-}
-"""Keywords that are short for one setting, unless they are given a mapping: then they are a section."""
+_SHORT = {**short_names.TRAIN, "policy": "engine.kind"}
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -93,7 +71,7 @@ def values_of(given: Mapping[str, Any], recorded: Mapping[str, str] | None = Non
         elif isinstance(value, Mapping):
             flat |= {f"{key}.{name}": one for name, one in value.items()}
         else:
-            flat[SHORT.get(key, key)] = value
+            flat[_SHORT.get(key, key)] = value
     folder = Path(flat.get("run.directory", "runs"))
     return {key: _plain(key, value, folder, recorded or {}) for key, value in flat.items()}
 

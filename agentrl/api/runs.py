@@ -33,7 +33,7 @@ def load_settings(what: Settings | type[Env] | Path | str | None = None, /, **gi
     Args:
         what: a settings file (.toml); or an environment (a class, a file, a registered name); or settings.
         given: `model`, `data`, `eval_data`, `steps`, `name`, `seed` and the other short names of
-            `agentrl.api.keywords.SHORT`; a section with a mapping, `learner={"learning_rate": 1e-5}`; a part,
+            `agentrl.config.short_names`; a section with a mapping, `learner={"learning_rate": 1e-5}`; a part,
             `loss=MyLoss`; or any dotted name, `**{"learner.learning_rate": 1e-5}`.
 
     Raises:

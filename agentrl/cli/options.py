@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from agentrl.config.presets import PRESETS
+from agentrl.config.presets import ALGORITHMS
 from agentrl.config.tree import hint_at, plain, sections_of, texts_of
 
 
@@ -65,7 +65,7 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
         dest="settings",
         default=argparse.SUPPRESS,
         metavar="NAME",
-        help=f"settings of a published algorithm, below those of file and flags: {', '.join(PRESETS)}",
+        help=f"settings of a published algorithm, below those of file and flags: {', '.join(ALGORITHMS)}",
     )
 
 

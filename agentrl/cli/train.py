@@ -10,15 +10,7 @@ from pathlib import Path
 
 from agentrl.cli.options import add_preset, add_settings
 from agentrl.config.settings import Settings
-
-SHORT = {
-    "model": "model.path",
-    "data": "data.train",
-    "steps": "run.steps",
-    "name": "run.name",
-    "seed": "run.seed",
-    "engine": "engine.kind",
-}
+from agentrl.config.short_names import TRAIN
 
 EPILOG = """\
 examples:
@@ -47,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
         "--forgive", action="store_true", help="with --resume: draw prompts again that were set aside"
     )
     parser.add_argument("--quiet", action="store_true", help="no live progress")
-    add_settings(parser, Settings, SHORT)
+    add_settings(parser, Settings, TRAIN)
     add_preset(parser)
     parser.set_defaults(handler=run)
 

@@ -3,10 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
+
+from agentrl.config.part_settings import (
+    AggregatorSettings,
+    EstimatorSettings,
+    LossSettings,
+    Rules,
+    SamplerSettings,
+    ShaperSettings,
+)
 
 
-def refused(settings: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+class Rollout(Protocol):
+    """The limit of an episode."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens the policy may sample in it."""
+        ...
+
+
+class Parts(Protocol):
+    """The sections of a run whose parts must go together."""
+
+    @property
+    def rollout(self) -> Rollout: ...  # noqa: D102
+
+    @property
+    def sampler(self) -> SamplerSettings: ...  # noqa: D102
+
+    @property
+    def shaper(self) -> ShaperSettings: ...  # noqa: D102
+
+    @property
+    def estimator(self) -> EstimatorSettings: ...  # noqa: D102
+
+    @property
+    def loss(self) -> LossSettings: ...  # noqa: D102
+
+    @property
+    def aggregator(self) -> AggregatorSettings: ...  # noqa: D102
+
+
+def refused(settings: Parts) -> Rules:
     """Parts that work against each other, or of which one does nothing."""
     shaper, estimator, loss = settings.shaper, settings.estimator, settings.loss
     if shaper.kind == "otc" and estimator.kind == "aspo":
@@ -46,7 +86,7 @@ def refused(settings: Any) -> Iterator[tuple[tuple[str, ...], str]]:
             )
 
 
-def notes(settings: Any) -> Iterator[str]:
+def notes(settings: Parts) -> Iterator[str]:
     """Parts that count one thing twice, or whose formula was made for another neighbour."""
     estimator, loss, sampler = settings.estimator, settings.loss, settings.sampler
     weighs = estimator.kind == "dgpo_value" and estimator.own.get("temperature", 2.0) > 0.0

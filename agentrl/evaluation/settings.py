@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agentrl.config import loading
+from agentrl.config import loading, presets
 from agentrl.config.ranges import Amount, Count, Number, Seed, Share
 from agentrl.config.settings import EngineSettings, Nucleus, RolloutSettings, Rules, SandboxSettings
 from agentrl.errors import ConfigError
 from agentrl.inference.endpoint.settings import EndpointSettings
 from agentrl.storage.run_folder import RunFolder
-from agentrl.tasks.catalog import PRESETS
 
 SHORT = {
     "model": "model.path",
@@ -269,10 +268,7 @@ def _below(told: Mapping[str, Any]) -> dict[str, Any]:
     # The rows of a run's engine were chosen for its memory; more episodes than rows wait their turn.
     table.setdefault("engine", {}).setdefault("slots", measure.get("concurrency", 64))
     if name := measure.get("preset"):
-        preset = PRESETS.get(str(name))
-        if preset is None:
-            raise ConfigError(f"no preset {str(name)!r}; known: {', '.join(PRESETS)}")
-        for section, values in preset.settings.items():
+        for section, values in presets.settings_of(str(name), presets.PROTOCOLS).items():
             table[section] = table.get(section, {}) | values
     return table
 

@@ -8,9 +8,8 @@ a local file. Knows nothing of reading files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Answers = Literal["integer", "expression", "countdown"]
 
@@ -239,24 +238,3 @@ _ALL = (
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 """Every benchmark, by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A protocol with a name: how answers are sampled and what limits them."""
-
-    settings: Mapping[str, Mapping[str, Any]]
-    """Section -> setting -> value."""
-    source: str
-
-
-PRESETS = {
-    "spo-paper": Preset(
-        {
-            "eval": {"samples": 32, "temperature": 0.6, "top_p": 0.95, "top_k": 20},
-            "rollout": {"max_tokens": 32_768, "max_turns": 8},
-        },
-        source="Single-stream Policy Optimization, appendix D",
-    )
-}
-"""Protocols by name (`agentrl eval --preset`)."""

@@ -10,17 +10,17 @@ import agentrl
 from agentrl.cli.main import main
 from agentrl.config import conflicts
 from agentrl.config.loading import load_settings, to_toml
-from agentrl.config.presets import PRESETS, SOURCES
+from agentrl.config.presets import ALGORITHMS
 from agentrl.errors import ConfigError
 from agentrl.training.credit import make_estimator
 
 DEMO = Path(agentrl.__file__).parent / "demo"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_preset_loads_and_is_written_out(name: str, tmp_path: Path) -> None:
     settings = load_settings(None, [f"--preset={name}"])
-    for key, value in PRESETS[name].items():
+    for key, value in ALGORITHMS[name].values.items():
         section, _, setting = key.partition(".")
         part = getattr(settings, section)
         if hasattr(part, setting):
@@ -34,7 +34,7 @@ def test_every_preset_loads_and_is_written_out(name: str, tmp_path: Path) -> Non
     path.write_text(to_toml(settings))
     assert "preset" not in path.read_text()
     assert load_settings(path) == settings
-    assert name in SOURCES
+    assert ALGORITHMS[name].source
 
 
 def test_what_is_said_wins_over_a_preset(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_parts_made_for_other_neighbours_are_spoken_of(flags: list[str], message
 
 @pytest.mark.timeout(300)
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_demo_takes_every_preset(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="the run trains (pip install agentrl[train])")
     monkeypatch.chdir(tmp_path)
     flags = ["--stream.batch=16", "--engine.slots=16", "--eval.data=", "--data.train=generated:train:32"]
     assert main(["demo", "--preset", name, "--steps=1", "--name=run", "--quiet", *flags]) == 0
-    kind = PRESETS[name]["estimator.kind"]
+    kind = ALGORITHMS[name].values["estimator.kind"]
     assert f'kind = "{kind}"' in (tmp_path / "runs" / "run" / "config.toml").read_text()

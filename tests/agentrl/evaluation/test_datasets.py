@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.config.presets import PROTOCOLS, settings_of
 from agentrl.errors import DataError
-from agentrl.tasks.catalog import BENCHMARKS, PRESETS
+from agentrl.tasks.catalog import BENCHMARKS
 from agentrl.tasks.datasets import bare_answer, check_rows, load_data_set, locate
 
 FOLDER = Path(os.environ.get("AGENTRL_DATA", "data"))
@@ -104,7 +105,7 @@ def test_answers_as_the_hub_writes_them(value, kind, expected):
 
 
 def test_the_paper_s_protocol():
-    settings = PRESETS["spo-paper"].settings
+    settings = settings_of("spo-paper", PROTOCOLS)
     assert settings["eval"] == {"samples": 32, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
     assert settings["rollout"] == {"max_tokens": 32_768, "max_turns": 8}
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agentrl.algorithms.shapers import call_reward
 from agentrl.config import registry
 from agentrl.episode import Episode
-from tests.agentrl.spo.test_estimators import CALL, make_episode
+from tests.agentrl.algorithms.test_estimators import CALL, make_episode
 
 
 def with_calls(calls: int, reward: float = 1.0, **more: Any) -> Episode:
