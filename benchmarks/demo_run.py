@@ -28,10 +28,13 @@ DEMO = Path(agentrl.__file__).parent / "demo"
 Row = dict[str, Any]
 
 
-def play(flags: Sequence[str], enough: Callable[[Row], bool]) -> list[Row]:
+def play(
+    flags: Sequence[str], enough: Callable[[Row], bool], look: Callable[[Path], Row] = lambda run: {}
+) -> list[Row]:
     """Run the demo with `flags` until `enough(row)`: the rows of metrics up to then, and the summary as a row.
 
-    Needs the main thread (a run is ended by its own signal). The run's folder is temporary.
+    Needs the main thread (a run is ended by its own signal). The run's folder is temporary: what `look` makes
+    of it is added to the summary.
     """
     from agentrl.config import loading
     from agentrl.errors import Interrupted
@@ -59,7 +62,7 @@ def play(flags: Sequence[str], enough: Callable[[Row], bool]) -> list[Row]:
             if not ended:
                 raise
         (summary,) = Path(folder).glob("*/summary.json")
-        rows.append({"kind": "summary", **json.loads(summary.read_text())})
+        rows.append({"kind": "summary", **json.loads(summary.read_text()), **look(summary.parent)})
     return rows
 
 

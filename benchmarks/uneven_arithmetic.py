@@ -1,6 +1,6 @@
 """The demo's task with prompts of uneven difficulty: half of the training prompts can never be solved.
 
-Loaded by `benchmarks.spo_vs_grpo` as `--env.name=benchmarks.uneven_arithmetic:UnevenArithmetic`.
+Loaded by `benchmarks.presets` as `--env.name=benchmarks.uneven_arithmetic:UnevenArithmetic`.
 """
 
 from __future__ import annotations

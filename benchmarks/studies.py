@@ -1,0 +1,93 @@
+"""The studies of `benchmarks.presets`: which arms meet on which task, for how many tokens.
+
+A study of the demo learns faster than the demo so that a run takes half a CPU minute: a higher learning rate
+and no KL term (with one, an arm whose advantages are smaller would also be held more firmly).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Flags = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Arms that differ by some flags, at equal numbers of tokens."""
+
+    arms: Mapping[str, Flags]
+    common: Flags
+    reference: str
+    """The arm that others are compared with."""
+    tokens: int
+    """Generated tokens that the arms are compared at."""
+    threshold: float = 0.8
+    """Of the reward; tokens to it are counted."""
+    letters: bool = False
+    """The model is the random one of `benchmarks.letters`, and learns its task."""
+
+
+def demo_flags(rate: float, every: int, limit: int) -> Flags:
+    """Settings of the demo for a run that ends early."""
+    learning = f"--learner.learning_rate={rate}", "--loss.kl_coefficient=0"
+    return ("--run.steps=200", *learning, f"--eval.every={every}", f"--eval.limit={limit}")
+
+
+SLOW, FAST = demo_flags(1e-4, 4, 128), demo_flags(3e-4, 3, 96)
+UNEVEN = ("--env.name=benchmarks.uneven_arithmetic:UnevenArithmetic",)
+GRPO = (
+    "--estimator.kind=grpo",
+    "--estimator.group_size=8",
+    "--sampler.kind=uniform",
+    "--tracker.drift=constant",  # nobody reads the tracker
+)
+ABLATIONS: Mapping[str, Flags] = {
+    "SPO": (),
+    "GRPO, groups of 8": GRPO,
+    "SPO, no baseline": ("--estimator.kind=no_baseline",),
+    "SPO, no normalisation": ("--estimator.normalise=none",),
+    "SPO, uniform sampling": ("--sampler.kind=uniform",),
+    "SPO, constant rho": ("--tracker.drift=constant",),
+    "SPO, 2 initial rollouts": ("--tracker.initial_rollouts=2",),
+    "SPO, 8 initial rollouts": ("--tracker.initial_rollouts=8",),
+}
+PRESETS: Mapping[str, Flags] = {
+    "spo": ("--preset=spo",),  # the demo's file says 0 initial rollouts, which wins over the preset's 8
+    "spo_plus": ("--preset=spo_plus",),
+    "grpo": ("--preset=grpo", "--tracker.drift=constant"),
+    "rloo": ("--preset=rloo", "--tracker.drift=constant"),
+}
+PUBLISHED: Mapping[str, Flags] = {
+    "spo": ("--preset=spo",),
+    "spo, 8 initial rollouts": ("--preset=spo", "--tracker.initial_rollouts=8"),
+}
+LETTERS = (
+    *("--env.name=benchmarks.letters:Letters", "--rollout.format=benchmarks/letters.py:OneToken"),
+    *("--run.steps=400", "--data.train=generated:train:64", "--rollout.max_tokens=16"),
+    *("--engine.context_tokens=64", "--loss.kl_coefficient=0", "--learner.mini_batch=64"),
+    *("--learner.learning_rate=1e-2", "--eval.every=10", "--eval.limit=64", "--tracker.drift=constant"),
+)
+CREDITED = ("--env.name=benchmarks.letters:CreditedLetters", "--estimator.kind=turns")
+CREDIT: Mapping[str, Flags] = {
+    "episode": (),
+    "turns": CREDITED,
+    "turns, discount 0": (*CREDITED, "--estimator.discount=0"),
+}
+
+STUDIES: Mapping[str, Study] = {
+    "demo": Study(arms=PRESETS, common=FAST, reference="spo", tokens=8_000),
+    "uneven": Study(arms=PRESETS, common=(*FAST, *UNEVEN), reference="spo", tokens=8_000),
+    "rare": Study(
+        arms=PRESETS, common=(*FAST, "--data.train=generated:train:4000"), reference="spo", tokens=8_000
+    ),
+    "published": Study(arms=PUBLISHED, common=FAST, reference="spo", tokens=8_000),
+    "ablations": Study(arms=ABLATIONS, common=SLOW, reference="SPO", tokens=28_000),
+    "ablations_uneven": Study(
+        arms={arm: ABLATIONS[arm] for arm in list(ABLATIONS)[:5]},
+        common=(*SLOW, *UNEVEN),
+        reference="SPO",
+        tokens=28_000,
+    ),
+    "credit": Study(arms=CREDIT, common=LETTERS, reference="episode", tokens=20_000, letters=True),
+}
