@@ -113,7 +113,9 @@ def table(runs: Sequence[Row], study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(each: dict[int, dict[str, float]], runs: dict[int, Row], reference: Row) -> dict[str, Any]:
+def _row(
+    each: dict[int, dict[str, float]], runs: dict[int, Row], reference: dict[int, dict[str, float]]
+) -> dict[str, Any]:
     """One arm's numbers, and by how much they exceed those of the runs of the same seeds in `reference`."""
     row: dict[str, Any] = {
         "seeds": len(each),

@@ -74,6 +74,20 @@ CREDIT: Mapping[str, Flags] = {
     "turns": CREDITED,
     "turns, discount 0": (*CREDITED, "--estimator.discount=0"),
 }
+LOSSES: Mapping[str, Flags] = {
+    "clip": (),
+    "minpro": ("--loss.kind=minpro",),
+    "cispo": ("--loss.kind=cispo",),
+}
+ROUNDED = ("--engine.kind=benchmarks/rounded_engine.py:RoundedPolicy", "--engine.parity_max_share=1")
+
+
+def stale_flags(staleness: int) -> Flags:
+    """Settings under which episodes reach that staleness: so many are decoded together."""
+    together = 64 * (staleness + 1)
+    slots = f"--engine.slots={together}", f"--stream.in_flight={together}"
+    return (*LETTERS, f"--stream.staleness={staleness}", *slots)
+
 
 STUDIES: Mapping[str, Study] = {
     "demo": Study(arms=PRESETS, common=FAST, reference="spo", tokens=8_000),
@@ -90,4 +104,13 @@ STUDIES: Mapping[str, Study] = {
         tokens=28_000,
     ),
     "credit": Study(arms=CREDIT, common=LETTERS, reference="episode", tokens=20_000, letters=True),
+    **{
+        f"stale_{staleness}": Study(
+            arms=LOSSES, common=stale_flags(staleness), reference="clip", tokens=12_000, letters=True
+        )
+        for staleness in (0, 2, 8)
+    },
+    "rounded": Study(
+        arms=LOSSES, common=(*stale_flags(2), *ROUNDED), reference="clip", tokens=12_000, letters=True
+    ),
 }
