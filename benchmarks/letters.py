@@ -1,4 +1,4 @@
-"""A task of several turns whose right credit is known, and a model of 30 thousand parameters for it.
+"""A task of several turns whose right credit is known, and a model of 21 thousand parameters for it.
 
 The model is shown a letter at a time and answers each with one token; a letter has one right digit. Turns have
 nothing to do with each other: what a turn deserves is 1 / TURNS if its digit is right, and nothing of what

@@ -79,6 +79,23 @@ LOSSES: Mapping[str, Flags] = {
     "minpro": ("--loss.kind=minpro",),
     "cispo": ("--loss.kind=cispo",),
 }
+METHODS: Mapping[str, Flags] = {
+    "spo": (),
+    **{kind: (f"--estimator.kind={kind}",) for kind in ("no_baseline", "bnpo", "dgpo_value", "d3s")},
+    **{kind: (f"--estimator.kind={kind}", "--estimator.group_size=8") for kind in ("grpo", "rloo", "dgpo")},
+    **{
+        kind: (f"--loss.kind={kind}",)
+        for kind in ("cispo", "minpro", "gspo", "bpo", "real", "gtpo", "hapo", "tbrm", "d3s_tokens")
+    },
+    "trend": ("--tracker.kind=trend",),
+    "kalman": ("--tracker.kind=kalman",),
+    "fresh copies": ("--sampler.fresh_copies=8",),
+    "uniform": ("--sampler.kind=uniform",),
+    "gaussian": ("--sampler.kind=gaussian",),
+    "lion": ("--learner.optimizer=lion", "--learner.learning_rate=1e-3"),
+    "sto_sign": ("--learner.optimizer=sto_sign", "--learner.learning_rate=1e-3"),
+}
+"""Each alone against SPO; the sign optimizers at the tenth of the rate that their papers give."""
 ROUNDED = ("--engine.kind=benchmarks/rounded_engine.py:RoundedPolicy", "--engine.parity_max_share=1")
 
 
@@ -113,4 +130,5 @@ STUDIES: Mapping[str, Study] = {
     "rounded": Study(
         arms=LOSSES, common=(*stale_flags(2), *ROUNDED), reference="clip", tokens=12_000, letters=True
     ),
+    "methods": Study(arms=METHODS, common=LETTERS, reference="spo", tokens=12_000, letters=True),
 }
