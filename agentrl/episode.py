@@ -101,7 +101,8 @@ def _float_array(values: Iterable[float]) -> array[float]:
 class Segment:
     """One sequence of T tokens, to which tokens were only ever appended.
 
-    The arrays have one length T and take 13 bytes a token together.
+    The arrays have one length T and take 13 bytes a token together; the k likeliest tokens, where a loss asks
+    for them, another 8 k for each of the S tokens that were sampled.
     """
 
     token_ids: array[int]
@@ -115,12 +116,18 @@ class Segment:
     agent: str = "agent"
     model: str = "policy"
     trainable: bool = True
+    top_ids: array[int] = field(default_factory=lambda: array("i"))
+    """[S k] the likeliest tokens of the sampler where a token was sampled; empty where nobody asked."""
+    top_logprobs: array[float] = field(default_factory=lambda: array("f"))
+    """[S k] and their log-probabilities, the largest of a place first."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", _int_array(self.token_ids))
         object.__setattr__(self, "loss_mask", bytes(self.loss_mask))
         object.__setattr__(self, "logprobs", _float_array(self.logprobs))
         object.__setattr__(self, "policy_versions", _int_array(self.policy_versions))
+        object.__setattr__(self, "top_ids", _int_array(self.top_ids))
+        object.__setattr__(self, "top_logprobs", _float_array(self.top_logprobs))
         lengths = {
             len(self.token_ids),
             len(self.loss_mask),
@@ -150,6 +157,11 @@ class Segment:
         )
 
     @property
+    def top_k(self) -> int:
+        """Likeliest tokens that are known of each sampled one; 0 where nobody asked for them."""
+        return len(self.top_ids) // max(1, self.num_sampled)
+
+    @property
     def first_version(self) -> int:
         """Version of the first sampled token, -1 when none was sampled."""
         at = self.loss_mask.find(1)
@@ -167,6 +179,12 @@ def _check_segment(segment: Segment) -> None:
     wrong = sampled & ~(np.isfinite(logprobs) & (logprobs <= 1e-3))
     if wrong.any():
         raise DataError(f"a sampled token has log-probability {float(logprobs[wrong][0])}")
+    ids, values, count = len(segment.top_ids), len(segment.top_logprobs), int(sampled.sum())
+    if ids != values or ids % max(1, count):
+        raise DataError(
+            f"{ids} likeliest tokens came with {values} log-probabilities for {count} sampled tokens; each "
+            "of those needs the same number"
+        )
     own = versions[sampled]
     if len(own) and (own[0] < 0 or (np.diff(own) < 0).any()):
         raise DataError("policy versions of sampled tokens must be at least 0 and never fall")
@@ -348,6 +366,7 @@ class SegmentBuilder:
         self._loss_mask = bytearray()
         self._logprobs = array("f")
         self._versions = array("i")
+        self._top_ids, self._top_logprobs = array("i"), array("f")
         self._agent, self._model, self._trainable = agent, model, trainable
 
     def __len__(self) -> int:
@@ -372,12 +391,24 @@ class SegmentBuilder:
         self._versions.extend([-1] * count)
 
     def append_sampled(
-        self, token_ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]
+        self,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        versions: Sequence[int],
+        top_ids: Sequence[int] = (),
+        top_logprobs: Sequence[float] = (),
     ) -> tuple[int, int]:
-        """Append tokens the policy sampled; returns their span [start, end).
+        """Append N tokens the policy sampled; returns their span [start, end).
+
+        Args:
+            token_ids: [N]
+            logprobs: [N] nats.
+            versions: [N]
+            top_ids: [N k] the likeliest tokens at each place; every call of a segment has the same k.
+            top_logprobs: [N k]
 
         Raises:
-            DataError: the three sequences differ in length.
+            DataError: the first three sequences differ in length.
         """
         if not len(token_ids) == len(logprobs) == len(versions):
             raise DataError(
@@ -389,6 +420,8 @@ class SegmentBuilder:
         self._loss_mask.extend(b"\x01" * len(token_ids))
         self._logprobs.extend(logprobs)
         self._versions.extend(versions)
+        self._top_ids.extend(top_ids)
+        self._top_logprobs.extend(top_logprobs)
         return start, len(self._token_ids)
 
     def build(self) -> Segment:
@@ -401,6 +434,8 @@ class SegmentBuilder:
             agent=self._agent,
             model=self._model,
             trainable=self._trainable,
+            top_ids=self._top_ids,
+            top_logprobs=self._top_logprobs,
         )
 
 
@@ -424,7 +459,8 @@ def _unpack(code: Literal["i", "f"], text: str) -> array[Any]:
 
 
 def _segment_to_json(segment: Segment) -> dict[str, Any]:
-    return {
+    top = {"top_ids": _pack(segment.top_ids), "top_logprobs": _pack(segment.top_logprobs)}
+    return (top if segment.top_ids else {}) | {
         "token_ids": _pack(segment.token_ids),
         "loss_mask": base64.b64encode(segment.loss_mask).decode("ascii"),
         "logprobs": _pack(segment.logprobs),
@@ -444,6 +480,8 @@ def _segment_from_json(data: Mapping[str, Any]) -> Segment:
         agent=data["agent"],
         model=data["model"],
         trainable=data["trainable"],
+        top_ids=_unpack("i", data.get("top_ids", "")),
+        top_logprobs=_unpack("f", data.get("top_logprobs", "")),
     )
 
 

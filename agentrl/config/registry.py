@@ -56,6 +56,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "gtpo": "agentrl.learner.losses.entropy:GTPOLoss",
         "hapo": "agentrl.learner.losses.entropy:HAPOLoss",
         "d3s_tokens": "agentrl.learner.losses.entropy:D3STokensLoss",
+        "score_centering": "agentrl.learner.losses.centering:CenteredLoss",
         "tbrm": "agentrl.learner.losses.bellman:TBRMLoss",
         "distillation": "agentrl.learner.losses.distillation:DistillationLoss",
     },
@@ -102,6 +103,7 @@ REQUIREMENTS = {
     "reference": "log-probabilities of the weights that the run began with",
     "proximal": "log-probabilities of the whole batch under the weights before its first step",
     "teacher": "log-probabilities of other weights, which the setting loss.teacher names",
+    "behaviour_top": "log-probabilities of the sampler's likeliest tokens (as many as loss.behaviour_top_k)",
     "gold": "a gold answer in every row (the column `answer`)",
 }
 """What a part may require of a run."""
@@ -309,6 +311,14 @@ def _place(family: str, kind: str) -> tuple[Path, str]:
         f"there is no {family} {kind!r}; {hint}known: {', '.join(kinds(family)) or 'none by name'}; "
         f'or "file.py:Name" takes it from a file'
     )
+
+
+def behaviour_top_k(kind: str, own: Mapping[str, Any]) -> int:
+    """Likeliest tokens of the sampler that a loss is shown at each place; 0 where it requires none."""
+    found = declared("loss", kind)
+    if "behaviour_top" not in found.requires:
+        return 0
+    return int((found.defaults() | dict(own)).get("behaviour_top_k", 20))
 
 
 def parsed(text: str, name: str) -> ast.Module:

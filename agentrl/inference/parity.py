@@ -184,6 +184,7 @@ class ParityGate:
         settings: bounds and how often.
         temperature: that of the rollouts.
         tokens: sampled per prompt.
+        top_logprobs: likeliest tokens that the engine must report at each place.
         limit_s: longest wait for engine or learner.
         log: told every report.
     """
@@ -197,13 +198,15 @@ class ParityGate:
         *,
         temperature: float = 1.0,
         tokens: int = 64,
+        top_logprobs: int = 0,
         limit_s: float = 600.0,
         log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._policy, self._score = policy, score
         self._prompts = [list(prompt) for prompt in prompts]
         self._settings = settings
-        self._temperature, self._tokens, self._limit_s = temperature, tokens, limit_s
+        self._limit_s = limit_s
+        self._sampling = Sampling(tokens, temperature=temperature, top_logprobs=top_logprobs)
         self._log = log
         self._before: list[Scored] = []
         self._round = 0
@@ -260,7 +263,7 @@ class ParityGate:
         # A session of its own each time, so that no older keys are met; the same seed each time, so that
         # an engine whose weights did not change says the same again.
         session = f"parity-{self._round}-{index}"
-        sampling = Sampling(self._tokens, temperature=self._temperature, seed=1000 + index)
+        sampling = replace(self._sampling, seed=1000 + index)
         try:
             return await self._policy.generate(
                 prompt, sampling, session=session, start_version=self._policy.version
@@ -272,6 +275,11 @@ class ParityGate:
         segment = SegmentBuilder()
         segment.append_given(prompt)
         segment.append_sampled(generation.token_ids, generation.logprobs, generation.policy_versions)
+        wanted = self._sampling.top_logprobs * len(generation.token_ids)
+        if len(generation.top_ids) != wanted:
+            raise PolicyError(
+                f"the engine gave {len(generation.top_ids)} likeliest tokens where {wanted} were asked for"
+            )
         return Episode(
             episode_id=f"parity-{self._round}-{index}",
             dispatch_index=index,
@@ -281,7 +289,7 @@ class ParityGate:
             reward=0.0,
             stop_reason=StopReason.ANSWERED,
             start_version=int(generation.policy_versions[0]),
-            temperature=self._temperature,
+            temperature=self._sampling.temperature,
         )
 
     async def _compare(self, episodes: Sequence[Episode]) -> list[Scored]:
@@ -307,7 +315,8 @@ class ParityGate:
             return replace(report, cause="stale weights")
         temperature, mean = await self._best_temperature(episodes)
         if mean < min(0.25 * report.mean, self._settings.parity_max_mean):
-            detail = f"the learner agrees at temperature {temperature:.2f}, not at {self._temperature:.2f}"
+            own = self._sampling.temperature
+            detail = f"the learner agrees at temperature {temperature:.2f}, not at {own:.2f}"
             return replace(report, cause="temperature", detail=detail)
         return replace(report, cause="unlike weights")
 

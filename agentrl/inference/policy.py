@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +32,8 @@ class Sampling:
     """Tokens that end the message; the token is kept."""
     seed: int | None = None
     """Makes this message's random stream its own; None draws from the engine's."""
+    top_logprobs: int = 0
+    """k likeliest tokens of which the log-probabilities are reported too, at each place."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -64,11 +66,20 @@ class Generation:
     policy_versions: array[int]
     """[N] version that sampled each token; an update may land in the middle."""
     finish_reason: FinishReason
+    top_ids: array[int] = field(default_factory=lambda: array("i"))
+    """[N k] the likeliest tokens at each place, where `Sampling.top_logprobs` asks for them. The sampled
+    token is among them only where it is one of the k."""
+    top_logprobs: array[float] = field(default_factory=lambda: array("f"))
+    """[N k] and their log-probabilities, under the same distribution, the largest of a place first."""
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """An engine that samples from one policy."""
+    """An engine that samples from one policy.
+
+    An attribute `gives_top_logprobs = True` says that it heeds `Sampling.top_logprobs`; a loss that requires
+    them is refused where there is none.
+    """
 
     @property
     def version(self) -> int:

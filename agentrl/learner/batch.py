@@ -43,6 +43,10 @@ class TokenSequence:
     behaviour: FloatArray
     """[N] log-probabilities at sampling, nats."""
     temperature: float
+    top_ids: IntArray
+    """[N, k] the sampler's likeliest tokens at each target; k = 0 where the loss looks at none."""
+    top_logprobs: FloatArray
+    """[N, k] and their log-probabilities at sampling."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -69,11 +73,17 @@ class MicroBatch:
     """[N]"""
     temperature: FloatArray
     """[N]"""
+    top_ids: IntArray
+    """[N, k]"""
+    top_logprobs: FloatArray
+    """[N, k]"""
     lengths: tuple[int, ...] = ()
     """[R] tokens of each sequence, where they are packed; empty where they are padded."""
 
 
-def build_sequences(episodes: Sequence[Episode], *, trainable_only: bool = True) -> list[TokenSequence]:
+def build_sequences(
+    episodes: Sequence[Episode], *, trainable_only: bool = True, top: int = 0
+) -> list[TokenSequence]:
     """The sequences of a batch, in the order of episodes and segments.
 
     Segments without a target are left out. Where a segment begins with tokens that an earlier segment
@@ -83,9 +93,11 @@ def build_sequences(episodes: Sequence[Episode], *, trainable_only: bool = True)
     Args:
         episodes: the batch.
         trainable_only: leave out segments that are not trainable, and shared tokens.
+        top: k likeliest tokens of the sampler that are taken along.
 
     Raises:
-        DataError: a sampled token has nothing before it, so no model can score it.
+        DataError: a sampled token has nothing before it, so no model can score it; or fewer than k likeliest
+            tokens were recorded.
     """
     sequences: list[TokenSequence] = []
     for index, episode in enumerate(episodes):
@@ -93,13 +105,15 @@ def build_sequences(episodes: Sequence[Episode], *, trainable_only: bool = True)
             if trainable_only and not segment.trainable:
                 continue
             shared = _shared_length(episode.segments[:number], segment) if trainable_only else 0
-            sequence = _build(index, number, episode, segment, shared)
+            sequence = _build(index, number, episode, segment, shared, top)
             if sequence is not None:
                 sequences.append(sequence)
     return sequences
 
 
-def _build(index: int, number: int, episode: Episode, segment: Segment, shared: int) -> TokenSequence | None:
+def _build(
+    index: int, number: int, episode: Episode, segment: Segment, shared: int, top: int
+) -> TokenSequence | None:
     mask = np.frombuffer(segment.loss_mask, dtype=np.uint8)
     if len(mask) and mask[0]:
         raise DataError(
@@ -110,6 +124,12 @@ def _build(index: int, number: int, episode: Episode, segment: Segment, shared: 
     positions = positions[positions >= shared]
     if not len(positions):
         return None
+    if segment.top_k < top:
+        raise DataError(
+            f"episode {episode.episode_id}, segment {number}: the loss needs the {top} likeliest tokens of "
+            f"the sampler at each place, and {segment.top_k} were recorded"
+        )
+    skipped = int(mask[:shared].sum())
     token_ids = np.frombuffer(segment.token_ids, dtype=np.int32)
     logprobs = np.frombuffer(segment.logprobs, dtype=np.float32)
     return TokenSequence(
@@ -121,7 +141,14 @@ def _build(index: int, number: int, episode: Episode, segment: Segment, shared: 
         behaviour=logprobs[positions].copy(),
         # Temperature 0 is greedy; what it reports are log-probabilities at temperature 1.
         temperature=episode.temperature or 1.0,
+        top_ids=_top(segment.top_ids, np.int32, segment.top_k)[skipped:, :top].astype(np.int64),
+        top_logprobs=_top(segment.top_logprobs, np.float32, segment.top_k)[skipped:, :top].copy(),
     )
+
+
+def _top(values: Any, dtype: Any, top: int) -> NDArray[Any]:
+    """[S, k] of a segment; nothing of it where nothing was recorded."""
+    return np.frombuffer(values, dtype=dtype).reshape(-1, top) if top else np.zeros((0, 0), dtype=dtype)
 
 
 def _shared_length(earlier: Sequence[Segment], segment: Segment) -> int:
@@ -325,5 +352,7 @@ def _targets(indices: Sequence[int], chosen: Sequence[TokenSequence], counts: li
         "counts": tuple(counts),
         "targets": np.concatenate([item.targets for item in chosen]),
         "behaviour": np.concatenate([item.behaviour for item in chosen]),
+        "top_ids": np.concatenate([item.top_ids for item in chosen]),
+        "top_logprobs": np.concatenate([item.top_logprobs for item in chosen]),
         "temperature": np.repeat(np.array([item.temperature for item in chosen], dtype=np.float32), counts),
     }

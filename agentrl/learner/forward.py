@@ -63,7 +63,10 @@ class Forward:
         return (pack if self.packed else pad)(sequences, indices)
 
     def run(self, micro: MicroBatch, top: int = 0) -> Scores:
-        """What the model says of the N targets of a micro-batch, and of the `top` likeliest tokens there."""
+        """What the model says of the N targets of a micro-batch, and of the `top` likeliest tokens there.
+
+        And, with a gradient, of those that the sampler found likeliest.
+        """
         more = boundaries(micro.lengths, self.device, one_kernel=self.one_kernel) if micro.lengths else {}
         return self.scorer(
             self.tensor(micro.input_ids),
@@ -72,6 +75,7 @@ class Forward:
             self.tensor(micro.targets),
             self.tensor(micro.temperature),
             top,
+            self.tensor(micro.top_ids) if micro.top_ids.size and torch.is_grad_enabled() else None,
             **more,
         )
 

@@ -368,7 +368,7 @@ class Learner:
         failed = [episode.episode_id for episode in episodes if episode.failure is not None]
         if failed:
             raise DataError(f"failed episodes cannot be learned from: {', '.join(failed[:NAMES_SHOWN])}")
-        sequences = build_sequences(episodes)
+        sequences = build_sequences(episodes, top=self._objective.behaviour_top_k)
         values = spread(advantages, episodes, sequences)
         if not sequences:
             raise LearnerError(
@@ -454,6 +454,7 @@ class Learner:
     def _inputs(self, batch: _Batch, micro: MicroBatch, scores: Scores) -> LossInputs:
         """What the loss sees of a micro-batch."""
         tensor, current, top = self._forward.tensor, scores.logprobs, self._objective.top_k
+        asked = self._objective.behaviour_top_k
         chosen = [batch.sequences[index] for index in micro.sequences]
         episode = np.repeat([item.episode for item in chosen], micro.counts)
         positions = [item.positions for item in chosen]
@@ -473,6 +474,9 @@ class Learner:
             logsumexp=scores.logsumexp,
             top_ids=scores.top_ids[:, :top] if top else None,
             top_logprobs=scores.top_logprobs[:, :top] if top else None,
+            behaviour_top_ids=tensor(micro.top_ids) if asked else None,
+            behaviour_top=tensor(micro.top_logprobs) if asked else None,
+            current_at_top=scores.at_logprobs if asked else None,
             reference=None if batch.reference is None else batch.of(batch.reference, micro),
             teacher=None if batch.teacher is None else batch.of(batch.teacher, micro),
             score=tensor(batch.scores[episode]),

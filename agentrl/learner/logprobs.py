@@ -34,6 +34,8 @@ class Scores(NamedTuple):
     """[N, k] the likeliest tokens, the likeliest first."""
     top_logprobs: Tensor
     """[N, k]"""
+    at_logprobs: Tensor
+    """[N, j] of the tokens that were asked for besides."""
 
 
 class Pieces(NamedTuple):
@@ -44,7 +46,7 @@ class Pieces(NamedTuple):
 
 
 class _SelectedLogProbs(torch.autograd.Function):
-    """(hidden [N, D], weight [V, D], bias [V] or None, targets [N], temperature [N], ...) -> `Scores`."""
+    """(hidden [N, D], weight [V, D], bias [V] or None, targets [N], temperature [N], at [N, j], ...)."""
 
     @staticmethod
     def forward(
@@ -54,6 +56,7 @@ class _SelectedLogProbs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: Tensor,
+        at: Tensor,
         at_once: int,
         pieces: Pieces,
         top: int,
@@ -66,14 +69,17 @@ class _SelectedLogProbs(torch.autograd.Function):
             torch.empty_like(logprobs),
             torch.empty((len(hidden), top), dtype=torch.int64, device=hidden.device),
             torch.empty((len(hidden), top), dtype=torch.float32, device=hidden.device),
+            torch.empty(at.shape, dtype=torch.float32, device=hidden.device),
         )
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            some = pieces.statistics(hidden[part], weight, bias, targets[part], temperature[part], top)
+            some = pieces.statistics(
+                hidden[part], weight, bias, targets[part], temperature[part], top, at[part]
+            )
             for whole, values in zip(found, some, strict=True):
                 whole[part] = values
         ctx.save_for_backward(
-            hidden, weight, bias, targets, temperature, found.logsumexp, found.entropies, found.top_ids
+            hidden, weight, bias, targets, temperature, found.logsumexp, found.entropies, found.top_ids, at
         )
         ctx.rows, ctx.pieces = rows, pieces
         ctx.mark_non_differentiable(found.top_ids)
@@ -82,8 +88,8 @@ class _SelectedLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        to_logprobs, to_entropies, to_normalisers, _, to_top = gradients
-        hidden, weight, bias, targets, temperature, normalisers, entropies, top_ids = ctx.saved_tensors
+        to_logprobs, to_entropies, to_normalisers, _, to_top, to_at = gradients
+        hidden, weight, bias, targets, temperature, normalisers, entropies, top_ids, at = ctx.saved_tensors
         learned = ctx.needs_input_grad[1]
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if learned else None
@@ -100,9 +106,10 @@ class _SelectedLogProbs(torch.autograd.Function):
                 entropies[part],
                 *(
                     None if given is None else given[part]
-                    for given in (to_logprobs, to_entropies, to_normalisers, to_top)
+                    for given in (to_logprobs, to_entropies, to_normalisers, to_top, to_at)
                 ),
                 top_ids[part],
+                at[part],
             )
             if to_bias is not None:
                 to_bias += to_logits.sum(0)
@@ -116,17 +123,24 @@ class _SelectedLogProbs(torch.autograd.Function):
                 to_weight += to_logits.t() @ hidden[part]
         to_bias = None if bias is None or to_bias is None else to_bias.to(bias.dtype)
         to_weight = None if to_weight is None else to_weight.to(weight.dtype)
-        return to_hidden, to_weight, to_bias, None, None, None, None, None
+        return to_hidden, to_weight, to_bias, None, None, None, None, None, None
 
 
 def _statistics(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: Tensor, top: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: Tensor,
+    top: int,
+    at: Tensor,
 ) -> Scores:
     """Of n targets and their distributions."""
     logits = _logits(hidden, weight, bias, temperature)
     largest = logits.amax(-1)
     logits -= largest[:, None]
     chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
+    asked = logits.gather(-1, at)
     if top:
         top_logits, top_ids = logits.topk(top, dim=-1)
     else:
@@ -137,7 +151,12 @@ def _statistics(
     normaliser = total.log()
     entropy = normaliser - powers.mul_(logits).sum(-1) / total
     return Scores(
-        chosen - normaliser, entropy, largest + normaliser, top_ids, top_logits - normaliser[:, None]
+        chosen - normaliser,
+        entropy,
+        largest + normaliser,
+        top_ids,
+        top_logits - normaliser[:, None],
+        asked - normaliser[:, None],
     )
 
 
@@ -153,16 +172,20 @@ def _gradient(
     to_entropies: Tensor | None,
     to_normalisers: Tensor | None,
     to_top: Tensor | None,
+    to_asked: Tensor | None,
     top_ids: Tensor,
+    asked: Tensor,
 ) -> Tensor:
     """Gradient [n, V] at the head's output, float32."""
     log_probabilities = _logits(hidden, weight, bias, temperature)
     log_probabilities -= normalisers[:, None]
-    at = []  # d log p_j / d z_i = [i = j] - p_i, of the targets and of the likeliest tokens alike
+    at = []  # d log p_j / d z_i = [i = j] - p_i, of the targets and of all other tokens alike
     if to_logprobs is not None:
         at.append((targets[:, None], to_logprobs[:, None]))
     if to_top is not None:
         at.append((top_ids, to_top))
+    if to_asked is not None:
+        at.append((asked, to_asked))
     to_logits = _gradient_of_logits(log_probabilities, entropies, at, to_entropies, to_normalisers)
     return to_logits.div_(temperature[:, None])
 
@@ -217,6 +240,7 @@ def selected_log_probs(
     at_once: int = LOGITS_AT_ONCE,
     pieces: Pieces = PIECES,
     top: int = 0,
+    at: Tensor | None = None,
 ) -> Scores:
     """What a model says of N targets.
 
@@ -229,8 +253,10 @@ def selected_log_probs(
         at_once: logits that exist at a time.
         pieces: what is done with them.
         top: k likeliest tokens that are looked for at each position.
+        at: [N, j] token ids that are asked for besides.
     """
-    result = _SelectedLogProbs.apply(hidden, weight, bias, targets, temperature, at_once, pieces, top)
+    asked = targets[:, None][:, :0] if at is None else at
+    result = _SelectedLogProbs.apply(hidden, weight, bias, targets, temperature, asked, at_once, pieces, top)
     return Scores(*cast("tuple[Tensor, ...]", result))
 
 
@@ -261,6 +287,7 @@ class TokenScorer(nn.Module):
         targets: Tensor,
         temperature: Tensor,
         top: int = 0,
+        at: Tensor | None = None,
         **boundaries: Any,
     ) -> Scores:
         """What the model says of N chosen tokens.
@@ -272,6 +299,7 @@ class TokenScorer(nn.Module):
             targets: [N] its id.
             temperature: [N] float32.
             top: k likeliest tokens that are looked for at each position.
+            at: [N, j] token ids that are asked for besides.
             boundaries: where packed sequences begin.
         """
         model = cast("Any", self.model)
@@ -286,6 +314,7 @@ class TokenScorer(nn.Module):
             at_once=self.at_once,
             pieces=self.pieces,
             top=top,
+            at=at,
         )
 
 

@@ -36,6 +36,8 @@ class Objective:
         """Whether the loss looks at the weights that the run began with."""
         self.top_k = int(getattr(self._loss, "top_k", 0))
         """Likeliest tokens that the loss looks at."""
+        self.behaviour_top_k = registry.behaviour_top_k(loss.kind, loss.own)
+        """Likeliest tokens of the sampler that the loss looks at."""
         self.teacher = loss.teacher if "teacher" in requires else ""
         """Weights of the teacher; empty where the loss looks at none."""
         if "teacher" in requires and not loss.teacher:

@@ -37,19 +37,21 @@ class TokenTable:
         }
         zeros = torch.zeros(int(starts[-1]), device=device)
         ids = torch.zeros((len(zeros), top), dtype=torch.int64, device=device)
-        self.scores = Scores(zeros, zeros.clone(), zeros.clone(), ids, ids.float())
+        self.scores = Scores(zeros, zeros.clone(), zeros.clone(), ids, ids.float(), zeros[:, None][:, :0])
         """Of all chosen sequences together."""
 
     def put(self, micro: MicroBatch, scores: Scores) -> None:
         """Take the scores of a micro-batch, without their gradients."""
         places = np.concatenate([self._places[index] for index in micro.sequences])
         at = torch.from_numpy(places).to(self.scores.logprobs.device)
-        for whole, values in zip(self.scores, scores, strict=True):
+        for whole, values in zip(
+            self.scores[:-1], scores, strict=False
+        ):  # asked-for tokens are the loss's alone
             whole[at] = values.detach()
 
     def gather(self, ranks: Ranks) -> None:
         """Make it whole on every rank, each of which has put some sequences."""
-        for whole in self.scores:
+        for whole in self.scores[:-1]:
             ranks.sum(whole)
 
     @property

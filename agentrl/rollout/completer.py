@@ -36,6 +36,8 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    top_logprobs: int = 0
+    """Likeliest tokens that are kept of each place, for losses that require them."""
 
     def sampling(
         self,
@@ -52,6 +54,7 @@ class Decoding:
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            top_logprobs=self.top_logprobs,
             stop=stop,
             stop_token_ids=stop_token_ids,
             seed=None if seed is None else (seed * 1_000_003 + turn) % 2**62,

@@ -100,7 +100,11 @@ class TokenCompleter:
         self.boundary = "renderer"
         self.replies += 1
         start, end = thread.tokens.append_sampled(
-            generation.token_ids, generation.logprobs, generation.policy_versions
+            generation.token_ids,
+            generation.logprobs,
+            generation.policy_versions,
+            generation.top_ids,
+            generation.top_logprobs,
         )
         parsed = self.renderer.parse(generation.token_ids)
         thread.messages, thread.sampled_from, thread.asked = [*messages, parsed.message], start, False

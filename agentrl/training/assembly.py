@@ -17,11 +17,12 @@ from typing import Any
 from agentrl.config import registry
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
+from agentrl.errors import ConfigError
 from agentrl.inference.engines import make_policy
 from agentrl.inference.policy import Policy
 from agentrl.renderers.base import Renderer
 from agentrl.renderers.making import make_renderer
-from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl.rollout.token_completer import Decoding, Dispatch, run_episode
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.metrics import MetricsWriter
 from agentrl.storage.recorder import EpisodeRecorder
@@ -86,6 +87,7 @@ async def assemble(
             stack.push_async_callback(policy.close)
             # The engine has limits of its own, and says why it did not start; this one is the back-stop.
             await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
+        check_engine(settings, policy)
         if options.on_ready is not None:
             options.on_ready(sandbox.describe())
         parts = _wired(plan, folder, options, policy, learner, renderer, sandbox, watchdog)
@@ -108,6 +110,10 @@ def _wired(
 ) -> Parts:
     """An engine, a learner and a renderer that are ready, with the prompts and the files of a run."""
     settings, pool = plan.settings, make_pool(plan.tasks, plan.settings)
+    decoding = Decoding(
+        settings.rollout.temperature,
+        top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
+    )
 
     async def play(dispatch: Dispatch) -> Episode:
         prompt = pool.index[dispatch.prompt_id]
@@ -119,6 +125,7 @@ def _wired(
             row=pool.row(prompt),
             dispatch=dispatch,
             settings=settings.rollout,
+            decoding=decoding,
         )
 
     named = [registry.make("listener", kind, {}) for kind in settings.run.listeners]
@@ -136,6 +143,21 @@ def _wired(
         evaluate=make_evaluation(settings, plan.held_out, policy, renderer, sandbox),
         shuffle_rewards=options.shuffle_rewards,
     )
+
+
+def check_engine(settings: Settings, policy: Policy) -> None:
+    """Refuse a loss that needs what the engine does not give.
+
+    Raises:
+        ConfigError: it reports no likeliest tokens, and the loss requires them.
+    """
+    kind, top = settings.loss.kind, registry.behaviour_top_k(settings.loss.kind, settings.loss.own)
+    if top and not getattr(policy, "gives_top_logprobs", False):
+        raise ConfigError(
+            f"loss.kind = {kind!r} requires the sampler's {top} likeliest tokens at each place, and the "
+            f"engine {type(policy).__name__} does not report them (one that does says gives_top_logprobs = "
+            "True): take engine.kind transformers or vllm, or another loss"
+        )
 
 
 def make_learner(settings: Settings) -> Any:
@@ -198,6 +220,7 @@ async def _parity_gate(settings: Settings, parts: Parts, renderer: Renderer, san
         settings.engine,
         temperature=settings.rollout.temperature,
         tokens=min(64, settings.rollout.max_tokens),
+        top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
         limit_s=settings.run.wait_limit_s,
         log=log,
     )

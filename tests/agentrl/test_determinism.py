@@ -137,8 +137,9 @@ def test_a_deterministic_run_equals_a_plain_synchronous_loop_bit_for_bit(tmp_pat
         ("--tracker.drift=replay", "--rollout.truncated=mask", "--rollout.max_tokens=24"),
         ("--estimator.kind=grpo", "--estimator.group_size=4", "--estimator.dynamic_sampling=true"),
         ("--sampler.fresh_copies=3", "--tracker.kind=trend", "--stream.staleness=2", "--engine.slots=16"),
+        ("--loss.kind=score_centering", "--loss.behaviour_top_k=5", "--stream.staleness=2"),
     ],
-    ids=["asynchronous", "drift-replay", "grpo", "copies"],
+    ids=["asynchronous", "drift-replay", "grpo", "copies", "score-centering"],
 )
 def test_recorded_episodes_give_the_same_weights_again(flags: tuple[str, ...], tmp_path: Path) -> None:
     # Fails when `replay_steps` takes batches in order of dispatch, or leaves initial values out.

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from agentrl.algorithms.advantage import advantages, normalise
+from agentrl.config.loading import load_settings
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError, DiskError, Interrupted, StallError
+from agentrl.errors import AgentRLError, ConfigError, DiskError, Interrupted, StallError
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.storage.checkpoint import checkpoint_folders
 from agentrl.storage.ledger import State
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
+from agentrl.training.assembly import check_engine
 from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.drift_replay import DriftReplay
 from agentrl.training.resume import resume
@@ -82,6 +84,12 @@ class Broken(Env):
 
     def reward(self, row: Any, answer: str | None) -> bool:
         raise RuntimeError("no idea")
+
+
+def test_a_loss_that_needs_likeliest_tokens_is_refused_where_an_engine_gives_none() -> None:
+    settings = load_settings(None, ["--loss.kind=score_centering"])
+    with pytest.raises(ConfigError, match=r"20 likeliest tokens at each place.*ScriptedPolicy does not"):
+        check_engine(settings, ScriptedPolicy(default_script))
 
 
 async def test_an_environment_that_always_raises_ends_the_run_with_its_error(

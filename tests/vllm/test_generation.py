@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+torch = pytest.importorskip("torch")
+
 from agentrl.errors import ContextOverflow, PolicyUnavailable
 from agentrl.inference.policy import FinishReason, Policy, Sampling
 from agentrl.inference.vllm.client import ServerRefused, VLLMClient
@@ -69,6 +71,20 @@ async def test_logprobs_are_those_of_the_distribution_sampled_from(
     result = await fresh.generate(PROMPT, sampling, session="lp", start_version=fresh.version)
     expected = reference_logprobs(reference, PROMPT, result.token_ids, temperature, top_k=top_k, top_p=top_p)
     assert list(result.logprobs) == pytest.approx(expected, abs=5e-3)
+
+
+async def test_the_likeliest_tokens_are_those_of_the_distribution_sampled_from(
+    fresh: VLLMPolicy, reference: Any
+):
+    sampling = Sampling(40, temperature=0.7, top_logprobs=30)  # more than a server gives by default
+    result = await fresh.generate(PROMPT, sampling, session="top", start_version=fresh.version)
+    ids = torch.tensor([[*PROMPT, *result.token_ids]])
+    with torch.no_grad():
+        wanted = torch.log_softmax(reference(ids).logits[0, len(PROMPT) - 1 : -1].float() / 0.7, -1)
+    found = torch.tensor(list(result.top_logprobs)).view(40, 30)
+    torch.testing.assert_close(found, wanted.topk(30).values, atol=5e-3, rtol=0)
+    at = torch.tensor(list(result.top_ids)).view(40, 30)
+    torch.testing.assert_close(found, wanted.gather(1, at), atol=5e-3, rtol=0)
 
 
 async def test_many_long_seeded_prompts_at_once(fresh: VLLMPolicy):

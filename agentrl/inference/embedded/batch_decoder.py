@@ -284,12 +284,15 @@ class BatchDecoder:
     def _emit(self, rows: slice, logits: Tensor, sampling: SamplingRows, ended: list[Outcome]) -> None:
         """Sample a token for every row, write it down, and take the rows out that ended."""
         table = self._table
-        tokens, logprobs = sample_tokens(logits, sampling, uniforms(table.keys[rows], table.counters[rows]))
+        top = max(request.sampling.top_logprobs for request in table.requests[rows])
+        randoms = uniforms(table.keys[rows], table.counters[rows])
+        tokens, logprobs, top_ids, top_logprobs = sample_tokens(logits, sampling, randoms, top)
         table.last_tokens[rows] = tokens
         table.counters[rows] += np.uint64(1)
         self.counters["sampled_tokens"] += len(tokens)
         done: list[tuple[int, FinishReason | Exception]] = []
-        for row, token, logprob in zip(range(rows.start, rows.stop), tokens, logprobs, strict=True):
+        for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+            row = rows.start + place
             request = table.requests[row]
             if not math.isfinite(logprob):
                 done.append((row, PolicyError(f"the logits of policy version {self.version} are not finite")))
@@ -297,6 +300,9 @@ class BatchDecoder:
             request.token_ids.append(token)
             request.logprobs.append(logprob)
             request.versions.append(self.version)
+            if asked := request.sampling.top_logprobs:
+                request.top_ids.frombytes(top_ids[place, :asked].tobytes())
+                request.top_logprobs.frombytes(top_logprobs[place, :asked].tobytes())
             if request.rule.ended(request.token_ids, request.prompt_tokens):
                 done.append((row, FinishReason.STOP))
             elif len(request.logprobs) >= request.limit:

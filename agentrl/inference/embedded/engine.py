@@ -60,6 +60,8 @@ class TransformersPolicy:
         ConfigError: the folder, the context or the kind of model cannot be used.
     """
 
+    gives_top_logprobs = True
+
     def __init__(
         self,
         model: Any,
@@ -136,7 +138,14 @@ class TransformersPolicy:
             raise PolicyUnavailable("the transformers engine was not started")
         request = self._request(prompt_ids, sampling, session)
         reason = await self._thread.generate(request)
-        return Generation(request.sampled, request.logprobs, request.versions, reason)
+        return Generation(
+            request.sampled,
+            request.logprobs,
+            request.versions,
+            reason,
+            request.top_ids,
+            request.top_logprobs,
+        )
 
     async def release(self, session: str) -> None:
         """Forget a session's keys and values."""
@@ -195,6 +204,10 @@ class TransformersPolicy:
             raise PolicyError(
                 f"prompt token {bad} at position {token_ids.index(bad)} is outside the model's vocabulary of "
                 f"{self._vocabulary}; tokenizer and model do not belong together"
+            )
+        if sampling.top_logprobs > self._vocabulary:
+            raise PolicyError(
+                f"the model has {self._vocabulary} tokens, and {sampling.top_logprobs} are to be reported"
             )
         seed = self._random.getrandbits(62) if sampling.seed is None else sampling.seed
         return Request(

@@ -51,6 +51,8 @@ class Request:
     """Tokens that may be sampled."""
     logprobs: array[float] = field(default_factory=lambda: array("f"))
     versions: array[int] = field(default_factory=lambda: array("i"))
+    top_ids: array[int] = field(default_factory=lambda: array("i"))
+    top_logprobs: array[float] = field(default_factory=lambda: array("f"))
 
     @property
     def sampled(self) -> array[int]:

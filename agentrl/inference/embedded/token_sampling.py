@@ -8,6 +8,7 @@ which rows happen to be sampled together. Knows nothing of requests or models.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,9 +81,20 @@ class SamplingRows:
         )
 
 
-def sample_tokens(
-    logits: Tensor, rows: SamplingRows, randoms: NDArray[np.float64]
-) -> tuple[list[int], list[float]]:
+class Sampled(NamedTuple):
+    """One token for each of B rows."""
+
+    tokens: list[int]
+    """[B]"""
+    logprobs: list[float]
+    """[B] nats. Not finite where the row's logits are not; the caller must look."""
+    top_ids: NDArray[np.int32]
+    """[B, k] the likeliest tokens."""
+    top_logprobs: NDArray[np.float32]
+    """[B, k] and their log-probabilities, the largest first."""
+
+
+def sample_tokens(logits: Tensor, rows: SamplingRows, randoms: NDArray[np.float64], top: int = 0) -> Sampled:
     """Sample one token per row.
 
     The log-probability is that of the distribution sampled from: after temperature, then top-k, then
@@ -92,10 +104,7 @@ def sample_tokens(
         logits: [B, V], finite or -inf; overwritten when float32.
         rows: how.
         randoms: [B] in [0, 1).
-
-    Returns:
-        [B] token ids and [B] log-probabilities in nats. A row whose logits are not finite gets a
-        log-probability that is not finite either; the caller must look.
+        top: k likeliest tokens that are reported of each row.
     """
     scaled = logits.float().div_(rows.temperatures)
     if rows.truncated is not None:
@@ -108,7 +117,13 @@ def sample_tokens(
     chosen = logprobs.gather(1, tokens[:, None])[:, 0]
     # Both in one copy from the device; ids are exact in float64.
     both = torch.stack((tokens.double(), chosen.double())).tolist()
-    return [int(token) for token in both[0]], both[1]
+    likeliest = torch.topk(logprobs, top, dim=-1)
+    return Sampled(
+        [int(token) for token in both[0]],
+        both[1],
+        likeliest.indices.int().cpu().numpy(),
+        likeliest.values.cpu().numpy(),
+    )
 
 
 def _truncate(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

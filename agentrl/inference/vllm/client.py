@@ -36,6 +36,10 @@ class Received:
     labels: list[tuple[str, int, int]] = field(default_factory=list)
     """Spans (weight label, start, end) over the tokens; known when the message has ended."""
     finish_reason: str | None = None
+    top_ids: array[int] = field(default_factory=lambda: array("i"))
+    """[N k]"""
+    top_logprobs: array[float] = field(default_factory=lambda: array("f"))
+    """[N k]"""
 
 
 class VLLMClient:
@@ -167,8 +171,8 @@ class VLLMClient:
                 f"{self.name} ({self.url}) cannot take weights; start it as: {NEEDED}"
             ) from error
 
-    async def generate(self, body: Mapping[str, Any], received: Received) -> None:
-        """Sample one message into `received`, as it arrives.
+    async def generate(self, body: Mapping[str, Any], received: Received, top: int = 0) -> None:
+        """Sample one message into `received`, as it arrives, with the `top` likeliest tokens of each place.
 
         Raises:
             PolicyUnavailable: the server died; `received` keeps what came before.
@@ -180,11 +184,11 @@ class VLLMClient:
         ) as response:
             async for line in response.content:
                 if line.startswith(b"data: {"):
-                    self._take(json.loads(line[6:]), received)
+                    self._take(json.loads(line[6:]), received, top)
         if received.finish_reason is None:
             raise PolicyUnavailable(f"{self.name} ({self.url}) ended a message in the middle")
 
-    def _take(self, chunk: dict[str, Any], received: Received) -> None:
+    def _take(self, chunk: dict[str, Any], received: Received, top: int) -> None:
         if "error" in chunk:
             raise PolicyUnavailable(f"{self.name} ({self.url}) failed in a message: {chunk['error']}")
         for choice in chunk["choices"]:
@@ -194,9 +198,24 @@ class VLLMClient:
                 raise PolicyError(f"{self.name} sent {len(token_ids)} tokens with {len(content)} log-probs")
             received.token_ids.extend(token_ids)
             received.logprobs.extend(item["logprob"] for item in content)
+            for item in content if top else ():
+                likeliest = _likeliest(item, top)
+                if len(likeliest) < top:
+                    raise PolicyError(f"{self.name} sent {len(likeliest)} of {top} log-probs of a place")
+                received.top_ids.extend(token for _, token in likeliest)
+                received.top_logprobs.extend(logprob for logprob, _ in likeliest)
             if choice["finish_reason"] is not None:
                 received.finish_reason = choice["finish_reason"]
                 received.labels = [_span(item) for item in choice["weight_versions"] or []]
+
+
+def _likeliest(item: Mapping[str, Any], top: int) -> list[tuple[float, int]]:
+    """The `top` likeliest tokens of a place.
+
+    A server lists the sampled token first, likely or not, and the likeliest after it: one more was asked for.
+    """
+    found = {int(entry["token_id"]): float(entry["logprob"]) for entry in item["top_logprobs"]}
+    return sorted(((logprob, token) for token, logprob in found.items()), key=lambda one: -one[0])[:top]
 
 
 def _span(item: Mapping[str, Any]) -> tuple[str, int, int]:

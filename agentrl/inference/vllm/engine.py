@@ -54,12 +54,17 @@ class _Finished:
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     logprobs: array[float] = field(default_factory=lambda: array("f"))
     versions: array[int] = field(default_factory=lambda: array("i"))
+    top_ids: array[int] = field(default_factory=lambda: array("i"))
+    top_logprobs: array[float] = field(default_factory=lambda: array("f"))
     reason: FinishReason = FinishReason.LENGTH
     lost: int = 0
     """Servers it lost."""
 
     def add(self, received: Received, versions: Sequence[int]) -> None:
-        """Append what one server sampled."""
+        """Append what one server sampled: the first tokens, as many as have versions."""
+        likeliest = len(received.top_ids) // max(1, len(received.token_ids)) * len(versions)
+        self.top_ids.extend(received.top_ids[:likeliest])
+        self.top_logprobs.extend(received.top_logprobs[:likeliest])
         self.token_ids.extend(received.token_ids[: len(versions)])
         self.logprobs.extend(received.logprobs[: len(versions)])
         self.versions.extend(versions)
@@ -102,7 +107,8 @@ def request_body(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or -1,
-        "logprobs": 0,
+        # One more than asked for: the sampled token takes a place, also where it is none of the likeliest.
+        "logprobs": sampling.top_logprobs + 1 if sampling.top_logprobs else 0,
         # Only what `Sampling` names ends a message; special tokens count as text for stop texts.
         "ignore_eos": True,
         "skip_special_tokens": False,
@@ -135,6 +141,8 @@ class VLLMPolicy:
         update_limit_s: longest wait for one weight update.
         silence_limit_s: longest time without a byte in a message before its server counts as dead.
     """
+
+    gives_top_logprobs = True
 
     def __init__(
         self,
@@ -234,7 +242,9 @@ class VLLMPolicy:
             if done.lost >= MAX_LOST:
                 raise PolicyUnavailable(f"a message lost its server {done.lost} times")
         self._counters["sampled_tokens"] += len(done.token_ids)
-        return Generation(done.token_ids, done.logprobs, done.versions, done.reason)
+        return Generation(
+            done.token_ids, done.logprobs, done.versions, done.reason, done.top_ids, done.top_logprobs
+        )
 
     async def _sample(
         self, prompt_ids: Sequence[int], sampling: Sampling, session: str, done: _Finished
@@ -250,7 +260,7 @@ class VLLMPolicy:
         state.messages += 1
         self._counters["prefilled_tokens"] += len(body["token_ids"])
         try:
-            await self._stream(state.replica, message, body)
+            await self._stream(state.replica, message, body, sampling.top_logprobs)
         except PolicyUnavailable as error:
             if self._closed:
                 raise
@@ -270,9 +280,9 @@ class VLLMPolicy:
                 return True
         return len(done.token_ids) >= sampling.max_new_tokens
 
-    async def _stream(self, replica: Replica, message: Message, body: dict[str, Any]) -> None:
+    async def _stream(self, replica: Replica, message: Message, body: dict[str, Any], top: int) -> None:
         """Stream one message; cancelling it closes the connection, which aborts it on the server."""
-        message.task = asyncio.create_task(replica.client.generate(body, message.received))
+        message.task = asyncio.create_task(replica.client.generate(body, message.received, top))
         replica.messages.add(message)
         try:
             await message.task
@@ -294,7 +304,7 @@ class VLLMPolicy:
             # A stop text may have begun in the last tokens, and the next server could not see its
             # beginning: those are sampled again (every token has at least one byte).
             count = max(0, count - max(len(text.encode()) for text in sampling.stop))
-        done.add(Received(received.token_ids, received.logprobs), [message.version] * count)
+        done.add(replace(received, labels=[], finish_reason=None), [message.version] * count)
 
     async def _route(self, session: str) -> _Session:
         """The session's server, or the least loaded one; returns while no update is going on."""

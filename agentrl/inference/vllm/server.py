@@ -124,7 +124,7 @@ def server_command(spec: ServerSpec, port: int) -> list[str]:
     command += ["--tensor-parallel-size", str(spec.tensor_parallel)]
     command += ["--enable-prefix-caching", "--enable-scale-out", "--generation-config", "vllm"]
     # Log-probabilities of the distribution sampled from: after temperature, top-p and top-k.
-    command += ["--logprobs-mode", "processed_logprobs"]
+    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs=-1"]
     command += ["--worker-extension-cls", f"{EXTENSION}.ServerExtension"]
     command += ["--middleware", f"{EXTENSION}.RequireKey", "--disable-uvicorn-access-log"]
     command += ["--weight-transfer-config", json.dumps({"backend": spec.transfer})]

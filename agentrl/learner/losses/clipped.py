@@ -152,8 +152,8 @@ def k3(current: Tensor, other: Tensor) -> Tensor:
 class LossInputs:
     """What a loss sees of the N trainable tokens of a micro-batch; whole sequences, one after the other.
 
-    `current`, `entropy`, `logsumexp`, `logit` and `top_logprobs` carry a gradient; logits are divided by the
-    temperature of the episode.
+    `current`, `entropy`, `logsumexp`, `logit`, `top_logprobs` and `current_at_top` carry a gradient; logits
+    are divided by the temperature of the episode.
     """
 
     current: Tensor
@@ -172,6 +172,12 @@ class LossInputs:
     """[N, k] the likeliest tokens of the current policy, where the loss has an attribute `top_k`."""
     top_logprobs: Tensor | None = None
     """[N, k] and their log-probabilities, the largest first."""
+    behaviour_top_ids: Tensor | None = None
+    """[N, k] the likeliest tokens of the sampler, where the loss requires `behaviour_top`."""
+    behaviour_top: Tensor | None = None
+    """[N, k] their log-probabilities at sampling, the largest first."""
+    current_at_top: Tensor | None = None
+    """[N, k] log-probabilities of the same tokens by the learner now, over the whole vocabulary."""
     teacher: Tensor | None = None
     """[N] log-probabilities of the weights at `loss.teacher`, where the loss requires `teacher`."""
     value: Tensor | None = None

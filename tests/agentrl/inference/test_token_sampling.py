@@ -21,7 +21,7 @@ def rows(*settings):
 
 def sample(probabilities, settings, randoms):
     logits = torch.tensor(probabilities, dtype=torch.float64).log().float()
-    tokens, logprobs = sample_tokens(logits, rows(*settings), np.array(randoms))
+    tokens, logprobs, *_ = sample_tokens(logits, rows(*settings), np.array(randoms))
     return tokens, [round(math.exp(x), 5) for x in logprobs]
 
 
@@ -75,7 +75,7 @@ def test_sampled_shares_are_those_of_the_distribution(vocabulary):
     counts = np.zeros(vocabulary)
     for chunk in np.split(randoms, 20):
         batch = logits.expand(len(chunk), -1).clone()
-        tokens, logprobs = sample_tokens(batch, rows(*[(1.0, 0, 1.0)] * len(chunk)), chunk)
+        tokens, logprobs, *_ = sample_tokens(batch, rows(*[(1.0, 0, 1.0)] * len(chunk)), chunk)
         np.add.at(counts, tokens, 1)
         assert all(math.isfinite(x) for x in logprobs)
     wanted = torch.softmax(logits.double(), 0).numpy()
@@ -89,7 +89,7 @@ def test_impossible_tokens_are_never_sampled(vocabulary):
     logits = torch.full((6, vocabulary), float("-inf"))
     logits[:, 257] = 0.0
     logits[:, 259] = 0.0
-    tokens, logprobs = sample_tokens(
+    tokens, logprobs, *_ = sample_tokens(
         logits, rows(*[(1.0, 0, 1.0)] * 6), np.array([0.0, 0.4999, 0.5, 0.5001, 0.9, 1 - 2**-52])
     )
     assert tokens == [257, 257, 259, 259, 259, 259]
@@ -98,7 +98,7 @@ def test_impossible_tokens_are_never_sampled(vocabulary):
 
 def test_rows_that_are_not_finite_are_told_by_their_log_probability():
     logits = torch.tensor([[float("nan"), 1.0], [0.0, 0.0]])
-    tokens, logprobs = sample_tokens(logits, rows(*[(1.0, 0, 1.0)] * 2), np.array([0.3, 0.3]))
+    tokens, logprobs, *_ = sample_tokens(logits, rows(*[(1.0, 0, 1.0)] * 2), np.array([0.3, 0.3]))
     assert not math.isfinite(logprobs[0])
     assert logprobs[1] == pytest.approx(-math.log(2))
     assert all(0 <= token < 2 for token in tokens)
@@ -114,3 +114,14 @@ def test_streams_are_pure_functions_of_seed_and_place():
     many = uniforms(np.full(100_000, keys[0]), np.arange(100_000, dtype=np.uint64))
     assert abs(many.mean() - 0.5) < 0.004
     assert abs(np.corrcoef(many[1:], many[:-1])[0, 1]) < 0.015
+
+
+def test_the_likeliest_tokens_are_those_of_the_distribution_sampled_from():
+    logits = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]]).log()
+    found = sample_tokens(logits, rows((1.0, 0, 1.0), (0.5, 0, 1.0)), np.array([0.0, 0.99]), 2)
+    assert found.tokens == [0, 2]  # the first is none of the two likeliest of its row
+    assert found.top_ids.tolist() == [[1, 2], [0, 2]]
+    # At temperature one half probabilities are squared: .25, .04, .09, over .38.
+    np.testing.assert_allclose(
+        np.exp(found.top_logprobs), [[0.6, 0.3], [0.25 / 0.38, 0.09 / 0.38]], rtol=1e-5
+    )

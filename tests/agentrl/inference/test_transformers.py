@@ -119,6 +119,29 @@ async def test_logprobs_are_those_of_a_full_forward_pass(engine, kind, temperatu
         assert difference(model, prompt, generation, temperature) < 2e-5
 
 
+async def test_the_likeliest_tokens_are_those_of_a_full_forward_pass(engine):
+    model = make_model("Qwen3")
+    policy = await engine(model, slots=4)
+    asked = [0, 3, VOCABULARY]
+    generations = await asyncio.gather(
+        *(
+            speak(policy, [1, 2, top % 7], f"s{top}", temperature=0.7, seed=top, top_logprobs=top)
+            for top in asked
+        )
+    )
+    assert not generations[0].top_ids
+    for top, generation in zip(asked[1:], generations[1:], strict=True):
+        ids = torch.tensor(list(generation.top_ids)).view(8, top)
+        full = torch.tensor([[1, 2, top % 7, *generation.token_ids]])
+        with torch.no_grad():
+            wanted = torch.log_softmax(model(full).logits[0, 2:-1] / 0.7, -1)
+        assert ids.tolist() == wanted.topk(top).indices.tolist()
+        found = torch.tensor(list(generation.top_logprobs)).view(8, top)
+        torch.testing.assert_close(found, wanted.gather(1, ids), atol=2e-5, rtol=0)
+    with pytest.raises(PolicyError, match=f"the model has {VOCABULARY} tokens"):
+        await speak(policy, [1], "more", top_logprobs=VOCABULARY + 1)
+
+
 async def test_a_turn_goes_on_without_computing_its_prefix_again(engine):
     # Fails when `RowTable.deactivate` forgets the length, or `shared_prefix` returns 0.
     model = make_model("Qwen3")

@@ -106,6 +106,30 @@ def test_versions_of_tokens_from_spans():
         token_versions(received)
 
 
+def test_the_likeliest_tokens_of_a_message():
+    # A server lists the sampled token first, then the likeliest: one more than k was asked for.
+    assert (
+        request_body([1], Sampling(5, top_logprobs=2), seed=None, salt="s")["sampling_params"]["logprobs"]
+        == 3
+    )
+
+    def place(token: int, *entries: tuple[int, float]) -> dict[str, Any]:
+        listed = [{"token_id": one, "logprob": logprob, "rank": 1} for one, logprob in entries]
+        return {"token_id": token, "logprob": entries[0][1], "rank": 1, "top_logprobs": listed}
+
+    client, received = VLLMClient("http://none", "", name="s"), Received()
+    content = [
+        place(9, (9, -7.0), (4, -0.1), (5, -2.0)),  # the sampled token is none of the likeliest
+        place(5, (5, -1.5), (4, -0.5), (6, -3.0)),
+    ]
+    choice = {"token_ids": [9, 5], "logprobs": {"content": content}, "finish_reason": None}
+    client._take({"choices": [choice]}, received, 2)
+    assert list(received.top_ids) == [4, 5, 4, 5]
+    assert list(received.top_logprobs) == pytest.approx([-0.1, -2.0, -0.5, -1.5])
+    with pytest.raises(PolicyError, match="3 of 5"):
+        client._take({"choices": [choice]}, received, 5)
+
+
 def test_the_request():
     body = request_body(
         [1, 2], Sampling(5, top_k=3, stop=("x",), stop_token_ids=(9,)), seed=2**63 + 1, salt="1.0"

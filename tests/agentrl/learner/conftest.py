@@ -94,7 +94,11 @@ def make_episode(
     for sampled, given in turns:
         logprobs = -random.uniform(0.5, 5, sampled) if logprob is None else np.full(sampled, logprob)
         builder.append_sampled(
-            random.integers(0, VOCABULARY, sampled).tolist(), logprobs.tolist(), [0] * sampled
+            random.integers(0, VOCABULARY, sampled).tolist(),
+            logprobs.tolist(),
+            [0] * sampled,
+            [0, 1, 2] * sampled,
+            np.log([0.03, 0.02, 0.01] * sampled).tolist(),
         )
         builder.append_given(random.integers(0, VOCABULARY, given).tolist())
     return Episode(

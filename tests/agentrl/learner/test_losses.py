@@ -354,6 +354,13 @@ def test_k1_in_the_reward_has_the_gradient_of_the_divergence_of_sequences() -> N
     assert gradient.flatten().tolist() == near(expected.flatten().tolist())
 
 
+OWN: dict[str, dict[str, Any]] = {
+    "gtpo": {"limit": 9.0},
+    "distillation": {"reward": 1.0},  # a teacher of the same weights has nothing to teach
+    "score_centering": {"behaviour_top_k": 3},
+}
+
+
 @pytest.mark.parametrize("kind", registry.kinds("loss"))
 @pytest.mark.parametrize("mini_batch", [64, 2])
 def test_a_learner_learns_with_every_loss(
@@ -367,8 +374,7 @@ def test_a_learner_learns_with_every_loss(
     grouped = [
         dataclasses.replace(one, group=at // 2, reward=float(at % 2)) for at, one in enumerate(episodes)
     ]
-    # A teacher of the same weights has nothing to teach, so the reward is added.
-    own: dict[str, Any] = {"gtpo": {"limit": 9.0}, "distillation": {"reward": 1.0}}.get(kind, {})
+    own = OWN.get(kind, {})
     if kind == "real" and mini_batch == 2:
         own = {"compare": "groups"}
     learner = make_learner(kind=kind, own=own, mini_batch=mini_batch, teacher=str(model_folder))
@@ -387,7 +393,7 @@ def test_every_loss_tells_right_from_wrong(
 
     Cross entropy is left out: it has no advantages, and makes everything likelier.
     """
-    own = {"gtpo": {"limit": 9.0}, "distillation": {"reward": 1.0}}.get(kind, {})
+    own = OWN.get(kind, {})
     learner = make_learner(kind=kind, own=own, teacher=str(model_folder), learning_rate=1e-3)
     rewarded = [dataclasses.replace(one, reward=float(at % 2)) for at, one in enumerate(episodes)]
     batch = [on_policy(one, of) for one, of in zip(rewarded, learner.score(rewarded), strict=True)]
