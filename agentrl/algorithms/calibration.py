@@ -1,4 +1,4 @@
-"""How well baselines predicted scores: Brier score, log loss, reliability curve.
+"""How well baselines predicted scores: Brier score, log loss, area under the ROC curve, reliability curve.
 
 Pure functions over pairs (baseline, score). A baseline must have been read before its score was
 folded; this module cannot know.
@@ -31,6 +31,20 @@ def log_loss(baselines: ArrayLike, scores: ArrayLike, *, edge: float = 1e-3) -> 
     value = np.clip(np.asarray(baselines, dtype=np.float64), edge, 1.0 - edge)
     score = np.asarray(scores, dtype=np.float64)
     return float(-np.mean(score * np.log(value) + (1.0 - score) * np.log1p(-value)))
+
+
+def auc(baselines: ArrayLike, scores: ArrayLike) -> float | None:
+    """Chance that an episode scored above one half had the higher baseline than one that was not; ties half.
+
+    The area under the ROC curve over [B]: one half where baselines say nothing. None without either kind.
+    """
+    value, right = np.asarray(baselines, dtype=np.float64), np.asarray(scores) > 0.5
+    wins, losses = int(right.sum()), int((~right).sum())
+    if not wins or not losses:
+        return None
+    _, place, counts = np.unique(value, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2.0)[place]
+    return float((ranks[right].sum() - wins * (wins + 1) / 2.0) / (wins * losses))
 
 
 @dataclass(frozen=True, slots=True)

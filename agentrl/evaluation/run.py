@@ -123,6 +123,9 @@ class EvalResult:
             "tool_calls_mean": tools.get("calls_per_episode"),
             "tool_error_share": tools.get("error_share"),
             "sampled_tokens_mean": effort(self.records)["sampled_tokens_mean"],
+            "calls_per_right": tools.get("calls_per_right_answer"),
+            "right_per_call": 1.0 / per_right if (per_right := tools.get("calls_per_right_answer")) else None,
+            "pass@k": {k: entry["value"] for k, entry in self.table.get("pass@k", {}).items()},
             "auc": calibration.get("auc"),
         }
 

@@ -82,6 +82,7 @@ def describe_batch(episodes: Sequence[Episode]) -> dict[str, Any]:
     shown = ("reward_mean", "score_mean", "turns_mean", "tool_calls_mean", "truncated_share")
     return {
         **_describe(episodes),
+        "reward_parts": _parts(episodes),
         "environments": {
             name: {"episodes": len(by_environment[name]), **{key: values[key] for key in shown}}
             for name, values in environments.items()
@@ -89,7 +90,37 @@ def describe_batch(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def _describe(episodes: Sequence[Episode]) -> dict[str, float]:
+def _parts(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Mean of each named part of the reward, over the episodes that have it."""
+    found: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, value in episode.reward_parts.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
+
+
+def _first_call(episode: Episode) -> int | None:
+    """Tokens sampled up to the end of the first message with a call; None without one."""
+    said = 0
+    for turn in episode.turns:
+        said += turn.end - turn.start
+        if turn.tool_calls:
+            return said
+    return None
+
+
+def _economy(episodes: Sequence[Episode], calls: int) -> dict[str, float | None]:
+    """What tools were worth: right answers (score above one half) and calls, and when the first one came."""
+    right = sum(episode.score > 0.5 for episode in episodes)
+    first = [tokens for episode in episodes if (tokens := _first_call(episode)) is not None]
+    return {
+        "right_per_call": right / calls if calls else None,
+        "calls_per_right": calls / right if right else None,
+        "first_call_tokens_mean": sum(first) / len(first) if first else None,
+    }
+
+
+def _describe(episodes: Sequence[Episode]) -> dict[str, float | None]:
     calls = [call for episode in episodes for call in episode.tool_calls]
     count = len(episodes)
     return {
@@ -98,6 +129,7 @@ def _describe(episodes: Sequence[Episode]) -> dict[str, float]:
         "turns_mean": sum(len(episode.turns) for episode in episodes) / count,
         "tool_calls_mean": len(calls) / count,
         "tool_error_share": sum(not call.ok for call in calls) / len(calls) if calls else 0.0,
+        **_economy(episodes, len(calls)),
         "sampled_tokens_mean": sum(episode.num_sampled for episode in episodes) / count,
         "truncated_share": sum(episode.stop_reason.truncated for episode in episodes) / count,
         "undecided_share": sum(episode.verdict in UNDECIDED for episode in episodes) / count,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agentrl.algorithms.calibration import calibration
+from agentrl.algorithms.calibration import auc, calibration
 from agentrl.algorithms.value_tracker import Fold
 from agentrl.config import registry
 from agentrl.episode import Episode
@@ -99,6 +99,7 @@ class StepLog:
             "baseline_mean": float(given.baselines.mean()),
             "brier": fit.brier,
             "log_loss": fit.log_loss,
+            "baseline_auc": auc(given.baselines, given.scores),
             # Bin of the baseline -> episodes, their mean baseline, their mean score.
             "reliability": {
                 str(bin): [int(count), round(predicted, 4), round(observed, 4)]

@@ -92,6 +92,8 @@ async def test_row_of_metrics():
     assert row["problems"] == 5
     low, high = row["interval"]
     assert low <= row["reward_mean"] <= high
+    assert list(row["pass@k"]) == ["1", "2", "3", "4"]
+    assert row["pass@k"]["1"] == row["reward_mean"] <= row["pass@k"]["4"]
 
 
 def code(body: str) -> str:
