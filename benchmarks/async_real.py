@@ -17,7 +17,6 @@ The clock starts when everything is up (engine compared with learner) and the fi
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ import numpy as np
 from agentrl.cluster.cpu_time import cpu_seconds
 from agentrl.storage.durable import write_file
 from benchmarks import slow_arithmetic
-from benchmarks.demo_run import Job, Row, mean_interval, play, sweep
+from benchmarks.demo_run import Job, Row, mean_interval, play, results, study_parser, sweep
 from benchmarks.simulation import ARMS, Arm, SimulatedRun, mixture
 from benchmarks.virtual_clock import run as run_virtually
 
@@ -250,17 +249,9 @@ def jobs(seeds: int, slow_shares: Sequence[float], out: Path, threshold: float) 
 
 def main() -> None:
     """Run one, sweep, or make tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("one", "sweep", "table"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results/async_real"))
+    parser = study_parser(__doc__, "docs/results/async_real", [arm.name for arm in ARMS], 3)
     parser.add_argument("--threshold", type=float, default=THRESHOLD)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--slow", type=float, nargs="+", default=SLOW_SHARES)
-    parser.add_argument("--wrap", default="", help="command put before each run, for example 'nice -n 5'")
-    parser.add_argument("--arm", choices=[arm.name for arm in ARMS])
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "one":
         (arm,) = (arm for arm in ARMS if arm.name == options.arm)
@@ -279,7 +270,7 @@ def main() -> None:
         )
         if failed:
             raise SystemExit(f"{failed} runs failed; the same command does them again")
-    runs = [json.loads(path.read_text()) for path in sorted((options.out / "runs").glob("*.json"))]
+    runs = results(options.out)
     rows = table(runs, options.threshold)
     print(markdown(rows))
     for slow in sorted({run["slow_share"] for run in runs}):

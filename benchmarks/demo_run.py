@@ -6,6 +6,7 @@ it looks at every row of metrics and says when it has seen enough, and the run e
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -112,6 +113,23 @@ def sweep(module: str, jobs: Sequence[Job], *, parallel: int, wrap: Sequence[str
 
     with ThreadPoolExecutor(parallel) as pool:
         return sum(not good for good in pool.map(run, jobs))
+
+
+def study_parser(text: str | None, folder: str, arms: Sequence[str], seeds: int) -> argparse.ArgumentParser:
+    """Options of a benchmark that runs one arm, sweeps over arms and seeds, or makes its tables again."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("one", "sweep", "table"))
+    parser.add_argument("--out", type=Path, default=Path(folder))
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--wrap", default="", help="command put before each run, for example 'nice -n 10'")
+    parser.add_argument("--arm", choices=tuple(arms))
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def results(folder: Path) -> list[Any]:
+    """What the runs of a sweep wrote."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:

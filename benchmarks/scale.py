@@ -156,17 +156,7 @@ def bytes_per_token(tokens: int) -> float:
             count = tokens // 16
             segment.append_sampled([2] * count, [-1.0] * count, [0] * count)
         held.append(
-            Episode(
-                episode_id=f"t{index}",
-                dispatch_index=index,
-                prompt_id="p",
-                segments=(segment.build(),),
-                turns=(),
-                reward=1.0,
-                stop_reason=StopReason.ANSWERED,
-                start_version=0,
-                temperature=1.0,
-            )
+            Episode(f"t{index}", index, "p", (segment.build(),), (), 1.0, StopReason.ANSWERED, 0, 1.0)
         )
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()

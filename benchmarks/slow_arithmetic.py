@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from agentrl_envs import Finish, Reward, ToolCall, ToolResult, Transcript
+from agentrl_envs import Reward, ToolCall, ToolResult
 from agentrl_envs.arithmetic import Arithmetic
 from benchmarks.simulation import mixture
 
@@ -49,16 +49,9 @@ class SlowArithmetic(Arithmetic):
         await self._wait()
         return await super().call_tools(calls)
 
-    async def score(
-        self,
-        row: Mapping[str, Any],
-        answer: str | None,
-        transcript: Transcript,
-        *,
-        finish: Finish | None = None,
-    ) -> Reward:
+    async def score(self, *arguments: Any, **given: Any) -> Reward:
         """Wait if no tool did, grade, and note the reward."""
         await self._wait()
-        reward = await super().score(row, answer, transcript, finish=finish)
+        reward = await super().score(*arguments, **given)
         GRADED.append((time.monotonic(), reward.value))
         return reward

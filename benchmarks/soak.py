@@ -107,9 +107,7 @@ class Storm(Arithmetic):
     async def python(self, code: str) -> Any:
         "Run Python; state is kept between calls."
         kind = self.rng.random() if Trouble.on else 1.0
-        if kind < 0.06:
-            Trouble.count("tool raises")
-            raise self.rng.choice(RAISED)()
+        self._raise_below(0.06, kind, "tool")
         if kind < 0.12:
             Trouble.count("tool returns a monster")
             return self.rng.choice(MONSTERS)()
@@ -130,12 +128,15 @@ class Storm(Arithmetic):
             code = "import os, time\nif os.fork() == 0: time.sleep(60)"
         return await super().python(code)
 
+    def _raise_below(self, share: float, kind: float, who: str) -> None:
+        if kind < share:
+            Trouble.count(f"{who} raises")
+            raise self.rng.choice(RAISED)()
+
     def reward(self, row: Any, answer: str | None) -> Any:
         """Sometimes none."""
         kind = self.rng.random() if Trouble.on else 1.0
-        if kind < 0.01:
-            Trouble.count("reward raises")
-            raise self.rng.choice(RAISED)()
+        self._raise_below(0.01, kind, "reward")
         if kind < 0.015:
             Trouble.count("reward is no number")
             return self.rng.choice((float("nan"), "good", None, 17.0))

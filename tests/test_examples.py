@@ -66,40 +66,27 @@ SMOLLM2_LEARNER = 16 * 134_515_008 + 2048 * 4 * 30 * 14_592 + 4 * (3 * 2**25 + 4
 LORA_1P7B = 16 * 28 * (2 * 4096 + 2 * 3072 + 3 * 8192)
 LORA_8B = 16 * 36 * (2 * 8192 + 2 * 5120 + 3 * 16_384)
 
+
+def lora_plan(weights: int, adapter: int, saved: int, keys: int) -> tuple[tuple[str, int], ...]:
+    """Bytes of a run with adapters on one GPU, from numbers of weights and of saved activations, and bytes of keys a token."""
+    return (
+        ("GPU 0", 2 * weights + 18 * adapter + 2 * saved + 12 * 2**27 + 1_500_000_000),
+        ("GPU 0", 2 * weights + 32 * 4096 * keys + 1_500_000_000),
+        ("memory", 2 * weights),
+        ("/dev/shm", 2 * 2 * weights),
+    )
+
+
 EXPECTED = {
     "lora_24gb": Expected(
         (24,),
         32,
-        (
-            (
-                "GPU 0",
-                2 * 1_720_574_976
-                + 18 * LORA_1P7B
-                + 8192 * 2 * (28 * 2048 + 56_320)
-                + 12 * 2**27
-                + 1_500_000_000,
-            ),
-            ("GPU 0", 2 * 1_720_574_976 + 32 * 4096 * 114_688 + 1_500_000_000),
-            ("memory", 2 * 1_720_574_976),
-            ("/dev/shm", 2 * 2 * 1_720_574_976),
-        ),
+        lora_plan(1_720_574_976, LORA_1P7B, 8192 * (28 * 2048 + 56_320), 114_688),
     ),
     "lora_48gb": Expected(
         (48,),
         96,
-        (
-            (
-                "GPU 0",
-                2 * 8_190_735_360
-                + 18 * LORA_8B
-                + 6144 * 2 * (36 * 4096 + 107_520)
-                + 12 * 2**27
-                + 1_500_000_000,
-            ),
-            ("GPU 0", 2 * 8_190_735_360 + 32 * 4096 * 147_456 + 1_500_000_000),
-            ("memory", 2 * 8_190_735_360),
-            ("/dev/shm", 2 * 2 * 8_190_735_360),
-        ),
+        lora_plan(8_190_735_360, LORA_8B, 6144 * (36 * 4096 + 107_520), 147_456),
     ),
     "qwen3_8b_dapo": Expected(
         (80,) * 8,

@@ -145,7 +145,27 @@ class Estimator(Protocol):
         ...
 
 
-class SPOEstimator:
+class _NormaliseSettings(Protocol):
+    @property
+    def normalise(self) -> Literal["batch", "none"]: ...
+
+    @property
+    def deviation_floor(self) -> float: ...
+
+
+class Normalising:
+    """An estimator whose settings say whether its advantages are normalised over the batch."""
+
+    def __init__(self, settings: _NormaliseSettings) -> None:
+        self._settings = settings
+
+    def _normalised(self, raw: FloatArray) -> FloatArray:
+        """[B] advantages as the settings want them, from raw ones [B]."""
+        settings = self._settings
+        return normalise(raw, settings.deviation_floor) if settings.normalise == "batch" else raw
+
+
+class SPOEstimator(Normalising):
     """Score less the tracker's value, normalised over the batch (SPO).
 
     Source: arXiv 2509.13232, equations 8 and 9; text and code read.
@@ -162,16 +182,12 @@ class SPOEstimator:
         deviation_floor: Positive = 0.1
         """Smallest deviation divided by, so that a nearly solved batch is not blown up to unit noise."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._floor = settings.deviation_floor if settings.normalise == "batch" else None
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs baselines."""
-        raw = advantages(batch.scores, given_baselines(batch))
-        return raw if self._floor is None else normalise(raw, self._floor)
+        return self._normalised(advantages(batch.scores, given_baselines(batch)))
 
 
-class NoBaselineEstimator:
+class NoBaselineEstimator(Normalising):
     """The score itself, normalised over the batch: REINFORCE++, and the ablation of SPO's paper.
 
     Source: arXiv 2509.13232 (appendix E), text read; arXiv 2501.03262, a third party's description read.
@@ -186,13 +202,9 @@ class NoBaselineEstimator:
         deviation_floor: Positive = 0.1
         """Smallest deviation divided by."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._floor = settings.deviation_floor if settings.normalise == "batch" else None
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages."""
-        raw = _vector(batch.scores, "scores")
-        return raw if self._floor is None else normalise(raw, self._floor)
+        return self._normalised(_vector(batch.scores, "scores"))
 
 
 class GRPOEstimator:

@@ -49,7 +49,7 @@ class EffectiveShare:
         """Effective sample size over the number of tokens, below which staleness falls."""
 
     def __init__(self, settings: Settings) -> None:
-        self._least = settings.least
+        self._settings = settings
 
     def __call__(
         self, metrics: Mapping[str, Any], batch: CreditBatch, values: Mapping[str, float]
@@ -59,4 +59,4 @@ class EffectiveShare:
         if share is None:
             return {}
         staleness = values["stream.staleness"]
-        return {"stream.staleness": max(0, staleness - 1) if share < self._least else staleness + 1}
+        return {"stream.staleness": max(0, staleness - 1) if share < self._settings.least else staleness + 1}

@@ -31,14 +31,14 @@ class AccuracyKL:
         """beta of the paper; `loss.kl_coefficient` is that of the first step."""
 
     def __init__(self, settings: Settings) -> None:
-        self._coefficient = settings.coefficient
+        self._settings = settings
 
     def __call__(
         self, metrics: Mapping[str, Any], batch: CreditBatch, values: Mapping[str, float]
     ) -> Mapping[str, float]:
         """The coefficient of the next step."""
         accuracy = float(batch.scores.mean())
-        return {"loss.kl_coefficient": self._coefficient * (math.tanh(accuracy) + 1.0) / 2.0}
+        return {"loss.kl_coefficient": self._settings.coefficient * (math.tanh(accuracy) + 1.0) / 2.0}
 
 
 class ImprovementGate:

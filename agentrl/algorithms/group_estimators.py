@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from agentrl.algorithms.advantage import (
     CreditBatch,
     FloatArray,
+    Normalising,
     given_groups,
     group_statistics,
     mixed_groups,
@@ -34,7 +35,7 @@ def leave_one_out(scores: ArrayLike, groups: ArrayLike) -> FloatArray:
     return np.where(mixed_groups(scores, groups), centred, 0.0)
 
 
-class RLOOEstimator:
+class RLOOEstimator(Normalising):
     """Score less the mean of the others of its group (RLOO).
 
     No episode is in its own baseline, so the gradient is unbiased. Normalised over the batch it is
@@ -55,13 +56,9 @@ class RLOOEstimator:
         deviation_floor: Positive = 0.1
         """Smallest deviation divided by."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._floor = settings.deviation_floor if settings.normalise == "batch" else None
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs groups."""
-        raw = leave_one_out(batch.scores, given_groups(batch))
-        return raw if self._floor is None else normalise(raw, self._floor)
+        return self._normalised(leave_one_out(batch.scores, given_groups(batch)))
 
 
 def hardness_weights(means: ArrayLike, temperature: float) -> FloatArray:
@@ -96,7 +93,7 @@ class DGPOEstimator:
         """Of the weights of hard groups; 0 weighs all groups alike."""
 
     def __init__(self, settings: Settings) -> None:
-        self._temperature = settings.temperature
+        self._settings = settings
 
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs groups."""
@@ -115,11 +112,11 @@ class DGPOEstimator:
     ) -> FloatArray:
         """[B] of each episode's group."""
         weights = np.ones(len(scores))
-        if self._temperature > 0.0:
+        if self._settings.temperature > 0.0:
             solved = group_statistics(scores > 0.5, groups)[0] > 0.0
             _, first, member_of = np.unique(groups[mixed], return_index=True, return_inverse=True)
             rate = np.where(solved, mean, 1.0)[mixed][first]
-            weights[mixed] = hardness_weights(rate, self._temperature)[member_of]
+            weights[mixed] = hardness_weights(rate, self._settings.temperature)[member_of]
         return weights
 
 

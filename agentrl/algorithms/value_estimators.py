@@ -47,7 +47,7 @@ class BNPOEstimator:
         """Largest weight of an episode."""
 
     def __init__(self, settings: Settings) -> None:
-        self._most = settings.weight_max
+        self._settings = settings
 
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs baselines."""
@@ -58,7 +58,7 @@ class BNPOEstimator:
         spread = mean * (1.0 - mean) / variance - 1.0
         alpha, beta = max(1.0, 1.0 + spread * mean / 3.0), max(1.0, 1.0 + spread * (1.0 - mean) / 3.0)
         density = beta_density(np.clip(values, 1e-6, 1.0 - 1e-6), alpha, beta)
-        weights = 1.0 / np.maximum(density, 1.0 / self._most)
+        weights = 1.0 / np.maximum(density, 1.0 / self._settings.weight_max)
         return weights * advantages(batch.scores, values)
 
 

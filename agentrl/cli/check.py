@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from agentrl.cli.options import add_settings
+from agentrl.cli.command import add_command
+from agentrl.cli.options import add_settings, settings_of
 from agentrl.config.ranges import Count, Range
 from agentrl.config.settings import SandboxSettings
+from agentrl.evaluation.settings import PlayedEnvSettings
 
 __all__ = ["SHORT", "CheckSettings", "add_parser"]
 
@@ -32,13 +33,11 @@ SHORT = {
 
 
 @dataclass(frozen=True, slots=True)
-class TriedEnvSettings:
+class TriedEnvSettings(PlayedEnvSettings):
     """`[env]`: the environment."""
 
     name: str = ""
     """A file (`my_env.py`, `my_env.py:Class`), a dotted path or a registered name."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Passed to the environment; unknown names are errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +76,12 @@ class CheckSettings:
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of `agentrl`."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "check",
-        help="try an environment on scripted policies before training on it",
-        allow_abbrev=False,
-        description="Try an environment on scripted policies: the ground truth must score the most, empty "
-        "and malformed answers the least, known cheats nothing; wrong arguments must be survived, and the "
+        "try an environment on scripted policies before training on it",
+        description="Try an environment on scripted policies: the ground truth must score the most, empty\n"
+        "and malformed answers the least, known cheats nothing; wrong arguments must be survived, and the\n"
         "answer must not reach the sandbox.",
     )
     parser.add_argument(
@@ -96,13 +95,10 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the checks and print what they found; 1 when one failed."""
     from agentrl.cluster import event_loop
-    from agentrl.config import loading
     from agentrl.errors import ConfigError
     from agentrl_envs import load_env, load_rows
 
-    path = Path(options.env) if options.env.endswith(".toml") else None
-    named = [] if path else [f"--env.name={options.env}"]
-    settings = loading.load(CheckSettings, path, [*named, *options.settings])
+    settings = settings_of(CheckSettings, options.env, "env.name", options.settings)
     env_class, trial = load_env(settings.env.name), settings.check
     if trial.data:
         rows: Sequence[Mapping[str, Any]] = load_rows(trial.data, map=trial.map, limit=trial.limit)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+from agentrl.cli.command import add_command
 from agentrl.config.ranges import Number, number
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "compare",
-        help="compare two evaluations problem by problem",
-        allow_abbrev=False,
+        "compare two evaluations problem by problem",
         description="Pairs two results of `agentrl eval` by problem: difference, intervals, exact test.",
     )
     parser.add_argument("a", type=Path, help="folder of an evaluation")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from agentrl.cli.command import add_command
 from agentrl.cli.options import add_preset, add_settings
 from agentrl.config.settings import Settings
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="a small model learns to use Python, on this machine, in a few minutes",
-        allow_abbrev=False,
+    parser = add_command(
+        subparsers, "demo", "a small model learns to use Python, on this machine, in a few minutes"
     )
     parser.add_argument("--quiet", action="store_true", help="no live progress")
     parser.add_argument(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentrl.cli.command import add_command
 from agentrl.cli.options import add_settings
 from agentrl.errors import ConfigError, Interrupted
 from agentrl.evaluation.settings import SHORT, Experiment
@@ -33,15 +34,9 @@ command again goes on where a killed one stopped. Definitions: docs/evaluation.m
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser(
-        "eval",
-        help="measure a model, a run or an endpoint on a data set",
-        allow_abbrev=False,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "eval", "measure a model, a run or an endpoint on a data set", EPILOG)
     parser.add_argument(
         "subject",
         nargs="?",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
+from agentrl.cli.command import add_command
 from agentrl.config.ranges import Number, number
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser(
-        "export", help="copy a run's weights as a Hugging Face folder", allow_abbrev=False
-    )
+    parser = add_command(subparsers, "export", "copy a run's weights as a Hugging Face folder")
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("target", type=Path, help="folder to write; must not exist")
     parser.add_argument(

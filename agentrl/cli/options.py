@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from agentrl.config.presets import ALGORITHMS
 from agentrl.config.tree import hint_at, plain, sections_of, texts_of
+
+T = TypeVar("T")
 
 
 class _Setting(argparse.Action):
@@ -54,6 +57,19 @@ def add_settings(parser: argparse.ArgumentParser, root: type, short: Mapping[str
             metavar=None if constant else _metavar(hint_at(root, key)),
             help=f"{_text(root, key)} (--{target})".replace("%", "%%"),
         )
+
+
+def settings_of(root: type[T], argument: str, key: str, flags: Sequence[str]) -> T:
+    """Settings of a command whose argument is their file (.toml), or stands for the setting `key`.
+
+    Raises:
+        ConfigError: as `loading.load`.
+    """
+    from agentrl.config import loading
+
+    if argument.endswith(".toml"):
+        return loading.load(root, Path(argument), flags)
+    return loading.load(root, None, [f"--{key}={argument}", *flags])
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import Any
 
+from agentrl.cli.command import add_command
 from agentrl.config import loading, registry, tree
 from agentrl.errors import ConfigError
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser(
-        "parts", help="list what settings may name, and the settings of each", allow_abbrev=False
-    )
+    parser = add_command(subparsers, "parts", "list what settings may name, and the settings of each")
     families = ", ".join(registry.BUILT_IN)
     parser.add_argument(
         "parts", nargs="*", metavar="FILE.py:NAME", help="parts of your own; they need --kind"

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from agentrl.cli.command import add_command
 from agentrl.config.ranges import number
 from agentrl.config.settings import Memory, ProgramTime
 
@@ -31,17 +32,11 @@ _HOLDS = {
 }
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
     from agentrl_sandbox.server import add_flags
 
-    parser = subparsers.add_parser(
-        "sandbox",
-        help="isolated Python: doctor, run, serve, bench",
-        allow_abbrev=False,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "sandbox", "isolated Python: doctor, run, serve, bench", EPILOG)
     parser.set_defaults(handler=lambda options: parser.print_help() or 2)
     commands = parser.add_subparsers(title="commands", metavar="{doctor,run,serve,bench}")
     doctor_parser = commands.add_parser("doctor", help="levels of isolation on this machine")

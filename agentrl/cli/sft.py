@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from agentrl.cli.options import add_settings
+from agentrl.cli.command import add_command
+from agentrl.cli.options import add_settings, settings_of
 from agentrl.training.sft import SHORT, SftSettings
 
 if TYPE_CHECKING:
@@ -30,15 +30,9 @@ Only what the assistant writes is learned. The weights that are written can be t
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser(
-        "sft",
-        help="supervised warm start on written traces",
-        allow_abbrev=False,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "sft", "supervised warm start on written traces", EPILOG)
     parser.add_argument("file", help="jsonl file of traces, or settings (.toml)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     add_settings(parser, SftSettings, SHORT)
@@ -47,12 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: igno
 
 def run(options: argparse.Namespace) -> int:
     """Train and write the weights."""
-    from agentrl.config import loading
     from agentrl.training.sft import fine_tune
 
-    path = Path(options.file) if options.file.endswith(".toml") else None
-    named = [] if path else [f"--sft.traces={options.file}"]
-    settings = loading.load(SftSettings, path, [*named, *options.settings])
+    settings = settings_of(SftSettings, options.file, "sft.traces", options.settings)
     result = fine_tune(settings, None if options.quiet else show)
     left_out = f" ({result.too_long} were too long)" if result.too_long else ""
     if result.unlearned_reasoning:

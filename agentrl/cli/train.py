@@ -7,7 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from agentrl.cli.command import add_command
 from agentrl.cli.options import add_preset, add_settings
 from agentrl.config.settings import Settings
 from agentrl.config.short_names import TRAIN
@@ -23,15 +25,9 @@ Every setting of the file is also a flag: --section.key=value (docs/configuratio
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser(
-        "train",
-        help="train a model in an environment, or resume a run",
-        allow_abbrev=False,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "train", "train a model in an environment, or resume a run", EPILOG)
     parser.add_argument("file", nargs="?", help="settings (.toml) or an environment (.py, .py:Class, a name)")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with an earlier run, in its folder")
     parser.add_argument("--dry-run", action="store_true", help="check settings and data, print the former")

@@ -6,7 +6,9 @@ import argparse
 import os
 import webbrowser
 from pathlib import Path
+from typing import Any
 
+from agentrl.cli.command import add_command
 from agentrl.config.ranges import Port, number
 
 EPILOG = """\
@@ -17,15 +19,9 @@ examples:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser(
-        "view",
-        help="look at a run in the browser",
-        allow_abbrev=False,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, "view", "look at a run in the browser", EPILOG)
     parser.add_argument(
         "run", nargs="?", type=Path, help="folder of a run; the newest below runs/ by default"
     )

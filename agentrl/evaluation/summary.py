@@ -16,15 +16,8 @@ import numpy as np
 
 from agentrl.evaluation.results import Record, by_problem
 from agentrl.evaluation.scoring import judge_table
-from agentrl.evaluation.statistics.estimators import (
-    IntArray,
-    area_under_curve,
-    avg_at_k,
-    best_at_k_bootstrap,
-    ks_up_to,
-    pass_at_k,
-    within_problem_area,
-)
+from agentrl.evaluation.statistics import estimators
+from agentrl.evaluation.statistics.estimators import IntArray
 from agentrl.evaluation.statistics.intervals import (
     Estimand,
     FloatArray,
@@ -173,7 +166,7 @@ def _average(counts: _Counts) -> dict[str, Any]:
     kept = counts.drawn > 0
 
     def values(right: IntArray, drawn: IntArray) -> FloatArray:
-        return avg_at_k(right[drawn > 0], drawn[drawn > 0])
+        return estimators.avg_at_k(right[drawn > 0], drawn[drawn > 0])
 
     def new(values: FloatArray, right: IntArray, drawn: IntArray) -> Interval:
         return new_problems_interval(values)
@@ -184,7 +177,7 @@ def _average(counts: _Counts) -> dict[str, Any]:
             float(values.mean()), rate_variances(right, drawn), trials=int(drawn.sum())
         )
 
-    mean = float(avg_at_k(counts.right[kept], counts.drawn[kept]).mean())
+    mean = float(estimators.avg_at_k(counts.right[kept], counts.drawn[kept]).mean())
     return _estimate(mean, counts.estimate(values, new), counts.estimate(values, same))
 
 
@@ -239,7 +232,7 @@ def _passes(counts: _Counts) -> dict[str, Any]:
         enough = counts.drawn >= k
 
         def values(right: IntArray, drawn: IntArray, k: int = k) -> FloatArray:
-            return pass_at_k(right[drawn >= k], drawn[drawn >= k], k)
+            return estimators.pass_at_k(right[drawn >= k], drawn[drawn >= k], k)
 
         def new(values: FloatArray, right: IntArray, drawn: IntArray) -> Interval:
             return new_problems_interval(values)
@@ -248,7 +241,7 @@ def _passes(counts: _Counts) -> dict[str, Any]:
             right, drawn = right[drawn >= k], drawn[drawn >= k]
             return same_problems_interval(float(values.mean()), pass_variances(right, drawn, k))
 
-        mean = float(pass_at_k(counts.right[enough], counts.drawn[enough], k).mean())
+        mean = float(estimators.pass_at_k(counts.right[enough], counts.drawn[enough], k).mean())
         entry = _estimate(mean, counts.estimate(values, new), counts.estimate(values, same))
         found[str(k)] = entry | _of_problems(enough, counts.drawn)
     return found
@@ -271,7 +264,7 @@ async def _majorities(answered: Mapping[str, list[Record]], equivalence: Equival
     a, b = rate_prior(counts.right, counts.drawn)
     found: dict[str, Any] = {}
     shown = _ks(counts.drawn)
-    for k in ks_up_to(shown[-1]):
+    for k in estimators.ks_up_to(shown[-1]):
         kept = [ballot for ballot in ballots if ballot.drawn >= k]
         values = np.array([maj_at_k(ballot, k) for ballot in kept])
         mean = float(values.mean())
@@ -289,12 +282,12 @@ def _bootstraps(answered: Mapping[str, list[Record]]) -> dict[str, Any]:
     majority: dict[str, float] = {}
     best: dict[str, float] = {}
     counts = _Counts.of(answered.values())
-    for k in ks_up_to(_ks(counts.drawn)[-1]):
+    for k in estimators.ks_up_to(_ks(counts.drawn)[-1]):
         rows = [records for records in answered.values() if len(records) >= k]
         outcomes = [maj_bootstrap([r.stated for r in one], [r.right for r in one], k) for one in rows]
         kept = counts.where(counts.drawn >= k)
         majority[str(k)] = float(np.mean(outcomes))
-        best[str(k)] = float(best_at_k_bootstrap(kept.right, kept.drawn, k).mean())
+        best[str(k)] = float(estimators.best_at_k_bootstrap(kept.right, kept.drawn, k).mean())
     return {"maj@k": majority, "best@k": best}
 
 
@@ -305,7 +298,7 @@ def _calibration(answered: Mapping[str, list[Record]]) -> dict[str, Any] | None:
         return None
     confidence = [r.confidence for r in rows if r.confidence is not None]
     right = [r.right for r in rows]
-    area = area_under_curve(confidence, right)
+    area = estimators.area_under_curve(confidence, right)
     if area is None:
         return None
     low, high = _area_interval([r.problem for r in rows], confidence, right)
@@ -313,7 +306,7 @@ def _calibration(answered: Mapping[str, list[Record]]) -> dict[str, Any] | None:
         "auc": area,
         "auc_low": low,
         "auc_high": high,
-        "auc_within_problems": within_problem_area([r.problem for r in rows], confidence, right),
+        "auc_within_problems": estimators.within_problem_area([r.problem for r in rows], confidence, right),
         "answers": len(rows),
     }
 

@@ -99,9 +99,13 @@ def _rescored(summary: Mapping[str, Any]) -> list[str]:
     changes = summary.get("rescored")
     if changes is None:
         return []
-    text = f"scored again from {summary['rescored_from']} with {summary['grader']}: "
-    text += f"{changes['same']} of {changes['answers']} answers as before, "
-    return [text + f"{changes['now_right']} now right, {changes['now_wrong']} now wrong"]
+    return [
+        (
+            f"scored again from {summary['rescored_from']} with {summary['grader']}: "
+            f"{changes['same']} of {changes['answers']} answers as before, "
+            f"{changes['now_right']} now right, {changes['now_wrong']} now wrong"
+        )
+    ]
 
 
 def _judged(table: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,16 @@ FORMAT = 2
 """Of the files of a run. A folder without a number is of format 1."""
 
 
+class _Inside:
+    """A path inside of the folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunFolder, owner: type) -> Path:
+        return folder.path / self._name
+
+
 class RunFolder:
     """Paths of one run, and the lock that keeps a second process out of it."""
 
@@ -164,55 +174,26 @@ class RunFolder:
         """Last part of the path."""
         return self.path.name
 
-    @property
-    def config(self) -> Path:
-        """The resolved settings."""
-        return self.path / "config.toml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per learner step, evaluation and phase."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """Totals, written at the end."""
-        return self.path / "summary.json"
-
-    @property
-    def ledger(self) -> Path:
-        """What became of every episode."""
-        return self.path / "ledger.jsonl"
-
-    @property
-    def episodes(self) -> Path:
-        """Recorded episodes."""
-        return self.path / "episodes"
-
-    @property
-    def steps(self) -> Path:
-        """What each step changed, and the values of its tokens."""
-        return self.path / "steps"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What can be resumed."""
-        return self.path / "checkpoints"
-
-    @property
-    def weights(self) -> Path:
-        """Hugging Face weights, one folder per version."""
-        return self.path / "weights"
-
-    @property
-    def logs(self) -> Path:
-        """Logs and stacks of stalls."""
-        return self.path / "logs"
-
-    @property
-    def report(self) -> Path:
-        """The page with the curves."""
-        return self.path / "report.html"
+    config = _Inside("config.toml")
+    """The resolved settings."""
+    metrics = _Inside("metrics.jsonl")
+    """One JSON line per learner step, evaluation and phase."""
+    summary = _Inside("summary.json")
+    """Totals, written at the end."""
+    ledger = _Inside("ledger.jsonl")
+    """What became of every episode."""
+    episodes = _Inside("episodes")
+    """Recorded episodes."""
+    steps = _Inside("steps")
+    """What each step changed, and the values of its tokens."""
+    checkpoints = _Inside("checkpoints")
+    """What can be resumed."""
+    weights = _Inside("weights")
+    """Hugging Face weights, one folder per version."""
+    logs = _Inside("logs")
+    """Logs and stacks of stalls."""
+    report = _Inside("report.html")
+    """The page with the curves."""
 
     def newest_weights(self) -> Path | None:
         """The weights of the highest version, None when there are none."""

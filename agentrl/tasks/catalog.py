@@ -15,31 +15,31 @@ Answers = Literal["integer", "expression", "countdown"]
 
 
 @dataclass(frozen=True, slots=True)
-class HubSource:
-    """Where the Hugging Face hub has a benchmark."""
+class Source:
+    """A file of a public repository, at a commit."""
 
     repository: str
     revision: str
-    files: str
-    """Pattern of the file's path in the repository."""
+    file: str
+    """Path in the repository; on the hub a pattern of it."""
     columns: dict[str, str] = field(default_factory=dict)
     """`problem` and `answer` to the names of their columns."""
     answer: Literal["plain", "hash_marks", "boxed", "first"] = "plain"
     """The answer column is the answer, or a solution with `#### answer`, or one with `\\boxed{answer}`,
     or a list whose first item it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource(Source):
+    """Where the Hugging Face hub has a benchmark."""
+
     rows: int = 0
     """Rows when they differ from the file's."""
 
 
 @dataclass(frozen=True, slots=True)
-class GitHubSource:
+class GitHubSource(Source):
     """Where a public repository on GitHub has a benchmark."""
-
-    repository: str
-    revision: str
-    file: str
-    columns: dict[str, str] = field(default_factory=dict)
-    answer: Literal["plain", "hash_marks", "boxed", "first"] = "plain"
 
     suffix: str = ""
     """End of every problem that is an instruction, not the problem's."""

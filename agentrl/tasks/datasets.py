@@ -240,9 +240,9 @@ def _from_hub(hub: HubSource) -> Path:
         raise DataError(f"{hub.repository} could not be fetched: {trouble}")
     try:
         names = HfApi().list_repo_files(hub.repository, repo_type="dataset", revision=hub.revision)
-        found = [name for name in names if fnmatch.fnmatch(name, hub.files)]
+        found = [name for name in names if fnmatch.fnmatch(name, hub.file)]
         if len(found) != 1:
-            raise DataError(f"{hub.repository} has {len(found)} files like {hub.files!r}, expected one")
+            raise DataError(f"{hub.repository} has {len(found)} files like {hub.file!r}, expected one")
         return Path(hf_hub_download(hub.repository, found[0], repo_type="dataset", revision=hub.revision))
     except DataError:
         raise

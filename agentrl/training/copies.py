@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from agentrl.episode import Episode
 from agentrl.storage.ledger import Entry, State
-from agentrl.training.groups import Unit
+from agentrl.training.groups import Members, Unit
 from agentrl.training.prompts import PromptPool
 
 
-class FreshCopies:
+class FreshCopies(Members):
     """The sets of copies under way; a set has a number, as a group has.
 
     Args:
@@ -31,12 +31,10 @@ class FreshCopies:
     """Episodes of a unit: each is learned from on its own."""
 
     def __init__(self, count: int, pool: PromptPool, freeze: Callable[[Sequence[Episode]], object]) -> None:
+        super().__init__()
         self._count, self._pool, self._freeze = count, pool, freeze
-        self._next = 0
-        self._to_start: list[tuple[int, int]] = []  # (set, prompt)
         self._counts: dict[int, int] = {}
         self._open: Counter[int] = Counter()  # copies of a set that neither ended nor failed
-        self._finished: dict[int, list[Episode]] = {}
 
     def open(self, prompt: int, room: int) -> int | None:
         """A prompt was drawn: the number of its set, whose first copy is started by the caller.
@@ -58,13 +56,6 @@ class FreshCopies:
         """Copies of a set under way."""
         return self._counts[number]
 
-    def next_member(self, admits: Callable[[int], bool]) -> tuple[int, int] | None:
-        """(set, prompt) of the copy to start next, of the oldest set whose prompt is admitted."""
-        member = min((member for member in self._to_start if admits(member[1])), default=None)
-        if member is not None:
-            self._to_start.remove(member)
-        return member
-
     def add(self, episode: Episode) -> list[Unit]:
         """An episode finished; the units that wait for nothing now."""
         if episode.group is None:
@@ -84,11 +75,6 @@ class FreshCopies:
         members = sorted(self._finished.pop(number, []), key=lambda member: member.dispatch_index)
         self._freeze(members)
         return [(member,) for member in members]
-
-    @property
-    def incomplete(self) -> Iterable[list[Episode]]:
-        """Finished copies of each set that waits for others."""
-        return self._finished.values()
 
     def restore(self, entries: Iterable[Entry], prompts: Mapping[str, int]) -> None:
         """Go on with the sets of an earlier attempt: start the copies that it had not started."""

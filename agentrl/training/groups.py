@@ -19,7 +19,28 @@ Unit = tuple[Episode, ...]
 """Episodes that are learned from together: one, or a whole group."""
 
 
-class Groups:
+class Members:
+    """Episodes of one prompt that wait for each other: sets with a number, some members still to start."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._to_start: list[tuple[int, int]] = []  # (set, prompt)
+        self._finished: dict[int, list[Episode]] = {}
+
+    def next_member(self, admits: Callable[[int], bool]) -> tuple[int, int] | None:
+        """(set, prompt) of the member to start next, of the oldest set whose prompt is admitted."""
+        member = min((member for member in self._to_start if admits(member[1])), default=None)
+        if member is not None:
+            self._to_start.remove(member)
+        return member
+
+    @property
+    def incomplete(self) -> Iterable[list[Episode]]:
+        """Finished members of each set that waits for others."""
+        return self._finished.values()
+
+
+class Groups(Members):
     """The groups under way.
 
     Args:
@@ -28,13 +49,11 @@ class Groups:
     """
 
     def __init__(self, size: int, *, given_up_after: int = 3) -> None:
+        super().__init__()
         self.size = size
         self._limit = given_up_after
-        self._next = 0
-        self._to_start: list[tuple[int, int]] = []  # (group, prompt) of members
         self._failures: Counter[int] = Counter()
         self._given_up: set[int] = set()
-        self._finished: dict[int, list[Episode]] = {}
 
     def open(self, prompt: int) -> int:
         """A prompt was drawn: the number of its group, whose first member is started by the caller."""
@@ -42,13 +61,6 @@ class Groups:
         self._next += 1
         self._to_start += [(group, prompt)] * (self.size - 1)
         return group
-
-    def next_member(self, admits: Callable[[int], bool]) -> tuple[int, int] | None:
-        """(group, prompt) of the member to start next, of the oldest group whose prompt is admitted."""
-        member = min((member for member in self._to_start if admits(member[1])), default=None)
-        if member is not None:
-            self._to_start.remove(member)
-        return member
 
     def add(self, episode: Episode) -> list[Unit]:
         """A member finished; the whole group in order of dispatch where it was the last, else nothing.
@@ -63,11 +75,6 @@ class Groups:
         if len(members) < self.size:
             return []
         return [tuple(sorted(self._finished.pop(episode.group), key=lambda member: member.dispatch_index))]
-
-    @property
-    def incomplete(self) -> Iterable[list[Episode]]:
-        """Finished members of each group that waits for others."""
-        return self._finished.values()
 
     def failed(self, group: int, prompt: int, *, counts: bool) -> bool:
         """A member failed and is replaced; returns whether the group is given up instead, by this failure."""

@@ -20,16 +20,7 @@ from agentrl_sandbox.local.cgroups import Group, Groups
 
 from .case import Case, Surroundings
 
-LIMITS = Limits(
-    time_s=1.0,
-    memory_mb=256,
-    processes=24,
-    file_mb=16,
-    files=500,
-    open_files=128,
-    grace_s=0.4,
-    output_bytes=65_536,
-)
+LIMITS = Limits(time_s=1.0, memory_mb=256, processes=24, file_mb=16, files=500, open_files=128, grace_s=0.4)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from agentrl_sandbox.result import Status
 
 from .case import bounded, case, holds, says
 
+FULL = (Status.ERROR, Status.KILLED, Status.OUT_OF_MEMORY)
+
 _DEAD = (Status.TIMEOUT, Status.OUT_OF_MEMORY, Status.KILLED, Status.CRASHED, Status.ERROR)
 
 CASES = (
@@ -108,9 +110,7 @@ CASES = (
         "ten gigabytes in one file",
         "with open('big', 'wb') as f:\n    for _ in range(10_000):\n        f.write(b'x' * (1 << 20))\n"
         "print('ESCAPED')",
-        Status.ERROR,
-        Status.KILLED,
-        Status.OUT_OF_MEMORY,
+        *FULL,
         time_s=5,
     ),
     case(
@@ -118,9 +118,7 @@ CASES = (
         "ten gigabytes in many files",
         "for i in range(1000):\n    with open(f'big{i}', 'wb') as f:\n        f.write(b'x' * (10 << 20))\n"
         "print('ESCAPED')",
-        Status.ERROR,
-        Status.KILLED,
-        Status.OUT_OF_MEMORY,
+        *FULL,
         time_s=5,
     ),
     case(

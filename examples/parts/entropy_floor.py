@@ -3,8 +3,6 @@
 agentrl train run.toml --controller.kind examples/parts/entropy_floor.py:EntropyFloor --controller.floor 0.3
 """
 
-from dataclasses import dataclass
-
 from agentrl.config.ranges import Positive
 
 
@@ -13,7 +11,6 @@ class EntropyFloor:
 
     controls = ("loss.entropy_coefficient",)
 
-    @dataclass(frozen=True)
     class Settings:
         """Settings of the section `[controller]`."""
 

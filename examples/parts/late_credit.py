@@ -3,8 +3,6 @@
 agentrl train run.toml --estimator.kind examples/parts/late_credit.py:LateCredit --estimator.half_life 200
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from agentrl.config.ranges import Positive
@@ -15,7 +13,6 @@ class LateCredit:
 
     requires = ("baselines",)
 
-    @dataclass(frozen=True)
     class Settings:
         """Settings of the section `[estimator]`."""
 

@@ -3,15 +3,12 @@
 agentrl train run.toml --sampler.kind examples/parts/rare_first.py:RareFirst
 """
 
-from dataclasses import dataclass
-
 from agentrl.config.ranges import Positive
 
 
 class RareFirst:
     """1 - value, and a floor, so that no prompt is forgotten."""
 
-    @dataclass(frozen=True)
     class Settings:
         """Settings of the section `[sampler]`."""
 

@@ -3,8 +3,6 @@
 agentrl train run.toml --loss.kind examples/parts/sequence_loss.py:SequenceLoss --loss.width 0.0004
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from agentrl.config.ranges import Positive
@@ -13,7 +11,6 @@ from agentrl.config.ranges import Positive
 class SequenceLoss:
     """Minus the smaller of ratio and clipped ratio, times the advantage; the ratio is a sequence's."""
 
-    @dataclass(frozen=True)
     class Settings:
         """Settings of the section `[loss]`."""
 

@@ -3,15 +3,12 @@
 agentrl train run.toml --shaper.kind examples/parts/short_answers.py:ShortAnswers --shaper.tokens 300
 """
 
-from dataclasses import dataclass
-
 from agentrl.config.ranges import Count
 
 
 class ShortAnswers:
     """Up to half of the reward is lost between `tokens` and twice as many."""
 
-    @dataclass(frozen=True)
     class Settings:
         """Settings of the section `[shaper]`."""
 

@@ -20,17 +20,8 @@ from agentrl.config.settings import (
 )
 from agentrl.errors import ConfigError
 
-SHAPE = ModelShape(
-    layers=2,
-    hidden=8,
-    intermediate=16,
-    heads=2,
-    key_heads=1,
-    head_size=4,
-    vocabulary=100,
-    tied=True,
-    context=64,
-)
+HEADS = {"heads": 2, "key_heads": 1, "head_size": 4}
+SHAPE = ModelShape(layers=2, hidden=8, intermediate=16, **HEADS, vocabulary=100, tied=True, context=64)
 GIB = 2**30
 
 

@@ -20,13 +20,8 @@ tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
 STOP = FinishReason.STOP
-PYTHON = ToolSpec(
-    name="python",
-    description="Run Python; state is kept between calls.",
-    parameters={"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
-    parallel=False,
-    timeout_s=30.0,
-)
+CODE = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
+PYTHON = ToolSpec("python", "Run Python; state is kept between calls.", CODE, parallel=False, timeout_s=30.0)
 
 SMOLLM2 = """\
 {%- for message in messages -%}

@@ -18,7 +18,7 @@ from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.storage.ledger import State
 from agentrl.storage.run_folder import RunFolder
 from agentrl.training.resume import resume
-from agentrl_envs import Env, SandboxFailure, tool
+from agentrl_envs import SandboxFailure, tool
 from tests.agentrl import conftest as parts
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
@@ -118,12 +118,7 @@ async def test_an_environment_that_never_returns_fails_and_the_run_goes_on(new_l
 
 
 async def test_a_tool_that_returns_a_hundred_megabytes_is_cut(new_loop: NewLoop) -> None:
-    class Floods(Env):
-        max_turns = 2
-
-        def prompt(self, row: Any) -> str:
-            return row["word"]
-
+    class Floods(parts.Echo):
         @tool
         async def python(self, code: str) -> str:
             "Run Python."

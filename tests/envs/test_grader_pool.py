@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -83,24 +84,29 @@ def test_it_works_from_threads_and_inside_other_alarms(grader: Grader):
     assert verdicts == [Verdict.RIGHT] * 8
 
 
-def test_a_child_that_dies_is_replaced():
-    pool = Pool(PoolLimits(time_s=20.0), processes=1)
+@contextlib.contextmanager
+def started(time_s: float) -> Iterator[Pool]:
+    """A pool of one process that has compared something."""
+    pool = Pool(PoolLimits(time_s=time_s), processes=1)
     try:
         assert pool.submit("x+1", "1+x").result(120) is Verdict.RIGHT
+        yield pool
+    finally:
+        pool.close()
+
+
+def test_a_child_that_dies_is_replaced():
+    with started(20.0) as pool:
         first = _children(pool)
         for pid in first:
             os.kill(pid, 9)
         assert pool.submit("x+2", "2+x").result(120) is Verdict.RIGHT
         assert not first & _children(pool)
-    finally:
-        pool.close()
 
 
 @pytest.mark.slow
 def test_children_that_are_killed_again_and_again_cost_no_verdict():
-    pool = Pool(PoolLimits(time_s=60.0), processes=1)
-    try:
-        pool.submit("x+1", "1+x").result(120)
+    with started(60.0) as pool:
         heavy = "+".join(f"{k}x^{{{k}}}" for k in range(2, 42))
         pending = pool.submit(heavy, heavy + "+0")
         for _ in range(3):
@@ -108,15 +114,11 @@ def test_children_that_are_killed_again_and_again_cost_no_verdict():
             os.kill(next(iter(before)), 9)
             _wait_for_child(pool, before)
         assert not pending.result(120).failed
-    finally:
-        pool.close()
 
 
 def test_a_child_that_the_answer_crashes_makes_it_a_wrong_answer():
     # Fails if every death of a child is the machine's fault: an answer could leave the table by crashing it.
-    pool = Pool(PoolLimits(time_s=60.0), processes=1)
-    try:
-        pool.submit("x+1", "1+x").result(120)
+    with started(60.0) as pool:
         pending = pool.submit(r"5^{5^{5^{5^5}}}", "x+1")
         before: set[int] = set()
         for _ in range(2):
@@ -124,8 +126,6 @@ def test_a_child_that_the_answer_crashes_makes_it_a_wrong_answer():
             before = _wait_for_child(pool, before)
             os.kill(next(iter(before)), signal.SIGSEGV)
         assert pending.result(120).undecided
-    finally:
-        pool.close()
 
 
 def _wait_for_child(pool: Pool, before: set[int]) -> set[int]:
@@ -138,9 +138,7 @@ def _wait_for_child(pool: Pool, before: set[int]) -> set[int]:
 @pytest.mark.slow
 def test_a_tower_that_is_kept_from_the_processor_is_still_the_answer_s_own_doing():
     # Fails if the limits, or the back-stop, count wall time: the machine would be blamed for the answer.
-    pool = Pool(PoolLimits(time_s=0.3), processes=1)
-    try:
-        pool.submit("x+1", "1+x").result(120)
+    with started(0.3) as pool:
         (child,) = _children(pool)
         pending = [pool.submit(r"5^{5^{5^{5^5}}}", "x+1")]
         time.sleep(0.05)
@@ -151,35 +149,25 @@ def test_a_tower_that_is_kept_from_the_processor_is_still_the_answer_s_own_doing
         pending += [pool.submit(tower, "x+1") for tower in (r"9^{9^{9^{9}}}+x", r"x+7^{7^{7^{7}}}")]
         assert [one.result(120) for one in pending] == [Verdict.TIMED_OUT] * 3
         assert pool.submit("x+2", "2+x").result(120) is Verdict.RIGHT
-    finally:
-        pool.close()
 
 
 @pytest.mark.slow
 def test_an_honest_answer_waits_for_the_processor_without_harm():
-    pool = Pool(PoolLimits(time_s=1.5), processes=1)
-    try:
-        pool.submit("x+1", "1+x").result(120)
+    with started(1.5) as pool:
         (child,) = _children(pool)
         os.kill(child, signal.SIGSTOP)
         pending = [pool.submit(f"{i}+\\sqrt{{x}}", f"\\sqrt{{x}}+{i}") for i in range(3)]
         time.sleep(4.0)
         os.kill(child, signal.SIGCONT)
         assert [one.result(120) for one in pending] == [Verdict.RIGHT] * 3
-    finally:
-        pool.close()
 
 
 @pytest.mark.slow
 def test_when_the_server_dies_another_is_started():
-    pool = Pool(PoolLimits(time_s=20.0), processes=1)
-    try:
-        assert pool.submit("x+1", "1+x").result(120) is Verdict.RIGHT
+    with started(20.0) as pool:
         server = pool._state["server"]._process.pid
         os.kill(server, 9)
         assert pool.submit("x+3", "3+x").result(120) is Verdict.RIGHT
-    finally:
-        pool.close()
 
 
 def _children(pool: Pool) -> set[int]:

@@ -495,26 +495,28 @@ def test_resume_refuses_what_would_change_the_meaning_of_its_values(
 # ---- environments ------------------------------------------------------------------------------------------
 
 
-def test_a_function_environment_is_found_in_its_file(agentrl, place: Path):
-    (place / "doubling.py").write_text(
-        "from agentrl import function_env\n"
-        "Doubling = function_env(reward=lambda row, answer: answer == row['answer'],\n"
-        "    example_rows=({'problem': 'Double 21.', 'answer': '42'},))\n"
-    )
-    code, out, errors = agentrl("check", "doubling.py")
-    assert code == 0, out + errors
+FUNCTION = """
+from agentrl import function_env
+Doubling = function_env(reward=lambda row, answer: answer == row['answer'],
+    example_rows=({'problem': 'Double 21.', 'answer': '42'},))
+"""
+REGISTERED = """
+from agentrl import Env, ToolError, register
+@register('first-day-chess')
+class Chess(Env):
+    example_rows = ({'problem': '2 + 2', 'answer': '4'},)
+    def prompt(self, row): return row['problem']
+    def reward(self, row, answer): return self.grade(answer, row['answer'])
+"""
 
 
-def test_a_registered_name_is_found_in_the_folder(agentrl, place: Path):
-    (place / "chess.py").write_text(
-        "from agentrl import Env, ToolError, register\n"
-        "@register('first-day-chess')\n"
-        "class Chess(Env):\n"
-        "    example_rows = ({'problem': '2 + 2', 'answer': '4'},)\n"
-        "    def prompt(self, row): return row['problem']\n"
-        "    def reward(self, row, answer): return self.grade(answer, row['answer'])\n"
-    )
-    code, out, errors = agentrl("check", "first-day-chess")
+@pytest.mark.parametrize(
+    ("named", "file", "text"),
+    [("doubling.py", "doubling.py", FUNCTION), ("first-day-chess", "chess.py", REGISTERED)],
+)
+def test_environments_of_functions_and_registered_names_are_found(agentrl, place: Path, named, file, text):
+    (place / file).write_text(text)
+    code, out, errors = agentrl("check", named)
     assert code == 0, out + errors
 
 

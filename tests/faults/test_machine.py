@@ -409,6 +409,15 @@ def train(agentrl: Command, folder: Path, *flags: object) -> tuple[int, str, Pat
     return code, errors, folder / "runs" / "run"
 
 
+def one_outage(run: Path, *, failed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The row of the first outage of a run of five steps, which came back, and the rows of its steps."""
+    assert check_ledger(run, 5)["failed"] < failed
+    rows = lines(run / "metrics.jsonl")
+    outages = [row for row in rows if row["kind"] == "outage"]
+    assert [row["state"] for row in outages][:2] == ["paused", "back"]
+    return outages[0], [row for row in rows if row["kind"] == "step"]
+
+
 @pytest.mark.parametrize("where", ["prompt", "setup", "sandbox", "hang", "reward"])
 def test_an_outage_pauses_dispatch_and_costs_no_prompt(
     where: str, tmp_path: Path, agentrl: Command, stranger: None, monkeypatch: pytest.MonkeyPatch
@@ -417,14 +426,10 @@ def test_an_outage_pauses_dispatch_and_costs_no_prompt(
     down(monkeypatch, where, 10, 12)
     code, errors, run = train(agentrl, tmp_path, "--steps=5")
     assert code == 0, errors
-    assert check_ledger(run, 5)["failed"] < 30
-    rows = lines(run / "metrics.jsonl")
-    outages = [row for row in rows if row["kind"] == "outage"]
-    assert [row["state"] for row in outages][:2] == ["paused", "back"]
-    assert outages[0]["environment"] == "service.py"
-    assert outages[0]["boundary"] == ("sandbox" if where == "sandbox" else "env")
-    assert "the service is down" in outages[0]["last"]
-    steps = [row for row in rows if row["kind"] == "step"]
+    outage, steps = one_outage(run, failed=30)
+    assert outage["environment"] == "service.py"
+    assert outage["boundary"] == ("sandbox" if where == "sandbox" else "env")
+    assert "the service is down" in outage["last"]
     assert steps[-1]["set_aside"] == {}
     assert steps[-1]["paused"] == {}
     assert steps[-1]["failed"] == {"service.py": steps[-1]["failures"]}
@@ -461,12 +466,9 @@ def test_an_engine_that_is_down_pauses_dispatch_and_costs_no_prompt(
     (tmp_path / "engine.py").write_text(ENGINE.replace("RAISED", raised))
     code, errors, run = train(agentrl, tmp_path, "--steps=5", "--engine.kind=engine.py:Unsteady")
     assert code == 0, errors
-    assert check_ledger(run, 5)["failed"] < 40
-    rows = lines(run / "metrics.jsonl")
-    outages = [row for row in rows if row["kind"] == "outage"]
-    assert [row["state"] for row in outages][:2] == ["paused", "back"]
-    assert outages[0]["boundary"] == "policy"
-    assert [row for row in rows if row["kind"] == "step"][-1]["set_aside"] == {}
+    outage, steps = one_outage(run, failed=40)
+    assert outage["boundary"] == "policy"
+    assert steps[-1]["set_aside"] == {}
 
 
 def test_of_a_mixture_the_other_environment_goes_on(

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from agentrl.inference.embedded.engine import TransformersPolicy
+from tests.tiny_config import tiny_config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,15 +24,8 @@ VOCABULARY = 1000
 
 def make_model(seed=0):
     torch.manual_seed(seed)
-    config = transformers.Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=256,
+    config = tiny_config(
+        vocabulary=VOCABULARY, hidden=128, inner=256, layers=3, heads=8, key_heads=2, head=32
     )
     model = transformers.Qwen3ForCausalLM(config).eval().cuda()
     with torch.no_grad():

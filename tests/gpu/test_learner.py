@@ -15,6 +15,7 @@ from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.learner.learner import Learner
 from agentrl.learner.process import LearnerProcesses
+from tests.tiny_config import tiny_config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,15 +29,15 @@ VOCABULARY = 1024
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=4096,
+    config = tiny_config(
+        vocabulary=VOCABULARY,
+        hidden=128,
+        inner=256,
+        layers=4,
+        heads=4,
+        key_heads=2,
+        head=32,
+        context=4096,
         initializer_range=0.1,
     )
     path = tmp_path_factory.mktemp("model")

@@ -5,7 +5,6 @@ search for what was left over. The whole run stands in limits of its own (`outer
 the jail cannot take the machine along.
 """
 
-import asyncio
 import os
 import resource
 import shutil
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from agentrl_sandbox import Level, SandboxUnavailable, open_sandbox
+from agentrl_sandbox import Level, open_sandbox
 from benchmarks.hostile import CASES
 from benchmarks.hostile.harness import Footprint, Refused, endure, own_group
+from tests.sandbox.starting import started
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(120)]
 
@@ -47,12 +47,8 @@ def sandbox(request, outer_limits):
     sandbox = open_sandbox(
         "local", max_level=request.param, min_level=request.param, zygotes=1, library_path=library_path
     )
-    try:
-        asyncio.run(sandbox.start())
-    except SandboxUnavailable as error:
-        pytest.skip(str(error)[:300])
-    yield sandbox
-    asyncio.run(sandbox.close())
+    with started(sandbox):
+        yield sandbox
 
 
 def _missing(case, sandbox):

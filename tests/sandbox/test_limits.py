@@ -204,36 +204,46 @@ def test_the_control_process_measures_and_ends():
 
 
 class Scripted:
-    """Processes that are written down: what /proc would show at each look."""
+    """Processes that are written down: what /proc would show at each look, of which there is one every 50 ms."""
 
-    def __init__(self):
-        self.now = {}
+    def __init__(self, monkeypatch):
+        self.now, self.clock = {}, 100.0
+        monkeypatch.setattr("agentrl_sandbox.inside.meter.time.monotonic", lambda: self.clock)
+        monkeypatch.setattr("agentrl_sandbox.inside.meter.cpu_of_children", lambda: 0.0)
+        self.meter = TreeMeter(self)
 
     def usage(self):
         return self.now
 
+    def look(self, now):
+        """What the meter counts after a look at these."""
+        self.now = now
+        self.clock += 0.05
+        return self.meter.seconds()
 
-def test_the_dead_are_counted_whoever_waited_for_them(monkeypatch):
-    clock = 100.0
-    monkeypatch.setattr("agentrl_sandbox.inside.meter.time.monotonic", lambda: clock)
-    monkeypatch.setattr("agentrl_sandbox.inside.meter.cpu_of_children", lambda: 0.0)
-    kernel = Scripted()
-    meter = TreeMeter(kernel)
+
+@pytest.fixture
+def kernel(monkeypatch):
+    return Scripted(monkeypatch)
+
+
+def test_the_dead_are_counted_whoever_waited_for_them(kernel):
     # A parent with a child: both live, 1 s and 2 s.
-    kernel.now = {(2, "a"): Usage(1.0, 0.0, 0.0, False, 1), (3, "b"): Usage(2.0, 0.0, 0.0, True, 1)}
-    clock += 0.05
-    assert meter.seconds() == 3.0
+    assert (
+        kernel.look({(2, "a"): Usage(1.0, 0.0, 0.0, False, 1), (3, "b"): Usage(2.0, 0.0, 0.0, True, 1)})
+        == 3.0
+    )
     # The child died and was waited for: 2.1 s of it are in the parent's account now.
-    kernel.now = {(2, "a"): Usage(1.0, 0.0, 2.1, False, 1)}
-    clock += 0.05
-    assert abs(meter.seconds() - 3.1) < 1e-9
+    assert abs(kernel.look({(2, "a"): Usage(1.0, 0.0, 2.1, False, 1)}) - 3.1) < 1e-9
     # Another one, whom the kernel forgets: it was last seen with half a second.
-    kernel.now = {(2, "a"): Usage(1.0, 0.0, 2.1, False, 1), (4, "c"): Usage(0.5, 0.0, 0.0, True, 1)}
-    clock += 0.05
-    assert abs(meter.seconds() - 3.6) < 1e-9
-    kernel.now = {(2, "a"): Usage(1.0, 0.0, 2.1, False, 1)}
-    clock += 0.05
-    assert abs(meter.seconds() - 3.6) < 1e-9
+    assert (
+        abs(
+            kernel.look({(2, "a"): Usage(1.0, 0.0, 2.1, False, 1), (4, "c"): Usage(0.5, 0.0, 0.0, True, 1)})
+            - 3.6
+        )
+        < 1e-9
+    )
+    assert abs(kernel.look({(2, "a"): Usage(1.0, 0.0, 2.1, False, 1)}) - 3.6) < 1e-9
 
 
 def test_a_clock_of_the_kernel_counts_children_that_nobody_waited_for():
@@ -264,20 +274,15 @@ print(meter.seconds() - before)
     assert 0.25 < float(said) < 3.0
 
 
-def test_one_that_is_seen_once_stands_for_those_that_are_not_seen(monkeypatch):
-    clock = 100.0
-    monkeypatch.setattr("agentrl_sandbox.inside.meter.time.monotonic", lambda: clock)
-    monkeypatch.setattr("agentrl_sandbox.inside.meter.cpu_of_children", lambda: 0.0)
-    kernel = Scripted()
-    meter = TreeMeter(kernel)
+def test_one_that_is_seen_once_stands_for_those_that_are_not_seen(kernel):
     # A chain of processes of a few milliseconds: at each of 40 looks, another one that is running.
     for look in range(40):
-        kernel.now = {
-            (2, "a"): Usage(0.0, 0.0, 0.0, False, 1),
-            (10 + look, "x"): Usage(0.002, 0.0, 0.0, True, 1),
-        }
-        clock += 0.05
-        total = meter.seconds()
+        total = kernel.look(
+            {
+                (2, "a"): Usage(0.0, 0.0, 0.0, False, 1),
+                (10 + look, "x"): Usage(0.002, 0.0, 0.0, True, 1),
+            }
+        )
     # 40 looks of 0.05 s, the last of which is still alive: 39 * 0.05 + 0.002.
     assert abs(total - 1.952) < 1e-9
 

@@ -29,6 +29,7 @@ from agentrl_sandbox import (
 )
 from agentrl_sandbox.local.canaries import ATTEMPTS, escapes
 from benchmarks.hostile.harness import Footprint, descendants
+from tests.sandbox.starting import cancelled, started
 
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 LIMITS = Limits(time_s=5.0, memory_mb=256, grace_s=0.4)
@@ -37,12 +38,8 @@ LIMITS = Limits(time_s=5.0, memory_mb=256, grace_s=0.4)
 @pytest.fixture(scope="module")
 def sandbox():
     sandbox = open_sandbox("local", limits=LIMITS, zygotes=1)
-    try:
-        asyncio.run(sandbox.start())
-    except SandboxUnavailable as error:
-        pytest.skip(str(error)[:300])
-    yield sandbox
-    asyncio.run(sandbox.close())
+    with started(sandbox):
+        yield sandbox
 
 
 @pytest.fixture
@@ -390,11 +387,7 @@ async def test_a_program_that_stopped_itself_does_not_stop_the_clock(sandbox):
 
 async def test_a_cancelled_run_leaves_no_state_to_a_session_without_any(sandbox):
     async with await sandbox.open(stateless=True) as session:
-        running = asyncio.create_task(session.run("x = 1\nimport time\ntime.sleep(30)"))
-        await asyncio.sleep(0.3)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
+        await cancelled(session.run("x = 1\nimport time\ntime.sleep(30)"))
         # Fails when the interpreter that was interrupted is used again.
         assert (await session.run("'x' in globals()")).value == "False"
 
@@ -447,11 +440,7 @@ def test_clients_in_threads(sandbox):
 
 async def test_cancelling_a_call_frees_the_session(session):
     await session.run("kept = 3")
-    call = asyncio.create_task(session.run("while True: pass", timeout=60))
-    await asyncio.sleep(0.2)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
+    await cancelled(session.run("while True: pass", timeout=60), 0.2)
     # Fails when the interrupt is not sent on cancellation: the next call waits for the back-stop.
     assert (await session.run("kept")).value == "3"
 

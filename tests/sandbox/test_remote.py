@@ -228,13 +228,16 @@ async def test_the_same_request_id_runs_once() -> None:
         assert server.replies.replays == 1
 
 
+def counting_after(seconds: float) -> dict[str, str]:
+    """A request that counts how often it runs."""
+    code = f"import time; time.sleep({seconds}); n = globals().get('n', 0) + 1; n"
+    return {"request_id": "request-1", "code": code}
+
+
 async def test_a_retry_while_the_first_still_runs_waits_for_it() -> None:
     async with serving() as server:
         run = await open_raw(server)
-        body = {
-            "request_id": "request-1",
-            "code": "import time; time.sleep(0.3); n = globals().get('n', 0) + 1; n",
-        }
+        body = counting_after(0.3)
         replies = await asyncio.gather(*(post(run, body) for _ in range(3)))
         assert [reply[1]["result"]["value"] for reply in replies] == ["1", "1", "1"]
 
@@ -242,10 +245,7 @@ async def test_a_retry_while_the_first_still_runs_waits_for_it() -> None:
 async def test_a_client_that_hangs_up_and_asks_again_gets_the_reply() -> None:
     async with serving() as server:
         run = await open_raw(server)
-        body = {
-            "request_id": "request-1",
-            "code": "import time; time.sleep(0.5); n = globals().get('n', 0) + 1; n",
-        }
+        body = counting_after(0.5)
         with pytest.raises(TimeoutError):
             await post(run, body, timeout=aiohttp.ClientTimeout(total=0.2))
         assert (await post(run, body))[1]["result"]["value"] == "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -64,6 +65,15 @@ def spec(folder: Path) -> ServerSpec:
     )
 
 
+@contextlib.asynccontextmanager
+async def serving(spec: ServerSpec, logs: Path, **more: Any) -> AsyncIterator[VLLMPolicy]:
+    """Servers that are up."""
+    made = VLLMPolicy(spec, log_folder=logs, start_limit_s=280, update_limit_s=60, **more)
+    await made.start()
+    yield made
+    await made.close()
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def policy(spec: ServerSpec, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VLLMPolicy]:
     """One server, for all tests that break nothing.
@@ -71,32 +81,16 @@ async def policy(spec: ServerSpec, tmp_path_factory: pytest.TempPathFactory) -> 
     While working on the tests, AGENTRL_VLLM_URL and AGENTRL_VLLM_KEY attach them to a running one.
     """
     url = os.environ.get("AGENTRL_VLLM_URL")
-    made = VLLMPolicy(
-        spec,
-        urls=[url] if url else [],
-        key=os.environ.get("AGENTRL_VLLM_KEY", ""),
-        log_folder=tmp_path_factory.mktemp("logs"),
-        start_limit_s=280,
-        update_limit_s=60,
-    )
-    await made.start()
-    yield made
-    await made.close()
+    key = os.environ.get("AGENTRL_VLLM_KEY", "")
+    async with serving(spec, tmp_path_factory.mktemp("logs"), urls=[url] if url else [], key=key) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pair(spec: ServerSpec, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VLLMPolicy]:
     """Two replicas that tests may kill."""
-    made = VLLMPolicy(
-        replace(spec, slots=16),
-        replicas=2,
-        log_folder=tmp_path_factory.mktemp("pair"),
-        start_limit_s=280,
-        update_limit_s=60,
-    )
-    await made.start()
-    yield made
-    await made.close()
+    async with serving(replace(spec, slots=16), tmp_path_factory.mktemp("pair"), replicas=2) as made:
+        yield made
 
 
 async def load(policy: VLLMPolicy, source: Any) -> int:

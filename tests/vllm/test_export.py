@@ -24,17 +24,8 @@ def episode(number: int) -> Episode:
     builder = SegmentBuilder()
     builder.append_given(PROMPT)
     builder.append_sampled([60 + number, 70, 80], [-1.0] * 3, [0] * 3)
-    return Episode(
-        episode_id=f"e{number}",
-        dispatch_index=number,
-        prompt_id=f"p{number}",
-        segments=(builder.build(),),
-        turns=(),
-        reward=1.0,
-        stop_reason=StopReason.ANSWERED,
-        start_version=0,
-        temperature=1.0,
-    )
+    segments, reason = (builder.build(),), StopReason.ANSWERED
+    return Episode(f"e{number}", number, f"p{number}", segments, (), 1.0, reason, 0, 1.0)
 
 
 async def test_vllm_serves_what_the_learner_wrote(spec: ServerSpec, folder: Path, tmp_path: Path):

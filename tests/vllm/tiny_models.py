@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.tiny_config import tiny_config
+
 SPECIAL = ("<s>", "</s>", "<pad>")
 CALL = "<code>\n```python\nprint(6*7)\n```\n</code>"
 """One token of the vocabulary, so that a model without attention can write a whole tool call."""
@@ -38,20 +40,18 @@ def save_tokenizer(folder: Path) -> dict[str, int]:
 def make_model(size: int = 264, seed: int = 0, spread: float = 0.3) -> Any:
     """A random Llama with two layers, float32; its distributions are neither flat nor certain."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=size,
-        hidden_size=HIDDEN,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
+    config = tiny_config(
+        "llama",
+        vocabulary=size,
+        hidden=HIDDEN,
+        inner=128,
+        key_heads=2,
+        head=HIDDEN // 2,
+        context=2048,
+        **{f"{name}_token_id": number for number, name in enumerate(("bos", "eos", "pad"))},
         tie_word_embeddings=False,
         initializer_range=spread,
     )

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.errors import DataError
-from agentrl.evaluation.comparison import _drawn, compare, false_discovery, fisher_exact, sign_flip_test
+from agentrl.evaluation.comparison import compare
 from agentrl.evaluation.results import Record
+from agentrl.evaluation.statistics.exact_tests import _drawn, false_discovery, fisher_exact, sign_flip_test
 
 
 def record(problem: str, draw: int, right: bool, **changes) -> Record:

@@ -19,15 +19,8 @@ ROWS, CONTEXT = 3, 40
 
 
 def make_table(evict=True):
-    cache = RowCache(
-        layers=2,
-        kv_heads=1,
-        head_dim=2,
-        rows=ROWS,
-        context=CONTEXT,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    shape = {"layers": 2, "kv_heads": 1, "head_dim": 2, "rows": ROWS, "context": CONTEXT}
+    cache = RowCache(**shape, dtype=torch.float32, device=torch.device("cpu"))
     return cache, RowTable(ROWS, cache, evict=evict)
 
 

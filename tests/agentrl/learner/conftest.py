@@ -16,6 +16,7 @@ from agentrl.config.settings import LearnerSettings, LossSettings, ModelSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.learner.learner import Learner
 from agentrl.learner.losses.clipped import ClippedLoss
+from tests.tiny_config import tiny_config
 
 VOCABULARY = 61
 CLIPPED = {field.name for field in fields(ClippedLoss.Settings)}
@@ -23,20 +24,8 @@ CLIPPED = {field.name for field in fields(ClippedLoss.Settings)}
 
 def make_model(folder: Path, kind: str = "qwen3", *, tied: bool = False) -> Path:
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": tied,
-        # Larger than usual, so that the policy is far from uniform.
-        "initializer_range": 0.3,
-    }
-    config = {"qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}[kind](**sizes)
+    # Weights larger than usual, so that the policy is far from uniform.
+    config = tiny_config(kind, vocabulary=VOCABULARY, tie_word_embeddings=tied, initializer_range=0.3)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -101,17 +90,8 @@ def make_episode(
             np.log([0.03, 0.02, 0.01] * sampled).tolist(),
         )
         builder.append_given(random.integers(0, VOCABULARY, given).tolist())
-    return Episode(
-        episode_id=f"e{number}",
-        dispatch_index=number,
-        prompt_id=f"p{number}",
-        segments=(builder.build(),),
-        turns=(),
-        reward=reward,
-        stop_reason=StopReason.ANSWERED,
-        start_version=0,
-        temperature=temperature,
-    )
+    segments, reason = (builder.build(),), StopReason.ANSWERED
+    return Episode(f"e{number}", number, f"p{number}", segments, (), reward, reason, 0, temperature)
 
 
 def make_episodes(count: int = 7, **settings: object) -> list[Episode]:

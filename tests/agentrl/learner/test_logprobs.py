@@ -8,6 +8,7 @@ transformers = pytest.importorskip("transformers", reason="the learner needs tra
 
 from agentrl.errors import ConfigError
 from agentrl.learner.logprobs import TokenScorer, check_head, selected_log_probs
+from tests.tiny_config import tiny_config
 
 
 def full(hidden, weight, bias, targets, temperature):
@@ -54,14 +55,13 @@ def test_gradients_of_one_output_alone(used: str) -> None:
 
 def test_a_model_that_changes_its_logits_after_the_head_is_refused() -> None:
     torch.manual_seed(0)
-    config = transformers.Gemma2Config(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=16,
+    config = tiny_config(
+        "gemma2",
+        vocabulary=50,
+        hidden=16,
+        inner=16,
+        layers=1,
+        heads=1,
         final_logit_softcapping=0.5,
         initializer_range=0.5,
     )

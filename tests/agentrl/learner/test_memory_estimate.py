@@ -23,6 +23,7 @@ from agentrl.config.settings import (
 from agentrl.episode import Episode
 from agentrl.learner.learner import Learner
 from agentrl.learner.logprobs import LOGITS_AT_ONCE
+from tests.tiny_config import tiny_config
 
 TOKENS = 256
 
@@ -30,16 +31,8 @@ TOKENS = 256
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("qwen3")
-    config = transformers.Qwen3Config(
-        vocab_size=61,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=TOKENS,
-        tie_word_embeddings=False,
+    config = tiny_config(
+        hidden=128, inner=384, layers=3, heads=4, key_heads=2, head=32, tie_word_embeddings=False
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path

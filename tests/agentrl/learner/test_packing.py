@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from agentrl.errors import ConfigError
 from agentrl.learner.batch import balance, build_sequences, pack
 from agentrl.learner.flops import Flops
+from tests.tiny_config import tiny_config
 
 
 def test_two_sequences_end_to_end(make_episode) -> None:
@@ -96,17 +97,7 @@ def test_a_neighbour_in_the_row_changes_nothing(make_learner, make_episode) -> N
 
 
 def test_a_model_that_looks_across_tokens_in_its_own_way_is_padded_or_refused(make_learner, tmp_path) -> None:
-    config = transformers.MistralConfig(
-        vocab_size=61,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=4096,
-        initializer_range=0.3,
-    )
+    config = tiny_config("mistral", sliding_window=4096, initializer_range=0.3)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"learner.packing = 'on' is not for the model .*do not all attend"):
         make_learner(tmp_path, packing="on")
