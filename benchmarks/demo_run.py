@@ -115,14 +115,16 @@ def sweep(module: str, jobs: Sequence[Job], *, parallel: int, wrap: Sequence[str
         return sum(not good for good in pool.map(run, jobs))
 
 
-def study_parser(text: str | None, folder: str, arms: Sequence[str], seeds: int) -> argparse.ArgumentParser:
+def study_parser(
+    text: str | None, folder: str, arms: Sequence[str] | None, seeds: int
+) -> argparse.ArgumentParser:
     """Options of a benchmark that runs one arm, sweeps over arms and seeds, or makes its tables again."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("one", "sweep", "table"))
     parser.add_argument("--out", type=Path, default=Path(folder))
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--wrap", default="", help="command put before each run, for example 'nice -n 10'")
-    parser.add_argument("--arm", choices=tuple(arms))
+    parser.add_argument("--arm", choices=arms)
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

@@ -12,7 +12,6 @@ finished is a comparison.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import tempfile
@@ -25,7 +24,7 @@ import numpy as np
 
 from agentrl.cluster.cpu_time import cpu_seconds
 from agentrl.storage.durable import write_file
-from benchmarks.demo_run import Job, Row, file_name, mean_interval, play, sweep
+from benchmarks.demo_run import Job, Row, file_name, mean_interval, play, study_parser, sweep
 from benchmarks.hindsight import read_visits, scores_of_baselines
 from benchmarks.letters import make_model
 from benchmarks.studies import STUDIES, Study
@@ -236,17 +235,9 @@ def show(study: str, out: Path) -> None:
 
 def main() -> None:
     """Run one, sweep, or make tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("one", "sweep", "table"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results/presets"))
+    parser = study_parser(__doc__, "docs/results/presets", None, 5)
     parser.add_argument("--study", nargs="+", choices=tuple(STUDIES), default=["demo", "uneven", "rare"])
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--parallel", type=int, default=1, help="processes; 0 plays all runs in this one")
-    parser.add_argument("--wrap", default="", help="command put before each run, for example 'nice -n 10'")
-    parser.add_argument("--arm")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "one":
         study = options.study[0]

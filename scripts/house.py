@@ -1,6 +1,7 @@
 """Measures the shape of the code: circles of imports, rooms, lines, lengths of functions, duplicates.
 
-`python scripts/house.py [FOLDER]` prints a table for the tree in FOLDER (default: this one). Imports inside of
+`python scripts/house.py [FOLDER]` prints two tables for the tree in FOLDER (default: this one): the whole, and
+each room by what its lines are: code, docstrings (those of settings included), comments, blanks. Imports inside of
 functions and those for type checkers count like all others.
 """
 
@@ -8,12 +9,13 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = {"agentrl": ".", "agentrl_envs": "envs", "agentrl_sandbox": "sandbox"}
 WINDOW = 6
+KINDS = ("code", "docstring", "comment", "blank")
 
 Graph = dict[str, set[str]]
 
@@ -103,6 +105,40 @@ def function_lengths(files: dict[str, Path]) -> list[int]:
     return sorted(found)
 
 
+def split(text: str) -> Counter[str]:
+    """Lines of a source text by what they are, of `KINDS`."""
+    lines = text.splitlines()
+    kinds = ["code" if line.strip() else "blank" for line in lines]
+    for at, line in enumerate(lines):
+        if line.lstrip().startswith("#"):
+            kinds[at] = "comment"
+    for node in ast.walk(ast.parse(text)):
+        # A text that stands alone: the docstring of a module, a class, a function or a setting.
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            first, last = node.lineno - 1, node.end_lineno or node.lineno
+            kinds[first:last] = ["docstring"] * (last - first)
+    return Counter(kinds)
+
+
+def rooms_table(files: dict[str, Path]) -> list[str]:
+    """Rows of a table: lines of each room by what they are, the largest room first."""
+    rooms: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, path in files.items():
+        rooms[".".join(name.split(".")[:2])] += split(path.read_text())
+    rows = [
+        ("all", sum(rooms.values(), Counter[str]())),
+        *sorted(rooms.items(), key=lambda one: -one[1].total()),
+    ]
+    return [
+        f"| {name} | {found.total():,} | " + " | ".join(f"{found[kind]:,}" for kind in KINDS) + " |"
+        for name, found in rows
+    ]
+
+
 def duplicates(files: dict[str, Path]) -> int:
     """Pairs of places with `WINDOW` equal lines in a row; imports, blank lines and comments do not count."""
     places: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
@@ -126,7 +162,7 @@ def duplicates(files: dict[str, Path]) -> int:
 
 
 def report(root: Path) -> str:
-    """The table."""
+    """The tables."""
     files = modules(root)
     graph = import_graph(files)
     lengths = function_lengths(files)
@@ -144,7 +180,9 @@ def report(root: Path) -> str:
     }
     table = [f"| {name} | {value:,} |" for name, value in rows.items()]
     named = [", ".join(circle) for circle in circles(graph)]
-    return "\n".join(["| what | number |", "|---|---|", *table, "", *(f"circle: {one}" for one in named)])
+    head = ["", "| room | lines | " + " | ".join(KINDS) + " |", "|---" * (2 + len(KINDS)) + "|"]
+    rooms = [*head, *rooms_table(files)]
+    return "\n".join(["| what | number |", "|---|---|", *table, *(f"circle: {one}" for one in named), *rooms])
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import uuid
 from typing import Any, Protocol
 
 from ..control import BACK_STOP, arrives
-from ..crowd import Crowd, Turn
-from ..errors import SandboxError, SessionClosed, SessionStartFailed
-from ..interface import Session
+from ..crowd import Crowd
+from ..errors import SandboxError, SessionStartFailed
 from ..limits import Limits
 from ..outcome import result_from_frame
 from ..result import Result, Status
+from ..serial import SerialSession, encoded, lost
 from .container import WORK_DIRECTORY, Container, StreamLost
 
 log = logging.getLogger(__name__)
@@ -55,19 +55,14 @@ class Owner(Protocol):
         ...
 
 
-class DockerSession(Session):
+class DockerSession(SerialSession):
     """A session in a container; made by `DockerSandbox.open`."""
 
     def __init__(self, sandbox: Owner, limits: Limits, *, stateless: bool, seed: int | None) -> None:
+        super().__init__(limits, stateless=stateless, seed=seed, crowd=sandbox.crowd)
         self._sandbox = sandbox
-        self._limits = limits
-        self._stateless = stateless
-        self._seed = seed
-        self._one_at_a_time = asyncio.Lock()
         self._container: Container | None = None
         self._running: str | None = None
-        self._turn: Turn | None = None
-        self._closed = False
 
     async def begin(self) -> None:
         """Takes a container and starts the interpreter in it. Raises what `Sandbox.open` raises."""
@@ -100,8 +95,7 @@ class DockerSession(Session):
 
     async def run(self, code: str, timeout: float | None = None, *, stdin: str = "") -> Result:
         """As `Session.run`. A cancelled run is interrupted; the next one waits until it has ended."""
-        if self._closed:
-            raise SessionClosed("the session was closed")
+        self._check_open()
         request, time_s = uuid.uuid4().hex, self._limits.seconds(timeout)
         work = asyncio.create_task(self._run(request, code, time_s, stdin))
         try:
@@ -117,17 +111,14 @@ class DockerSession(Session):
 
     async def _run(self, request: str, code: str, time_s: float, stdin: str) -> Result:
         async with self._one_at_a_time:
-            if self._closed:
-                raise SessionClosed("the session was closed")
-            source, given = code.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass")
-            limit = self._limits.source_bytes
-            if max(len(source), len(given)) > limit:
-                what = "source code" if len(source) > limit else "stdin"
-                return Result(Status.ERROR, error=f"The {what} is longer than {limit} bytes.")
+            self._check_open()
+            source, given = encoded(code), encoded(stdin)
+            if refused := self._too_long(source, given):
+                return refused
             try:
                 if self._container is None:
                     await self.begin()
-                self._turn = self._sandbox.crowd.turn()
+                self._turn = self._crowd.turn()
                 async with self._turn:
                     return await self._exchange(request, source, given, time_s)
             except SandboxError as error:
@@ -154,10 +145,8 @@ class DockerSession(Session):
             await self._drop()
             wall = time.monotonic() - began
             if stopped:
-                reason = "the program stopped the process that watches it"
-                return Result(Status.PROTOCOL_LOST, error=reason, wall_s=wall, session_alive=False)
-            reason = f"The time limit of {time_s:g} s was reached; the program was killed after {wall:.1f} s."
-            return Result(Status.TIMEOUT, error=reason, wall_s=wall, session_alive=False)
+                return lost(Status.PROTOCOL_LOST, "the program stopped the process that watches it", wall)
+            return self._overdue(time_s, wall)
         result = result_from_frame(header, blobs, self._limits, time.monotonic() - began, time_s=time_s)
         if not result.session_alive:
             await self._drop()
@@ -192,42 +181,30 @@ class DockerSession(Session):
         if self._closed:
             await self._sandbox.give_back(container)
             reason = "the session was closed in the middle of a run"
-            return Result(Status.INFRASTRUCTURE_FAILURE, error=reason, wall_s=wall, session_alive=False)
+            return lost(Status.INFRASTRUCTURE_FAILURE, reason, wall)
         memory, exit_code = await self._sandbox.why_ended(container, began_at)
         await self._sandbox.give_back(container)
         if memory:
-            reason = (
-                f"The memory limit of {self._limits.memory_mb} MiB was reached and the program was killed."
-            )
-            return Result(Status.OUT_OF_MEMORY, error=reason, wall_s=wall, session_alive=False)
-        if exit_code is not None and exit_code > 128:
+            return self._memory_full(wall)
+        if exit_code is None:
+            reason = "the container or the Docker engine was lost in the middle of a run"
+            return lost(Status.INFRASTRUCTURE_FAILURE, reason, wall)
+        if exit_code > 128:
             reason = "the program killed the process that watches it"
-            return Result(
-                Status.KILLED, error=reason, wall_s=wall, signal=exit_code - 128, session_alive=False
-            )
-        if exit_code is not None:
-            reason = "the program broke the line to its supervisor"
-            return Result(Status.PROTOCOL_LOST, error=reason, wall_s=wall, session_alive=False)
-        reason = "the container or the Docker engine was lost in the middle of a run"
-        return Result(Status.INFRASTRUCTURE_FAILURE, error=reason, wall_s=wall, session_alive=False)
+            return lost(Status.KILLED, reason, wall, exit_code - 128)
+        return lost(Status.PROTOCOL_LOST, "the program broke the line to its supervisor", wall)
 
     async def _drop(self) -> None:
         container, self._container = self._container, None
         if container is not None:
             await self._sandbox.give_back(container)
 
-    async def close(self) -> None:
-        """Removes the container; a run in progress ends as an infrastructure failure."""
-        if self._closed:
-            return
-        self._closed = True
+    def _leave(self) -> None:
         self._sandbox.sessions.discard(self)
-        if self._turn is not None:
-            self._turn.give_up(SessionClosed("the session was closed"))
+
+    def _hang_up(self) -> None:
         if self._container is not None:
             self._container.hang_up()
-        async with self._one_at_a_time:
-            await self._drop()
 
 
 def _note_failure(task: asyncio.Task[Result]) -> None:

@@ -179,11 +179,11 @@ class LocalSandbox(Sandbox):
         session = LocalSession(
             self._start_interpreter,
             self._release,
-            limits or self._limits,
-            stateless,
-            seed,
             self._live.discard,
-            self._crowd,
+            limits or self._limits,
+            stateless=stateless,
+            seed=seed,
+            crowd=self._crowd,
         )
         await session.begin()
         self._live.add(session)

@@ -17,12 +17,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..control import BACK_STOP, arrives
-from ..crowd import Crowd, Turn
-from ..errors import PoolExhausted, SandboxError, SessionClosed, SessionStartFailed
-from ..interface import Session
+from ..crowd import Crowd
+from ..errors import PoolExhausted, SandboxError, SessionStartFailed
 from ..limits import Limits
 from ..outcome import clean, result_from_frame
 from ..result import Result, Status
+from ..serial import SerialSession, encoded, lost
 from ..wire import Line, Lost, encode_frame
 from .cgroups import Group
 from .zygote_handle import Zygote
@@ -147,27 +147,24 @@ Start = Callable[[Limits, int | None], Awaitable[Interpreter]]
 Release = Callable[[Interpreter], Awaitable[None]]
 
 
-class LocalSession(Session):
+class LocalSession(SerialSession):
     """A session of the local jail; see `Session`."""
 
     def __init__(
         self,
         start: Start,
         release: Release,
+        on_close: Callable[[LocalSession], None],
         limits: Limits,
+        *,
         stateless: bool,
         seed: int | None,
-        on_close: Callable[[LocalSession], None],
         crowd: Crowd,
     ):
-        self._start, self._release, self._limits, self._on_close = start, release, limits, on_close
-        self._crowd = crowd
-        self._turn: Turn | None = None
-        self._stateless, self._seed = stateless, seed
-        self._lock = asyncio.Lock()
+        super().__init__(limits, stateless=stateless, seed=seed, crowd=crowd)
+        self._start, self._release, self._on_close = start, release, on_close
         self._interpreter: Interpreter | None = None
         self._unread: str | None = None
-        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -175,22 +172,18 @@ class LocalSession(Session):
         return self._interpreter.pid if self._interpreter else None
 
     async def begin(self) -> None:
-        """Start the interpreter now, so that errors show at `open`."""
+        """See `SerialSession.begin`."""
         self._interpreter = await self._start(self._limits, self._seed)
 
     async def run(self, code: str, timeout: float | None = None, *, stdin: str = "") -> Result:
         """See `Session.run`."""
-        if self._closed:
-            raise SessionClosed("the session was closed")
-        source, given = code.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass")
-        limit = self._limits.source_bytes
-        if max(len(source), len(given)) > limit:
-            what = "source code" if len(source) > limit else "stdin"
-            return Result(Status.ERROR, error=f"The {what} is longer than {limit} bytes.")
+        self._check_open()
+        source, given = encoded(code), encoded(stdin)
+        if refused := self._too_long(source, given):
+            return refused
         time_s = self._limits.seconds(timeout)
-        async with self._lock:
-            if self._closed:
-                raise SessionClosed("the session was closed")
+        async with self._one_at_a_time:
+            self._check_open()
             try:
                 interpreter = await self._ready()
             except SandboxError as error:
@@ -255,7 +248,8 @@ class LocalSession(Session):
             interpreter.line.send({"kind": "run", "id": request, "time_s": time_s}, (code, stdin))
             frame = await self._receive(interpreter, time_s)
             if frame is None:
-                return self._overdue(time_s, began)
+                self._unread = None
+                return self._overdue(time_s, time.monotonic() - began)
             header, blobs = frame
             if header.get("kind") != "result" or header.get("id") != request:
                 raise Lost(str(header.get("reason") or "a frame that nobody asked for"))
@@ -283,26 +277,13 @@ class LocalSession(Session):
         finally:
             answer.cancel()
 
-    def _overdue(self, time_s: float, began: float) -> Result:
-        """The program kept its limits from being looked at, or waits where nothing can wait so long."""
-        self._unread = None
-        wall = time.monotonic() - began
-        reason = f"The time limit of {time_s:g} s was reached; the program was killed after {wall:.1f} s."
-        return Result(Status.TIMEOUT, error=reason, wall_s=wall, session_alive=False)
-
-    def _broken(self, reason: str, began: float) -> Result:
-        self._unread = None
-        wall = time.monotonic() - began
-        return Result(Status.INFRASTRUCTURE_FAILURE, error=reason, wall_s=wall, session_alive=False)
-
     async def _explain(self, interpreter: Interpreter, reason: str, began: float) -> Result:
         """The supervisor is gone without a word: for memory, or something of ours broke."""
+        self._unread, wall = None, time.monotonic() - began
         if interpreter.group is not None and interpreter.group.out_of_memory():
-            self._unread = None
-            wall = time.monotonic() - began
-            text = f"The memory limit of {self._limits.memory_mb} MiB was reached and the program was killed."
-            return Result(Status.OUT_OF_MEMORY, error=text, wall_s=wall, session_alive=False)
-        return self._broken(f"The connection to the session's supervisor was lost: {clean(reason)}.", began)
+            return self._memory_full(wall)
+        text = f"The connection to the session's supervisor was lost: {clean(reason)}."
+        return lost(Status.INFRASTRUCTURE_FAILURE, text, wall)
 
     def _let_go(self, interpreter: Interpreter) -> None:
         """The caller has gone: interrupt the program; the next run finds the state, or a fresh session."""
@@ -315,18 +296,12 @@ class LocalSession(Session):
         if interpreter is not None:
             await self._release(interpreter)
 
-    async def close(self) -> None:
-        """See `Session.close`."""
-        if self._closed:
-            return
-        self._closed = True
+    def _leave(self) -> None:
         self._on_close(self)
-        if self._turn is not None:
-            self._turn.give_up(SessionClosed("the session was closed"))
+
+    def _hang_up(self) -> None:
         if self._interpreter is not None:
             self._interpreter.kill()
-        async with self._lock:
-            await self._drop()
 
 
 def _pid_of(pidfd: int) -> int:
