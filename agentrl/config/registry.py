@@ -44,6 +44,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "aspo": "agentrl.algorithms.value_estimators:ASPOEstimator",
         "d3s": "agentrl.algorithms.selection:D3SEstimator",
         "turns": "agentrl.algorithms.turn_credit:TurnEstimator",
+        "agents": "agentrl.algorithms.agent_credit:AgentEstimator",
     },
     "loss": {
         "clipped": "agentrl.learner.losses.clipped:ClippedLoss",

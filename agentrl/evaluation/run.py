@@ -345,9 +345,8 @@ def token_player(
             settings=rollout,
             decoding=decoding,
         )
-        response = ""
-        if episode.turns and episode.segments:
-            response = renderer.decode(episode.segments[0].token_ids[episode.turns[0].start :])
+        said = [one.token_ids[max(0, one.loss_mask.find(1)) :] for one in episode.segments if one.num_sampled]
+        response = "\n\n".join(map(renderer.decode, said))
         read = sum(turn.start for turn in episode.turns)
         cost = (read * price_prompt + episode.num_sampled * price_completion) / 1e6
         return Played(episode, response, cost=cost)

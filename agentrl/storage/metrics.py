@@ -83,6 +83,7 @@ def describe_batch(episodes: Sequence[Episode]) -> dict[str, Any]:
     return {
         **_describe(episodes),
         "reward_parts": _parts(episodes),
+        "counts": dict(sum((Counter(episode.counts) for episode in episodes), Counter[str]())),
         "environments": {
             name: {"episodes": len(by_environment[name]), **{key: values[key] for key in shown}}
             for name, values in environments.items()
@@ -127,6 +128,7 @@ def _describe(episodes: Sequence[Episode]) -> dict[str, float | None]:
         "reward_mean": sum(episode.reward or 0.0 for episode in episodes) / count,
         "score_mean": sum(episode.score for episode in episodes) / count,
         "turns_mean": sum(len(episode.turns) for episode in episodes) / count,
+        "segments_mean": sum(len(episode.segments) for episode in episodes) / count,
         "tool_calls_mean": len(calls) / count,
         "tool_error_share": sum(not call.ok for call in calls) / len(calls) if calls else 0.0,
         **_economy(episodes, len(calls)),

@@ -197,7 +197,9 @@ async def _parity_gate(settings: Settings, parts: Parts, renderer: Renderer, san
             messages = await watchdog.wait(
                 env.start(row), f"{task.name} to begin an episode for the parity gate", limit_s
             )
-            return renderer.start(messages, task.env.tool_specs())
+            # An environment that plays by itself may have no opening.
+            opening = messages or [{"role": "user", "content": "Begin."}]
+            return renderer.start(opening, task.env.tool_specs())
         finally:
             with contextlib.suppress(EnvError):  # in an episode it would be told, and nothing more
                 await watchdog.wait(env.aclose(), f"{task.name} to close it again", limit_s)

@@ -16,6 +16,9 @@ __all__ = ["SUMMARY_REQUEST", "Compaction", "Context"]
 
 Compaction = Literal["none", "drop", "truncate", "summarise"]
 
+_FULL = 0.75
+"""Share of the context above which cut tool output is not enough."""
+
 SUMMARY_REQUEST = (
     "The conversation is about to be shortened. Write down everything that is needed to go on with the task: "
     "what was found out, what was done, what is left to do. Call no tool."
@@ -100,9 +103,14 @@ class Context:
             return False
         if how == "summarise" and await self.summarise():
             return True
-        if how == "truncate" and self.truncate():
+        if how == "truncate" and self.truncate() and not self._full():
             return True
         return any(self.drop(keep) for keep in (2, 1))
+
+    def _full(self) -> bool:
+        """Whether there is hardly room for another message."""
+        tokens, limit = self._model.size(self.messages, self._tools)
+        return tokens > _FULL * limit > 0
 
     def _open_with(self, note: str, rest: list[Message]) -> None:
         """The opening with a note at the end of its last message, and `rest`."""

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from .env import Env
 from .errors import EnvError
+from .messages import text_of
 from .model import Access, GatewayCalls
 from .processes import Ended, ProcessLimits, Program
 
@@ -66,7 +67,7 @@ class ProgramEnv(Env):
         self.ended: Ended | None = None
         self._handed_in: Any = None
 
-    def text(self, row: Mapping[str, Any]) -> str:
+    def prompt(self, row: Mapping[str, Any]) -> Any:
         """The standard input of the program: by default the row's `prompt`, `problem`, `question`, ..."""
         return next((str(row[name]) for name in _PROMPTS if row.get(name) is not None), "")
 
@@ -74,10 +75,11 @@ class ProgramEnv(Env):
         """Run the program; its answer."""
         if not self.command:
             raise EnvError('no program: set env.settings.command, or env.name = "program:COMMAND"')
+        text = "\n\n".join(text_of(message) for message in self._messages(self.prompt(row)))
         async with self.speaker.serve() as access:
             with tempfile.TemporaryDirectory(prefix="agentrl-program-", ignore_cleanup_errors=True) as made:
                 folder = Path(self.folder or made)
-                self.ended = await self._until_end(row, access, folder)
+                self.ended = await self._until_end(row, text, access, folder)
                 answer = None if self.ended is None else self._answer(self.ended)
                 if self.grade_command and access.calls.limit is None:
                     await self._grade_by_program(row, answer, access, folder)
@@ -91,13 +93,18 @@ class ProgramEnv(Env):
             raise EnvError(
                 "the row has no answer to compare with: write reward(row, answer), or set grade_command"
             )
-        return self.grade(answer, row["answer"])
+        if answer is None or answer == str(row["answer"]).strip():
+            return answer is not None
+        # What a program prints is the answer itself; graders look for one in a longer text.
+        return self.grade(answer if "boxed" in answer else f"\\boxed{{{answer}}}", row["answer"])
 
     def _answer(self, ended: Ended) -> str:
         lines = ended.out.strip().splitlines()
         return "\n".join(lines[-self.keep_lines :] if self.keep_lines else lines)
 
-    async def _until_end(self, row: Mapping[str, Any], access: Access, folder: Path) -> Ended | None:
+    async def _until_end(
+        self, row: Mapping[str, Any], text: str, access: Access, folder: Path
+    ) -> Ended | None:
         """Run the agent until it ends; None where a limit of the episode ended it.
 
         Raises:
@@ -107,7 +114,7 @@ class ProgramEnv(Env):
         program = Program(
             _filled(self.command, shown), folder, self._variables(access, shown), self._limits()
         )
-        running = asyncio.ensure_future(program.run(self.text(row)))
+        running = asyncio.ensure_future(program.run(text))
         over = asyncio.ensure_future(access.calls.ended())
         try:
             await asyncio.wait({running, over}, return_when=asyncio.FIRST_COMPLETED)

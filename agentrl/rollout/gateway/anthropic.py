@@ -113,14 +113,14 @@ def _blocks(answer: Answer) -> list[dict[str, Any]]:
     text = [{"type": "text", "text": answer.text}] if answer.text or not answer.calls else []
     calls = [
         {"type": "tool_use", "id": call.id, "name": call.name or "unreadable", "input": call.arguments or {}}
-        for call in answer.reply.tool_calls
+        for call in answer.tool_calls
     ]
     return [*text, *calls]
 
 
 def whole(answer: Answer) -> dict[str, Any]:
     """The answer to a request that does not stream."""
-    reason = "tool_use" if answer.reply.tool_calls else "end_turn"
+    reason = "tool_use" if answer.tool_calls else "end_turn"
     return {
         "id": f"msg_{answer.id}",
         "type": "message",

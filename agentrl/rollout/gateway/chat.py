@@ -148,7 +148,7 @@ def finish_reason(answer: Answer) -> str:
     """Why the message ended, in the words of this dialect."""
     if not answer.reply.ended:
         return "length"
-    return "tool_calls" if answer.reply.tool_calls else "stop"
+    return "tool_calls" if answer.tool_calls else "stop"
 
 
 def usage(answer: Answer) -> dict[str, int]:

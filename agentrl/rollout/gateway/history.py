@@ -27,8 +27,8 @@ class Given:
     """The conversation that it ends."""
     message: Message
     """As the completer knows it."""
-    text: str
-    """As the program was told it."""
+    texts: tuple[str, str]
+    """As the program was told it, and as it was sampled, with its calls and the text that ended it."""
     call_ids: tuple[str, ...]
 
 
@@ -40,11 +40,15 @@ class History:
         self._by_length: dict[int, list[Given]] = {}
 
     def add(
-        self, before: Sequence[Message], message: Message, text: str, calls: Sequence[tuple[str, str, str]]
+        self,
+        before: Sequence[Message],
+        message: Message,
+        texts: tuple[str, str],
+        calls: Sequence[tuple[str, str, str]],
     ) -> None:
-        """Remember a message as it was told: its text, and id, name and arguments of its calls."""
-        given = Given(list(before), message, text, tuple(call[0] for call in calls))
-        self._given.setdefault(_key(text, [call[1:] for call in calls]), []).append(given)
+        """Remember a message as it was told and sampled, with id, name and arguments of its calls."""
+        given = Given(list(before), message, texts, tuple(call[0] for call in calls))
+        self._given.setdefault(_key(texts[0], [call[1:] for call in calls]), []).append(given)
         self._by_length.setdefault(len(given.before), []).append(given)
 
     def known(self, messages: Sequence[Message]) -> list[Message]:
@@ -91,7 +95,9 @@ def _rest(given: Given, text: str) -> str | None:
 
     A message of calls alone is recognised by their ids, which a program that writes calls as text quotes.
     """
-    said = given.text.strip()
+    told, sampled = (one.strip() for one in given.texts)
+    # A program may put back the text that ended a message (`</code>`).
+    said = sampled if sampled and text.startswith(sampled) else told
     quotes = all(one in text for one in given.call_ids)
     return (
         text[len(said) :].strip() if text.startswith(said) and quotes and (said or given.call_ids) else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentrl.rollout.completer import MessageOptions, Reply
-from agentrl_envs import Message, ToolSpec
+from agentrl_envs import Message, ToolCall, ToolSpec
 
 MOST_BYTES = 32 << 20
 """Longest body of a request."""
@@ -62,6 +62,8 @@ class Answer:
     text: str
     """What was said beside the calls, without a text that ended it."""
     reply: Reply
+    tool_calls: tuple[ToolCall, ...]
+    """Its calls, where the request offered tools; without, all is text."""
     prompt_tokens: int
     completion_tokens: int
 
@@ -74,7 +76,7 @@ class Answer:
                 call.name or "unreadable",
                 call.raw if call.arguments is None else dumps(call.arguments),
             )
-            for call in self.reply.tool_calls
+            for call in self.tool_calls
         ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from agentrl.rollout.completer import Exhausted, Reply
 from agentrl.rollout.episode_model import EpisodeModel
 from agentrl.rollout.gateway.history import History
 from agentrl.rollout.gateway.request import Answer, ChatRequest, Refused, count_request
-from agentrl_envs import Message, ToolResult
+from agentrl_envs import Message, ToolCall, ToolResult
 from agentrl_envs.model import ModelFailure
 
 REFUSALS = 20
@@ -182,8 +182,9 @@ class Session:
 
     def _told(self, request: ChatRequest, messages: list[Message], reply: Reply) -> Answer:
         """The reply as programs get it, remembered for when it comes back."""
-        text = _without_calls(reply, request.options.stop)
-        self._calls |= {call.id: reply for call in reply.tool_calls}
+        calls = reply.tool_calls if request.tools else ()
+        text = _told_text(reply, calls, request.options.stop)
+        self._calls |= {call.id: reply for call in calls}
         start, end = reply.span
         answer = Answer(
             id=secrets.token_hex(12),
@@ -191,18 +192,19 @@ class Session:
             created=int(time.time()),
             text=text,
             reply=reply,
+            tool_calls=calls,
             prompt_tokens=start,
             completion_tokens=end - start,
         )
-        self.history.add(messages, reply.message, text, answer.calls)
+        self.history.add(messages, reply.message, (text, reply.text), answer.calls)
         return answer
 
 
-def _without_calls(reply: Reply, stop: tuple[str, ...]) -> str:
+def _told_text(reply: Reply, calls: Sequence[ToolCall], stop: tuple[str, ...]) -> str:
     """Text of a reply beside its calls, without the text that ended it."""
     text = reply.text
-    if reply.tool_calls:
-        first = reply.tool_calls[0].raw
+    if calls:
+        first = calls[0].raw
         content: Any = reply.message.get("content")
         at = text.find(first) if first else -1
         text = text[:at].rstrip() if at >= 0 else content if isinstance(content, str) else text
