@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test check test-fast lint format docs test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test check test-fast lint format docs test-agents test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -62,6 +62,10 @@ test-docker: $(STAMP)-dev
 ## make test-vllm     real vLLM servers on loopback, in an environment of their own (.venv-vllm)
 test-vllm:
 	scripts/test_vllm.sh -q
+
+## make test-agents   programs of smolagents, the OpenAI Agents SDK and curl, played and trained (.venv-agents)
+test-agents: $(STAMP)-dev
+	PYTHON=$(PYTHON) TEST_PYTHON=$(BIN)/python scripts/test_agents.sh -q
 
 ## make test-chaos    runs killed at every durable write and at a hundred random moments (STORM=100)
 STORM ?= 100

@@ -148,12 +148,15 @@ class Segment:
 
     def until(self, end: int) -> Segment:
         """The segment of the first `end` tokens."""
+        tops = self.loss_mask[:end].count(1) * self.top_k
         return replace(
             self,
             token_ids=self.token_ids[:end],
             loss_mask=self.loss_mask[:end],
             logprobs=self.logprobs[:end],
             policy_versions=self.policy_versions[:end],
+            top_ids=self.top_ids[:tops],
+            top_logprobs=self.top_logprobs[:tops],
         )
 
     @property
