@@ -21,16 +21,9 @@ from typing import Any
 from agentrl.config.settings import LossSettings, ModelSettings
 from agentrl.learner.learner import Learner
 from agentrl.learner.metrics import StepMetrics
-from agentrl.training.sft import (
-    OnStep,
-    Trace,
-    WarmLearnerSettings,
-    WarmStartSettings,
-    learn,
-    make_trace,
-    render_traces,
-    written_message,
-)
+from agentrl.training.rendered_traces import render_traces, written_message
+from agentrl.training.sft import OnStep, WarmLearnerSettings, WarmStartSettings, learn
+from agentrl.training.traces import Trace, make_trace
 from agentrl.weights.model_files import WARM_START
 from agentrl_envs.arithmetic import Arithmetic, arithmetic_rows
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agentrl.training.sft import make_trace
+from agentrl.training.traces import make_trace
 from agentrl_envs import MathWithPython
 from agentrl_envs.graders import Verdict, default_grader
 from agentrl_sandbox import Limits, Sandbox, open_sandbox

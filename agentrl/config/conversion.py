@@ -111,9 +111,13 @@ class Converter:
             return None
         setting, named = opened
         try:
-            return declaration(named, str(table.get(setting, getattr(kind(), setting))))
+            part = declaration(named, str(table.get(setting, getattr(kind(), setting))))
         except ConfigError:  # told where the setting is read
             return BAD
+        for taken in sorted(set(own_hints(part)) & set(names_of(kind))):
+            place = self._places.get(f"{named.family}.{setting}", Place("settings"))
+            self.add(place, f"{part} has a setting {taken!r}, which is one of [{named.family}] itself")
+        return part
 
     def unknown(self, full: str, known: Sequence[str]) -> str:
         """What to say of a name that is no setting."""

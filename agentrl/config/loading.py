@@ -131,10 +131,12 @@ def _find_files(root: type, table: Table, folder: Path) -> None:
             continue
         for name, hint in hints_of(kind).items():
             value, item = given.get(name), (typing.get_args(hint) or (hint,))[0]
-            if isinstance(value, str) and part_of(hint) is not None:
+            if isinstance(value, str) and (part_of(hint) or part_of(item)) is not None:
                 given[name] = type(value)(registry.beside(value, folder))
             elif isinstance(value, list) and part_of(item) is not None:
-                given[name] = [registry.beside(str(one), folder) for one in value]
+                given[name] = [
+                    type(one)(registry.beside(one, folder)) if isinstance(one, str) else one for one in value
+                ]
 
 
 # ---- files -------------------------------------------------------------------------------------------------

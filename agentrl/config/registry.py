@@ -252,11 +252,22 @@ def make(family: str, kind: str, own: Mapping[str, Any], *context: Any) -> Any:
         for name in own:
             if name not in known:
                 raise ConfigError(f"{family}.{name} is no setting of the {family} {kind!r}: {known}")
-        if kind_of is None:
-            return part(*context)
-        values = cast("Any", kind_of)(**own)
-        check_ranges(values, family)
-        return part(values, *context)
+        if kind_of is not None:
+            values = cast("Any", kind_of)(**own)
+            check_ranges(values, family)
+            context = (values, *context)
+        _check_call(part, context, f"the {family} {kind!r}")
+        return part(*context)
+
+
+def _check_call(part: type, given: tuple[Any, ...], what: str) -> None:
+    try:
+        inspect.signature(part).bind(*given)
+    except TypeError as error:
+        shown = ", ".join(type(one).__name__ for one in given)
+        raise ConfigError(f"{what} is made as {part.__name__}({shown}): {error}") from error
+    except ValueError:  # classes of C have no signature
+        pass
 
 
 def _settings_of(part: Any) -> type[Any] | None:
@@ -301,10 +312,14 @@ def _place(family: str, kind: str) -> tuple[Path, str]:
     path, colon, name = kind.rpartition(":")
     if colon and path.endswith(".py"):
         return Path(path), name
+    if kind.endswith(".py"):
+        raise ConfigError(f"the {family} {kind!r}: say which class or function of it, {kind + ':Name'!r}")
     if colon:
+        file = Path(f"{path}.py")
+        hint = f"; a class of the file is {f'{file}:{name}'!r}" if file.is_file() else ""
         raise ConfigError(
             f"the {family} {kind!r} was defined in a notebook or a program, and only there it is known: hand "
-            f"it in again (in Python: agentrl.resume(folder, {family}=...))"
+            f"it in again (in Python: agentrl.resume(folder, {family}=...)){hint}"
         )
     near = difflib.get_close_matches(kind, kinds(family), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -117,8 +117,9 @@ def save_model(model: nn.Module, source: str, folder: Path, *, write: bool = Tru
             write_adapter(model, folder / "adapter", source)
         if Path(source).is_dir():
             for name in TOKENIZER_FILES:
-                if (Path(source) / name).is_file():
-                    shutil.copyfile(Path(source) / name, folder / name)
+                file = Path(source) / name
+                if file.is_file() and file.resolve() != (folder / name).resolve():
+                    shutil.copyfile(file, folder / name)
         else:
             from transformers import AutoTokenizer
 

@@ -11,7 +11,8 @@ import agentrl
 from agentrl.config.loading import load_settings
 from agentrl.renderers.making import make_renderer
 from agentrl.tasks.task import load_tasks
-from agentrl.training.sft import make_trace, render_trace
+from agentrl.training.rendered_traces import render_trace
+from agentrl.training.traces import make_trace
 from agentrl_envs import ToolResult
 from agentrl_envs.arithmetic import Arithmetic
 

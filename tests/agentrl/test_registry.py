@@ -96,6 +96,8 @@ def test_a_file_may_stand_beside_the_settings(
     monkeypatch.chdir(elsewhere)
     settings = load_settings(tmp_path / "run.toml")
     assert settings.loss.kind == f"{heavy}:Mine"
+    for flags in (["--run.metrics=heavy.py:Mine"], ["--run.metrics=heavy.py:Mine"] * 2):
+        assert load_settings(tmp_path / "run.toml", flags).run.metrics == (f"{heavy}:Mine",) * len(flags)
     again = tmp_path / "again.toml"
     again.write_text(to_toml(settings))
     assert load_settings(again) == settings
@@ -118,6 +120,39 @@ def test_a_declaration_that_cannot_be_read(tmp_path: Path, body: str, message: s
     path.write_text("class Mine:\n" + body)
     with pytest.raises(ConfigError, match=message):
         registry.declared("loss", f"{path}:Mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("heavy.py", "say which class or function of it, 'heavy.py:Name'"),
+        ("heavy:Mine", "a class of the file is 'heavy.py:Mine'"),
+    ],
+)
+def test_a_name_that_is_nearly_one(
+    heavy: Path, monkeypatch: pytest.MonkeyPatch, kind: str, message: str
+) -> None:
+    monkeypatch.chdir(heavy.parent)
+    with pytest.raises(ConfigError, match=message):
+        registry.declared("loss", kind)
+
+
+def test_a_class_that_is_not_made_as_parts_of_its_family_are(tmp_path: Path) -> None:
+    path = tmp_path / "few.py"
+    path.write_text("class Few:\n    def __init__(self, tokenizer):\n        pass\n")
+    with pytest.raises(ConfigError, match=r"few\.py:Few.* is made as Few\(int, str\): too many positional"):
+        registry.make("tracker", f"{path}:Few", {}, 3, "clock")
+
+
+def test_a_setting_of_a_part_cannot_have_a_name_of_its_section(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('[learner]\nbatch = 3\n[loss]\nkind = "mine.py:Mine"\n')
+    (tmp_path / "mine.py").write_text("class Mine:\n    class Settings:\n        kl: float = 1.0\n")
+    with pytest.raises(ConfigError) as told:
+        load_settings(tmp_path / "run.toml")
+    text = str(told.value)
+    assert "run.toml, line 4: the loss" in text
+    assert "has a setting 'kl', which is one of [loss] itself" in text
+    assert "run.toml, line 2" in text, "all mistakes at once"
 
 
 def test_a_registered_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,8 @@ pytest.importorskip("transformers")
 
 from agentrl.errors import DataError
 from agentrl.renderers.making import make_renderer
-from agentrl.training.sft import (
-    load_traces,
-    make_trace,
-    render_trace,
-    render_traces,
-    write_traces,
-    written_message,
-)
+from agentrl.training.rendered_traces import render_trace, render_traces, written_message
+from agentrl.training.traces import load_traces, make_trace, write_traces
 
 CALL = {"type": "function", "function": {"name": "python", "arguments": json.dumps({"code": "print(6*7)"})}}
 TOOL = {

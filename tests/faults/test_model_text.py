@@ -220,7 +220,8 @@ def test_a_trace_that_cannot_be_read_is_named_with_its_line(agentrl, tmp_path: P
 def learned_text(path: Path) -> tuple[str, Any]:
     """What the model learns to write of the only trace of a file, in the format hermes."""
     transformers = pytest.importorskip("transformers")
-    from agentrl.training.sft import load_traces, render_traces
+    from agentrl.training.rendered_traces import render_traces
+    from agentrl.training.traces import load_traces
 
     shutil.copytree(str(files("agentrl.demo") / "model"), path.parent / "model")
     (path.parent / "model" / "chat_template.jinja").write_text(TEMPLATE)
@@ -278,7 +279,8 @@ TEMPLATE = """\
 def test_a_warm_start_learns_the_template_s_own_end_of_turn(format, answers, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     from agentrl.renderers.making import make_renderer
-    from agentrl.training.sft import load_traces, render_trace
+    from agentrl.training.rendered_traces import render_trace
+    from agentrl.training.traces import load_traces
 
     shutil.copytree(str(files("agentrl.demo") / "model"), tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE)
