@@ -117,20 +117,23 @@ def on_interrupt(ask: Callable[[], None]) -> Iterator[None]:
         finally:
             _ASKED.pop(loop, None)
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def leave() -> None:
+        for number, handler in before.items():
+            if loop.remove_signal_handler(number):  # which leaves Python's own, not what was there before
+                signal.signal(number, handler)
 
     def once() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+        leave()
         ask()
 
-    for number in numbers:
+    for number in before:
         loop.add_signal_handler(number, once)
     try:
         yield
     finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+        leave()
 
 
 async def _alone_at_the_end(main: Coroutine[Any, Any, T]) -> T:

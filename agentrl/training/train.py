@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from agentrl.cluster import event_loop
 from agentrl.cluster.cpu_time import cpu_seconds
 from agentrl.config import loading
 from agentrl.config.settings import Settings
+from agentrl.errors import Interrupted
 from agentrl.storage.durable import write_file
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
@@ -35,7 +37,7 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
 
     Raises:
         ConfigError: settings, model or data cannot be used; nothing was started, and no folder is left.
-        Interrupted: Ctrl-C; the run can be resumed.
+        Interrupted: Ctrl-C, and what a second one lost; the run can be resumed.
         AgentRLError: something could not go on.
     """
     options = options or Options()
@@ -44,7 +46,8 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
     try:
         write_config(folder, plan.settings)
         log_start(folder, plan.settings, plan.tasks)
-        return event_loop.run(_run(plan, folder, options))
+        with _second_interrupt(folder):
+            return event_loop.run(_run(plan, folder, options))
     except BaseException:
         folder.remove_unstarted()
         raise
@@ -66,9 +69,25 @@ def resume(
     try:
         plan = plan_run(loading.load_settings(folder.config, flags, values))
         changed = check_changes(folder, plan.settings, plan.tasks)
-        return event_loop.run(_run(plan, folder, options or Options(), changed))
+        with _second_interrupt(folder):
+            return event_loop.run(_run(plan, folder, options or Options(), changed))
     finally:
         folder.unlock()
+
+
+@contextlib.contextmanager
+def _second_interrupt(folder: RunFolder) -> Iterator[None]:
+    """Tell what is kept and what is lost where a Ctrl-C ends a run at once."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        steps = [row["version"] for row in read_metrics(folder.metrics) if row["kind"] == "step"]
+        if not steps:
+            raise
+        raise Interrupted(
+            f"ended at once; version {max(steps)} is kept, and what came after it is lost: the step under "
+            f"way and episodes that were not finished; continue with `agentrl train --resume {folder.path}`"
+        ) from error
 
 
 def write_config(folder: RunFolder, settings: Settings) -> None:

@@ -1,9 +1,11 @@
 """What is defined inline: environments, rows, parts; in a notebook's running loop and in a program's own file."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 import agentrl
 from agentrl import Env
+from agentrl_envs.registry import load_file
+from tests.agentrl.inference.faulty_endpoint import completion, serving
 
 pytest.importorskip("torch", reason="these train (pip install agentrl[train])")
 pytestmark = pytest.mark.timeout(300)
@@ -96,6 +100,63 @@ async def test_an_interrupt_in_a_running_loop_ends_a_run_cleanly_and_it_goes_on(
     assert agentrl.Run("runs/stopped").version == 1
     run = agentrl.resume("runs/stopped", env=Sums, quiet=True)
     assert (run.version, run.summary["attempts"]) == (3, 2)
+
+
+class Twice:
+    """A loss during whose second step Ctrl-C is pressed twice."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, inputs: Any) -> Any:
+        self.steps += 1
+        if self.steps == 2:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.5)  # the first waits for this step, the second does not
+        return -(inputs.current - inputs.behaviour).exp() * inputs.advantage, {}
+
+
+def pressed_twice() -> None:
+    small = SMALL | {"stream": {"batch": 8, "staleness": 0}, "learner": {"micro_batch_tokens": 4096}}
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(agentrl.Interrupted, match=r"version 1 is kept, .* lost: the step under way"):
+        agentrl.train(Sums, data=ROWS, steps=3, name="stopped", loss=Twice(), **small)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert agentrl.Run("runs/stopped").version == 1
+    run = agentrl.resume("runs/stopped", env=Sums, loss=Doubled(1.0), quiet=True)
+    assert (run.version, run.summary["attempts"]) == (3, 2)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once_and_tells_what_is_lost(place: Path):
+    pressed_twice()
+
+
+@pytest.mark.slow
+async def test_a_second_interrupt_in_a_running_loop(place: Path):
+    pressed_twice()
+
+
+@pytest.mark.slow
+def test_a_policy_that_is_handed_in_samples_for_a_run(place: Path):
+    file = Path(__file__).parents[3] / "examples" / "parts" / "counting_engine.py"
+    Counting = load_file(file).Counting
+    run = agentrl.train(Sums, data=ROWS, steps=1, name="own", policy=Counting, **SMALL)
+    (row,) = [row for row in run.metrics if row["kind"] == "step"]
+    assert row["engine_asked"] >= 8
+
+
+async def test_an_episode_and_an_evaluation_with_an_endpoint(place: Path):
+    async with serving(completion("the answer is 12")) as server:
+        told = {"endpoint": server.url, "model": "m"}
+        episode = await asyncio.to_thread(agentrl.run_episode, Sums, ROWS[6], **told)
+        found = await asyncio.to_thread(agentrl.evaluate, Sums, data=ROWS[:3], samples=2, **told)
+    assert (episode.reward, episode.num_sampled) == (1.0, 0)
+    assert [text for who, text in episode.conversation() if who == "policy"] == ["the answer is 12"]
+    assert (found.mean, len(found.records)) == (1.0, 6)
+    assert {request["model"] for request in server.requests} == {"m"}
+    assert len(server.requests) == 7
 
 
 def test_an_episode_of_an_inline_class_with_a_policy_that_is_ready(place: Path):
