@@ -12,7 +12,9 @@ TOP = {"agentrl", "agentrl_envs", "agentrl_sandbox"}
 NEEDED = (
     "agentrl/demo/demo.toml",
     "agentrl/demo/model/model.safetensors",
-    "agentrl/report/page.html",
+    "agentrl/report/static/page.html",
+    "agentrl/report/static/vendor/uPlot.iife.min.js",
+    "agentrl/report/static/vendor/temml.LICENSE",
     "agentrl_sandbox/inside/supervisor.py",
     "agentrl_sandbox/docker/seccomp.json",
 )

@@ -13,8 +13,9 @@ from agentrl.config.ranges import Port, number
 
 EPILOG = """\
 examples:
-  agentrl view                    the newest run below runs/
+  agentrl view                    the runs below runs/, the newest one first
   agentrl view runs/001
+  agentrl view runs/001 --with runs/002     with another one laid over
   agentrl view runs/001 --write   only write runs/001/report.html, which opens from disk
 """
 
@@ -23,12 +24,16 @@ def add_parser(subparsers: Any) -> None:
     """Describe the command."""
     parser = add_command(subparsers, "view", "look at a run in the browser", EPILOG)
     parser.add_argument(
-        "run", nargs="?", type=Path, help="folder of a run; the newest below runs/ by default"
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: this machine only)"
+        "run",
+        nargs="?",
+        type=Path,
+        help="folder of a run, or of runs; runs/ by default",
+        metavar="RUN_OR_FOLDER",
     )
     parser.add_argument("--port", type=number(Port), default=0, help="port; 0 takes a free one")
+    parser.add_argument(
+        "--with", dest="other", type=Path, metavar="RUN", help="a second run to lay over the first"
+    )
     parser.add_argument("--write", action="store_true", help="write report.html and serve nothing")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     parser.set_defaults(handler=run)
@@ -36,17 +41,23 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C, or write it."""
+    from agentrl.errors import ConfigError
     from agentrl.report import write_report
     from agentrl.report.server import make_server
 
-    folder = find_run(options.run)
+    folder = find_run(options.run) if options.write or options.run else find_folder()
+    other = None if options.other is None else find_run(options.other)
     if options.write:
-        print(write_report(folder))
+        print(write_report(folder, other))
         return 0
-    with make_server(folder, options.host, options.port) as server:
-        host, port = server.server_address[:2]
-        address = f"http://{host!s}:{port}/"
-        print(f"{folder}: {address} (Ctrl-C ends)", flush=True)
+    if other is not None and other.resolve().parent != folder.resolve().parent:
+        raise ConfigError(f"--with {other} must lie beside {folder} (or use --write, which takes any run)")
+    served, query = (
+        (folder.parent, f"#/overview?run={folder.name}&with={other.name}") if other else (folder, "")
+    )
+    with make_server(served, options.port) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}/{query}"
+        print(f"{served}: {address} (Ctrl-C ends)", flush=True)
         if not options.no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(address)
         try:
@@ -56,19 +67,28 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def find_folder(directory: Path = Path("runs")) -> Path:
+    """The folder of runs.
+
+    Raises:
+        ConfigError: there is no run in it.
+    """
+    find_run(None, directory)
+    return directory
+
+
 def find_run(path: Path | None, directory: Path = Path("runs")) -> Path:
-    """The folder of a run.
+    """The folder of a run, or of runs; of none given the newest run.
 
     Raises:
         ConfigError: there is none.
     """
     from agentrl.errors import ConfigError
+    from agentrl.report.runs import find_runs
 
-    if path is not None:
-        if not (path / "run.json").exists() and not (path / "metrics.jsonl").exists():
-            raise ConfigError(f"{path} holds no run (it has neither run.json nor metrics.jsonl)")
-        return path
-    runs = sorted(directory.glob("*/run.json"), key=lambda file: file.stat().st_mtime)
+    runs = find_runs(directory if path is None else path)
+    if not runs and path is not None:
+        raise ConfigError(f"{path} holds no run (it has neither run.json nor metrics.jsonl)")
     if not runs:
         raise ConfigError(f"no run below {directory}/; name the folder of one: agentrl view RUN")
-    return runs[-1].parent
+    return runs[0] if path is None else path

@@ -5,7 +5,7 @@ Both are made from the files and rows of a run alone; neither knows engines, lea
 
 from __future__ import annotations
 
-from agentrl.report.page import render_page, write_report
+from agentrl.report.page import write_report
 from agentrl.report.run_data import read_run
 
-__all__ = ["read_run", "render_page", "write_report"]
+__all__ = ["read_run", "write_report"]

@@ -6,6 +6,7 @@ The rules are rough and say what they saw; they change nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from agentrl.storage.metrics import Row
@@ -13,6 +14,18 @@ from agentrl.storage.metrics import Row
 NEWEST = 10
 FAILED_SHARE = 0.05
 """Share of failed episodes above which a run is warned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule that a healthy run keeps."""
+
+    stated: str
+    """In words, as a page lists it."""
+    evidence: str
+    """The number of a step that it looks at."""
+    broken: Callable[[Sequence[Row]], str | None]
+    """From the steps to what was seen; None where the rule is kept, or cannot be judged yet."""
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
@@ -30,20 +43,20 @@ def _entropy(steps: Sequence[Row]) -> str | None:
     return None
 
 
-def _above(name: str, limit: float, text: str) -> Callable[[Sequence[Row]], str | None]:
-    def rule(steps: Sequence[Row]) -> str | None:
+def _above(name: str, limit: float, stated: str, text: str) -> Rule:
+    def broken(steps: Sequence[Row]) -> str | None:
         value = _mean(steps[-NEWEST:], name)
         return text.format(value) if value is not None and value > limit else None
 
-    return rule
+    return Rule(stated.format(limit), name, broken)
 
 
-def _below(name: str, limit: float, text: str) -> Callable[[Sequence[Row]], str | None]:
-    def rule(steps: Sequence[Row]) -> str | None:
+def _below(name: str, limit: float, stated: str, text: str) -> Rule:
+    def broken(steps: Sequence[Row]) -> str | None:
         value = _mean(steps[-NEWEST:], name)
         return text.format(value) if value is not None and value < limit else None
 
-    return rule
+    return Rule(stated.format(limit), name, broken)
 
 
 def _flat(steps: Sequence[Row]) -> str | None:
@@ -75,23 +88,56 @@ def _failing(steps: Sequence[Row]) -> str | None:
     return f"{share:.0%} of the episodes failed, which biases what is learned; the first one: {first}"
 
 
-RULES: tuple[Callable[[Sequence[Row]], str | None], ...] = (
-    _entropy,
-    _flat,
-    _set_aside,
-    _failing,
-    _above("truncated_share", 0.2, "{:.0%} of the episodes were cut off by a token limit"),
-    _above("undecided_share", 0.05, "{:.0%} of the answers could not be compared, and were graded as wrong"),
-    _above("tool_error_share", 0.5, "{:.0%} of the tool calls failed"),
-    _above("excess_share", 0.3, "{:.0%} of the episodes were staler than allowed"),
-    _above("behaviour_gap", 0.2, "engine and learner differ by {:.2f} nats a token"),
-    _below("effective_share", 0.5, "importance weights leave only {:.0%} of the tokens effective"),
-    _above("kl_reference", 1.0, "the policy is {:.1f} nats a token away from its reference"),
-    _above("clip_low", 0.3, "{:.0%} of the tokens that should become rarer are clipped"),
-    _above("clip_high", 0.3, "{:.0%} of the tokens that should become likelier are clipped"),
-)
+RULES: tuple[Rule, ...] = (
+    Rule("entropy stays above a tenth of its first value until the score is above 0.8", "entropy", _entropy),
+    Rule("some episode of the newest steps is rewarded", "score_mean", _flat),
+    Rule("no prompt is set aside after failures", "failures", _set_aside),
+    Rule(f"at most {FAILED_SHARE:.0%} of the episodes fail", "failed_share", _failing),
+    _above(
+        "truncated_share", 0.2,
+        "at most {:.0%} of the episodes are cut off", "{:.0%} of the episodes were cut off by a token limit",
+    ),
+    _above(
+        "undecided_share", 0.05, "at most {:.0%} of the answers cannot be compared",
+        "{:.0%} of the answers could not be compared, and were graded as wrong",
+    ),
+    _above(
+        "tool_error_share", 0.5, "at most {:.0%} of the tool calls fail", "{:.0%} of the tool calls failed"
+    ),
+    _above(
+        "excess_share", 0.3, "at most {:.0%} of the episodes are staler than allowed",
+        "{:.0%} of the episodes were staler than allowed",
+    ),
+    _above(
+        "behaviour_gap", 0.2, "engine and learner differ by at most {} nats a token",
+        "engine and learner differ by {:.2f} nats a token",
+    ),
+    _below(
+        "effective_share", 0.5, "importance weights leave at least {:.0%} of the tokens effective",
+        "importance weights leave only {:.0%} of the tokens effective",
+    ),
+    _above(
+        "kl_reference", 1.0, "the policy is at most {} nats a token away from its reference",
+        "the policy is {:.1f} nats a token away from its reference",
+    ),
+    _above(
+        "clip_low", 0.3, "at most {:.0%} of the tokens that should become rarer are clipped",
+        "{:.0%} of the tokens that should become rarer are clipped",
+    ),
+    _above(
+        "clip_high", 0.3, "at most {:.0%} of the tokens that should become likelier are clipped",
+        "{:.0%} of the tokens that should become likelier are clipped",
+    ),
+)  # fmt: skip
 
 
 def find_warnings(steps: Sequence[Row]) -> list[str]:
     """One sentence for each rule that is broken by the newest steps."""
-    return [text for rule in RULES if (text := rule(steps)) is not None]
+    return [text for rule in RULES if (text := rule.broken(steps)) is not None]
+
+
+def judge(steps: Sequence[Row]) -> list[dict[str, str | None]]:
+    """Every rule: how it is stated, the number that is its evidence, and what was seen where it is broken."""
+    return [
+        {"stated": rule.stated, "evidence": rule.evidence, "broken": rule.broken(steps)} for rule in RULES
+    ]

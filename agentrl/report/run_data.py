@@ -9,17 +9,14 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrl.report.health import find_warnings
+from agentrl.report.health import NEWEST, find_warnings, judge
 from agentrl.storage.cost import Cost, spent
-from agentrl.storage.ledger import TRAINING
+from agentrl.storage.durable import read_lines
 from agentrl.storage.metrics import Row, read_metrics
-from agentrl.storage.recorder import read_records
 
 
 def describe_outage(row: Mapping[str, Any]) -> str:
@@ -33,61 +30,8 @@ def describe_outage(row: Mapping[str, Any]) -> str:
     )
 
 
-COLUMNS = (
-    "version",
-    "time_s",
-    "episodes_total",
-    "tokens_total",
-    "reward_mean",
-    "score_mean",
-    "baseline_mean",
-    "advantage_std",
-    "staleness_mean",
-    "excess_share",
-    "loss",
-    "grad_norm",
-    "entropy",
-    "clip_low",
-    "clip_high",
-    "clip_dual",
-    "ratio_mean",
-    "kl_proximal",
-    "kl_reference",
-    "importance_mean",
-    "importance_max",
-    "importance_outside",
-    "behaviour_gap",
-    "effective_share",
-    "drift",
-    "clock",
-    "rho_mean",
-    "brier",
-    "log_loss",
-    "baseline_auc",
-    "tool_calls_mean",
-    "calls_per_right",
-    "first_call_tokens_mean",
-    "tool_error_share",
-    "turns_mean",
-    "sampled_tokens_mean",
-    "truncated_share",
-    "undecided_share",
-    "generate_tokens_per_s",
-    "learn_tokens_per_s",
-    "tokens_learned",
-    "learner_idle_s",
-    "learn_s",
-    "publish_s",
-    "in_flight",
-    "buffered",
-    "failures",
-)
-"""Fields of a step's row that the page draws."""
-
-EPISODES_SHOWN = 8
-TEXT_SHOWN = 1200
-LINES_READ = 400
-"""Recorded episodes looked at, at either end of a run."""
+LEFT_OUT = frozenset({"kind", "step"})
+"""Numbers of a row that are no curves."""
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -112,7 +56,8 @@ def read_run(path: Path) -> dict[str, Any]:
         "running": running,
         "sentence": sentence(steps, evaluations, summary, cost),
         "tiles": _tiles(steps, evaluations, summary, cost),
-        "columns": {name: [_short(row.get(name)) for row in drawn] for name in COLUMNS},
+        "columns": columns(drawn),
+        "reliability": [row.get("reliability") for row in steps],
         "start": {
             "version": 0,
             "time_s": _short(start.seconds),
@@ -126,10 +71,51 @@ def read_run(path: Path) -> dict[str, Any]:
         "ledger": summary.get("ledger") or {},
         "discarded": summary.get("discarded") or {},
         "warnings": find_warnings(steps) + outage_sentences(rows),
-        "episodes": read_examples(path / "episodes"),
+        "health": health(steps, rows),
         "config": _text(path / "config.toml"),
+        "settings": list(read_lines(path / "settings.jsonl", skip_damaged=True)),
+        "notes": [row for row in rows if row.get("kind") not in ("step", "eval")][-200:],
         "summary": summary,
+        "identity": _json(path / "run.json"),
     }
+
+
+def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Every number that some step logged, as one list over the steps; of nested ones `controlled.name`."""
+    flat = [_numbers(row) for row in rows]
+    names = dict.fromkeys(name for row in flat for name in row)
+    names = names or dict.fromkeys(("version", "time_s"))
+    return {
+        name: [row.get(name) if name == "at" else _short(row.get(name)) for row in flat] for name in names
+    }
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == "controlled" and isinstance(value, dict):
+            found |= {f"controlled.{key}": item for key, item in value.items()}
+        elif name not in LEFT_OUT and isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = value
+    return found
+
+
+def health(steps: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    """Whether the run is well in one sentence, and every rule with what was seen."""
+    rules = judge(steps)
+    outages = outage_sentences(rows)
+    rules += [
+        {"stated": "no environment is paused", "evidence": "failures", "broken": text} for text in outages
+    ]
+    broken = [rule["broken"] for rule in rules if rule["broken"]]
+    if not steps:
+        text = "Too early to tell: no step was taken yet."
+    elif not broken:
+        text = f"Healthy: all {len(rules)} rules hold over the newest {min(len(steps), NEWEST)} steps."
+    else:
+        more = f" ({len(broken) - 1} more below)" if len(broken) > 1 else ""
+        text = f"Worth a look: {broken[0]}{more}."
+    return {"text": text, "rules": rules, "state": "unknown" if not steps else "warned" if broken else "well"}
 
 
 def outage_sentences(rows: Sequence[Row]) -> list[str]:
@@ -306,46 +292,3 @@ def _rate(value: float | None) -> str | None:
 
 def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def read_examples(folder: Path) -> list[dict[str, Any]]:
-    """A few of the first and of the last recorded episodes of training, as text."""
-    files = sorted(folder.glob("*.jsonl*"), key=lambda path: path.name.split(".")[0])
-    half = EPISODES_SHOWN // 2
-    first = list(islice(_shown_lines(files), LINES_READ))
-    early = sorted(first, key=lambda item: item["dispatch_index"])[:half]
-    seen = {item["episode_id"] for item in early}
-    late: list[dict[str, Any]] = []
-    for path in reversed(files):  # the newest file may be empty still
-        newest = deque(_shown_lines([path]), maxlen=LINES_READ)
-        late = [item for item in newest if item["episode_id"] not in seen] + late
-        if len(late) >= half:
-            break
-    late = sorted(late, key=lambda item: item["dispatch_index"])[-half:]
-    return [_example(item, "early") for item in early] + [_example(item, "late") for item in late]
-
-
-def _shown_lines(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Episodes of training that have a reward."""
-    for path in files:
-        for item in read_records(path):
-            if str(item.get("episode_id")).startswith(TRAINING) and item.get("reward") is not None:
-                yield item
-
-
-def _example(item: dict[str, Any], when: str) -> dict[str, Any]:
-    steps: list[list[str]] = []
-    for turn in item["turns"]:
-        steps.append(["model", turn["text"][:TEXT_SHOWN]])
-        for name, _arguments, result, status, _seconds in turn["tool_calls"]:
-            label = name if status == "ok" else f"{name}, {status}"
-            steps.append([label, result[:TEXT_SHOWN]])
-    return {
-        "when": when,
-        "id": item["episode_id"],
-        "prompt": item["prompt_id"],
-        "reward": item["reward"],
-        "version": item["start_version"],
-        "stop": item["stop_reason"],
-        "steps": steps,
-    }

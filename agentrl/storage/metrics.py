@@ -7,6 +7,7 @@ and readers take the last row of a step (`read_metrics`). Knows nothing of how n
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +32,11 @@ class MetricsWriter:
 
     def write(self, kind: str, **values: Any) -> Row:
         """Write one row; numbers that are not finite become null."""
-        row: Row = {"kind": kind, **{name: _plain(value) for name, value in values.items()}}
+        row: Row = {
+            "kind": kind,
+            "at": round(time.time(), 3),
+            **{name: _plain(value) for name, value in values.items()},
+        }
         self._file.append(row)
         for listener in self._listeners:
             listener(row)

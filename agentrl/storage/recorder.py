@@ -13,6 +13,7 @@ import json
 import logging
 import queue
 import threading
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from agentrl.errors import StallError
 from agentrl.storage.durable import LineFile, write_file
 
 Callback = Callable[[], None]
+_Item = tuple[Episode | None, Callback, float]
 logger = logging.getLogger(__name__)
 
 CLOSE_LIMIT_S = 60.0
@@ -44,7 +46,7 @@ class EpisodeRecorder:
         numbers = [int(path.name.split(".")[0]) for path in folder.glob("[0-9]*.jsonl*")]
         self._number = max(numbers, default=0) + 1
         self._file = LineFile(self._path(self._number), "episode")
-        self._queue: queue.SimpleQueue[tuple[Episode | None, Callback] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._on_error: Callable[[Exception], None] = lambda error: None
         self._broken = False
@@ -59,7 +61,7 @@ class EpisodeRecorder:
 
     def record(self, episode: Episode, written: Callback) -> None:
         """Write an episode; `written` is called in the event loop once it is on disk, in order."""
-        self._queue.put((episode, written))
+        self._queue.put((episode, written, time.time()))
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.jsonl"
@@ -79,17 +81,17 @@ class EpisodeRecorder:
                 items.append(more)
             self._write(items)
 
-    def _write(self, items: list[tuple[Episode | None, Callback]]) -> None:
+    def _write(self, items: list[_Item]) -> None:
         if not self._broken:
             try:
                 with self._lock:
                     self._file.append_all(
-                        tuple(episode.to_json() for episode, _ in items if episode is not None)
+                        tuple(_record(episode, ended) for episode, _, ended in items if episode is not None)
                     )
             except Exception as error:  # whatever it is ends the run, in its own words
                 self._broken = True
                 self._loop.call_soon_threadsafe(self._on_error, error)
-        for episode, written in items:
+        for episode, written, _ in items:
             # After a failed write nothing counts as written, but `flush` must not wait for ever.
             if not self._broken or episode is None:
                 self._loop.call_soon_threadsafe(self._call, written)
@@ -136,7 +138,7 @@ class EpisodeRecorder:
         done = asyncio.Event()
         if self._thread.is_alive():
             # The queue is in order, and callbacks are too: a marker of our own is the last of them.
-            self._queue.put((None, done.set))
+            self._queue.put((None, done.set, 0.0))
             await done.wait()
 
     async def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
@@ -151,6 +153,11 @@ class EpisodeRecorder:
             raise StallError(f"the disk to write episodes to {self._file.path}", limit_s)
         await asyncio.sleep(0)
         self._file.close()
+
+
+def _record(episode: Episode, ended: float) -> dict[str, Any]:
+    """The form on disk, with the time of its end: seconds since 1970, for people who look at a run."""
+    return {**episode.to_json(), "ended": round(ended, 3)}
 
 
 def _packed(paths: Sequence[Path]) -> Iterator[bytes]:

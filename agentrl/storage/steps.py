@@ -60,6 +60,8 @@ class StepRecord:
     """[B]"""
     baselines: FloatArray
     """[B] values of the prompts, read before any of these scores was folded."""
+    counts: FloatArray | None = None
+    """[B] effective number of scores that each of these values rests on."""
     advantages: FloatArray
     """[B] nan for episodes that were folded but not learned from; where tokens had advantages of their own,
     the mean over the episode's sampled tokens."""
@@ -123,6 +125,7 @@ class StepFiles:
                     "s": _plain(record.scores),
                     "b": _plain(record.baselines),
                     "A": _plain(record.advantages),
+                    **({} if record.counts is None else {"n": _plain(record.counts.round(2))}),
                     **({"c": dict(record.values)} if record.values else {}),
                 }
             )
@@ -202,14 +205,16 @@ class LearnedEpisode:
 def read_credit(folder: Path | str) -> list[dict[str, Any]]:
     """What each step of a run credited its episodes with, oldest first.
 
-    Each has `version`, `attempt`, the lists `episode_ids`, `scores`, `baselines` and `advantages`, and
-    `controlled`, the values in force of settings that a controller steers.
+    Each has `version`, `attempt`, the lists `episode_ids`, `scores`, `baselines`, `advantages` and
+    `counts` (the effective number of scores that a baseline rests on), and `controlled`, the
+    values in force of settings that a controller steers.
     """
     names = {"v": "version", "a": "attempt", "ks": "episode_ids", "s": "scores", "b": "baselines"}
     rows: dict[int, dict[str, Any]] = {}
     for line in read_lines(Path(folder) / "credit.jsonl", skip_damaged=True):
         rows[line["v"]] = {
-            {**names, "A": "advantages", "c": "controlled"}[name]: value for name, value in line.items()
+            {**names, "A": "advantages", "c": "controlled", "n": "counts"}[name]: value
+            for name, value in line.items()
         }
     return [rows[version] for version in sorted(rows)]  # of a step that was done again, the last
 
@@ -233,7 +238,7 @@ def read_learned(folder: Path | str, episode_id: str) -> LearnedEpisode:
     place, files = row["episode_ids"].index(episode_id), StepFiles(folder)
     segments = None
     if row["advantages"][place] is not None and files.path(row["version"]).exists():
-        segments = _segments(files.read(row["version"]), place)
+        segments = segment_values(files.read(row["version"]), place)
     return LearnedEpisode(
         episode_id=episode_id,
         version=row["version"],
@@ -244,7 +249,8 @@ def read_learned(folder: Path | str, episode_id: str) -> LearnedEpisode:
     )
 
 
-def _segments(record: StepRecord, place: int) -> list[SegmentValues] | None:
+def segment_values(record: StepRecord, place: int) -> list[SegmentValues] | None:
+    """Values of the tokens of the episode at a place of the batch; None where none were kept."""
     tokens = record.tokens
     if tokens is None:
         return None

@@ -53,6 +53,8 @@ class Assignment:
     """Of the trained episodes."""
     baselines: NDArray[np.float64]
     """[B]"""
+    counts: NDArray[np.float64]
+    """[B] effective number of scores that each baseline rests on."""
     scores: NDArray[np.float64]
     """[B]"""
     learned: list[int]
@@ -156,13 +158,13 @@ class Credit:
                 '= "mask" leaves none to learn from: raise rollout.max_tokens (or engine.context_tokens), '
                 'or set rollout.truncated = "zero"'
             )
-        counts = self._pool.tracker.effective_counts(prompts[kept])
+        counts = self._pool.tracker.effective_counts(prompts)
         kind = self._settings.estimator.kind
         with registry.blame("estimator", kind):
-            given = self._estimator(self.batch(trained, baselines[kept], counts))
+            given = self._estimator(self.batch(trained, baselines[kept], counts[kept]))
             advantages = _checked(given, trained, f"the estimator {kind!r}")
         scores = np.array([self.score(episode) for episode in batch])
-        return Assignment(trained, advantages, baselines, scores, kept, masked)
+        return Assignment(trained, advantages, baselines, counts, scores, kept, masked)
 
     def score(self, episode: Episode) -> float:
         """What an episode counts for, in [0, 1]: its reward, shaped where the settings name a shaper.

@@ -66,6 +66,7 @@ async def write_step(
         episode_ids=[episode.episode_id for episode in batch],
         scores=given.scores,
         baselines=given.baselines,
+        counts=given.counts,
         advantages=given.of_episodes(),
         of_tokens=given.of_tokens(),
         values=values,

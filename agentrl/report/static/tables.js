@@ -1,0 +1,62 @@
+"use strict";
+// Failures by reason, evaluations with their differences, and what the run was started with.
+
+function showFailures(state, run) {
+  const rows = run.reasons;
+  const columns = [
+    { title: "State", text: (row) => h("span", { class: `badge ${row.state}` }, row.state) },
+    { title: "Reason", kind: "wide", text: (row) => shown(row.reason || "none given") },
+    { title: "Episodes", number: true, text: (row) => h("a", { href: state.link("episodes", { state: row.state, q: (row.reason || "").slice(0, 80) }) }, number(row.count)) },
+    { title: "The first one", kind: "wide", text: (row) => h("div", {}, h("a", { href: state.link("episode", { id: row.id }) }, h("code", {}, row.id)), row.error ? longText(row.error.slice(0, 1500), (text) => h("pre", { dir: "ltr" }, shown(text))) : null) },
+  ];
+  const notes = run.notes.filter((row) => ["outage", "left_out"].includes(row.kind));
+  return [heading("Failures and discards", "What was played and not learned from. A failure of machinery is never a reward."),
+    rows.length ? table(columns, rows, { caption: "Reasons" }) : empty("None: every episode that ended was learned from or waits for its batch."),
+    notes.length ? [h("h2", {}, "Outages and rows left out"), h("pre", { class: "record", tabindex: "0" }, shown(notes.map((row) => JSON.stringify(row)).join("\n")))] : null];
+}
+
+function showEvaluations(state, run, other) {
+  const rows = run.evaluations, first = rows[0];
+  if (!rows.length) return [heading("Evaluations"), empty("No held-out evaluation yet: eval.data names rows for it.")];
+  const best = rows.reduce((a, b) => (b.reward_mean > a.reward_mean ? b : a));
+  const columns = [
+    { title: "Version", number: true, text: (row) => h("span", {}, row === best && rows.length > 1 ? h("span", { class: "badge learned" }, "best") : null, " ", number(row.version)) },
+    { title: "Mean reward", number: true, text: (row) => number(row.reward_mean) }, { title: "95% interval", number: true, text: (row) => intervalText(row.interval) },
+    { title: "Less the first", number: true, text: (row) => (row === first ? "\u2013" : differenceText(row, first)) },
+    { title: "Episodes", number: true, text: (row) => number(row.episodes) }, { title: "Failed", number: true, text: (row) => number(row.failed) },
+    { title: "Cut off", number: true, text: (row) => percent(row.truncated_share) }, { title: "Calls", number: true, text: (row) => number(row.tool_calls_mean) }, { title: "Tokens", number: true, text: (row) => number(row.sampled_tokens_mean) },
+  ];
+  const theirs = other?.evaluations.length ? [h("h2", {}, `Against ${other.name}`), table([
+    { title: "Run", text: (row) => row.run }, { title: "Version", number: true, text: (row) => number(row.version) }, { title: "Mean reward", number: true, text: (row) => number(row.reward_mean) }, { title: "95% interval", number: true, text: (row) => intervalText(row.interval) },
+    { title: "Difference", number: true, text: (row) => (row.run === run.name ? differenceText(row, other.evaluations.at(-1)) : "\u2013") }],
+  [{ ...rows.at(-1), run: run.name }, { ...other.evaluations.at(-1), run: other.name }], { caption: "Comparison" })] : null;
+  return [heading("Evaluations", "On held-out problems. Differences of independent samples, with normal 95% intervals; `agentrl compare` pairs problems and is sharper."),
+    table(columns, rows, { caption: "Evaluations" }), theirs,
+    h("div", { class: "charts" }, chart({ title: "Held-out reward", x: rows.map((row) => row.version), wide: true, sync: false,
+      series: [{ label: "", values: rows.map((row) => row.interval?.[1] ?? null), colour: "--c2", kind: "hidden" }, { label: "", values: rows.map((row) => row.interval?.[0] ?? null), colour: "--c2", kind: "hidden" }, { label: "mean reward", values: rows.map((row) => row.reward_mean), colour: "--c2", kind: "marked" }], bands: [[0, 1, "--c2"]] }))];
+}
+
+function intervalText(interval) {
+  return interval && interval[0] !== null ? `${number(interval[0])} to ${number(interval[1])}` : "\u2013";
+}
+
+function differenceText(row, base) {
+  const difference = row.reward_mean - base.reward_mean;
+  if (!row.interval || !base.interval || row.interval[0] === null || base.interval[0] === null) return signed(difference);
+  const half = Math.hypot(row.interval[1] - row.interval[0], base.interval[1] - base.interval[0]) / 2;
+  return h("span", { class: difference - half > 0 ? "up" : difference + half < 0 ? "down" : "" }, `${signed(difference)} \u00b1 ${number(half, 2)}`);
+}
+
+function showSettings(state, run, other) {
+  const theirs = new Set((other?.config || "").split("\n"));
+  const mine = new Set(run.config.split("\n"));
+  const lines = run.config.split("\n").map((line) => h("span", { class: line.startsWith("[") ? "section" : other && line.trim() && !theirs.has(line) ? "changed" : "" }, shown(line), "\n"));
+  const gone = other ? other.config.split("\n").filter((line) => line.trim() && !line.startsWith("[") && !mine.has(line)) : [];
+  const { command, versions, ...identity } = run.identity;
+  return [heading("Settings", "As in force, from config.toml."),
+    command ? h("pre", { class: "record", tabindex: "0" }, shown(Array.isArray(command) ? command.join(" ") : command)) : null,
+    h("div", { class: "facts" }, Object.entries({ ...identity, ...versions }).map(([name, value]) => chip(name.replaceAll("_", " "), shown(value)))),
+    h("pre", { class: "record config", tabindex: "0" }, lines),
+    gone.length ? [h("h2", {}, `In ${other.name} instead`), h("pre", { class: "record", tabindex: "0" }, shown(gone.join("\n")))] : null,
+    run.settings.length > 1 ? [h("h2", {}, "Changed by resumptions"), h("pre", { class: "record", tabindex: "0" }, shown(run.settings.slice(1).map((row) => JSON.stringify(row)).join("\n")))] : null];
+}
