@@ -136,6 +136,8 @@ def _row(
 
 def _interval(values: Sequence[float], sign: str = "") -> str:
     mean, low, high = values
+    if low == high:  # a single run
+        return f"{mean:{sign}.3f}"
     return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 

@@ -15,7 +15,7 @@ from agentrl_envs.arithmetic import Arithmetic
 from benchmarks.demo_run import DEMO, mean_interval
 from benchmarks.hindsight import Visits, scores_of_baselines, smooth
 from benchmarks.letters import RIGHT, CreditedLetters, Letters
-from benchmarks.presets import calibration, curve, drawing, run_one, summarise, table
+from benchmarks.presets import calibration, curve, drawing, markdown, run_one, summarise, table
 from benchmarks.rounded_engine import rounded
 from benchmarks.studies import FAST, STUDIES, UNEVEN, Study
 from benchmarks.uneven_arithmetic import UnevenArithmetic
@@ -149,6 +149,12 @@ def test_the_table_of_calibration_averages_runs():
     }
     runs = [made_up(seed=0) | {"baselines": one}, made_up(seed=1) | {"baselines": two}]
     assert calibration(runs, STUDY).splitlines()[2].startswith("| SPO | all, 40 | 0.400 | 0.200 | 0.200 [")
+
+
+def test_a_single_run_has_no_interval():
+    lines = markdown(table([made_up(), made_up("GRPO, groups of 8", rewards=(0.2, 0.4, 0.6))], STUDY), STUDY)
+    assert "| SPO | 1 | 0.600 | 1.000 | 0.600 |  | 1,500 |" in lines.replace("1,504", "1,500")
+    assert "| -0.200 | not reached |" in lines
 
 
 async def test_turns_sum_to_the_reward_of_the_episode():
