@@ -33,7 +33,6 @@ NOT_SHIPPED = {
     "SRPO (2604.02288)": "weights of its distillation not found",
     "SSL (2601.22491)": "tiers for maths not found",
     "MDPO, INPO, BVPO, PFPO": "not read in full",
-    "score centering (2609.20807)": "formula known; needs the sampler's likeliest tokens at every place of an episode",
     "POISE (2605.07579)": "formula known; needs hidden states of the policy at the end of the prompt",
     "GHPO, Scaf-GRPO (2510.19807)": "need solutions or hints in the rows, and the hint's level in the tracker's key",
     "CAPO (curvature, 2510.00819)": "closed forms of its curvature not found",

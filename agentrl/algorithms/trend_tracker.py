@@ -34,7 +34,9 @@ class TrendTracker(ValueTracker):
 
     The trend G of an environment is in logits. An entry that was folded last at the trend G0 has the value
     sigmoid(logit(v) + G - G0). After a batch G moves by gain / (1 + d) of a Newton step of its residuals,
-    sum(s - v) / (sum v (1 - v) + damping), over prompts seen before; d is the mean staleness of the batch.
+    sum(s - v) / (sum v (1 - v) + damping), over prompts that are known; d is the mean staleness of the batch.
+    The value of a prompt seen once or twice is drawn to the prior, and its way back from there would read as
+    a trend wherever most prompts are hard, or easy.
     An episode is compared with the trend of the version that it began at: an episode that is late says
     nothing of what was learned since.
 
@@ -56,6 +58,8 @@ class TrendTracker(ValueTracker):
         """Share of the Newton step that the trend moves by after a batch of staleness 0."""
         damping: Positive = 4.0
         """Added to the curvature: a batch of few prompts, or of decided ones, moves the trend little."""
+        known: Annotated[float, Range(least=1)] = 3.0
+        """Effective count from which on a prompt's residuals count."""
         prior_window: Annotated[float, Range(above=1)] = 256.0
         """First visits that the value of a prompt never seen is the mean of."""
 
@@ -126,7 +130,8 @@ class TrendTracker(ValueTracker):
             count = float(self._alpha[prompt] + self._beta[prompt])
             if value != self._alpha[prompt] / count:
                 self._alpha[prompt], self._beta[prompt] = count * value, count * (1.0 - value)
-            if CLIP < value < 1.0 - CLIP:  # a value at its bound cannot follow, and would drive the trend on
+            # A value at its bound cannot follow, and would drive the trend on.
+            if count >= self._own.known and CLIP < value < 1.0 - CLIP:
                 self._residual[environment] += score - value
                 self._curvature[environment] += value * (1.0 - value)
         fold = super().fold(prompt, score, start_clock=start_clock, drift=drift)
