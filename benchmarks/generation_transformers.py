@@ -22,10 +22,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, StoppingCriteria
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, StoppingCriteria
 
 from agentrl.inference.embedded.engine import TransformersPolicy
 from agentrl.inference.policy import Sampling
+from benchmarks.tiny_config import tiny_config
 
 
 class RowLengths(StoppingCriteria):
@@ -153,14 +154,8 @@ def load(path: str) -> Any:
     if path:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
+    config = tiny_config(
+        "llama", vocabulary=512, hidden=256, inner=704, layers=4, heads=8, key_heads=4, head=32, context=1024
     )
     return LlamaForCausalLM(config).eval()
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from agentrl.renderers.base import ParsedMessage
 from agentrl_envs import Env, ToolResult, ToolSpec, text_of
+from benchmarks.tiny_config import tiny_config
 
 LETTERS, DIGITS = "abcdefgh", "01234567"
 TURNS = 6
@@ -105,7 +106,7 @@ def make_model(folder: Path, seed: int) -> Path:
     """Write a random model and its tokenizer, one token a character."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     names = ["<|end|>", "<|pad|>", *LETTERS, *DIGITS]
     tokenizer = Tokenizer(models.WordLevel({name: place for place, name in enumerate(names)}, "<|pad|>"))
@@ -114,15 +115,11 @@ def make_model(folder: Path, seed: int) -> Path:
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>"
     ).save_pretrained(folder)
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(names),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=64,
+    config = tiny_config(
+        vocabulary=len(names),
+        inner=64,
+        key_heads=2,
+        context=64,
         tie_word_embeddings=True,
         eos_token_id=0,
         pad_token_id=1,

@@ -24,7 +24,7 @@ from agentrl.training.sft import (
     learning_rate_share,
     mean_loss,
 )
-from tests.tiny_config import tiny_config
+from benchmarks.tiny_config import tiny_config
 
 
 def make_segment(prompt: list[int], said: list[int]):

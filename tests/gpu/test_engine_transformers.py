@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from agentrl.inference.embedded.engine import TransformersPolicy
-from tests.tiny_config import tiny_config
+from benchmarks.tiny_config import tiny_config
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,7 @@ from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.learner.learner import Learner
 from agentrl.learner.process import LearnerProcesses
-from tests.tiny_config import tiny_config
+from benchmarks.tiny_config import tiny_config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,17 +29,8 @@ VOCABULARY = 1024
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = tiny_config(
-        vocabulary=VOCABULARY,
-        hidden=128,
-        inner=256,
-        layers=4,
-        heads=4,
-        key_heads=2,
-        head=32,
-        context=4096,
-        initializer_range=0.1,
-    )
+    sizes = {"hidden": 128, "inner": 256, "layers": 4, "heads": 4, "key_heads": 2, "head": 32}
+    config = tiny_config(vocabulary=VOCABULARY, context=4096, initializer_range=0.1, **sizes)
     path = tmp_path_factory.mktemp("model")
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path

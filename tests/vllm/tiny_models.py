@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_config import tiny_config
+from benchmarks.tiny_config import tiny_config
 
 SPECIAL = ("<s>", "</s>", "<pad>")
 CALL = "<code>\n```python\nprint(6*7)\n```\n</code>"

@@ -16,7 +16,7 @@ from agentrl.config.settings import LearnerSettings, LossSettings, ModelSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.learner.learner import Learner
 from agentrl.learner.losses.clipped import ClippedLoss
-from tests.tiny_config import tiny_config
+from benchmarks.tiny_config import tiny_config
 
 VOCABULARY = 61
 CLIPPED = {field.name for field in fields(ClippedLoss.Settings)}

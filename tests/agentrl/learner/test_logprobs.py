@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers", reason="the learner needs tra
 
 from agentrl.errors import ConfigError
 from agentrl.learner.logprobs import TokenScorer, check_head, selected_log_probs
-from tests.tiny_config import tiny_config
+from benchmarks.tiny_config import tiny_config
 
 
 def full(hidden, weight, bias, targets, temperature):
@@ -55,16 +55,7 @@ def test_gradients_of_one_output_alone(used: str) -> None:
 
 def test_a_model_that_changes_its_logits_after_the_head_is_refused() -> None:
     torch.manual_seed(0)
-    config = tiny_config(
-        "gemma2",
-        vocabulary=50,
-        hidden=16,
-        inner=16,
-        layers=1,
-        heads=1,
-        final_logit_softcapping=0.5,
-        initializer_range=0.5,
-    )
+    config = tiny_config("gemma2", final_logit_softcapping=0.5, initializer_range=0.5)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with pytest.raises(ConfigError, match=r"'capped' \(Gemma2ForCausalLM\) changes its logits"):
         check_head(TokenScorer(model.eval()), "capped")

@@ -23,7 +23,7 @@ from agentrl.config.settings import (
 from agentrl.episode import Episode
 from agentrl.learner.learner import Learner
 from agentrl.learner.logprobs import LOGITS_AT_ONCE
-from tests.tiny_config import tiny_config
+from benchmarks.tiny_config import tiny_config
 
 TOKENS = 256
 

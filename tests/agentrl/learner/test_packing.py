@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agentrl.errors import ConfigError
 from agentrl.learner.batch import balance, build_sequences, pack
 from agentrl.learner.flops import Flops
-from tests.tiny_config import tiny_config
+from benchmarks.tiny_config import tiny_config
 
 
 def test_two_sequences_end_to_end(make_episode) -> None:
