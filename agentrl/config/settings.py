@@ -214,6 +214,12 @@ class EngineSettings:
     """Python that starts vLLM servers, for example of another virtual environment; empty takes this one."""
     args: tuple[str, ...] = ()
     """More arguments of `vllm serve`."""
+    adapter: Literal["merged", "apart"] = "merged"
+    """How vLLM applies what `learner.adapter` learns; either way the adapter alone travels. `merged`: servers
+    merge it into their weights. `apart`: beside them, about a third slower a token, under a new name for each
+    version; a message keeps the adapter it began with, and no server is paused."""
+    adapters: Number = 0
+    """Adapters a server holds at once, `apart` only; 0 takes the least, `stream.staleness` + 2."""
     layout: Literal["separate", "shared"] = "separate"
     """vLLM has GPUs of its own, or shares the learner's: then `memory_share` must leave room for learning."""
     memory_share: Annotated[float, Range(above=0, most=1)] = 0.9
@@ -371,6 +377,13 @@ class Settings:
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
 
+    @property
+    def resident_adapters(self) -> int:
+        """Adapters that a vLLM server holds apart at once; 0 where nothing is served apart."""
+        if not self.learner.adapter.rank or self.engine.adapter == "merged":
+            return 0
+        return self.engine.adapters or self.stream.staleness + 2
+
     def rules(self) -> Rules:
         """What is wrong with sections together."""
         if self.tracker.initial_rollouts and self.shaper.kind != "none":
@@ -386,6 +399,13 @@ class Settings:
                     f"time; with estimator.group_size = {self.estimator.group_size} each is played as a group"
                 ),
             )
+        least = self.stream.staleness + 2
+        if self.resident_adapters and 0 < self.engine.adapters < least:
+            text = (
+                f"engine.adapters = {self.engine.adapters} is too few: episodes of {least - 1} versions may "
+                f"be in flight, and one more arrives; set it to stream.staleness + 2 = {least}, or to 0"
+            )
+            yield ("engine.adapters", "stream.staleness"), text
         if self.stream.batch % self.estimator.group_size:
             size = self.estimator.group_size
             text = f"stream.batch = {self.stream.batch} is not a multiple of estimator.group_size = {size}"

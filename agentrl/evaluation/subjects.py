@@ -26,8 +26,10 @@ from agentrl.rollout.token_completer import Decoding
 from agentrl.storage.cost import spent
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
+from agentrl.weights.adapter_files import is_adapter
 from agentrl.weights.fingerprint import fingerprint
-from agentrl.weights.model_files import find_model, load_tokenizer, trained_format, what_it_is
+from agentrl.weights.handle import WeightHandle
+from agentrl.weights.model_files import base_model, find_model, load_tokenizer, trained_format, what_it_is
 from agentrl_envs import ToolSpec
 
 SCRIPT = "scripted:"
@@ -94,9 +96,14 @@ def run_settings(subject: str) -> Settings | None:
 def weights_of(subject: str) -> str:
     """The folder of weights a subject means: the newest version of a run, also where a checkpoint has it.
 
+    An adapter (LoRA) apart is one too; its base model is looked for besides.
+
     Raises:
         ConfigError: the folder holds neither a run nor weights, or a run without any.
     """
+    if is_adapter(subject):
+        find_model(base_model(subject), "the adapter's base model", fetch=False)
+        return subject
     if (Path(subject) / "run.json").exists():
         return str(run_weights(Path(subject)))
     if Path(subject).is_dir() and not (Path(subject) / "config.json").is_file():
@@ -176,6 +183,8 @@ async def open_subject(
             await asyncio.wait_for(policy.start(), options.engine.start_limit_s)
         except TimeoutError:
             raise StallError("the engine to start", options.engine.start_limit_s) from None
+        if identity["kind"] == "vllm" and is_adapter(identity["weights"]):
+            await policy.load(WeightHandle(version=1, attempt=0, source=identity["weights"]))
         rollout = _with_format(rollout, tokenizer, tools, options.subject)
         renderer = await asyncio.to_thread(_renderer, tokenizer, rollout)
         prices = options.endpoint
@@ -226,7 +235,7 @@ def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
 
     transformers_logging.disable_progress_bar()  # it would write over the running estimate
     path = weights_of(options.subject)
-    tokenizer = load_tokenizer(path, "the model")
+    tokenizer = load_tokenizer(base_model(path), "the model")
     policy = TransformersPolicy(
         path,
         tokenizer,
@@ -245,9 +254,10 @@ async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str
     from agentrl.inference.vllm.server import ServerSpec
 
     path, engine = weights_of(options.subject), options.engine
+    model = base_model(path)
     gpus = server_gpus(engine, [gpu.index for gpu in find_gpus()])
     spec = ServerSpec(
-        model=path,
+        model=model,
         python=engine.python,
         dtype=engine.dtype,
         context_tokens=engine.context_tokens,
@@ -266,7 +276,7 @@ async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str
         key=os.environ.get("VLLM_API_KEY", ""),
         start_limit_s=engine.start_limit_s,
     )
-    tokenizer = await asyncio.to_thread(load_tokenizer, path, "the model")
+    tokenizer = await asyncio.to_thread(load_tokenizer, model, "the model")
     return policy, tokenizer, {"kind": "vllm", "weights": path, "fingerprint": fingerprint(path)}
 
 

@@ -67,6 +67,8 @@ def make_vllm_policy(settings: Settings, log_folder: Path) -> Policy:
         memory_share=engine.memory_share,
         transfer=layout.transfer,
         sleep_mode=engine.layout == "shared" and bool(layout.learner),
+        adapters=settings.resident_adapters,
+        adapter_rank=settings.learner.adapter.rank,
         args=engine.args,
         seed=settings.run.seed,
     )

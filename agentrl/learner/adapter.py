@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from agentrl.config.settings import AdapterSettings
 from agentrl.errors import ConfigError
 from agentrl.learner.ranks import whole
+from agentrl.weights import adapter_files
+from agentrl.weights.adapter_files import merge
 
 NAME = "default"
 """Of the one adapter, as peft calls it."""
@@ -107,29 +109,32 @@ def plain_copy(module: nn.Module) -> nn.Module:
 def _merged(layer: Any) -> Tensor:
     """W + alpha / rank * B A, added in float32 and rounded once."""
     weight = whole(layer.base_layer.weight.detach())
-    a, b = (whole(getattr(layer, part)[NAME].weight.detach()).float() for part in ("lora_A", "lora_B"))
-    return torch.addmm(weight.float(), b, a, alpha=layer.scaling[NAME]).to(weight.dtype)
+    a, b = (whole(getattr(layer, part)[NAME].weight.detach()) for part in ("lora_A", "lora_B"))
+    return merge(weight, a, b, layer.scaling[NAME])
 
 
-def write_adapter(module: nn.Module, folder: Path, source: str) -> None:
+def write_adapter(module: nn.Module, folder: Path, source: str = "", *, write: bool = True) -> None:
     """Write the adapter apart, as peft and vLLM read it.
 
     Args:
         module: has an adapter.
-        folder: exists.
-        source: the model it belongs to.
+        folder: made where missing.
+        source: the model it belongs to; the one it was loaded from by default.
+        write: whether this rank writes; gathering split weights takes all of them.
     """
     from safetensors.torch import save_file
 
     config = cast("Any", module).agentrl_adapter
-    config.base_model_name_or_path = source
-    config.save_pretrained(folder)
+    config.base_model_name_or_path = source or str(cast("Any", module).config._name_or_path)
     tensors = {
         f"base_model.model.{name.replace(f'.{NAME}.', '.')}": whole(parameter.detach()).cpu().contiguous()
         for name, parameter in module.named_parameters()
         if ".lora_" in name
     }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if write:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(folder)
+        save_file(tensors, folder / adapter_files.WEIGHTS, metadata={"format": "pt"})
 
 
 def has_adapter(module: nn.Module) -> bool:

@@ -31,7 +31,7 @@ from agentrl.config.settings import (
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, DataError, LearnerError
 from agentrl.learner import checkpoint
-from agentrl.learner.adapter import add_adapter
+from agentrl.learner.adapter import add_adapter, has_adapter
 from agentrl.learner.batch import (
     Advantages,
     MicroBatch,
@@ -46,7 +46,7 @@ from agentrl.learner.forward import Forward
 from agentrl.learner.logprobs import LOGITS_AT_ONCE_GPU, Scores, TokenScorer, check_head
 from agentrl.learner.losses.clipped import LossInputs
 from agentrl.learner.metrics import StepMetrics
-from agentrl.learner.model import DTYPES, choose_device, load_model, save_model
+from agentrl.learner.model import DTYPES, choose_device, load_model, save_adapter, save_model
 from agentrl.learner.objective import Objective
 from agentrl.learner.optimizer import MasterOptimizer
 from agentrl.learner.packing import has_kernel, install
@@ -149,7 +149,7 @@ class Learner:
             torch.set_num_threads(model_settings.threads)
         self._path, self._settings, self._seed = model_settings.path, settings, seed
         self._ranks = ranks or Ranks()
-        self._device = choose_device(model_settings.device)
+        self._device, self._dtype = choose_device(model_settings.device), DTYPES[model_settings.dtype]
         self._forward = self._load(model_settings, settings.adapter)
         if settings.gradient_checkpointing:
             # transformers recomputes activations in training mode only; dropout is off either way.
@@ -317,7 +317,18 @@ class Learner:
         Raises:
             CheckpointError: they cannot be written.
         """
-        save_model(self.model, self._path, Path(folder), write=self._ranks.rank == 0)
+        save_model(self.model, self._path, Path(folder), dtype=self._dtype, write=self._ranks.rank == 0)
+
+    def publish(self, folder: str | Path) -> None:
+        """Write what an engine needs of the present weights: the adapter alone, or else all of them.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if has_adapter(self.model):
+            save_adapter(self.model, self._path, Path(folder), write=self._ranks.rank == 0)
+        else:
+            self.save_weights(folder)
 
     def save(self, folder: str | Path) -> None:
         """Write everything that changes into `folder`; making it appear at once is up to the caller.

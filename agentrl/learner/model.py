@@ -89,13 +89,21 @@ def remove_dropout(model: nn.Module) -> None:
             cast("Any", module).attention_dropout = 0.0
 
 
-def save_model(model: nn.Module, source: str, folder: Path, *, write: bool = True) -> None:
+def save_model(
+    model: nn.Module,
+    source: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    write: bool = True,
+) -> None:
     """Write weights (safetensors), configuration and tokenizer, as `from_pretrained` reads them.
 
     Args:
         model: a transformers model.
         source: where the model came from; tokenizer and generation settings are taken from there.
         folder: made where missing.
+        dtype: of the files; split weights are float32 whatever is computed with. None keeps the weights' own.
         write: whether this rank writes; gathering split weights takes all of them.
 
     Raises:
@@ -106,15 +114,18 @@ def save_model(model: nn.Module, source: str, folder: Path, *, write: bool = Tru
     for name, tensor in plain_weights(model, remove_duplicate=False):
         if write:
             # Gathered or merged one at a time: all at once would not fit beside the optimizer.
-            weights[name] = tensor.cpu() if split else tensor
+            kept = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+            weights[name] = kept.cpu() if split else kept
+    if has_adapter(model):
+        save_adapter(model, source, folder / "adapter", write=write)
     if not write:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        config = cast("Any", model).config
+        own, config.dtype = config.dtype, dtype or config.dtype
         cast("Any", model).save_pretrained(folder, state_dict=weights)
-        if has_adapter(model):
-            (folder / "adapter").mkdir(exist_ok=True)
-            write_adapter(model, folder / "adapter", source)
+        config.dtype = own
         if Path(source).is_dir():
             for name in TOKENIZER_FILES:
                 file = Path(source) / name
@@ -126,3 +137,16 @@ def save_model(model: nn.Module, source: str, folder: Path, *, write: bool = Tru
             AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     except OSError as error:
         raise CheckpointError(f"weights cannot be written to {folder}: {error}") from error
+
+
+def save_adapter(model: nn.Module, source: str, folder: Path, *, write: bool = True) -> None:
+    """Write the adapter of a model apart, see `write_adapter`.
+
+    Raises:
+        CheckpointError: the files cannot be written.
+    """
+    try:
+        base = str(Path(source).absolute()) if Path(source).is_dir() else source
+        write_adapter(model, folder, base, write=write)
+    except OSError as error:
+        raise CheckpointError(f"the adapter cannot be written to {folder}: {error}") from error

@@ -92,7 +92,7 @@ class LearnerProcesses:
         self.close()
 
     step, score, save, load = map(_on_every_rank, ("step", "score", "save", "load"))
-    save_weights = _on_every_rank("save_weights")
+    save_weights, publish = _on_every_rank("save_weights"), _on_every_rank("publish")
 
     def close(self) -> None:
         """End the processes. Closing twice is fine."""

@@ -122,11 +122,11 @@ class LearnerThread:
     save_weights = _in_the_thread("save_weights")
 
     async def handle(self, version: int, attempt: int) -> WeightHandle:
-        """The live model, or a folder of its weights where it lives in other processes."""
+        """The live model; where it lives in other processes, a folder of its adapter or of all weights."""
         model = getattr(self._learner, "model", None)
         if model is None:
             model = self._exchange / f"{attempt}.{version}"
-            await self.save_weights(model)
+            await self._run(self._learner.publish, model)
             await asyncio.to_thread(self._forget, keep=model)
         return WeightHandle(version=version, attempt=attempt, source=model)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.errors import ConfigError
+from agentrl.weights.adapter_files import base_of, is_adapter, merged_tensors
 
 WARM_START = "sft.json"
 """What a warm start writes beside its weights."""
@@ -75,6 +77,46 @@ def load_tokenizer(path: str, name: str = "model.path") -> Any:
     return tokenizer
 
 
+def base_model(path: str) -> str:
+    """The model that a path has configuration and tokenizer of: an adapter's (LoRA) base, else itself.
+
+    Raises:
+        ConfigError: an adapter does not name its base.
+    """
+    if not is_adapter(path):
+        return path
+    try:
+        return base_of(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the adapter in {path} cannot be read: {error}") from error
+
+
+def write_merged(adapter: Path, target: Path) -> None:
+    """Write a model with its adapter merged into a folder, with configuration and tokenizer.
+
+    Args:
+        adapter: folder with an adapter whose base model is on this machine.
+        target: exists.
+
+    Raises:
+        ConfigError: the base model is not here, or the adapter is not its.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    base = find_model(base_model(str(adapter)), "the adapter's base model", fetch=False)
+    if base is None:
+        raise ConfigError(
+            f"the adapter in {adapter} belongs to {base_of(adapter)!r}, which is not on this machine"
+        )
+    try:
+        save_torch_state_dict(dict(merged_tensors(base, adapter)), target)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the adapter in {adapter} cannot be merged: {error}") from error
+    for file in base.iterdir():
+        if file.is_file() and not file.name.endswith((".safetensors", ".bin", ".index.json")):
+            shutil.copyfile(file, target / file.name)
+
+
 def trained_format(path: str) -> Literal["code", "hermes"] | None:
     """The format that a warm start taught a model; None for other models."""
     file = Path(path).expanduser() / WARM_START
@@ -114,7 +156,7 @@ def what_it_is(path: Path) -> str:
     if (path / "run.json").is_file():
         return f": it is a run; write its weights with `agentrl export {path} FOLDER`, and give that"
     if (path / "adapter_config.json").is_file():
-        return ": it is an adapter (LoRA); merge it into its base model first"
+        return f": it is an adapter (LoRA); `agentrl export {path} FOLDER` merges it into its base model"
     if not any(path.iterdir()):
         return ": the folder is empty"
     inside = next((file.parent for file in sorted(path.glob("*/config.json"))), None)

@@ -26,8 +26,10 @@ from agentrl.inference.embedded.kv_cache import ATTENTION
 from agentrl.inference.embedded.row_table import Request
 from agentrl.inference.embedded.stop_rules import StopRule, TokenTexts
 from agentrl.inference.embedded.token_sampling import stream_key
+from agentrl.inference.embedded.weight_copy import copy_weights
 from agentrl.inference.policy import Generation, Sampling
 from agentrl.learner.adapter import plain_copy
+from agentrl.weights.adapter_files import base_of, is_adapter
 from agentrl.weights.handle import WeightHandle
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,8 @@ class TransformersPolicy:
     """A `Policy` that decodes with transformers.
 
     Args:
-        model: the learner's live model, which is copied; or a folder of Hugging Face weights; or a
-            Hugging Face id where a hub is reachable.
+        model: the learner's live model, which is copied; a folder of Hugging Face weights, or of an adapter
+            (LoRA) of some; or a Hugging Face id where a hub is reachable.
         tokenizer: needed for stop texts only; with a folder, None reads the one beside the weights.
         slots: sequences that decode together. With fewer than there are episodes in flight, the
             keys of the session that waited longest are given up and computed again.
@@ -80,7 +82,8 @@ class TransformersPolicy:
     ) -> None:
         if slots < 1:
             raise ConfigError(f"engine.slots must be at least 1, got {slots}")
-        self._source = model
+        self._adapter = model if is_adapter(model) else None
+        model = self._source = base_of(model) if self._adapter is not None else model
         self._tokenizer = tokenizer
         self._config = _config_of(model)
         self._context_tokens = _context_of(self._config, context_tokens)
@@ -250,6 +253,8 @@ class TransformersPolicy:
 
             dtype = self._dtype if self._dtype == "auto" else getattr(torch, self._dtype)
             model = AutoModelForCausalLM.from_pretrained(str(self._source), dtype=dtype)
+        if self._adapter is not None:
+            copy_weights(model, self._adapter)
         device = self._device
         if device == "auto" and not isinstance(self._source, torch.nn.Module):
             device = "cuda" if torch.cuda.is_available() else "cpu"

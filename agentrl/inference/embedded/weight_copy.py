@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agentrl.errors import WeightSyncError
 from agentrl.learner.adapter import plain_weights
+from agentrl.weights.adapter_files import base_of, is_adapter, merged_tensors
 
 
 def copy_weights(model: torch.nn.Module, source: Any) -> None:
@@ -23,7 +24,8 @@ def copy_weights(model: torch.nn.Module, source: Any) -> None:
 
     Args:
         source: a model with the same parameters, whose weights must not change meanwhile; a mapping
-            of names to tensors; or a folder (or file) of safetensors.
+            of names to tensors; a folder (or file) of safetensors; or a folder of an adapter, which is
+            merged into the files of its base model.
 
     Raises:
         WeightSyncError: a parameter is missing or has another shape; nothing was changed.
@@ -55,11 +57,20 @@ def _tensors(source: Any) -> Mapping[str, Tensor]:
     if isinstance(source, Mapping):
         return source
     if isinstance(source, str | Path):
+        if is_adapter(source):
+            return dict(_merged(source))
         return dict(_read_folder(Path(source)))
     raise WeightSyncError(
         "weights come from a model, a mapping of tensors or a folder of safetensors, "
         f"not from {type(source).__name__}"
     )
+
+
+def _merged(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        yield from merged_tensors(base_of(folder), folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightSyncError(f"the adapter in {folder} cannot be merged: {error}") from error
 
 
 def _read_folder(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from agentrl.errors import ContextOverflow, PolicyError, PolicyUnavailable, WeightSyncError
 from agentrl.inference.policy import FinishReason, Generation, Sampling
+from agentrl.inference.vllm.adapters import AdapterTransfer
 from agentrl.inference.vllm.client import Received
 from agentrl.inference.vllm.fleet import Fleet, Message, Replica
 from agentrl.inference.vllm.server import ServerSpec, VLLMServer
@@ -99,9 +100,9 @@ def token_versions(received: Received) -> list[int]:
 
 
 def request_body(
-    token_ids: Sequence[int], sampling: Sampling, *, seed: int | None, salt: str
+    token_ids: Sequence[int], sampling: Sampling, *, seed: int | None, salt: str, model: str = ""
 ) -> dict[str, Any]:
-    """Body of one request to `/inference/v1/generate`."""
+    """Body of one request to `/inference/v1/generate`; `model` names an adapter."""
     parameters: dict[str, Any] = {
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
@@ -120,7 +121,8 @@ def request_body(
         parameters["stop_token_ids"] = list(sampling.stop_token_ids)
     if seed is not None:
         parameters["seed"] = seed % 2**63
-    return {"token_ids": list(token_ids), "sampling_params": parameters, "cache_salt": salt, "stream": True}
+    body = {"token_ids": list(token_ids), "sampling_params": parameters, "cache_salt": salt, "stream": True}
+    return {**body, "model": model} if model else body
 
 
 class VLLMPolicy:
@@ -172,7 +174,10 @@ class VLLMPolicy:
             synchronise=self._synchronise,
             warm_up=request_body([1, 1], Sampling(max_new_tokens=2), seed=None, salt="warm-up"),
         )
-        self._transfer = make_transfer(spec.transfer, ranks_per_server=spec.tensor_parallel)
+        if spec.adapters:
+            self._transfer: Any = AdapterTransfer(spec.model, spec.adapters, self._in_flight)
+        else:
+            self._transfer = make_transfer(spec.transfer, spec.model, ranks_per_server=spec.tensor_parallel)
         self._sessions: dict[str, _Session] = {}
         self._version, self._attempt, self._updates = 0, 0, 0
         # A hub id has no files here: it is told by its name.
@@ -255,7 +260,8 @@ class VLLMPolicy:
         # A stream of its own for each part: the same numbers must not decide two tokens.
         seed = None if sampling.seed is None else sampling.seed + 7919 * len(done.token_ids)
         salt = state.salt if self._keep_keys else self._label()
-        body = request_body([*prompt_ids, *done.token_ids], left, seed=seed, salt=salt)
+        adapter = self._transfer.model(self._version)
+        body = request_body([*prompt_ids, *done.token_ids], left, seed=seed, salt=salt, model=adapter)
         message = Message(Received(), self._version, first_of_session=state.messages == 0)
         state.messages += 1
         self._counters["prefilled_tokens"] += len(body["token_ids"])
@@ -276,7 +282,9 @@ class VLLMPolicy:
             elif message.received.finish_reason == "abort":
                 self._keep_part(message, sampling, done)
             else:
-                done.add(message.received, token_versions(message.received))
+                count = len(message.received.token_ids)
+                same = [message.version] * count  # an adapter's name says whose tokens they are
+                done.add(message.received, same if adapter else token_versions(message.received))
                 return True
         return len(done.token_ids) >= sampling.max_new_tokens
 
@@ -359,32 +367,41 @@ class VLLMPolicy:
                 await self._fleet.announce()
             self._counters["update_seconds"] += time.monotonic() - started
 
+    def _in_flight(self) -> set[int]:
+        """Versions that messages in flight began with."""
+        return {message.version for replica in self._fleet.replicas for message in replica.messages}
+
     async def _update(self, weights: WeightHandle, staged: Any) -> None:
         replicas = self._fleet.healthy
         limit_s = self._update_limit_s
+        label = f"{weights.attempt}.{weights.version}"
+        errors = {} if self._transfer.apart else await self._pause(replicas)
+        ready = [replica for replica in replicas if replica.name not in errors]
+        if ready:
+            clients = [replica.client for replica in ready]
+            errors |= await self._transfer.send(clients, staged, label, limit_s)
+        updated = [replica for replica in ready if replica.name not in errors]
+        if updated:
+            self._version, self._attempt = weights.version, weights.attempt
+            self._staged, self._updates = staged, self._updates + 1
+            self._transfer.take(staged, label, weights.version)
+        if not self._transfer.apart:
+            clients = [replica.client for replica in updated]
+            errors |= await each(clients, lambda client: client.post("/resume", limit_s=limit_s))
+        self._settle(replicas, errors, weights.version)
+
+    async def _pause(self, replicas: Sequence[Replica]) -> dict[str, Exception]:
+        """Stop sampling between two tokens, on as many servers as can; the errors of the others."""
         for message in (message for replica in replicas for message in replica.messages):
             if message.certain is None:
                 message.certain = len(message.received.token_ids)
         query = _KEEP if self._keep_keys else _RECOMPUTE
         errors = await each(
             [replica.client for replica in replicas],
-            lambda client: client.post("/pause", query=query, limit_s=limit_s),
+            lambda client: client.post("/pause", query=query, limit_s=self._update_limit_s),
         )
-        paused = [replica for replica in replicas if replica.name not in errors]
-        if paused:
-            _start_over(paused)
-            clients = [replica.client for replica in paused]
-            label = f"{weights.attempt}.{weights.version}"
-            errors |= await self._transfer.send(clients, staged, label, limit_s)
-        updated = [replica for replica in paused if replica.name not in errors]
-        if updated:
-            self._version, self._attempt = weights.version, weights.attempt
-            self._staged, self._updates = staged, self._updates + 1
-            self._transfer.commit(staged)
-        errors |= await each(
-            [replica.client for replica in updated], lambda client: client.post("/resume", limit_s=limit_s)
-        )
-        self._settle(replicas, errors, weights.version)
+        _start_over([replica for replica in replicas if replica.name not in errors])
+        return errors
 
     def _settle(self, replicas: Sequence[Replica], errors: dict[str, Exception], version: int) -> None:
         """Let updated replicas serve, start failed ones again."""
@@ -403,26 +420,36 @@ class VLLMPolicy:
     async def _synchronise(self, replica: Replica) -> bool:
         """Give a server that came up the weights of the current version; whether it may serve now."""
         async with self._update_lock:
-            label, wanted = await replica.client.label(), self._label()
-            if label == wanted and not replica.unsure:
-                return True
-            fresh = label == "default" and not self._updates and not replica.unsure
-            if fresh and (replica.server is not None or await self._serves_our_model(replica)):
-                await replica.client.post("/update_weight_version", {"new_version": wanted}, limit_s=30.0)
-                return True
-            if self._updates and not isinstance(self._transfer, FileTransfer):
-                replica.waits_for_weights = True
-                return False
-            # A server that was started again, or an attached one that holds somebody else's weights.
-            staged = self._staged if self._updates else await self._first_weights(replica, label)
-            await replica.client.post("/pause", query=_RECOMPUTE, limit_s=self._update_limit_s)
-            errors = await self._transfer.send([replica.client], staged, wanted, self._update_limit_s)
-            if errors:
-                replica.unsure = True
-                raise WeightSyncError(f"{replica.name} could not take version {self._version}: {errors}")
-            await replica.client.post("/resume", limit_s=self._update_limit_s)
-            replica.unsure = False
+            serves = await self._give_weights(replica)
+            if serves:
+                await self._transfer.restore(replica.client, self._update_limit_s)
+            return serves
+
+    async def _give_weights(self, replica: Replica) -> bool:
+        # Beside adapters that are served apart, a server keeps the first weights.
+        apart = self._transfer.apart
+        updated = self._updates > 0 and not apart
+        label = await replica.client.label()
+        wanted = f"0.0+{self._fingerprint}" if apart else self._label()
+        if label == wanted and not replica.unsure:
             return True
+        fresh = label == "default" and not updated and not replica.unsure
+        if fresh and (replica.server is not None or await self._serves_our_model(replica)):
+            await replica.client.post("/update_weight_version", {"new_version": wanted}, limit_s=30.0)
+            return True
+        if updated and not isinstance(self._transfer, FileTransfer):
+            replica.waits_for_weights = True
+            return False
+        # A server that was started again, or an attached one that holds somebody else's weights.
+        staged = self._staged if updated else await self._first_weights(replica, label)
+        await replica.client.post("/pause", query=_RECOMPUTE, limit_s=self._update_limit_s)
+        errors = await self._transfer.send([replica.client], staged, wanted, self._update_limit_s)
+        if errors:
+            replica.unsure = True
+            raise WeightSyncError(f"{replica.name} could not take version {self._version}: {errors}")
+        await replica.client.post("/resume", limit_s=self._update_limit_s)
+        replica.unsure = False
+        return True
 
     async def _serves_our_model(self, replica: Replica) -> bool:
         """Whether an attached server was started with the model of this policy."""

@@ -12,9 +12,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 _OPEN_PATHS = ("/health",)
@@ -68,30 +67,9 @@ class FileUpdateInfo:
     """One version's weights."""
 
     path: str
-    """A safetensors file, or a folder of them."""
-
-
-def weight_files(path: str) -> list[Path]:
-    """The safetensors files of a file or folder, in order.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    root = Path(path)
-    files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
-    if not files or not files[0].is_file():
-        raise FileNotFoundError(f"no safetensors file at {path}")
-    return files
-
-
-def read_weights(path: str) -> Iterator[tuple[str, Any]]:
-    """Tensors of a file or folder, mapped into memory one at a time."""
-    from safetensors import safe_open
-
-    for file in weight_files(path):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                yield name, tensors.get_tensor(name)
+    """A safetensors file, or a folder of them; or of an adapter."""
+    base: str = ""
+    """The model that the adapter is merged into; empty where the file holds all weights."""
 
 
 def _register() -> None:
@@ -122,7 +100,14 @@ def _register() -> None:
                 torch.accelerator.synchronize()
 
         def receive_weights(self, update_info: FileUpdateInfo) -> None:
-            self.model.load_weights(read_weights(update_info.path))
+            # Beside this file in the server's folder; in agentrl it is `weights/adapter_files.py`.
+            from agentrl_adapter_files import (  # pyright: ignore[reportMissingImports]
+                merged_tensors,
+                read_tensors,
+            )
+
+            path, base = update_info.path, update_info.base
+            self.model.load_weights(merged_tensors(base, path) if base else read_tensors(path))
 
         def finish_weight_update(self) -> None:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

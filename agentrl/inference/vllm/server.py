@@ -23,9 +23,15 @@ from pathlib import Path
 
 from agentrl.errors import PolicyError, PolicyUnavailable
 from agentrl.inference.vllm.client import VLLMClient
+from agentrl.weights import adapter_files
 
 MODEL_NAME = "policy"
 EXTENSION = "agentrl_vllm_extension"
+_OWN_FILES = {
+    f"{EXTENSION}.py": Path(__file__).with_name("extension.py"),
+    "agentrl_adapter_files.py": Path(adapter_files.__file__),
+}
+"""What a server imports of agentrl, under the names it imports."""
 _TAIL_LINES = 15
 _STOP_LIMIT_S = 15.0
 
@@ -72,6 +78,9 @@ class ServerSpec:
     transfer: str = "file"
     """Weight transfer: `file`, `nccl` or `ipc`."""
     sleep_mode: bool = False
+    adapters: int = 0
+    """Adapters served apart that it holds at once; 0 where there are none, or merged ones."""
+    adapter_rank: int = 0
     args: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 0
@@ -132,6 +141,8 @@ def server_command(spec: ServerSpec, port: int) -> list[str]:
         command += ["--max-model-len", str(spec.context_tokens)]
     if spec.sleep_mode:
         command += ["--enable-sleep-mode"]
+    if spec.adapters:
+        command += adapter_arguments(spec.adapter_rank, spec.adapters)
     if spec.gpus or _has_gpu():
         command += ["--gpu-memory-utilization", str(spec.memory_share)]
     else:
@@ -139,6 +150,26 @@ def server_command(spec: ServerSpec, port: int) -> list[str]:
         # the CPU cannot: the server would die of it ("CPU Generator does not use offset").
         command += ["--no-enable-chunked-prefill"]
     return [*command, *spec.args]
+
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM makes room for."""
+
+
+def adapter_arguments(rank: int, resident: int) -> list[str]:
+    """Arguments of `vllm serve` for adapters of a rank, so many at once.
+
+    Raises:
+        PolicyUnavailable: vLLM has no room for the rank.
+    """
+    room = next((one for one in RANKS if one >= rank), None)
+    if room is None:
+        raise PolicyUnavailable(
+            f"vLLM takes adapters up to rank {RANKS[-1]}, and learner.adapter.rank is {rank}: lower it, or "
+            'set engine.adapter = "merged"'
+        )
+    count = str(resident)
+    return ["--enable-lora", "--max-loras", count, "--max-cpu-loras", count, "--max-lora-rank", str(room)]
 
 
 def _has_gpu() -> bool:
@@ -158,6 +189,8 @@ def server_environment(spec: ServerSpec, key: str, extension_folder: str) -> dic
         PYTHONPATH=extension_folder,
         PYTHONUNBUFFERED="1",
     )
+    if spec.adapters:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if Path(spec.model).exists():
         environment.setdefault("HF_HUB_OFFLINE", "1")
     if spec.transfer == "ipc":
@@ -234,7 +267,8 @@ class VLLMServer:
         self.port = self.spec.port or free_port(self.spec.host)
         # A folder of its own: the server must not import whatever else lies beside this file.
         self._folder = tempfile.mkdtemp(prefix="agentrl-vllm-")
-        shutil.copy(Path(__file__).with_name("extension.py"), Path(self._folder) / f"{EXTENSION}.py")
+        for name, source in _OWN_FILES.items():
+            shutil.copy(source, Path(self._folder) / name)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             try:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from agentrl.errors import StallError, WeightSyncError
 from agentrl.inference.vllm.client import VLLMClient
+from agentrl.weights import adapter_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,8 +51,16 @@ class Transfer(Protocol):
         """Give the staged weights to paused servers; the errors, by name of the server."""
         ...
 
-    def commit(self, staged: Any) -> None:
+    def take(self, staged: Any, label: str, version: int) -> None:
         """The staged weights are the current version now."""
+        ...
+
+    def model(self, version: int) -> str:
+        """Name under which servers have a version beside their own model; empty where that has it."""
+        ...
+
+    async def restore(self, client: VLLMClient, limit_s: float) -> None:
+        """Give a server that came up what others hold beside their model."""
         ...
 
     async def close(self) -> None:
@@ -85,12 +94,18 @@ def tensor_names(path: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def write_module(module: nn.Module, path: Path) -> None:
-    """Write a live module's weights as one safetensors file, tied tensors once; atomically."""
+def write_module(module: nn.Module, path: Path, base: str) -> None:
+    """Write a live module's weights as one safetensors file, tied tensors once; atomically.
+
+    Of a module with an adapter of `base` that alone is written, as a folder.
+    """
     from safetensors.torch import save_file
 
-    from agentrl.learner.adapter import plain_weights
+    from agentrl.learner.adapter import has_adapter, plain_weights, write_adapter
 
+    if has_adapter(module):
+        write_adapter(module, path, base)
+        return
     tensors = {name: tensor.contiguous().cpu() for name, tensor in plain_weights(module)}
     partial = path.with_suffix(".partial")
     save_file(tensors, str(partial))
@@ -111,11 +126,20 @@ def _sweep(root: Path | None) -> None:
 class FileTransfer:
     """Weights through a file that every server maps into memory: for the CPU, and everywhere as fallback.
 
-    A live module is written to shared memory first; a path is used where it lies. The last file is kept
-    until the next one, for servers that have to be started again.
+    A live module is written to shared memory first; a path is used where it lies. Of a module with an
+    adapter that alone travels, and every server merges it into the base model's files, which it has. The
+    last file is kept until the next one, for servers that have to be started again.
+
+    Args:
+        base: the model that adapters belong to, and that servers were started with.
+        folder: where files are written; shared memory by default.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    apart = False
+    """Whether a message keeps the weights it began with: then no server has to be paused."""
+
+    def __init__(self, base: str = "", folder: Path | None = None) -> None:
+        self._base = str(Path(base).absolute()) if Path(base).is_dir() else base
         root = folder or (SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None)
         _sweep(root)
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
@@ -129,12 +153,22 @@ class FileTransfer:
             path = str(Path.cwd() / os.fspath(source))
         else:
             self._count += 1
-            target = self._folder / f"{self._count}.safetensors"
-            await asyncio.to_thread(write_module, source, target)
+            name = str(self._count) if hasattr(source, "agentrl_adapter") else f"{self._count}.safetensors"
+            target = self._folder / name
+            await asyncio.to_thread(write_module, source, target, self._base)
             path = str(target)
         shapes = await asyncio.to_thread(tensor_names, path)
-        self._check(shapes, path)
+        if adapter_files.is_adapter(path):
+            self._check_adapter(shapes, path)
+        else:
+            self._check(shapes, path)
         return path
+
+    def _check_adapter(self, shapes: dict[str, tuple[int, ...]], path: str) -> None:
+        named = {adapter_files.owner_of(name) for name in shapes}
+        foreign = sorted(name for name in named if self._shapes and name not in self._shapes)
+        if foreign:
+            raise WeightSyncError(f"{path} is the adapter of another model: this one has no {foreign[0]!r}")
 
     def _check(self, shapes: dict[str, tuple[int, ...]], path: str) -> None:
         expected = self._shapes or shapes
@@ -165,6 +199,7 @@ class FileTransfer:
         self, clients: Sequence[VLLMClient], staged: str, label: str, limit_s: float
     ) -> dict[str, Exception]:
         """See `Transfer.send`; a server that fails does not stop the others."""
+        info = {"path": staged, "base": self._base if adapter_files.is_adapter(staged) else ""}
 
         async def update(client: VLLMClient) -> None:
             started = time.monotonic()
@@ -174,17 +209,26 @@ class FileTransfer:
 
             await client.post("/init_weight_transfer_engine", {"init_info": {}}, limit_s=left())
             await client.post("/start_weight_update", limit_s=left())
-            await client.post("/update_weights", {"update_info": {"path": staged}}, limit_s=left())
+            await client.post("/update_weights", {"update_info": info}, limit_s=left())
             await client.post("/finish_weight_update", {"weight_version": label}, limit_s=left())
 
         return await each(clients, update)
 
-    def commit(self, staged: str) -> None:
+    def take(self, staged: str, label: str, version: int) -> None:
         """The staged weights are the current version now: the file of the one before is deleted."""
         path = Path(staged)
         if self._last is not None and self._last != path:
+            if self._last.is_dir():
+                shutil.rmtree(self._last, ignore_errors=True)
             self._last.unlink(missing_ok=True)
         self._last = path if path.parent == self._folder else None
+
+    def model(self, version: int) -> str:
+        """Every version is the server's own model."""
+        return ""
+
+    async def restore(self, client: VLLMClient, limit_s: float) -> None:
+        """A server's weights are all it holds."""
 
     async def close(self) -> None:
         """Delete the files in shared memory."""
@@ -297,6 +341,8 @@ class DeviceTransfer:
     formed at the first update and again whenever the set of servers changes or an update failed.
     """
 
+    apart = False
+
     def __init__(self, backend: str, *, ranks_per_server: int = 1, host: str = "127.0.0.1") -> None:
         if backend not in ("nccl", "ipc"):
             raise WeightSyncError(f"there is no weight transfer {backend!r}; there are file, nccl and ipc")
@@ -394,16 +440,23 @@ class DeviceTransfer:
             # A communicator whose peer is gone may block in its own shutdown.
             threading.Thread(target=engine.shutdown, daemon=True).start()
 
-    def commit(self, staged: Any) -> None:
+    def take(self, staged: Any, label: str, version: int) -> None:
         """Nothing is kept: the weights stay with the learner."""
+
+    def model(self, version: int) -> str:
+        """Every version is the server's own model."""
+        return ""
+
+    async def restore(self, client: VLLMClient, limit_s: float) -> None:
+        """A server's weights are all it holds."""
 
     async def close(self) -> None:
         """Leave the group."""
         self._drop()
 
 
-def make_transfer(backend: str, *, ranks_per_server: int = 1) -> FileTransfer | DeviceTransfer:
-    """The transfer called `file`, `nccl` or `ipc`."""
+def make_transfer(backend: str, base: str, *, ranks_per_server: int = 1) -> FileTransfer | DeviceTransfer:
+    """The transfer called `file`, `nccl` or `ipc`, to servers of the model `base`."""
     if backend == "file":
-        return FileTransfer()
+        return FileTransfer(base)
     return DeviceTransfer(backend, ranks_per_server=ranks_per_server)

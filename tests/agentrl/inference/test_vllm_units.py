@@ -159,7 +159,7 @@ async def test_weight_files_are_checked_by_their_headers(tmp_path: Path):
     write_safetensors(good, {"a": (2, 3), "b": (4,)})
     assert tensor_names(str(good)) == {"a": (2, 3), "b": (4,)}
     assert tensor_names(str(tmp_path)) == {"a": (2, 3), "b": (4,)}
-    transfer = FileTransfer(tmp_path)
+    transfer = FileTransfer(folder=tmp_path)
     transfer.expect(str(good))
     assert await transfer.prepare(str(good)) == str(good)
     write_safetensors(other, {"a": (3, 2)})
@@ -180,7 +180,7 @@ async def test_a_tied_output_matrix_need_not_be_sent(tmp_path: Path):
     write_safetensors(model / "model.safetensors", tied)
     (model / "config.json").write_text('{"tie_word_embeddings": true}')
     write_safetensors(version, {"embed": (2, 3)})
-    transfer = FileTransfer(tmp_path)
+    transfer = FileTransfer(folder=tmp_path)
     transfer.expect(str(model))
     assert await transfer.prepare(str(version)) == str(version)
     (model / "config.json").write_text("{}")
@@ -192,14 +192,14 @@ async def test_a_tied_output_matrix_need_not_be_sent(tmp_path: Path):
 
 async def test_the_last_file_is_kept_for_servers_that_start_again(tmp_path: Path):
     torch = pytest.importorskip("torch")
-    transfer = FileTransfer(tmp_path)
+    transfer = FileTransfer(folder=tmp_path)
     module = torch.nn.Linear(2, 2)
     first = Path(await transfer.prepare(module))
-    transfer.commit(str(first))
+    transfer.take(str(first), "1.1", 1)
     second = Path(await transfer.prepare(module))
     # Both exist until the second one is in force: deleting earlier leaves a restarted server without.
     assert first.exists()
-    transfer.commit(str(second))
+    transfer.take(str(second), "1.2", 2)
     assert not first.exists()
     assert second.exists()
     await transfer.close()
@@ -208,9 +208,9 @@ async def test_the_last_file_is_kept_for_servers_that_start_again(tmp_path: Path
 
 async def test_a_transfer_across_devices_wants_a_live_module():
     with pytest.raises(WeightSyncError, match="live module"):
-        await make_transfer("nccl").prepare("/some/path")
+        await make_transfer("nccl", "").prepare("/some/path")
     with pytest.raises(WeightSyncError, match="file, nccl and ipc"):
-        make_transfer("carrier pigeon")
+        make_transfer("carrier pigeon", "")
 
 
 class Recorder(BaseHTTPRequestHandler):

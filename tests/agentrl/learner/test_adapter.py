@@ -11,11 +11,18 @@ torch = pytest.importorskip("torch", reason="the learner needs torch (pip instal
 transformers = pytest.importorskip("transformers", reason="the learner needs transformers")
 peft = pytest.importorskip("peft", reason="adapters need peft (pip install agentrl[train])")
 
+from agentrl.cli.main import main
+from agentrl.config.loading import load_settings
 from agentrl.config.settings import AdapterSettings
 from agentrl.errors import CheckpointError, ConfigError, WeightSyncError
+from agentrl.inference.embedded.engine import TransformersPolicy
 from agentrl.inference.embedded.weight_copy import copy_weights
+from agentrl.inference.policy import Sampling
+from agentrl.inference.vllm.server import adapter_arguments
 from agentrl.inference.vllm.transfer import DeviceTransfer
 from agentrl.learner.adapter import plain_copy, plain_weights
+from agentrl.weights.adapter_files import base_of, merged_tensors, scaling
+from agentrl.weights.handle import WeightHandle
 
 ADAPTER = AdapterSettings(rank=4)
 
@@ -120,6 +127,96 @@ def test_an_engine_s_own_copy_has_no_adapter(make_learner, episodes, advantages)
     copy_weights(engine, learner.model)
     with torch.no_grad():
         torch.testing.assert_close(engine(ids).logits, learner.model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_adapter_is_published_and_merges_to_the_same_bits(
+    make_learner, episodes, advantages, tmp_path: Path
+) -> None:
+    learner = make_learner(adapter=ADAPTER, dtype="bfloat16", learning_rate=1e-2)
+    learner.step(episodes, advantages)
+    learner.publish(tmp_path / "1.1")
+    assert sorted(path.name for path in (tmp_path / "1.1").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    live = dict(plain_weights(learner.model))
+    merged = dict(merged_tensors(base_of(tmp_path / "1.1"), tmp_path / "1.1"))
+    assert live.keys() == merged.keys()
+    # Merging in bfloat16, or B A before its product is scaled, changes the last bits.
+    for name, tensor in live.items():
+        assert torch.equal(tensor, merged[name].to(tensor.dtype)), name
+
+
+async def test_the_embedded_engine_takes_an_adapter_s_folder(
+    make_learner, episodes, advantages, tmp_path: Path
+) -> None:
+    learner = make_learner(adapter=ADAPTER, learning_rate=1e-2)
+    learner.step(episodes, advantages)
+    learner.publish(tmp_path / "1")
+    learner.step(episodes, advantages)
+    learner.publish(tmp_path / "2")
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    engine = TransformersPolicy(str(tmp_path / "1"), slots=2, context_tokens=64)
+    await engine.start()
+    try:
+        await engine.load(WeightHandle(2, 1, str(tmp_path / "2")))
+        said = await engine.generate(
+            [3, 1, 4, 1, 5], Sampling(1, temperature=0.0), session="a", start_version=2
+        )
+    finally:
+        await engine.close()
+    with torch.no_grad():
+        expected = learner.model(ids).logits[0, -1].log_softmax(-1)
+    assert said.token_ids[0] == int(expected.argmax())
+    assert said.logprobs[0] == pytest.approx(float(expected.max()), abs=1e-4)
+
+
+def test_an_adapter_s_folder_is_merged_by_export(
+    make_model, make_learner, episodes, advantages, tmp_path: Path, capsys
+) -> None:
+    folder = make_model(tmp_path / "base")
+    (folder / "tokenizer.json").write_text("{}")
+    learner = make_learner(folder, adapter=ADAPTER, learning_rate=1e-2)
+    learner.step(episodes, advantages)
+    learner.publish(tmp_path / "adapter")
+    assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+    for a, b in zip(learner.score(episodes), make_learner(tmp_path / "merged").score(episodes), strict=True):
+        np.testing.assert_allclose(a[0], b[0], atol=2e-5)
+    assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "x"), "--adapter"]) == 1
+    assert "is an adapter already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora = True"),
+        ({"modules_to_save": ["lm_head"]}, "biases or whole modules"),
+    ],
+)
+def test_adapters_of_other_kinds_are_not_merged(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scaling({"r": 4, "lora_alpha": 8, **change})
+    assert scaling({"r": 4, "lora_alpha": 8}) == 2.0
+    assert scaling({"r": 4, "lora_alpha": 8, "use_rslora": True}) == 4.0
+
+
+def test_an_adapter_of_another_model_is_refused(make_learner, make_model, tmp_path: Path) -> None:
+    make_learner(adapter=ADAPTER).publish(tmp_path / "adapter")
+    other = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"does not fit|does not have"):
+        dict(merged_tensors(tmp_path / "other", tmp_path / "adapter"))
+
+
+def test_too_few_resident_adapters_are_refused_at_start() -> None:
+    flags = ["--learner.adapter.rank=8", "--engine.adapter=apart", "--stream.staleness=2"]
+    assert load_settings(None, flags).resident_adapters == 4
+    with pytest.raises(ConfigError, match=r"engine.adapters = 3 is too few.*stream.staleness \+ 2 = 4"):
+        load_settings(None, [*flags, "--engine.adapters=3"])
+    assert adapter_arguments(12, 4)[-1] == "16"
 
 
 async def test_a_transfer_of_live_weights_refuses_an_adapter(make_learner) -> None:

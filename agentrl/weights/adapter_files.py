@@ -1,0 +1,124 @@
+"""Low-rank adapters as files (peft's format), and a model with its adapter merged, a tensor at a time.
+
+Merging needs the files of the base model and those of the adapter, never a live model: so an adapter can
+travel alone and be merged where the base lies already. A vLLM server loads this file by path beside
+`inference/vllm/extension.py`: it imports torch and safetensors, where used, and nothing of agentrl.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+def is_adapter(path: Any) -> bool:
+    """Whether a path is a folder with an adapter, and no merged model beside it."""
+    folder = Path(str(path))
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: str | Path) -> str:
+    """The model an adapter belongs to: a folder, or an id of the Hugging Face hub.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    base = json.loads((Path(folder) / CONFIG).read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{Path(folder) / CONFIG} does not name its base model (base_model_name_or_path)")
+    return str(base)
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The safetensors files of a file, a folder or a hub id on this machine, in order.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    root = Path(path)
+    if not root.exists() and str(path).count("/") <= 1:
+        from huggingface_hub import snapshot_download
+
+        root = Path(snapshot_download(str(path), allow_patterns=["*.safetensors"], local_files_only=True))
+    files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"no safetensors file at {path}")
+    return files
+
+
+def read_tensors(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """Tensors of a file or folder, mapped into memory one at a time."""
+    from safetensors import safe_open
+
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield name, tensors.get_tensor(name)
+
+
+def owner_of(name: str) -> str:
+    """The weight that a tensor of an adapter changes, by the model's name for it."""
+    return name.removeprefix(_PREFIX).rpartition(".lora_")[0] + ".weight"
+
+
+def scaling(config: dict[str, Any]) -> float:
+    """What the product B A is multiplied by: alpha / rank, or alpha / sqrt(rank) (rsLoRA).
+
+    Raises:
+        ValueError: the adapter is of a kind whose merged weights are more than W + scaling * B A.
+    """
+    for name in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
+        if config.get(name):
+            raise ValueError(f"{CONFIG} says {name} = {config[name]!r}: such adapters are not merged here")
+    if config.get("bias", "none") != "none" or config.get("modules_to_save"):
+        raise ValueError(f"{CONFIG} names biases or whole modules: such adapters are not merged here")
+    rank = int(config["r"])
+    return float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def merge(weight: Any, a: Any, b: Any, scale: float) -> Any:
+    """W + scale * B A, added in float32 and rounded once.
+
+    Args:
+        weight: [O, I]
+        a: [rank, I]
+        b: [O, rank]
+        scale: alpha / rank.
+    """
+    import torch
+
+    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
+
+
+def merged_tensors(base: str | Path, adapter: str | Path) -> Iterator[tuple[str, Any]]:
+    """The weights of a model with its adapter merged, under the model's own names, one at a time.
+
+    Args:
+        base: folder of the model, or a hub id that is on this machine.
+        adapter: folder that holds the adapter.
+
+    Raises:
+        ValueError: the adapter belongs to another model, or is of a kind that is not merged here.
+    """
+    scale = scaling(json.loads((Path(adapter) / CONFIG).read_text()))
+    parts = dict(read_tensors(Path(adapter) / WEIGHTS))
+    names = {owner_of(name) for name in parts}
+    for name, weight in read_tensors(base):
+        if name in names:
+            owner = f"{_PREFIX}{name.removesuffix('.weight')}"
+            a, b = (parts[f"{owner}.lora_{kind}.weight"] for kind in "AB")
+            if (b.shape[0], a.shape[1]) != tuple(weight.shape):
+                raise ValueError(
+                    f"the adapter in {adapter} does not fit {name} {list(weight.shape)} of {base}"
+                )
+            names.remove(name)
+            # In the type that it was learned with, so that every reader of these files gets the learner's bits.
+            weight = merge(weight.to(a.dtype), a, b, scale).to(weight.dtype)
+        yield name, weight
+    if names:
+        raise ValueError(f"the adapter in {adapter} changes {min(names)!r}, which {base} does not have")
