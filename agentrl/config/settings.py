@@ -77,8 +77,10 @@ class ModelSettings:
     """Type of the learner's weights; bfloat16 keeps float32 masters in the optimizer."""
     device: str = "auto"
     """`auto` takes a GPU where there is one."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel of the learner and of the embedded engine."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """Attention kernel of the learner. `auto` takes FlashAttention on a GPU in bfloat16 where the package
+    flash-attn is installed (3 before 2), else torch's sdpa; where only the package kernels is, a
+    FlashAttention that is named comes from the hub through it."""
     threads: Number = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
 
@@ -259,9 +261,15 @@ class LearnerSettings:
     """`lion` (arXiv 2302.06675) and `sto_sign` (StoSignSGD, arXiv 2604.15416) step every weight by the
     learning rate: take a 3 to 10 times smaller one."""
     learning_rate: Amount = 1e-6
-    """Constant after the warm-up."""
-    warmup_steps: Number = 0
-    """Optimizer steps over which the learning rate rises from 0."""
+    """Largest, from the end of the warm-up on."""
+    warmup_steps: Amount = 0
+    """Optimizer steps over which the learning rate rises from 0; below 1, a share of `schedule_steps`."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up: as it is, or down to `schedule_floor` of it."""
+    schedule_steps: Number = 0
+    """Optimizer steps until the schedule's end; 0 takes those of `run.steps`."""
+    schedule_floor: Share = 0.0
+    """Share of the learning rate that is left at the schedule's end and stays."""
     weight_decay: Amount = 0.01
     """Of matrices; norms and biases have none."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -290,6 +298,11 @@ class LearnerSettings:
     """A thread of this process, or processes of their own (one per rank)."""
     ranks: Count = 1
     """`process` only: learner ranks (FSDP2)."""
+    float32_head: bool = False
+    """Multiply by the head in float32, at more time and a copy of the head in float32."""
+    offload: bool = False
+    """Keep masters and moments of the optimizer, and gradients, in host memory, and step there: 16 bytes a
+    weight less on the GPU, a slower optimizer step."""
     undo: bool = False
     """Copy weights and optimizer to host memory (12 to 16 bytes a weight) before a batch of several optimizer
     steps, so that a step that fails undoes those before it."""
@@ -298,6 +311,12 @@ class LearnerSettings:
 
     def rules(self) -> Rules:
         """What is wrong with them together."""
+        if self.schedule_steps and self.warmup_steps >= self.schedule_steps:
+            text = (
+                f"learner.warmup_steps = {self.warmup_steps:g} leaves none of learner.schedule_steps = "
+                f"{self.schedule_steps}: it must be smaller"
+            )
+            yield ("warmup_steps", "schedule_steps"), text
         if self.ranks > 1 and self.place == "thread":
             text = "learner.ranks > 1 needs learner.place = 'process' (one process per rank)"
             yield ("ranks", "place"), text
@@ -376,6 +395,12 @@ class Settings:
     controller: ControllerSettings = field(default_factory=ControllerSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of a whole run, where no batch comes short of episodes."""
+        size = self.learner.mini_batch or self.stream.batch
+        return self.run.steps * self.learner.epochs * -(-self.stream.batch // size)
 
     @property
     def resident_adapters(self) -> int:

@@ -187,7 +187,8 @@ class Learner:
             scorer.compile_parts()
         if self._device.type == "cuda":
             scorer.at_once = LOGITS_AT_ONCE_GPU
-        self._ranks.shard(scorer, compute)
+        scorer.float32_head = self._settings.float32_head
+        self._ranks.shard(scorer, compute, offload=self._settings.offload)
         self._flops = Flops.of(cast("Any", scorer.model).config)
         even_at = self._flops.even_at if self._flops is not None else 8192.0
         return Forward(

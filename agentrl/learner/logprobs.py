@@ -272,6 +272,8 @@ class TokenScorer(nn.Module):
         self.model = model
         self.pieces = PIECES
         self.at_once = LOGITS_AT_ONCE
+        self.float32_head = False
+        """Whether hidden states and head are multiplied in float32, whatever their type."""
 
     def compile_parts(self) -> None:
         """Fuse each layer and the head with torch.compile, for any number of tokens."""
@@ -305,10 +307,14 @@ class TokenScorer(nn.Module):
         model = cast("Any", self.model)
         states = model.base_model(input_ids=input_ids, use_cache=False, **boundaries).last_hidden_state
         head = model.get_output_embeddings()
+        hidden, weight, bias = states[rows, columns], head.weight, getattr(head, "bias", None)
+        if self.float32_head:
+            hidden, weight = hidden.float(), weight.float()
+            bias = None if bias is None else bias.float()
         return selected_log_probs(
-            states[rows, columns],
-            head.weight,
-            getattr(head, "bias", None),
+            hidden,
+            weight,
+            bias,
             targets,
             temperature,
             at_once=self.at_once,

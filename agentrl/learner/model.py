@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +49,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_attention(settings: ModelSettings, device: torch.device) -> str:
+    """The attention kernel that `model.attention` means on a device, by transformers' name."""
+    if settings.attention != "auto":
+        return settings.attention
+    if device.type == "cuda" and settings.dtype == "bfloat16":
+        for package, name in (("flash_attn_3", "flash_attention_3"), ("flash_attn", "flash_attention_2")):
+            if find_spec(package) is not None:
+                return name
+    return "sdpa"
+
+
 def load_model(settings: ModelSettings, device: torch.device) -> nn.Module:
     """Load a causal language model, without dropout.
 
@@ -71,7 +83,9 @@ def load_model(settings: ModelSettings, device: torch.device) -> nn.Module:
         raise ConfigError(f"model.path = {settings.path!r} holds no config.json; it is not a model folder")
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            settings.path, dtype=DTYPES[settings.dtype], attn_implementation=settings.attention
+            settings.path,
+            dtype=DTYPES[settings.dtype],
+            attn_implementation=choose_attention(settings, device),
         )
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]

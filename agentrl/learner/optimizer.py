@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from agentrl.config.settings import LearnerSettings
 from agentrl.errors import CheckpointError
 from agentrl.learner.ranks import local, whole
+from agentrl.learner.schedule import check_schedule, rate_share
 from agentrl.learner.sign_optimizers import Lion, StoSignSGD
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "sto_sign": ("exp_avg", "exp_avg_max")}
@@ -49,13 +50,19 @@ class MasterOptimizer:
 
     Args:
         model: whose trainable parameters are stepped.
-        settings: learning rate, warm-up, betas, epsilon, weight decay and longest gradient.
+        settings: learning rate, schedule, betas, epsilon, weight decay and longest gradient; whether
+            masters, moments and gradients lie in host memory. Weights that are split among ranks (FSDP2) are
+            offloaded where they are split, and stepped where they lie.
+
+    Raises:
+        ConfigError: the schedule does not know its end.
     """
 
     def __init__(self, model: nn.Module, settings: LearnerSettings) -> None:
+        check_schedule(settings)
         self._settings = settings
         self.full_rate = settings.learning_rate
-        """Learning rate after the warm-up."""
+        """Largest learning rate."""
         self._names: list[str] = []
         self._parameters: list[nn.Parameter] = []
         self._masters: list[Tensor] = []
@@ -77,14 +84,16 @@ class MasterOptimizer:
         """Of the step taken last."""
 
     def _make_master(self, parameter: nn.Parameter) -> Tensor:
-        if parameter.dtype == torch.float32:
+        away = self._settings.offload and not hasattr(parameter, "to_local")
+        if parameter.dtype == torch.float32 and not away:
             return parameter
-        master = parameter.detach().float().requires_grad_()
+        home = torch.device("cpu") if away else parameter.device
+        master = parameter.detach().to(home, torch.float32, copy=True).requires_grad_()
 
         def gather(_: Tensor) -> None:
             # In float32 and at once, so that bfloat16 gradients of the whole model exist only briefly.
             assert parameter.grad is not None
-            gradient = parameter.grad.float()
+            gradient = parameter.grad.to(home).float()
             master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             parameter.grad = None
 
@@ -93,10 +102,8 @@ class MasterOptimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step: rises linearly over the warm-up, then stays."""
-        warmup = self._settings.warmup_steps
-        share = min(1.0, (self.steps + 1) / warmup) if warmup > 0 else 1.0
-        return self.full_rate * share
+        """Of the next step, as the schedule has it."""
+        return self.full_rate * rate_share(self.steps, self._settings)
 
     def zero_grad(self) -> None:
         """Forget gradients."""

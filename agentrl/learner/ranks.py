@@ -45,21 +45,28 @@ class Ranks:
             torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
         return tensor
 
-    def shard(self, scorer: nn.Module, compute: torch.dtype) -> None:
+    def shard(self, scorer: nn.Module, compute: torch.dtype, *, offload: bool = False) -> None:
         """Split the weights of a `TokenScorer` among the ranks, layer by layer.
 
-        Weights stay float32 (they are the masters); layers are gathered and multiplied as `compute`.
+        Weights stay float32 (they are the masters), in host memory where `offload` is set; layers are
+        gathered and multiplied as `compute`.
         """
         if self.size == 1:
             return
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
-        mesh = init_device_mesh(next(scorer.parameters()).device.type, (self.size,))
-        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+        kind = next(scorer.parameters()).device.type
+        # Inputs keep their types: a temperature in bfloat16 would be another one.
+        policy = MixedPrecisionPolicy(
+            param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        options: dict[str, Any] = {"mesh": init_device_mesh(kind, (self.size,)), "mp_policy": policy}
+        if offload and kind != "cpu":
+            options["offload_policy"] = CPUOffloadPolicy()
         for layer in cast("Any", scorer).model.base_model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(scorer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+            fully_shard(layer, **options)
+        fully_shard(scorer, reshard_after_forward=False, **options)
 
 
 def local(tensor: Tensor) -> Tensor:

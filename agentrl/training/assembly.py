@@ -162,6 +162,8 @@ def check_engine(settings: Settings, policy: Policy) -> None:
 
 def make_learner(settings: Settings) -> Any:
     """The learner that the settings name: in this process, or one process per rank."""
+    steps = settings.learner.schedule_steps or settings.optimizer_steps
+    settings = replace(settings, learner=replace(settings.learner, schedule_steps=steps))
     if settings.learner.place == "process":
         from agentrl.learner.process import LearnerProcesses
 

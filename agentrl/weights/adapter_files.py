@@ -117,7 +117,7 @@ def merged_tensors(base: str | Path, adapter: str | Path) -> Iterator[tuple[str,
                     f"the adapter in {adapter} does not fit {name} {list(weight.shape)} of {base}"
                 )
             names.remove(name)
-            # In the type that it was learned with, so that every reader of these files gets the learner's bits.
+            # In the type it was learned with, so that every reader of these files gets the learner's bits.
             weight = merge(weight.to(a.dtype), a, b, scale).to(weight.dtype)
         yield name, weight
     if names:
