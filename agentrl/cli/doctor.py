@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.cli.options import add_settings
+from agentrl.cluster.fitting import Planner, fit, flag, lacking, remedy
 from agentrl.cluster.memory import Need, Plan, make_plans
 from agentrl.cluster.model_shape import KNOWN, ModelShape
 from agentrl.cluster.placement import EngineKind, Gpu, Machine, choose_engine, has_vllm, inspect_machine
+from agentrl.cluster.step_time import GPU_RATES, cpu_rates, gpu_rates, step_time
 from agentrl.config.ranges import Count, number
 from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
@@ -33,7 +35,7 @@ _SHOWN = (
 )
 """Models that are gone through when none is named."""
 _SHOWN_CONTEXT = 4096
-_GPUS = re.compile(r"(\d+)x(\d+)(?:GB)?", re.IGNORECASE)
+_GPUS = re.compile(r"(\d+)x([\w]+?)(?:GB)?", re.IGNORECASE)
 _SANDBOX_LIMIT_S = 20.0
 
 
@@ -69,11 +71,15 @@ def add_parser(subparsers: Any) -> None:
         "--gpus",
         default="",
         metavar="8x80",
-        help="plan as if there were so many GPUs of so many GB (10^9 bytes)",
+        help="plan as if there were so many GPUs of so many GB (10^9 bytes), or of a name: 8xH100",
     )
     parser.add_argument(
         "--memory", type=number(Count), metavar="GB", help="with --gpus: and as if there were so much memory"
     )
+    parser.add_argument(
+        "--nodes", type=number(Count), default=1, metavar="4", help="with --gpus: on so many such machines"
+    )
+    parser.add_argument("--fit", action="store_true", help="propose settings with which the run fits")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_settings(parser, Settings, {"model": "model.path"})
     parser.set_defaults(handler=run)
@@ -86,11 +92,15 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options.config, options.settings)
     machine = inspect_machine()
     if options.gpus:
-        machine = replace(machine, gpus=_imagined(options.gpus))
+        machine = replace(machine, gpus=_imagined(options.gpus, options.nodes))
         if options.memory:
-            size = options.memory * 10**9
+            size = options.memory * options.nodes * 10**9
             machine = replace(machine, memory=size, memory_available=size, shared_memory=size // 2)
-    found = diagnose(settings, machine, imagined=bool(options.gpus))
+    if options.nodes > 1 and not options.gpus:
+        raise ConfigError("--nodes goes with --gpus: say what each of them has, such as --gpus 8x80")
+    if options.fit and not settings.model.path:
+        raise ConfigError("--fit proposes settings of a run: name its file, or --model")
+    found = diagnose(settings, machine, imagined=bool(options.gpus), propose=options.fit)
     if options.json:
         print(json.dumps(_as_json(found), indent=2))
     else:
@@ -98,21 +108,29 @@ def run(options: argparse.Namespace) -> int:
     return 1 if found.problems else 0
 
 
-def _imagined(text: str) -> tuple[Gpu, ...]:
+def _imagined(text: str, nodes: int) -> tuple[Gpu, ...]:
     match = _GPUS.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"--gpus {text!r}: want a number and a size, such as 8x80 for eight GPUs of 80 GB")
-    size = int(match[2]) * 10**9
-    return tuple(Gpu(index, f"{match[2]} GB, imagined", size, size) for index in range(int(match[1])))
+    known = next((name for name in GPU_RATES if match and name.lower() == match[2].lower()), "")
+    if match is None or not (known or match[2].isdigit()):
+        raise ConfigError(
+            f"--gpus {text!r}: want a number and a size, such as 8x80 for eight GPUs of 80 GB, or a name: "
+            f"8x{', 8x'.join(GPU_RATES)}"
+        )
+    size = (GPU_RATES[known][2] if known else int(match[2])) * 10**9
+    name = known or f"{match[2]} GB, imagined"
+    return tuple(Gpu(index, name, size, size) for index in range(int(match[1]) * nodes))
 
 
-def diagnose(settings: Settings, machine: Machine, *, imagined: bool = False) -> Diagnosis:
+def diagnose(
+    settings: Settings, machine: Machine, *, imagined: bool = False, propose: bool = False
+) -> Diagnosis:
     """Plan the run, or some models where the settings name none.
 
     Args:
         settings: of the run.
         machine: what there is.
         imagined: the machine is another one than this: what is installed here does not matter.
+        propose: look for settings with which the run fits.
     """
     problems: list[str] = []
     engine, reason = None, ""
@@ -133,13 +151,19 @@ def diagnose(settings: Settings, machine: Machine, *, imagined: bool = False) ->
             models[name] = make_plans(shape, planned, machine, engine or wanted)
         except ConfigError as error:
             problems.append(str(error))
-    if settings.model.path:
+    if settings.model.path and models:
+        ((name, (shape, planned)),) = shapes.items()
+
+        def plan_of(one: Settings) -> tuple[Plan, ...]:
+            return make_plans(shape, one, machine, engine or "transformers")
+
         problems += [
             f"{name} does not fit: {plan.device} has {plan.capacity:,} bytes and needs {plan.least:,}"
-            for name, plans in models.items()
-            for plan in plans
+            for plan in models[name]
             if not plan.fits
         ]
+        notes += _advice(planned, plan_of, propose=propose)
+        notes += _expected(shape, planned, machine)
     return Diagnosis(
         machine=machine,
         packages={name: _version(name) for name in _PACKAGES},
@@ -151,6 +175,38 @@ def diagnose(settings: Settings, machine: Machine, *, imagined: bool = False) ->
         problems=tuple(problems),
         notes=tuple(notes),
     )
+
+
+def _advice(settings: Settings, plan: Planner, *, propose: bool) -> list[str]:
+    """The setting to change where something does not fit; with `propose`, all that have to be."""
+    if lacking(plan(settings)) == 0:
+        return ["fits as it is"] if propose else []
+    if not propose:
+        first = remedy(settings, plan)
+        return [f"first change: {first} (--fit proposes all)"] if first else ["no setting makes it fit here"]
+    found = fit(settings, plan)
+    if found is None:
+        return ["no settings make it fit: more or larger devices, or a smaller model"]
+    return ["fits with: " + " ".join(flag(name, value) for name, value in found.items())]
+
+
+def _expected(shape: ModelShape, settings: Settings, machine: Machine) -> list[str]:
+    """Seconds of a step, and what they are counted from."""
+    if machine.gpus:
+        rates = gpu_rates(machine.gpus[0].name, machine.gpus[0].total)
+    else:
+        rates = cpu_rates(machine.cores)
+    if rates is None:
+        return []
+    found = step_time(shape, settings, rates)
+    way = "beside each other" if found.together else "one after the other"
+    speed = f"{rates.operations / 1e12:.3g} TFLOP/s, {rates.bytes / 1e9:,.0f} GB/s"
+    text = (
+        f"a step of {settings.stream.batch} episodes of {found.tokens:,} tokens (half of what they may "
+        f"have): about {found.step_s:.3g} s; learning {found.learn_s:.3g} s, sampling "
+        f"{found.sample_s:.3g} s, {way}, on {found.device} ({speed})"
+    )
+    return [text]
 
 
 def _look_at_run(settings: Settings, problems: list[str]) -> list[str]:

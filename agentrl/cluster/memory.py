@@ -85,18 +85,25 @@ def learner_needs(shape: ModelShape, settings: Settings, *, gpu: bool = False) -
     needs = [
         Need("learner: weights", count * own // ranks),
         Need("learner: adapter", learned * own // ranks if learner.adapter.rank else 0),
-        Need("learner: gradients, float32", learned * 4 // ranks),
-        Need("learner: AdamW moments, float32", learned * 8 // ranks),
-        Need("learner: float32 masters", learned * 4 if own < 4 else 0),
+        *(() if gpu and learner.offload else _optimizer(learned, ranks, separate=own < 4 or learner.offload)),
         Need("learner: reference weights (KL)", count * own // ranks if _has_reference(settings) else 0),
         Need("learner: gathered layers and embeddings", _gathered(shape, width) if ranks > 1 else 0),
         Need(f"learner: activations of {tokens} tokens", _activations(shape, settings, tokens) * width),
         Need(
             "learner: logits in pieces, gradient of the head",
-            4 * (3 * at_once + head),
+            4 * (3 * at_once + head * (2 if learner.float32_head and width < 4 else 1)),
         ),
     ]
     return tuple(need for need in needs if need.bytes)
+
+
+def _optimizer(learned: int, ranks: int, *, separate: bool) -> tuple[Need, ...]:
+    """What belongs to each weight that is learned; split weights are their own masters."""
+    return (
+        Need("learner: gradients, float32", learned * 4 // ranks),
+        Need("learner: AdamW moments, float32", learned * 8 // ranks),
+        Need("learner: float32 masters", learned * 4 if separate and ranks == 1 else 0),
+    )
 
 
 def _gathered(shape: ModelShape, width: int) -> int:
@@ -128,19 +135,31 @@ def host_needs(shape: ModelShape, settings: Settings, *, gpus: bool = False) -> 
         "learner: weights on their way to the GPUs", count * width * max(1, learner.ranks) if gpus else 0
     )
     largest = max(copy, start, key=lambda need: need.bytes)
-    return (largest,) if largest.bytes else ()
+    learned = shape.adapter(learner.adapter.rank) if learner.adapter.rank else count
+    away = _optimizer(learned, 1, separate=True) if gpus and learner.offload else ()
+    return (*((largest,) if largest.bytes else ()), *away)
 
 
 def engine_needs(
-    shape: ModelShape, model: ModelSettings, engine: EngineSettings, *, embedded: bool, share: int = 1
+    shape: ModelShape,
+    model: ModelSettings,
+    engine: EngineSettings,
+    *,
+    embedded: bool,
+    share: int = 1,
+    adapters: int = 0,
 ) -> tuple[Need, ...]:
-    """Weights and keys of one engine, in bytes per device (`share` devices in tensor parallel)."""
+    """Weights and keys of one engine, in bytes per device (`share` devices in tensor parallel).
+
+    `adapters` are numbers of all adapters that are served apart.
+    """
     width = BYTES[model.dtype if engine.dtype == "auto" else engine.dtype]
     context = engine.context_tokens or shape.context
     one = context * shape.key_bytes(width) // share
     name = "engine (embedded)" if embedded else "vLLM"
     return (
         Need(f"{name}: weights", shape.parameters * width // share),
+        *((Need(f"{name}: adapters served apart", adapters * width),) if adapters else ()),
         Need(
             f"{name}: keys and values of {engine.slots} x {context} tokens",
             engine.slots * one,
@@ -161,13 +180,14 @@ def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: En
     host = host_needs(shape, settings, gpus=gpus)
     embedded = kind != "vllm"
     share = 1 if embedded else engine.tensor_parallel
-    sampling = engine_needs(shape, model, engine, embedded=embedded, share=share)
+    apart = 0 if embedded else settings.resident_adapters * shape.adapter(settings.learner.adapter.rank)
+    sampling = engine_needs(shape, model, engine, embedded=embedded, share=share, adapters=apart)
     if not machine.gpus:
         ranks = max(1, settings.learner.ranks)
         needs = (*learning * ranks, *host, *sampling * (1 if embedded else engine.replicas))
         plans = [Plan("memory", machine.memory_available, needs)]
         if not embedded and ranks == 1:
-            plans.append(_shared_memory(shape, model, machine))
+            plans.append(_shared_memory(shape, settings, machine))
         return tuple(plans)
     memory = (Plan("memory", machine.memory_available, host),) if host else ()
     runtime = Need("CUDA context and fragmentation", RUNTIME)
@@ -176,7 +196,7 @@ def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: En
         return (_gpu_plan(gpu, (runtime, *learning, *sampling)), *memory)
     used = gpu_layout(settings, [gpu.index for gpu in machine.gpus])
     if used.transfer == "file" and len(used.learner) == 1:
-        memory = (*memory, _shared_memory(shape, model, machine))
+        memory = (*memory, _shared_memory(shape, settings, machine))
     if engine.layout == "shared":
         return (
             _gpu_plan(gpu, (runtime, *learning), 1 - engine.memory_share, "the learner's share"),
@@ -192,9 +212,13 @@ def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: En
     return (*plans, *memory)
 
 
-def _shared_memory(shape: ModelShape, model: ModelSettings, machine: Machine) -> Plan:
-    """Two versions lie there at once: the one in force and the one on its way."""
-    file = Need("weights of one version, on their way", shape.parameters * BYTES[model.dtype])
+def _shared_memory(shape: ModelShape, settings: Settings, machine: Machine) -> Plan:
+    """Two versions lie there at once, the one in force and the one on its way; of adapters all held ones."""
+    width, rank = BYTES[settings.model.dtype], settings.learner.adapter.rank
+    if rank:
+        one = Need("adapter of one version, on its way", shape.adapter(rank) * width)
+        return Plan("/dev/shm", machine.shared_memory, (one,) * max(2, settings.resident_adapters + 1))
+    file = Need("weights of one version, on their way", shape.parameters * width)
     return Plan("/dev/shm", machine.shared_memory, (file, file))
 
 

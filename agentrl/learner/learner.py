@@ -544,9 +544,17 @@ class Learner:
         return batch.names(found or indices)
 
     def _out_of_memory(self) -> LearnerError:
+        settings = self._settings
+        ways = [f"lower learner.micro_batch_tokens ({settings.micro_batch_tokens} now)"]
+        if not settings.gradient_checkpointing:
+            ways.append("set learner.gradient_checkpointing = true")
+        if not settings.offload and self._device.type != "cpu":
+            ways.append("set learner.offload = true")
+        if not settings.adapter.rank:
+            ways.append("learn an adapter (learner.adapter.rank = 16)")
         return LearnerError(
-            f"the learner ran out of memory on {self._device} with learner.micro_batch_tokens = "
-            f"{self._settings.micro_batch_tokens}; lower it, or set learner.gradient_checkpointing = true"
+            f"the learner ran out of memory on {self._device}: {', or '.join(ways)}; `agentrl doctor --fit` "
+            "says what fits"
         )
 
     def _operations(self, batch: _Batch, clock: Sequence[Tensor]) -> float:

@@ -90,8 +90,20 @@ def load_model(settings: ModelSettings, device: torch.device) -> nn.Module:
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"model.path = {settings.path!r} cannot be loaded: {reason}") from error
+    _refuse_experts(model, settings.path)
     remove_dropout(model)
     return cast("nn.Module", model.to(cast("Any", device)))
+
+
+def _refuse_experts(model: Any, path: str) -> None:
+    config = model.config.get_text_config()
+    for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
+        if (getattr(config, name, None) or 0) > 1:
+            raise ConfigError(
+                f"model.path = {path!r} is a mixture of {getattr(config, name)} experts, which the learner "
+                "refuses: engine and learner would choose other experts for the same token, and routes are "
+                "not replayed here; take a dense model"
+            )
 
 
 def remove_dropout(model: nn.Module) -> None:
