@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test check test-fast lint format docs test-agents test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test check test-fast lint format docs test-learner test-agents test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -36,6 +36,10 @@ check: $(STAMP)-dev
 test-fast: $(STAMP)-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile=check \
 		-m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not faults"
+
+## make test-learner  learner, adapters and the memory plan, the slow tests too (a part of make test)
+test-learner: $(STAMP)-dev
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu" tests/agentrl/learner tests/agentrl/test_memory.py tests/agentrl/test_fitting.py
 
 ## make format        let ruff format and mend
 format: $(STAMP)-dev

@@ -179,6 +179,7 @@ def bench_step(options: argparse.Namespace) -> dict[str, Any]:
         packing=options.packing,
         compile=options.compile,
         undo=options.undo,
+        offload=options.offload,
         adapter=AdapterSettings(rank=options.rank),
     )
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -205,6 +206,7 @@ def bench_step(options: argparse.Namespace) -> dict[str, Any]:
         "packing": options.packing,
         "compile": options.compile,
         "checkpointing": options.checkpointing,
+        "offload": options.offload,
         "lengths": options.lengths,
         "longest": max(episode.num_tokens for episode in episodes),
         "batch": options.batch,
@@ -283,6 +285,7 @@ def main() -> None:
     parser.add_argument("--micro-batch-tokens", type=int, default=4096)
     parser.add_argument("--clock-tokens", type=int, default=2048)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--offload", action="store_true", help="optimizer state in host memory")
     parser.add_argument("--undo", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--positions", type=int, default=2048)

@@ -35,6 +35,7 @@ case " ${PARTS:-tests learner run} " in *" learner "*)
   step --size "${MIDDLE:-1.7b}" $long --compile --repeats 2
   step --size "${LARGE:-4b}" $long --batch 2 --compile --checkpointing --repeats 2
   step --size "${LARGE:-4b}" $long --batch 2 --checkpointing --rank 16 --repeats 2
+  step --size "${LARGE:-4b}" $long --batch 2 --checkpointing --offload --repeats 2
   LIMIT_S=180 step --size "${LARGE:-4b}" $long --batch 2 --compile --checkpointing --rank 16 --repeats 2
 esac
 case " ${PARTS:-tests learner run} " in *" run "*)
