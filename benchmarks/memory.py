@@ -30,12 +30,11 @@ from benchmarks.learner import SIZES, make_episodes, make_model
 
 BOUND = 0.15
 CASES: tuple[dict[str, Any], ...] = (
-    {"dtype": "float32", "tokens": 2048},
-    {"dtype": "bfloat16", "tokens": 2048},
-    {"dtype": "bfloat16", "tokens": 4096, "checkpointing": True},
-    {"dtype": "bfloat16", "tokens": 2048, "rank": 16},
-    {"dtype": "float32", "tokens": 2048, "rank": 16},
-    {"dtype": "bfloat16", "tokens": 4096, "rank": 16, "checkpointing": True},
+    {"dtype": "bfloat16", "tokens": 1024},
+    {"dtype": "bfloat16", "tokens": 1024, "rank": 16},
+    {"dtype": "bfloat16", "tokens": 2048, "checkpointing": True},
+    {"dtype": "float32", "tokens": 1024},
+    {"dtype": "float32", "tokens": 1024, "rank": 16},
 )
 
 
@@ -77,8 +76,8 @@ def measure(case: dict[str, Any], size: str) -> dict[str, Any]:
         gradient_checkpointing=case.get("checkpointing", False),
         adapter=AdapterSettings(rank=rank),
     )
-    length = 512
-    episodes = make_episodes([length] * (3 * tokens // length), SIZES[size].vocabulary)
+    length = 256
+    episodes = make_episodes([length] * (2 * tokens // length), SIZES[size].vocabulary)
     advantages = np.random.default_rng(1).normal(size=len(episodes))
     with tempfile.TemporaryDirectory() as folder:
         make_model(folder, size, case["dtype"], "cpu")
