@@ -127,7 +127,11 @@ class VLLMClient:
         async with self._request(
             "POST", path, what, limit_s=limit_s, json=body or {}, params=query or {}
         ) as response:
-            return await response.json(content_type=None)
+            text = await response.text()
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text  # some routes answer a sentence
 
     async def get(self, path: str, *, limit_s: float) -> Any:
         """Get a control route; see `post`."""
