@@ -78,6 +78,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "renderer": {
         "code": "agentrl.renderers.code:CodeRenderer",
         "hermes": "agentrl.renderers.hermes:HermesRenderer",
+        "native": "agentrl.renderers.native:NativeRenderer",
     },
     "engine": {
         "transformers": "agentrl.inference.embedded.engine:TransformersPolicy",

@@ -163,9 +163,13 @@ class RolloutSettings:
     """`[rollout]`: how one episode is played."""
 
     format: Annotated[str, PartOf("renderer", also=("auto",))] = "auto"
-    """How tools are called: fenced Python in `<code>` tags, `<tool_call>` with JSON (Hermes, Qwen), or a
-    renderer in a file, `my.py:Name`. `auto` takes what the chat template writes, or what the tools allow
-    where it writes neither."""
+    """How tools are called: fenced Python in `<code>` tags, `<tool_call>` with JSON (Hermes, Qwen), `native`
+    as the model's family writes it (package `renderers`), or a renderer in a file, `my.py:Name`. `auto` takes
+    `native` where a family fits the chat template, else what the template writes or the tools allow."""
+    template_options: tuple[str, ...] = ()
+    """Options of the chat template, such as `enable_thinking=false`; values are JSON, or text."""
+    stop_token_ids: tuple[int, ...] = ()
+    """More tokens that end a message, beside those of the tokenizer and of `generation_config.json`."""
     max_turns: Number = 0
     """Messages the policy may write; 0 takes the environment's."""
     max_tokens: Count = 16384

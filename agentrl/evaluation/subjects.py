@@ -21,7 +21,7 @@ from agentrl.evaluation.run import MakeEnv, Play, chat_player, token_player
 from agentrl.evaluation.settings import Experiment
 from agentrl.inference.endpoint.settings import EndpointSettings, Usage
 from agentrl.inference.run_weights import run_weights
-from agentrl.renderers.making import choose_format
+from agentrl.renderers.making import choose_format, read_options
 from agentrl.rollout.token_completer import Decoding
 from agentrl.storage.cost import spent
 from agentrl.storage.metrics import read_metrics
@@ -213,7 +213,11 @@ def _with_format(
 ) -> RolloutSettings:
     if rollout.format != "auto":
         return rollout
-    return replace(rollout, format=trained_format(subject) or choose_format(tokenizer, [tools]))
+    return replace(
+        rollout,
+        format=trained_format(subject)
+        or choose_format(tokenizer, [tools], read_options(rollout.template_options)),
+    )
 
 
 def _engine_kind(engine: EngineSettings) -> str:
@@ -223,9 +227,9 @@ def _engine_kind(engine: EngineSettings) -> str:
 
 
 def _renderer(tokenizer: Any, rollout: RolloutSettings) -> Any:
-    from agentrl.renderers.making import make_renderer
+    from agentrl.renderers.making import rollout_renderer
 
-    return make_renderer(tokenizer, rollout.format)
+    return rollout_renderer(tokenizer, rollout)
 
 
 def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:

@@ -43,8 +43,11 @@ class Renderer(Protocol):
         """
         ...
 
-    def parse(self, token_ids: Sequence[int]) -> ParsedMessage:
-        """Read one sampled message. Never raises: a call that cannot be read carries its error."""
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedMessage:
+        """Read one sampled message. Never raises: a call that cannot be read carries its error.
+
+        `tools`: those that were offered; formats without quotes (XML) take the types of arguments from them.
+        """
         ...
 
     def extend(self, sampled: Sequence[int], additions: Sequence[ToolResult] | str) -> list[int]:
@@ -59,7 +62,7 @@ class Renderer(Protocol):
         ...
 
 
-Format = Literal["code", "hermes"]
+Format = Literal["code", "hermes", "native"]
 
 
 def runs_code(tool: ToolSpec, name: str = "python", argument: str = "code") -> bool:

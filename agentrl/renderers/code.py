@@ -82,7 +82,7 @@ class CodeRenderer:
             return [*self._prefix, *self._codec.encode(self._codec.neutral(lines))]
         return self._template.prompt_ids(_with_instructions(messages, instructions))
 
-    def parse(self, token_ids: Sequence[int]) -> ParsedMessage:
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedMessage:
         """Text of a message, and the call its first closed code block makes."""
         text = self._codec.decode(_without_end(token_ids, self.stop_token_ids))
         call = self._read_call(text, token_ids)

@@ -90,7 +90,7 @@ class HermesRenderer:
             return self._template.prompt_ids(messages, [tool.as_openai() for tool in tools])
         return self._template.prompt_ids(self._with_listing(messages, tools))
 
-    def parse(self, token_ids: Sequence[int]) -> ParsedMessage:
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedMessage:
         """Text of a message and all its calls, those written inside `<think>` left out."""
         ended = len(token_ids) > 0 and token_ids[-1] in self.stop_token_ids
         text = self._codec.decode(token_ids[:-1] if ended else token_ids)

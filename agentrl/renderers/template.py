@@ -35,6 +35,22 @@ class Step:
     """What follows."""
 
 
+def neutral_message(codec: TextCodec, message: Message) -> Message:
+    """A copy whose foreign text cannot become control tokens."""
+    message = copy.deepcopy(message)
+    framed = message.pop("framed", False)
+    if framed or message["role"] not in FOREIGN_ROLES:
+        return message
+    content = message.get("content")
+    if isinstance(content, str):
+        message["content"] = codec.neutral(content)
+    elif isinstance(content, list):
+        for part in content:
+            if part.get("type") == "text":
+                part["text"] = codec.neutral(part["text"])
+    return message
+
+
 class ChatTemplate:
     """The chat template of one tokenizer.
 
@@ -62,7 +78,7 @@ class ChatTemplate:
         """Text of a conversation, foreign text neutralised; `announce` ends it where the assistant speaks."""
         try:
             return self._codec.tokenizer.apply_chat_template(  # type: ignore[attr-defined]
-                [self._neutral(message) for message in messages],
+                [neutral_message(self._codec, message) for message in messages],
                 tools=list(tools) or None,
                 add_generation_prompt=announce,
                 tokenize=False,
@@ -114,20 +130,6 @@ class ChatTemplate:
                 f"after {header[-60:]!r}; the first must begin with the second"
             )
         return announced[len(header) :]
-
-    def _neutral(self, message: Message) -> Message:
-        message = copy.deepcopy(message)
-        framed = message.pop("framed", False)
-        if framed or message["role"] not in FOREIGN_ROLES:
-            return message
-        content = message.get("content")
-        if isinstance(content, str):
-            message["content"] = self._codec.neutral(content)
-        elif isinstance(content, list):
-            for part in content:
-                if part.get("type") == "text":
-                    part["text"] = self._codec.neutral(part["text"])
-        return message
 
     def prove_append_only(
         self, steps: Sequence[Step], opening: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()

@@ -106,7 +106,7 @@ class TokenCompleter:
             generation.top_ids,
             generation.top_logprobs,
         )
-        parsed = self.renderer.parse(generation.token_ids)
+        parsed = self.renderer.parse(generation.token_ids, tools)
         thread.messages, thread.sampled_from, thread.asked = [*messages, parsed.message], start, False
         ended = generation.finish_reason is not FinishReason.LENGTH
         cut = None if ended or asked < budget else full

@@ -21,7 +21,7 @@ from agentrl.errors import ConfigError
 from agentrl.inference.engines import make_policy
 from agentrl.inference.policy import Policy
 from agentrl.renderers.base import Renderer
-from agentrl.renderers.making import make_renderer
+from agentrl.renderers.making import rollout_renderer
 from agentrl.rollout.token_completer import Decoding, Dispatch, run_episode
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.metrics import MetricsWriter
@@ -75,7 +75,7 @@ async def assemble(
             folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
             folder.lock()
             stack.callback(folder.unlock)
-        renderer = renderer or make_renderer(plan.tokenizer, settings.rollout.format)
+        renderer = renderer or rollout_renderer(plan.tokenizer, settings.rollout)
         sandbox = sandbox or await stack.enter_async_context(make_sandbox(settings.sandbox))
         watchdog = Watchdog(folder.logs)
         if learner is None:

@@ -22,7 +22,7 @@ from agentrl.config import conflicts, registry, tree
 from agentrl.config.settings import Settings
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.renderers.base import Renderer
-from agentrl.renderers.making import choose_format, make_renderer
+from agentrl.renderers.making import choose_format, read_options, rollout_renderer
 from agentrl.tasks.task import Task, load_tasks, make_sandbox
 from agentrl.training.control import Control
 from agentrl.training.credit import make_estimator
@@ -183,7 +183,9 @@ def _with_format(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> S
     if settings.rollout.format != "auto":
         return settings
     tools = [task.env.tool_specs() for task in tasks]
-    chosen = trained_format(settings.model.path) or choose_format(tokenizer, tools)
+    chosen = trained_format(settings.model.path) or choose_format(
+        tokenizer, tools, read_options(settings.rollout.template_options)
+    )
     return replace(settings, rollout=replace(settings.rollout, format=chosen))
 
 
@@ -193,7 +195,7 @@ def _try_prompts(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> l
     Raises:
         ConfigError: no row of an environment can be begun, or none can be rendered.
     """
-    renderer = make_renderer(tokenizer, settings.rollout.format)
+    renderer = rollout_renderer(tokenizer, settings.rollout)
     opened = event_loop.run(_begin_all(settings, tasks))
     notes = []
     for task, messages in zip(tasks, opened, strict=True):
