@@ -1,6 +1,7 @@
 """What the gateway costs: tokens a second beside the direct path, latency a request, and what compaction lets a run learn.
 
     python -m benchmarks.gateway speed          the embedded engine, 64 conversations in flight, both ways in turn
+    python -m benchmarks.gateway served         an engine elsewhere, 64 conversations in flight, both ways in turn
     python -m benchmarks.gateway latency        an engine that answers at once, one conversation
     python -m benchmarks.gateway compaction     a task of three contexts, with and without
 
@@ -151,6 +152,28 @@ async def speed(rounds: int, count: int) -> dict[str, Any]:
     }
 
 
+async def served(rounds: int, count: int) -> dict[str, Any]:
+    """Both ways in turn, with an engine elsewhere that takes 20 ms a token, as a server on a GPU does."""
+
+    def script(request: Any) -> str:
+        return "<code>\n1\n</code>" if request.turn % 3 < 2 else "5561<|end|>"
+
+    policy = ScriptedPolicy(script, tokenizer=ByteTokenizer(), seconds=lambda _, tokens: 0.02 * tokens)
+    renderer = make_renderer(ByteTokenizer(), "code", instructions="")
+    ways: dict[str, list[float]] = {"direct": [], "gateway": []}
+    for _ in range(rounds):
+        for name, env in (("direct", Direct), ("gateway", Through)):
+            tokens, seconds, _ = await episodes(env, policy, renderer, count, 64)
+            ways[name].append(tokens / seconds)
+    rate = {name: statistics.median(values) for name, values in ways.items()}
+    return {
+        "what": "served",
+        "in_flight": 64,
+        "tokens_per_s": rate,
+        "ratio": rate["gateway"] / rate["direct"],
+    }
+
+
 async def latency(requests: int) -> dict[str, Any]:
     """What a request takes beyond the same message asked for directly; the engine answers at once."""
     call = "<code>\n1\n</code>"
@@ -268,7 +291,7 @@ def compaction(steps: int, context: int) -> dict[str, Any]:
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("speed", "latency", "compaction"))
+    parser.add_argument("what", choices=("speed", "served", "latency", "compaction"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=128)
     parser.add_argument("--steps", type=int, default=24)
@@ -276,6 +299,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "speed":
         row = asyncio.run(speed(options.rounds, options.episodes))
+    elif options.what == "served":
+        row = asyncio.run(served(options.rounds, options.episodes))
     elif options.what == "latency":
         row = asyncio.run(latency(2000))
     else:

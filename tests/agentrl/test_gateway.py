@@ -307,6 +307,36 @@ async def test_a_reward_is_accepted_with_the_graders_key_alone() -> None:
     assert (episode.answer, episode.counts["gateway/wrong_key"]) == ("0.5", 1)
 
 
+async def test_an_episode_that_ends_takes_no_other_with_it() -> None:
+    # Fails when the server is started in the context of the first episode, whose tasks end with it.
+    begun, first_is_over = asyncio.Event(), asyncio.Event()
+
+    async def first(access: Access) -> str:
+        async with client(access) as api:
+            await api.chat.completions.create(model="m", messages=ASK)  # type: ignore[arg-type]
+        await begun.wait()
+        return "yes"
+
+    async def second(access: Access) -> str:
+        async with client(access) as api:
+            await api.chat.completions.create(model="m", messages=ASK)  # type: ignore[arg-type]
+            begun.set()
+            await first_is_over.wait()
+            more = [*ASK, {"role": "assistant", "content": "one"}, *ASK]
+            await api.chat.completions.create(model="m", messages=more)  # type: ignore[arg-type]
+        return "yes"
+
+    async def slowly() -> Episode:
+        await asyncio.sleep(0.05)
+        return await play(through(second), says("one"))
+
+    task = asyncio.ensure_future(slowly())
+    assert (await play(through(first), says("one"))).reward == 1.0
+    first_is_over.set()
+    episode = await task
+    assert (episode.failure, episode.reward, episode.counts["gateway/extended"]) == (None, 1.0, 1)
+
+
 CURL = """
 curl -sS "$OPENAI_BASE_URL/chat/completions" -H "Authorization: Bearer $OPENAI_API_KEY" \
   -H 'Content-Type: application/json' -d '{"model": "m", "messages": [{"role": "user", "content": "p"}]}'

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import logging
 import secrets
@@ -46,7 +47,9 @@ class Gateway:
         async with self._starting:
             self._sessions[session.key] = self._sessions[session.reward_key] = session
             if self._runner is None:
-                await self._start()
+                # In a context of its own: tasks that an environment starts end with its episode.
+                loop = asyncio.get_running_loop()
+                await loop.create_task(self._start(), context=contextvars.Context())
 
     async def close(self, session: Session) -> None:
         """Forget a key; the last one stops the server."""
