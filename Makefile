@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test check test-fast lint format docs test-learner test-agents test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test test-ui check test-fast lint format docs test-learner test-agents test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 ## make test          the whole suite that needs no engine of its own (seven to fifteen minutes on two cores)
 test: $(STAMP)-dev
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile and not faults"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile and not ui and not faults"
 
 ## make lint          format, lint, types, import rules
 lint: $(STAMP)-dev
@@ -35,7 +35,7 @@ check: $(STAMP)-dev
 
 test-fast: $(STAMP)-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile=check \
-		-m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not faults"
+		-m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not ui and not faults"
 
 ## make test-learner  learner, adapters and the memory plan, the slow tests too (a part of make test)
 test-learner: $(STAMP)-dev
@@ -58,6 +58,18 @@ test-faults: $(STAMP)-dev
 $(LIBRARIES)/.installed:
 	$(PYTHON) -m pip --disable-pip-version-check install --quiet --target $(LIBRARIES) numpy sympy matplotlib
 	@touch $@
+
+## make test-ui       the page in a headless Chromium, with accessibility checks, in an environment of its own
+AXE ?= 4.14.1
+UI   = .venv-ui
+test-ui: $(STAMP)-dev
+	@command -v chromium chromium-browser >/dev/null || test -n "$$AGENTRL_CHROMIUM" || { \
+	  echo "no Chromium (apt-get install chromium, or name one in AGENTRL_CHROMIUM)"; exit 1; }
+	test -x $(UI)/bin/python || $(PYTHON) -m venv $(UI)
+	$(UI)/bin/python -m pip install --quiet 'playwright>=1.50' 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-asyncio>=0.24' -e .
+	test -e $(UI)/axe/axe.min.js || { mkdir -p $(UI)/axe && cd $(UI)/axe && npm pack --silent axe-core@$(AXE) && \
+	  tar xzf axe-core-*.tgz --strip 1 package/axe.min.js; }
+	AGENTRL_AXE=$(abspath $(UI)/axe) $(UI)/bin/python -m pytest -q -m ui tests/ui
 
 ## make test-docker   the Docker backend on a real engine (installs and starts one if none runs)
 test-docker: $(STAMP)-dev

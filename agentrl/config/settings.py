@@ -57,6 +57,10 @@ class RunSettings:
     """Functions in files, `my.py:name`: from a batch to numbers that are logged with its step."""
     listeners: tuple[Annotated[str, PartOf("listener")], ...] = ()
     """Functions or classes in files, `my.py:name`: told every row of metrics."""
+    trackers: tuple[Literal["wandb", "trackio", "tensorboard", "mlflow"], ...] = ()
+    """Tracking services that get every number of a step and samples of episodes (pip install them)."""
+    tracker_project: str = "agentrl"
+    """Under which the tracking services file the run."""
 
     def rules(self) -> Rules:
         """What is wrong with them together."""

@@ -40,6 +40,21 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def newest_records(folder: Path, count: int, tail: int = 1 << 20) -> list[dict[str, Any]]:
+    """The last whole episodes that a run wrote, oldest first; at most those in the last `tail` bytes."""
+    files = sorted(folder.glob("[0-9]*.jsonl"))
+    if not files:
+        return []
+    try:
+        with files[-1].open("rb") as file:
+            file.seek(max(0, files[-1].stat().st_size - tail))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    records = (_object(line) for line in lines[-count - 2 :])
+    return [record for record in records if record and "episode_id" in record][-count:]
+
+
 class RecordFiles:
     """The files of `episodes/` of one run."""
 

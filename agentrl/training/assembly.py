@@ -22,6 +22,7 @@ from agentrl.inference.engines import make_policy
 from agentrl.inference.policy import Policy
 from agentrl.renderers.base import Renderer
 from agentrl.renderers.making import rollout_renderer
+from agentrl.report.trackers import Tracker
 from agentrl.rollout.token_completer import Decoding, Dispatch, run_episode
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.metrics import MetricsWriter
@@ -90,6 +91,11 @@ async def assemble(
         check_engine(settings, policy)
         if options.on_ready is not None:
             options.on_ready(sandbox.describe())
+        if settings.run.trackers:
+            services = [Tracker(name, folder, settings.run.tracker_project) for name in settings.run.trackers]
+            for service in services:
+                stack.push_async_callback(asyncio.to_thread, service.close)
+            options = replace(options, listeners=(*options.listeners, *services))
         parts = _wired(plan, folder, options, policy, learner, renderer, sandbox, watchdog)
         stack.push_async_callback(parts.close)
         if compared:

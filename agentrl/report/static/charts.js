@@ -35,10 +35,10 @@ function ticks(plot, splits) {
 // {title, note, x, series: [{label, values, colour, kind, dashed, faint, smooth}], bands: [[high, low, colour]], range, height, onpick}
 function chart(options) {
   const legend = h("div", { class: "legend" });
-  const holder = h("div", { class: "plot" });
-  const label = `${options.title}: ${options.series.filter((s) => !s.faint).map((s) => `${s.label} last ${number(last(s.values))}`).join(", ")}`;
-  const card = h("figure", { class: `card chart ${options.wide ? "wide" : ""}`, id: options.id, role: "img", "aria-label": label },
-    h("figcaption", {}, h("h3", {}, options.title), options.note ? h("span", { class: "note" }, options.note) : null), legend, holder);
+  const label = `${options.title}: ${options.series.filter((s) => s.label && !s.faint).map((s) => `${s.label} last ${number(last(s.values))}`).join(", ")}`;
+  const holder = h("div", { class: "plot", role: "img", "aria-label": label });
+  const card = h("figure", { class: `card chart ${options.wide ? "wide" : ""}`, id: options.id },
+    h("figcaption", {}, h("strong", {}, options.title), options.note ? h("span", { class: "note" }, options.note) : null), legend, holder);
   queueMicrotask(() => draw(card, holder, legend, options));
   return card;
 }

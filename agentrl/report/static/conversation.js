@@ -11,7 +11,7 @@ function conversation(episode, state) {
   for (const turn of episode.turns) {
     const segment = segments[turn.segment];
     if (turn.segment !== seen) {
-      if (segments.length > 1) blocks.push(h("h3", { class: "segment" }, `Segment ${turn.segment + 1}: ${shown(segment?.agent || "agent")}`));
+      if (segments.length > 1) blocks.push(h("h2", { class: "segment" }, `Segment ${turn.segment + 1}: ${shown(segment?.agent || "agent")}`));
       [seen, end] = [turn.segment, 0];
     }
     const given = textBetween(segment, end, turn.start);

@@ -73,7 +73,7 @@ function segmentFlow({ segment, tokens }, at, count, spans, repaint) {
   more.addEventListener("click", () => { step(); repaint(); });
   box.append(more);
   step();
-  return h("section", {}, count > 1 ? h("h3", { class: "segment" }, `Segment ${at + 1}: ${shown(segment.agent)}`) : null, box);
+  return h("section", {}, count > 1 ? h("h2", { class: "segment" }, `Segment ${at + 1}: ${shown(segment.agent)}`) : null, box);
 }
 
 function moveBetween(flow, spans, detail) {

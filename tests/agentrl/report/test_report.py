@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.cli.main import main
 from agentrl.cli.view import find_run
 from agentrl.errors import ConfigError
 from agentrl.report import read_run, write_report
@@ -258,6 +259,15 @@ def test_the_run_to_look_at_is_found(tmp_path: Path):
     path = make_run(tmp_path / "001", [])
     assert find_run(None, tmp_path) == path == find_run(path)
     assert find_run(tmp_path) == tmp_path
+
+
+def test_runs_are_listed(run_folder: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(run_folder.parent / "[b]two", steps=2)
+    assert main(["runs", str(run_folder.parent)]) == 0
+    shown = capsys.readouterr().out
+    assert "[b]two" in shown
+    assert "0.200 -> 0.500" in shown
+    assert main(["runs", str(run_folder / "episodes")]) == 1
 
 
 def test_a_row_of_the_list_of_runs(run_folder: Path):
