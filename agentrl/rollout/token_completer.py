@@ -72,6 +72,8 @@ class TokenCompleter:
     decoding: Decoding
     boundary: Boundary = "policy"
     replies: int = 0
+    newest: int = 0
+    """Conversation whose keys the engine has."""
     threads: list[_Thread] = field(default_factory=list[_Thread])
 
     speaker: ClassVar[str] = "the engine"
@@ -170,6 +172,11 @@ class TokenCompleter:
         self, number: int, tokens: SegmentBuilder, budget: int, stop: tuple[str, ...]
     ) -> Generation:
         self.boundary = "policy"
+        if self.newest != number:
+            # An episode holds keys of one conversation: where sessions wait for rows of others, several would
+            # wait for ever.
+            await self.policy.release(self._session(self.newest))
+            self.newest = number
         stop, stop_token_ids = (*self.renderer.stop, *stop), self.renderer.stop_token_ids
         return await self.policy.generate(
             tokens.token_ids,

@@ -229,3 +229,26 @@ async def test_each_agent_is_credited_with_its_own_reward_by_hand() -> None:
     assert [[len(segment) for segment in episode] for episode in given] == [
         [len(segment) for segment in episode.segments] for episode in (one, two)
     ]
+
+
+async def test_an_episode_holds_keys_of_one_conversation_at_a_time() -> None:
+    # Fails without the release in `_generate`: a deterministic engine, whose sessions wait for rows, waits for ever.
+    released: list[str] = []
+    policy = ScriptedPolicy([CALL, "I helped<|end|>", "yes<|end|>"], tokenizer=ByteTokenizer())
+    release = policy.release
+
+    async def told(session: str) -> None:
+        released.append(session)
+        await release(session)
+
+    policy.release = told  # type: ignore[method-assign]
+    await run_episode(
+        Helped,
+        policy,
+        make_renderer(ByteTokenizer(), "code", instructions=""),
+        row={"answer": "yes"},
+        dispatch=Dispatch("t0", 0, "p0", 0, seed=1),
+        settings=RolloutSettings(),
+    )
+    # Before the helper speaks, before the agent goes on, and at the end.
+    assert released == ["t0", "t0/1", "t0", "t0/1"]
