@@ -17,8 +17,10 @@ _PREFIX = "base_model.model."
 
 
 def is_adapter(path: Any) -> bool:
-    """Whether a path is a folder with an adapter, and no merged model beside it."""
-    folder = Path(str(path))
+    """Whether it is the path of a folder with an adapter, and no merged model beside it."""
+    if not isinstance(path, str | Path):  # a live module
+        return False
+    folder = Path(path)
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
