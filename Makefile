@@ -62,7 +62,7 @@ $(LIBRARIES)/.installed:
 ## make test-ui       the page in a headless Chromium, with accessibility checks, in an environment of its own
 AXE ?= 4.14.1
 UI   = .venv-ui
-test-ui: $(STAMP)-dev
+test-ui:
 	@command -v chromium chromium-browser >/dev/null || test -n "$$AGENTRL_CHROMIUM" || { \
 	  echo "no Chromium (apt-get install chromium, or name one in AGENTRL_CHROMIUM)"; exit 1; }
 	test -x $(UI)/bin/python || $(PYTHON) -m venv $(UI)

@@ -25,6 +25,7 @@ async function showTimeline(state, run) {
     heading("Timeline", "Gaps in the first lane are the learner waiting for episodes. An episode is dark while a tool runs (its share of the time, drawn at the end)."),
     h("div", { class: "bar" }, button("\u2190", "Earlier", () => pan(-0.5)), button("\u2192", "Later", () => pan(0.5)), button("+", "Zoom in", () => zoom(0.5)), button("\u2212", "Zoom out", () => zoom(2)), button("All", "All of the run", () => move(() => whole)),
       h("span", { class: "legend" }, [["--c0", "learning"], ["--c1", "taking new weights"], ["--wait", "learner waits"], ["--c2", "episode, rewarded"], ["--c3", "episode, not rewarded"], ["--faint", "evaluation"]].map(([name, text]) => h("span", {}, h("i", { class: "dot", style: { "--k": `var(${name})` } }), text)))),
+    source.live ? null : h("p", { class: "of" }, "Only the episodes in this file are drawn; `agentrl view` draws all."),
     run.columns.at ? null : h("p", { class: "of" }, "This run was written without times of day: episodes cannot be placed."),
     holder,
   ];
