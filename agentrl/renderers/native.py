@@ -157,6 +157,16 @@ class NativeRenderer:
             ],
         )
 
+    def write(self, message: Message, tools: Sequence[ToolSpec] = ()) -> list[int]:
+        """Ids that the model samples to say an assistant's message, with the token that ends it."""
+        asked: list[Message] = [{"role": "user", "content": "a"}]
+        start = len(self._render(asked, tools, announce=False))
+        ids = self._sampled(self._render([*asked, message], tools, announce=False)[start:])
+        ends = [at for at, token in enumerate(ids) if token in self.stop_token_ids]
+        if ends:
+            return ids[: ends[-1] + 1]
+        return [*ids, self._call_end if message.get("tool_calls") else self.turn_end_id]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, control tokens included."""
         return self._codec.decode(token_ids)
@@ -284,6 +294,7 @@ class NativeRenderer:
         result = ToolResult(
             call_id=str(told["tool_call_id"]), name=_PROBE.name, text="2", ok=True, seconds=0.0
         )
+        self._call_end = sampled[-1]
         added = self.extend(sampled, [result])
         if added != whole[end + 1 :]:
             raise RendererError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentrl.episode import Segment, SegmentBuilder
 from agentrl.errors import DataError
+from agentrl.renderers.native import NativeRenderer
 from agentrl.training.traces import Trace
 from agentrl_envs import Message, ToolResult, ToolSpec, text_of
 from agentrl_envs.plain import read_json
@@ -145,13 +146,8 @@ class _Rendering:
     def _write(self, at: int) -> tuple[list[int], list[str]]:
         """Ids of the assistant's message, and the names of the tools it calls."""
         trace, renderer = self._trace, self._renderer
-        text = written_message(trace.messages[at], self._format, f"{trace.place}: message {at}", trace.tools)
-        ids = list(self._tokenizer.encode(text, add_special_tokens=False))
-        if any(i in renderer.stop_token_ids for i in ids):
-            raise DataError(f"{trace.place}: message {at} has a token that ends a turn in its middle")
-        if not text.endswith(renderer.stop or ("\0",)):
-            ids.append(renderer.turn_end_id)
-        calls = renderer.parse(ids).tool_calls
+        ids = self._written_ids(at)
+        calls = renderer.parse(ids, trace.tools).tool_calls
         wrong = next((call.error for call in calls if call.error), None)
         if wrong is not None:
             raise DataError(f"{trace.place}: message {at} calls a tool in a way that cannot be read: {wrong}")
@@ -161,6 +157,18 @@ class _Rendering:
                 f"{trace.place}: message {at} has {meant} tool calls, but {len(calls)} are read from its text"
             )
         return ids, [call.name for call in calls]
+
+    def _written_ids(self, at: int) -> list[int]:
+        trace, renderer = self._trace, self._renderer
+        if isinstance(renderer, NativeRenderer):
+            return renderer.write(trace.messages[at], trace.tools)
+        text = written_message(trace.messages[at], self._format, f"{trace.place}: message {at}", trace.tools)
+        ids = list(self._tokenizer.encode(text, add_special_tokens=False))
+        if any(i in renderer.stop_token_ids for i in ids):
+            raise DataError(f"{trace.place}: message {at} has a token that ends a turn in its middle")
+        if not text.endswith(renderer.stop or ("\0",)):
+            ids.append(renderer.turn_end_id)
+        return ids
 
     def _additions(
         self, at: int, messages: Sequence[Message], calls: Sequence[str]

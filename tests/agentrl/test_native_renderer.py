@@ -108,6 +108,18 @@ def test_arguments_keep_the_type_that_the_tool_declares():
     assert parsed.message["reasoning_content"] == "Let me see."
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3.5", "glm-4.5", "kimi-k2", "nemotron-3"])
+def test_a_message_that_is_written_is_read_back_and_can_be_answered(family):
+    renderer = native(family)
+    function = {"name": "python", "arguments": {"code": "print(1)"}}
+    call = {"id": "functions.python:0", "type": "function", "function": function}
+    called = renderer.write({"role": "assistant", "content": "", "tool_calls": [call]}, [PYTHON])
+    assert [one.arguments for one in renderer.parse(called, [PYTHON]).tool_calls] == [{"code": "print(1)"}]
+    assert renderer.extend(called, [result("1")])
+    said = renderer.write({"role": "assistant", "content": "It is 1."}, [PYTHON])
+    assert renderer.parse(said, [PYTHON]).text.strip() == "It is 1."
+
+
 def test_a_thought_that_is_never_closed_is_no_answer_and_the_conversation_goes_on():
     tokenizer = synthetic()
     renderer = NativeRenderer(tokenizer, family="qwen3.5")
