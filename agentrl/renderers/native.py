@@ -176,7 +176,7 @@ class NativeRenderer:
         from renderers.configs import config_from_name
 
         try:
-            config = config_from_name(self.family)
+            config: Any = config_from_name(self.family)
             if "thinking_retention" in type(config).model_fields:
                 config = config.model_copy(update={"thinking_retention": "all"})
             if options:
@@ -391,16 +391,18 @@ _FAULTS = {
 
 def _call(read: Any, call_id: str) -> ToolCall:
     """A call as the package read it; what is wrong with it is said to the model."""
-    name, arguments = read.name or "", read.arguments
+    name: str = read.name or ""
+    arguments: Any = read.arguments
     why = _FAULTS.get(str(read.status), "")
     if not why:
         try:
             # The package takes NaN and infinities, and arguments that are JSON within a string.
-            arguments = read_json(arguments) if isinstance(arguments, str) else arguments
+            if isinstance(arguments, str):
+                arguments = read_json(arguments)
             if not isinstance(arguments, dict):
                 why = "its arguments must be an object"
         except ValueError as error:
             why = f"its arguments are not JSON ({error})"
     if why:
         return ToolCall(call_id, name, None, raw=read.raw, error=f"this tool call cannot be read: {why}")
-    return ToolCall(call_id, name, arguments, raw=read.raw)
+    return ToolCall(call_id, name, dict(arguments), raw=read.raw)

@@ -21,7 +21,7 @@ from agentrl_envs.plain import read_json
 if TYPE_CHECKING:
     from agentrl.renderers.base import Renderer
 
-Format = Literal["code", "hermes"]
+Format = Literal["code", "hermes", "native"]
 
 
 def written_message(

@@ -117,14 +117,14 @@ def write_merged(adapter: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def trained_format(path: str) -> Literal["code", "hermes"] | None:
+def trained_format(path: str) -> Literal["code", "hermes", "native"] | None:
     """The format that a warm start taught a model; None for other models."""
     file = Path(path).expanduser() / WARM_START
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get("format")
     except (OSError, ValueError, AttributeError):
         return None
-    return found if found in ("code", "hermes") else None
+    return found if found in ("code", "hermes", "native") else None
 
 
 def _check_folder(folder: Path, what: str) -> None:
