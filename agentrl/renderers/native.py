@@ -47,7 +47,7 @@ def families() -> tuple[str, ...]:
 
 
 def family_of(tokenizer: Any, options: Mapping[str, Any] | None = None) -> str | None:
-    """The family whose conversations a tokenizer's own chat template writes, token for token.
+    """The family whose conversations a tokenizer's own chat template writes, control tokens included.
 
     A tokenizer that ships no template is recognised by its name alone. None where no family fits, or the
     package is not installed.
