@@ -190,7 +190,9 @@ def spread(
     """
     if len(advantages) != len(episodes):
         raise DataError(f"{len(episodes)} episodes came with {len(advantages)} advantages")
-    whole = not len(advantages) or np.ndim(cast("Any", advantages[0])) == 0
+    # A list of segments of several lengths is no array.
+    first: Any = advantages[0] if len(advantages) else 0.0
+    whole = not isinstance(first, list | tuple) and np.ndim(first) == 0
     values: list[FloatArray] = []
     for item in sequences:
         given = advantages[item.episode]

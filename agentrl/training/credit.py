@@ -289,7 +289,7 @@ def _checked(advantages: Any, episodes: Sequence[Episode], where: str) -> Advant
     """Advantages of B episodes, or of each episode and segment [T]; refused where they are neither."""
     if len(advantages) != len(episodes):
         raise PartError(f"{where} gave {len(advantages)} advantages for {len(episodes)} episodes")
-    if np.ndim(advantages[0]) == 0:
+    if not isinstance(advantages[0], list | tuple) and np.ndim(advantages[0]) == 0:
         values = np.asarray(advantages, dtype=np.float64)
         if not np.isfinite(values).all():
             at = int(np.flatnonzero(~np.isfinite(values))[0])

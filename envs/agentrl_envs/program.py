@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -172,14 +173,15 @@ class ProgramEnv(Env):
 
 
 def _filled(command: str, row: Mapping[str, Any]) -> list[str]:
-    """The arguments of a command, with `{field}` replaced by the row's fields."""
+    """The arguments of a command: `{field}` replaced by the row's field, files by their whole path."""
     try:
         arguments = shlex.split(command)
     except ValueError as error:
         raise EnvError(f"the command {command!r} cannot be read: {error}") from error
     for name, value in row.items():
         arguments = [argument.replace(f"{{{name}}}", str(value)) for argument in arguments]
-    return arguments
+    # Files are meant from where the run was started; programs start in a folder of their own.
+    return [os.path.abspath(one) if os.path.isfile(one) else one for one in arguments]
 
 
 def program_env(command: str) -> type[ProgramEnv]:

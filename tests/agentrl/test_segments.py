@@ -14,7 +14,7 @@ from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, StopReason
 from agentrl.errors import PolicyUnavailable
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.learner.batch import build_sequences
+from agentrl.learner.batch import build_sequences, spread
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl_envs import Env, load_env, tool
@@ -224,6 +224,9 @@ async def test_each_agent_is_credited_with_its_own_reward_by_hand() -> None:
     estimator = AgentEstimator(AgentEstimator.Settings(normalise="none"))
     batch = CreditBatch(np.array([1.0, 0.0]), np.array([0.5, 0.5]), episodes=(one, two))
     given: Any = estimator(batch)
+    # Segments of several lengths are no array: fails where their shape is asked of NumPy.
+    sequences = build_sequences(batch.episodes)
+    assert [float(one[0]) for one in spread(given, batch.episodes, sequences)] == [0.5, -0.5, -0.5, 0.5]
     # The agent: 1 - .5 and 0 - .5. The helper: .25 less the other's .75, and the other way round.
     assert [[float(segment[0]) for segment in episode] for episode in given] == [[0.5, -0.5], [-0.5, 0.5]]
     assert [[len(segment) for segment in episode] for episode in given] == [
