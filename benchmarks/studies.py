@@ -34,7 +34,7 @@ def demo_flags(rate: float, every: int, limit: int) -> Flags:
     return ("--run.steps=200", *learning, f"--eval.every={every}", f"--eval.limit={limit}")
 
 
-SLOW, FAST = demo_flags(1e-4, 4, 128), demo_flags(3e-4, 3, 96)
+SLOW, FAST = demo_flags(1e-4, 4, 128), demo_flags(2e-4, 3, 96)
 UNEVEN = ("--env.name=benchmarks.uneven_arithmetic:UnevenArithmetic",)
 GRPO = (
     "--estimator.kind=grpo",
@@ -78,6 +78,7 @@ LOSSES: Mapping[str, Flags] = {
     "clip": (),
     "minpro": ("--loss.kind=minpro",),
     "cispo": ("--loss.kind=cispo",),
+    "score centering": ("--loss.kind=score_centering",),
 }
 METHODS: Mapping[str, Flags] = {
     "spo": (),
@@ -107,12 +108,12 @@ def stale_flags(staleness: int) -> Flags:
 
 
 STUDIES: Mapping[str, Study] = {
-    "demo": Study(arms=PRESETS, common=FAST, reference="spo", tokens=8_000),
-    "uneven": Study(arms=PRESETS, common=(*FAST, *UNEVEN), reference="spo", tokens=8_000),
+    "demo": Study(arms=PRESETS, common=FAST, reference="spo", tokens=10_000),
+    "uneven": Study(arms=PRESETS, common=(*FAST, *UNEVEN), reference="spo", tokens=10_000),
     "rare": Study(
-        arms=PRESETS, common=(*FAST, "--data.train=generated:train:4000"), reference="spo", tokens=8_000
+        arms=PRESETS, common=(*FAST, "--data.train=generated:train:4000"), reference="spo", tokens=10_000
     ),
-    "published": Study(arms=PUBLISHED, common=FAST, reference="spo", tokens=8_000),
+    "published": Study(arms=PUBLISHED, common=FAST, reference="spo", tokens=10_000),
     "ablations": Study(arms=ABLATIONS, common=SLOW, reference="SPO", tokens=28_000),
     "ablations_uneven": Study(
         arms={arm: ABLATIONS[arm] for arm in list(ABLATIONS)[:5]},

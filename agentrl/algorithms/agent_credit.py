@@ -56,7 +56,7 @@ class AgentEstimator:
 
     def _own(self, episodes: Sequence[Episode], whole: FloatArray) -> dict[tuple[int, str], float]:
         """By episode and agent: the advantage of those that have rewards of their own."""
-        shared, found = self._settings.shared, {}
+        shared, found = self._settings.shared, dict[tuple[int, str], float]()
         for name in sorted({name for episode in episodes for name in episode.agent_rewards}):
             who = [at for at, episode in enumerate(episodes) if name in episode.agent_rewards]
             less = leave_one_out([_own_score(episodes[at], name) for at in who], np.zeros(len(who), np.int64))

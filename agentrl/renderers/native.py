@@ -7,6 +7,7 @@ bridge, so that what was sampled stays as it was. Knows nothing of who runs the 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -355,7 +356,7 @@ def _kinds_of_parts(messages: Sequence[Message]) -> Iterator[str]:
 
 def _package() -> Any:
     try:
-        import renderers.base as base
+        base: Any = importlib.import_module("renderers.base")
     except ImportError as error:
         raise RendererError(f"the package renderers cannot be imported: {error}; {REMEDY}") from error
     base._populate_registry()
@@ -394,15 +395,18 @@ def _call(read: Any, call_id: str) -> ToolCall:
     name: str = read.name or ""
     arguments: Any = read.arguments
     why = _FAULTS.get(str(read.status), "")
+    given: dict[str, Any] = {}
     if not why:
         try:
             # The package takes NaN and infinities, and arguments that are JSON within a string.
             if isinstance(arguments, str):
                 arguments = read_json(arguments)
-            if not isinstance(arguments, dict):
+            if isinstance(arguments, dict):
+                given = arguments
+            else:
                 why = "its arguments must be an object"
         except ValueError as error:
             why = f"its arguments are not JSON ({error})"
     if why:
         return ToolCall(call_id, name, None, raw=read.raw, error=f"this tool call cannot be read: {why}")
-    return ToolCall(call_id, name, dict(arguments), raw=read.raw)
+    return ToolCall(call_id, name, dict(given), raw=read.raw)

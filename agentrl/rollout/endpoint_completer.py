@@ -20,7 +20,7 @@ from agentrl.inference.endpoint.settings import Usage
 from agentrl.renderers.code import CLOSE, INSTRUCTIONS, OPEN
 from agentrl.renderers.text import fenced_code
 from agentrl.rollout.completer import PLAIN, Decoding, Dispatch, Exhausted, MessageOptions, Reply
-from agentrl.rollout.loop import Conversation
+from agentrl.rollout.loop import EpisodeLoop
 from agentrl_envs import Env, Message, ToolCall, ToolSpec, text_of
 
 ToolFormat = Literal["native", "code"]
@@ -181,7 +181,7 @@ async def run_chat_episode(
     """
     decoding = decoding or Decoding(temperature=settings.temperature)
     completer = EndpointCompleter(endpoint, dispatch, settings, decoding, tool_format)
-    conversation = Conversation(
+    conversation = EpisodeLoop(
         completer=completer,
         row=row,
         dispatch=dispatch,

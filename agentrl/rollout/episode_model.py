@@ -7,19 +7,17 @@ nothing of tokens itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentrl.rollout.completer import Exhausted, MessageOptions, Reply
+from agentrl.rollout.conversation import Conversation
 from agentrl_envs import Message, ToolResult, ToolSpec
 from agentrl_envs.model import Access, ModelFailure
 from agentrl_envs.raised import error_text
 from agentrl_envs.user_code import ends_caller
-
-if TYPE_CHECKING:
-    from agentrl.rollout.loop import Conversation
 
 PARTNER_KEY = "AGENTRL_PARTNER_KEY"
 
@@ -29,6 +27,8 @@ class EpisodeModel:
     """Speaks for one environment."""
 
     conversation: Conversation
+    server: Callable[[EpisodeModel], AbstractAsyncContextManager[Access]]
+    """Opens the gateway for this model."""
 
     async def complete(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), *, agent: str = "agent"
@@ -88,9 +88,7 @@ class EpisodeModel:
 
     def serve(self) -> AbstractAsyncContextManager[Access]:
         """Let programs reach this model over HTTP while the context is open."""
-        from agentrl.rollout.gateway.server import serve
-
-        return serve(self)
+        return self.server(self)
 
     async def partner(self, messages: Sequence[Message]) -> str:
         """The next message of the model at `rollout.partner_url`, which is not trained.

@@ -11,30 +11,28 @@ import asyncio
 import copy
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
-from agentrl.config.settings import RolloutSettings
-from agentrl.episode import Boundary, Episode, Failure, StopReason, ToolCallRecord, Turn
+from agentrl.episode import Boundary, Episode, Failure, StopReason, Turn
 from agentrl.errors import AgentRLError, DataError, PolicyError, RendererError, StallError
-from agentrl.renderers.text import cut_text
-from agentrl.rollout.completer import PLAIN, Completer, Dispatch, Exhausted, MessageOptions, Reply
+from agentrl.rollout.completer import Exhausted, Reply
+from agentrl.rollout.conversation import Conversation
 from agentrl.rollout.episode_model import EpisodeModel
 from agentrl_envs import (
     Env,
     EnvError,
     Finish,
-    Message,
     Reward,
     SandboxFailure,
     ToolCall,
-    ToolResult,
     ToolSpec,
     Transcript,
 )
 from agentrl_envs.context import Context
+from agentrl_envs.model import Access
 from agentrl_envs.raised import error_text, message_of, place
 from agentrl_envs.user_code import Waits, ends, ends_caller
 
@@ -55,30 +53,8 @@ class Outcome:
 
 
 @dataclass(slots=True, kw_only=True)
-class Conversation:
-    """The state of one episode in flight."""
-
-    completer: Completer
-    row: Mapping[str, Any]
-    dispatch: Dispatch
-    settings: RolloutSettings
-    temperature: float
-    """Of every message."""
-    env: Env | None = None
-    speaking: bool = False
-    """Whether the completer is waited for, and is who breaks if something breaks now."""
-    turns: list[Turn] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
-    results: list[ToolResult] = field(default_factory=list)
-    tool_seconds: float = 0.0
-    counts: Counter[str] = field(default_factory=Counter[str])
-    limit: StopReason | None = None
-    """The limit that ended a message, or left no room for one."""
-    broken: BaseException | None = None
-    """What broke the completer while an environment or a program asked it."""
-    one_by_one: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Messages are sampled in the order they are asked for, so that each has a random stream of its own."""
+class EpisodeLoop(Conversation):
+    """Plays one episode."""
 
     async def play(self, make_env: Callable[[], Env]) -> Episode:
         """Play the episode and return it, failed or not.
@@ -111,7 +87,7 @@ class Conversation:
         # What an episode changes in its row is its own: other episodes play the row as the data has it.
         self.row = copy.deepcopy(self.row)
         self.env = env = make_env()
-        env.attach(EpisodeModel(self))
+        env.attach(EpisodeModel(self, _serve))
         try:
             self.messages += await env.start(self.row)
             outcome = await (self._left_to(env) if env.plays() else self._converse(env))
@@ -127,12 +103,6 @@ class Conversation:
         """Let the environment's own `play` take the turns."""
         answer = await env.play_out(self.row, self.settings.limit_s)
         return Outcome(self.limit) if self.limit else Outcome(StopReason.ANSWERED, answer=answer)
-
-    def whole(self) -> None:
-        """Raise what broke the completer, also where an environment passed over it."""
-        if self.broken is not None:
-            self.speaking = True
-            raise self.broken
 
     async def _converse(self, env: Env) -> Outcome:
         """Take turns with the environment until the episode ends."""
@@ -189,23 +159,6 @@ class Conversation:
         self.counts["compactions"] += changed
         return changed
 
-    async def say(
-        self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: MessageOptions = PLAIN
-    ) -> Reply:
-        """The next message of any conversation of the episode, recorded as a turn."""
-        async with self.one_by_one:
-            self.speaking = True
-            reply = await self.completer.complete(messages, tools, options)
-            self.speaking = False
-            start, end = reply.span
-            self.turns.append(Turn(segment=reply.segment, start=start, end=end, text=reply.text))
-            return replace(reply, turn=len(self.turns) - 1)
-
-    def unread(self, reply: Reply) -> None:
-        """Nobody read a message: it stays for people, and its tokens are not learned from."""
-        self.completer.discard(reply)
-        self.turns[reply.turn] = replace(self.turns[reply.turn], start=0, end=0)
-
     async def _act(self, env: Env, calls: Sequence[ToolCall]) -> None:
         """Call tools for the newest turn, and add what the model is shown of their results.
 
@@ -218,22 +171,6 @@ class Conversation:
         self.whole()
         self.tool_seconds += time.monotonic() - started
         self.messages += self.acted(turn, calls, results)
-
-    def acted(self, turn: int, calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> list[Message]:
-        """Record what a turn's calls gave; as messages, cut to what the model is shown.
-
-        Raises:
-            SandboxFailure: the machinery of a tool broke.
-        """
-        broken = next((result for result in results if result.infrastructure_failure), None)
-        if broken is not None:
-            raise SandboxFailure(f"tool {broken.name}: {broken.text}")
-        # What is kept is what the model is shown; a tool may have returned megabytes.
-        limit = self.settings.tool_output_chars
-        shown = [replace(result, text=cut_text(result.text, limit)) for result in results]
-        self.results += shown
-        self.turns[turn] = replace(self.turns[turn], tool_calls=_records(calls, shown))
-        return [{"role": "tool", "name": r.name, "tool_call_id": r.call_id, "content": r.text} for r in shown]
 
     async def _reward(self, env: Env, outcome: Outcome) -> Reward:
         self.speaking = False
@@ -329,14 +266,8 @@ _CLOSING: set[asyncio.Future[None]] = set()
 """Clean-ups that a cancelled episode left behind; kept so that they are not collected before they end."""
 
 
-def _records(calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> tuple[ToolCallRecord, ...]:
-    return tuple(
-        ToolCallRecord(
-            name=call.name,
-            arguments=call.arguments,
-            result=result.text,
-            status=result.status,
-            seconds=result.seconds,
-        )
-        for call, result in zip(calls, results, strict=True)
-    )
+def _serve(model: EpisodeModel) -> AbstractAsyncContextManager[Access]:
+    # The server is imported by the episodes that have programs.
+    from agentrl.rollout.gateway.server import serve
+
+    return serve(model)

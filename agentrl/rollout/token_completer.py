@@ -16,7 +16,7 @@ from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Boundary, Episode, Segment, SegmentBuilder, StopReason
 from agentrl.inference.policy import FinishReason, Generation, Policy
 from agentrl.rollout.completer import PLAIN, Decoding, Dispatch, Exhausted, MessageOptions, Reply
-from agentrl.rollout.loop import Conversation
+from agentrl.rollout.loop import EpisodeLoop
 from agentrl_envs import Env, Message, ToolResult, ToolSpec
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ async def run_episode(
         asyncio.CancelledError: the episode was cancelled; nothing else is raised.
     """
     decoding = decoding or Decoding(temperature=settings.temperature)
-    return await Conversation(
+    return await EpisodeLoop(
         completer=TokenCompleter(policy, renderer, dispatch, settings, decoding),
         row=row,
         dispatch=dispatch,

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from .env import Env
 from .errors import EnvError
-from .messages import Finish, ToolCall, Transcript, text_of
+from .messages import Finish, Message, ToolCall, Transcript, text_of
 from .raised import error_text, place
+from .stand_in import StandIn
 from .user_code import ends_caller
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class _Checker:
     async def reward(self, row: Row, answer: str | None) -> float:
         row = copy.deepcopy(row)
         async with self.episode(row) as env:
-            await env.start(row)
+            await _begin(env, row)
             return (await env.score(row, answer, Transcript(turns=1, stop_reason="answered"))).value
 
     async def described(self) -> tuple[bool | None, str]:
@@ -165,7 +166,7 @@ class _Checker:
         for number, row in enumerate(self.rows, 1):
             try:
                 async with self.episode(row) as env:
-                    await env.start(row)
+                    await _begin(env, row)
             except EnvError as error:
                 failed.append(f"row {number}: {error}")
         if not failed:
@@ -236,7 +237,7 @@ class _Checker:
                 ToolCall("5", spec.name, None, raw="{", error="the arguments are not JSON"),
             ]
         async with self.episode(self.rows[0]) as env:
-            await env.start(self.rows[0])
+            await _begin(env, self.rows[0])
             results = await env.call_tools(calls)
         accepted = [result.name for result in results if result.ok]
         return (False, f"accepted by {', '.join(accepted)}") if accepted else (True, f"{len(calls)} tried")
@@ -244,7 +245,7 @@ class _Checker:
     async def tools_answer(self) -> tuple[bool | None, str]:
         outcomes = []
         async with self.episode(self.rows[0]) as env:
-            await env.start(self.rows[0])
+            await _begin(env, self.rows[0])
             for call in _plausible_calls(self.env_class):
                 try:
                     (result,) = await env.call_tools([call])
@@ -262,7 +263,7 @@ class _Checker:
         leaks = 0
         for row, gold in golds:
             async with self.episode(row) as env:
-                text = "\n".join(text_of(message) for message in await env.start(row))
+                text = "\n".join(text_of(message) for message in await _begin(env, row))
             leaks += re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", text) is not None
         if leaks * 2 > len(golds):
             return False, f"the prompt contains the answer in {leaks} of {len(golds)} rows"
@@ -276,7 +277,7 @@ class _Checker:
         row = {**self.rows[0], self.answer_field: needle}
         self.recording.programs.clear()
         async with self.episode(row) as env:
-            await env.start(row)
+            await _begin(env, row)
             for call in _plausible_calls(self.env_class):
                 try:
                     await env.call_tools([call])
@@ -294,6 +295,14 @@ class _Checker:
             True,
             f"{len(self.recording.programs)} programs, {len(self.recording.sessions)} sessions searched",
         )
+
+
+async def _begin(env: Env, row: Row) -> list[Message]:
+    """Start an episode that has a conversation and a model, as the rollout does."""
+    env.attach(StandIn())
+    messages = await env.start(row)
+    env.converse(messages, env.tool_specs())
+    return messages
 
 
 def _plausible_calls(env_class: type[Env]) -> list[ToolCall]:

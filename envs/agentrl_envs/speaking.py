@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .context import Context
 from .errors import EnvError, RewardError
@@ -17,9 +17,6 @@ from .model import Model
 from .raised import shown
 from .tools import tools_of
 from .tools.running import run_tool
-
-if TYPE_CHECKING:
-    from .env import Env
 
 __all__ = ["Speaking"]
 
@@ -127,7 +124,7 @@ class Speaking:
         return self._context
 
 
-def _chosen(env: Env, tools: Sequence[str | Callable[..., Any]]) -> dict[str, Any]:
+def _chosen(env: Any, tools: Sequence[str | Callable[..., Any]]) -> dict[str, Any]:
     """The tools of an environment that are meant by names or methods, by the name that the model uses."""
     known = tools_of(type(env), env.tool_timeout_s)
     by_attribute = {bound.attribute: bound for bound in known.values()}

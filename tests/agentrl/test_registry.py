@@ -77,7 +77,7 @@ def test_all_mistakes_are_told_with_what_would_be_right(heavy: Path) -> None:
         "--loss.widht: unknown setting 'loss.widht'; did you mean 'loss.width'?",
         "--loss.width: loss.width = -1.0 must be above 0",
         "--loss.mode: loss.mode = 'c' must be one of 'a', 'b'",
-        "--loss.importance_min: 'loss.importance_min' is a setting of the loss 'clipped' only",
+        "--loss.importance_min: 'loss.importance_min' is a setting of the loss 'clipped' or 'score_centering' only",
         f"loss '{heavy}:Mine' needs loss.steps",
         "--estimator.dynamic_sampling: 'estimator.dynamic_sampling' is a setting of the estimator 'grpo' only",
         "there is no sampler 'priorty'; did you mean 'priority'?",
