@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import pytest
 
 from agentrl.episode import Episode
+from agentrl.rollout.gateway import anthropic, chat, responses
+from agentrl.rollout.gateway.history import History
+from agentrl.rollout.gateway.request import Refused
+from agentrl.rollout.gateway.server import read_request
 from agentrl_envs.model import Access
 from tests.agentrl.test_gateway import ASK, CODE, PYTHON, Direct, client, play, through
 
@@ -133,3 +138,88 @@ async def test_refusals_in_each_dialect() -> None:
 
     episode = await play(through(agent), SCRIPT)
     assert (episode.reward, len(episode.turns)) == (1.0, 0)
+
+
+CALLED = [
+    *ASK,
+    {
+        "role": "assistant",
+        "content": "Let me see.",
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "python", "arguments": '{"code": "1"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "1"},
+]
+BODIES: dict[Any, dict[str, Any]] = {
+    chat: {
+        "model": "m",
+        "messages": CALLED,
+        "tools": [PYTHON],
+        "tool_choice": "auto",
+        "stop": ["x"],
+        "max_tokens": 5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    responses: {
+        "model": "m",
+        "instructions": "Be brief.",
+        "input": [
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            {"type": "function_call", "call_id": "c1", "name": "python", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        ],
+        "tools": [FUNCTION],
+        "tool_choice": "auto",
+        "max_output_tokens": 5,
+    },
+    anthropic: {
+        "model": "m",
+        "system": [{"type": "text", "text": "Be brief."}],
+        "messages": [
+            {"role": "user", "content": "hi"},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "c1", "name": "python", "input": {"code": "1"}}],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "1"}]},
+        ],
+        "tools": [NATIVE],
+        "tool_choice": {"type": "auto"},
+        "max_tokens": 5,
+    },
+}
+STRANGE = (None, [], {}, "x", 7, -1.5, True, [7], [[]], {"a": 7}, [{}], [None])
+
+
+def with_each_value_replaced(value: Any) -> Iterator[Any]:
+    """`value` with a strange value in one place, for all places and strange values."""
+    yield from STRANGE
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from ({**value, name: other} for other in with_each_value_replaced(inner))
+            yield {key: kept for key, kept in value.items() if key != name}
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from ([*value[:at], other, *value[at + 1 :]] for other in with_each_value_replaced(inner))
+
+
+@pytest.mark.parametrize("dialect", BODIES, ids=lambda dialect: dialect.__name__.rpartition(".")[2])
+def test_a_value_of_another_type_is_refused_and_breaks_nothing(dialect: Any) -> None:
+    read, refused = 0, list[int]()
+    for body in with_each_value_replaced(BODIES[dialect]):
+        if not isinstance(body, dict):
+            continue
+        try:
+            request = read_request(dialect, body, {})
+        except Refused as error:
+            refused.append(error.status)
+        else:
+            assert all(isinstance(message["content"], str) for message in request.messages)
+            assert all(isinstance(spec.parameters, dict) and spec.name for spec in request.tools)
+            History().known(request.messages)
+            read += 1
+    assert read > 20
+    assert len(refused) > 100
+    assert set(refused) <= {400, 404}

@@ -13,6 +13,7 @@ from agentrl.rollout.gateway.request import (
     Parameters,
     Refused,
     read_limit,
+    read_messages,
     read_stop,
     read_text,
     read_tool,
@@ -47,19 +48,13 @@ def read(body: Mapping[str, Any]) -> ChatRequest:
         Refused: it asks for what cannot be done.
     """
     ignored = PARAMETERS.check(body)
-    given = body.get("messages")
-    if not isinstance(given, list) or not given:
-        raise Refused("bad_messages", "messages must be a list of at least one message")
-    messages: list[Message] = []
-    if body.get("system"):
-        messages.append({"role": "system", "content": read_text(body["system"], "system")})
-    for at, message in enumerate(given):
-        messages += _messages(message, f"messages[{at}]")
-    if messages[-1]["role"] == "assistant":
-        raise Refused(
-            "prefilled", "the last message is the assistant's; the policy begins its messages itself"
-        )
-    choice = (body.get("tool_choice") or {}).get("type")
+    system = body.get("system")
+    first: list[Message] = [{"role": "system", "content": read_text(system, "system")}] if system else []
+    messages = read_messages(body, _messages, first)
+    named = body.get("tool_choice")
+    if named is not None and not isinstance(named, Mapping):
+        raise Refused("bad_tool_choice", 'tool_choice must be an object, like {"type": "auto"}')
+    choice = (named or {}).get("type")
     if choice in ("any", "tool"):
         ignored = (*ignored, "tool_choice")
     tools = () if choice == "none" else tuple(_tool(tool) for tool in body.get("tools") or ())

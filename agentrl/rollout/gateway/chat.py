@@ -13,6 +13,7 @@ from agentrl.rollout.gateway.request import (
     Parameters,
     Refused,
     read_limit,
+    read_messages,
     read_stop,
     read_text,
     read_tool,
@@ -88,21 +89,14 @@ def read(body: Mapping[str, Any]) -> ChatRequest:
         Refused: it asks for what cannot be done.
     """
     ignored = PARAMETERS.check(body)
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise Refused("bad_messages", "messages must be a list of at least one message")
-    read_ones = [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
-    if read_ones[-1]["role"] == "assistant":
-        raise Refused(
-            "prefilled", "the last message is the assistant's; the policy begins its messages itself"
-        )
+    messages = read_messages(body, lambda message, where: [_message(message, where)])
     choice = body.get("tool_choice")
     if choice not in (None, "none", "auto"):
         ignored = (*ignored, "tool_choice")
     tools = () if choice == "none" else tuple(_tool(tool) for tool in body.get("tools") or ())
     limit = read_limit(body, "max_completion_tokens", "max_tokens")
     return ChatRequest(
-        messages=read_ones,
+        messages=messages,
         tools=tools,
         options=MessageOptions(stop=read_stop(body.get("stop")), max_tokens=limit),
         model=str(body.get("model") or ""),

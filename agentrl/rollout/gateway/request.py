@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,3 +187,25 @@ def count_request(counts: Counter[str], request: ChatRequest) -> None:
     counts["gateway/requests"] += 1
     for name in request.ignored:
         counts[f"gateway/ignored_{name}"] += 1
+
+
+def read_messages(
+    body: Mapping[str, Any], read_one: Callable[[Any, str], Sequence[Message]], first: Sequence[Message] = ()
+) -> list[Message]:
+    """The conversation of a request; `first` goes before its messages.
+
+    Raises:
+        Refused: there is none, or it ends in the assistant's own words.
+    """
+    given = body.get("messages")
+    if not isinstance(given, list) or not given:
+        raise Refused("bad_messages", "messages must be a list of at least one message")
+    messages = [
+        *first,
+        *(one for at, message in enumerate(given) for one in read_one(message, f"messages[{at}]")),
+    ]
+    if messages[-1]["role"] == "assistant":
+        raise Refused(
+            "prefilled", "the last message is the assistant's; the policy begins its messages itself"
+        )
+    return messages

@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +21,7 @@ from agentrl.rollout.episode_model import EpisodeModel
 from agentrl.rollout.gateway import anthropic, chat, responses
 from agentrl.rollout.gateway.request import MOST_BYTES, Answer, ChatRequest, Refused, dumps
 from agentrl.rollout.gateway.session import Session, reward_of
+from agentrl_envs import Message
 from agentrl_envs.model import Access
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Gateway:
             session: Session | None = None
             try:
                 session = self._session(request)
-                asked = _resolved(dialect, await _body(request), session)
+                asked = read_request(dialect, await _body(request), session.stored)
                 answer = await session.answer(asked)
                 if dialect is responses:
                     session.stored[answer.id] = [*asked.messages, _said(answer)]
@@ -148,10 +149,17 @@ async def serve(speaker: EpisodeModel) -> AsyncIterator[Access]:
         await asyncio.shield(gateway.close(session))
 
 
-def _resolved(dialect: Any, body: Mapping[str, Any], session: Session) -> ChatRequest:
-    """The request; a dialect that keeps conversations for its clients is given those of the session."""
+def read_request(dialect: Any, body: Mapping[str, Any], kept: Mapping[str, Sequence[Message]]) -> ChatRequest:
+    """The request; a dialect that keeps conversations for its clients is given those that were kept.
+
+    Raises:
+        Refused: it asks for what cannot be done, or holds values of other types than its protocol's.
+    """
     stored = getattr(dialect, "read_stored", None)
-    return dialect.read(body) if stored is None else stored(body, session.stored)
+    try:
+        return dialect.read(body) if stored is None else stored(body, kept)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Refused("bad_request", f"a value is of another type than the protocol's: {error}") from error
 
 
 def _said(answer: Answer) -> dict[str, Any]:
