@@ -53,14 +53,14 @@ ABLATIONS: Mapping[str, Flags] = {
     "SPO, 8 initial rollouts": ("--tracker.initial_rollouts=8",),
 }
 PRESETS: Mapping[str, Flags] = {
-    "spo": ("--preset=spo",),  # the demo's file says 0 initial rollouts, which wins over the preset's 8
+    "spo": ("--preset=spo", "--tracker.initial_rollouts=0"),
     "spo_plus": ("--preset=spo_plus",),
     "grpo": ("--preset=grpo", "--tracker.drift=constant"),
     "rloo": ("--preset=rloo", "--tracker.drift=constant"),
 }
 PUBLISHED: Mapping[str, Flags] = {
-    "spo": ("--preset=spo",),
-    "spo, 8 initial rollouts": ("--preset=spo", "--tracker.initial_rollouts=8"),
+    "spo": ("--preset=spo", "--tracker.initial_rollouts=0"),
+    "spo, 8 initial rollouts": ("--preset=spo",),
 }
 LETTERS = (
     *("--env.name=benchmarks.letters:Letters", "--rollout.format=benchmarks/letters.py:OneToken"),
