@@ -88,7 +88,7 @@ class OneToken:
         """Ids of what the last message says."""
         return self._tokenizer.encode(text_of(messages[-1]))
 
-    def parse(self, token_ids: Sequence[int]) -> ParsedMessage:
+    def parse(self, token_ids: Sequence[int], tools: Sequence[Any] = ()) -> ParsedMessage:
         """The token as text."""
         text = self.decode(token_ids)
         return ParsedMessage(text=text, tool_calls=(), message={"role": "assistant", "content": text})

@@ -73,7 +73,7 @@ def lora_plan(weights: int, adapter: int, saved: int, keys: int) -> tuple[tuple[
         ("GPU 0", 2 * weights + 18 * adapter + 2 * saved + 12 * 2**27 + 1_500_000_000),
         ("GPU 0", 2 * weights + 32 * 4096 * keys + 1_500_000_000),
         ("memory", 2 * weights),
-        ("/dev/shm", 2 * 2 * weights),
+        ("/dev/shm", 2 * 2 * adapter),  # two versions, of which only the adapter travels
     )
 
 

@@ -222,7 +222,7 @@ def plan(experiment: Experiment, data: DataSet, identity: Mapping[str, Any]) -> 
         "data": measure.data[0],
         "data_checksum": data.checksum,
         "data_map": dict(measure.map),
-        "decoding": asdict(_decoding(measure)),
+        "decoding": {name: getattr(measure, name) for name in ("temperature", "top_p", "top_k")},
         "rollout": rollout,
         "seed": measure.seed,
     }

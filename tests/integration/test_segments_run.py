@@ -95,7 +95,7 @@ def test_three_segments_are_killed_resumed_and_replayed_bit_for_bit(tmp_path: Pa
         assert (tmp_path / f"{name}-again" / "model.safetensors").read_bytes() == newest[name]
     assert newest["whole"] == newest["killed"] != (DEMO / "model" / "model.safetensors").read_bytes()
     learned = {
-        name for batch in Ledger(folders["killed"].ledger).learned_batches().values() for name in batch
+        name for batch in Ledger(folders["killed"].ledger).learned_batches(0).values() for name in batch
     }
     episodes = [one for one in read_episodes(folders["killed"].episodes) if one.episode_id in learned]
     assert len(episodes) == 12

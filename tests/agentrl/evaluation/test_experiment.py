@@ -176,7 +176,7 @@ def test_the_paper_s_preset(place):
             ["eval", "owner/x", "--data", "rows.jsonl", "--env", "math_with_pyton"],
             "did you mean 'math_with_python'",
         ),
-        (["eval", "x", "--data", "rows.jsonl", "--preset", "spo"], "known: spo-paper"),
+        (["eval", "x", "--data", "rows.jsonl", "--preset", "spo"], "there are spo-paper"),
         (["compare", "a", "b"], "holds no evaluation"),
     ],
 )

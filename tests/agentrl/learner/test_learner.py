@@ -136,7 +136,11 @@ def test_tool_tokens_are_not_learned_from(
     )
     mask, versions = bytearray(segment.loss_mask), array("i", segment.policy_versions)
     mask[tool], versions[tool] = 1, 0
-    changed = dataclasses.replace(segment, loss_mask=bytes(mask), policy_versions=versions)
+    no_tops = {
+        "top_ids": array("i"),
+        "top_logprobs": array("f"),
+    }  # one more token is sampled than there are of them
+    changed = dataclasses.replace(segment, loss_mask=bytes(mask), policy_versions=versions, **no_tops)
     other = [dataclasses.replace(episodes[0], segments=(changed,)), *episodes[1:]]
     found = gradient(make_learner(), other, advantages)
     assert max(float((found[n] - reference[n]).abs().max()) for n in found) > 1e-3
