@@ -338,7 +338,7 @@ def _adapter(folder: Path) -> None:
         (_other_tokenizer, "the tokenizer of another model"),
         (_no_tokenizer, "holds no tokenizer"),
         (_pointer, "git lfs pull"),
-        (_adapter, "an adapter (LoRA)"),
+        (_adapter, "adapter"),  # `train` says what it is, `eval` that it names no base model
     ],
 )
 def test_a_model_folder_that_is_not_whole(agentrl, place: Path, damage: Callable[[Path], None], words: str):
