@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test test-ui check test-fast lint format docs test-learner test-agents test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test test-ui check test-fast lint format docs test-learner test-agents test-families test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -82,6 +82,14 @@ test-vllm:
 ## make test-agents   programs of smolagents, the OpenAI Agents SDK and curl, played and trained (.venv-agents)
 test-agents: $(STAMP)-dev
 	PYTHON=$(PYTHON) TEST_PYTHON=$(BIN)/python scripts/test_agents.sh -q
+
+## make test-families model families by the package renderers, and against the templates of TRL (.venv-families)
+FAMILIES ?= .venv-families
+test-families: $(STAMP)-dev
+	test -e $(FAMILIES)/.installed || { $(PYTHON) -m pip --disable-pip-version-check install --quiet --no-deps -c constraints.txt \
+	  --target $(FAMILIES) renderers openai-harmony tiktoken prime-pydantic-config httpx httpcore requests urllib3 charset-normalizer \
+	  'trl==1.16.0' && touch $(FAMILIES)/.installed; }
+	PYTHONPATH=$(abspath $(FAMILIES)) $(BIN)/python -m pytest -q tests/agentrl/test_native_renderer.py
 
 ## make test-chaos    runs killed at every durable write and at a hundred random moments (STORM=100)
 STORM ?= 100
