@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -17,6 +19,8 @@ from agentrl.report.page import live_page
 from agentrl.report.run_data import is_running
 from agentrl.report.run_view import RunView
 from agentrl.report.runs import find_runs, run_row
+
+logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 PATIENCE_S = 0.8
@@ -65,7 +69,10 @@ class Runs:
     def _follow(self, name: str) -> None:
         view = self._views[name]
         while not self._closed.is_set():
-            view.index.update(self._closed.is_set)
+            try:
+                view.index.update(self._closed.is_set)
+            except (OSError, sqlite3.Error) as error:  # a full disk, say: the page shows what was read so far
+                logger.warning("%s: the index is not up to date: %s", view.index.folder, error)
             self._ready[name].set()
             self._closed.wait(1.5)
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import queue
 import re
+import threading
+import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +26,8 @@ from agentrl.storage.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+LIMIT_S = 60.0
+"""Longest wait for a service to start, and to take the last rows."""
 TABLE_EVERY = 10
 """Steps between two tables of episodes."""
 TABLE_ROWS = 8
@@ -47,47 +53,81 @@ class Service(Protocol):
 
 
 class Tracker:
-    """A listener that sends rows of metrics to a service.
+    """A listener that hands rows of metrics to a service, on a thread of its own.
+
+    Listeners are told in the event loop of the run, and services speak over networks: neither a slow nor a
+    silent one may hold up episodes. (mlflow also keeps its current run by thread.)
 
     Args:
         name: of the service, as in `run.trackers`.
         folder: of the run; its id names the run at the service too.
         project: where the service files it.
+        limit_s: longest wait for the service to start, and to end.
 
     Raises:
         ConfigError: the package is not installed, or does not start.
     """
 
-    def __init__(self, name: str, folder: RunFolder, project: str) -> None:
-        self._name, self._folder = name, folder
+    def __init__(self, name: str, folder: RunFolder, project: str, limit_s: float = LIMIT_S) -> None:
+        self._name, self._folder, self._project, self._limit_s = name, folder, project, limit_s
+        self._rows: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._work, args=(started,), name=f"agentrl-tracker-{name}", daemon=True
+        )
+        self._thread.start()
         try:
-            self._service: Service | None = SERVICES[name](folder, project, public_settings(folder.config))
+            started.result(limit_s)
         except ModuleNotFoundError as error:
             raise ConfigError(f"run.trackers names {name!r}: pip install {PACKAGES[name]}") from error
+        except TimeoutError as error:
+            raise ConfigError(
+                f"the tracker {name!r} did not start within {limit_s:g} s: is its server reachable? leave it "
+                "out of run.trackers to go on without it"
+            ) from error
         except Exception as error:
             raise ConfigError(f"the tracker {name!r} does not start: {error}") from error
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """Send one row."""
-        kind, step = row.get("kind"), row.get("version")
-        if self._service is None or kind not in ("step", "eval") or step is None:
-            return
-        try:
-            self._service.log(step, numbers_of(row, "train" if kind == "step" else "eval"))
-            if kind == "eval" or step % TABLE_EVERY == 0:
-                self._service.table(step, episode_rows(self._folder.episodes))
-        except Exception as error:  # whatever a service does, the run goes on
-            logger.warning("the tracker %s failed and is left out from now on: %r", self._name, error)
-            self._service = None
+        """Send one row; returns at once."""
+        if row.get("kind") in ("step", "eval") and row.get("version") is not None:
+            self._rows.put(dict(row))
 
     def close(self) -> None:
-        """Flush and end; idempotent."""
-        service, self._service = self._service, None
-        if service is not None:
-            try:
-                service.close()
-            except Exception as error:  # the run is over and on disk
-                logger.warning("the tracker %s did not close: %r", self._name, error)
+        """Send what is left and end; idempotent."""
+        if self._thread.is_alive():
+            self._rows.put(None)
+            self._thread.join(self._limit_s)
+            if self._thread.is_alive():
+                logger.warning(
+                    "the tracker %s did not take the last rows within %g s; metrics.jsonl has them all",
+                    self._name,
+                    self._limit_s,
+                )
+
+    def _work(self, started: Future[None]) -> None:
+        try:
+            service = SERVICES[self._name](self._folder, self._project, public_settings(self._folder.config))
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        try:
+            while (row := self._rows.get()) is not None:
+                self._send(service, row)
+        except Exception as error:  # whatever a service does, the run goes on
+            logger.warning("the tracker %s failed and is left out from now on: %r", self._name, error)
+            return
+        try:
+            service.close()
+        except Exception as error:  # the run is over and on disk
+            logger.warning("the tracker %s did not close: %r", self._name, error)
+
+    def _send(self, service: Service, row: Mapping[str, Any]) -> None:
+        kind, step = row["kind"], row["version"]
+        service.log(step, numbers_of(row, "train" if kind == "step" else "eval"))
+        if kind == "eval" or step % TABLE_EVERY == 0:
+            service.table(step, episode_rows(self._folder.episodes))
 
 
 def numbers_of(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
@@ -209,8 +249,6 @@ class Tensorboard:
         self._add(step, [self._summary.Summary.Value(tag="episodes", metadata=metadata, tensor=tensor)])
 
     def _add(self, step: int, values: Sequence[Any]) -> None:
-        import time
-
         event = self._event(wall_time=time.time(), step=step, summary=self._summary.Summary(value=values))
         self._writer.add_event(event)
 

@@ -145,7 +145,7 @@ class EpisodeLoop(Conversation):
     def _is_long(self, context: Context) -> bool:
         if self.settings.compact == "none" and not hasattr(self.env, "compact"):
             return False
-        return context.tokens > self.settings.compact_at * context.limit > 0
+        return context.share > self.settings.compact_at
 
     async def _compact(self, env: Env, context: Context) -> bool:
         """Let the environment shorten the conversation, or the setting; whether it changed."""

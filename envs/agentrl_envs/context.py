@@ -49,6 +49,12 @@ class Context:
         """Tokens that the context of the model holds; 0 where nobody knows."""
         return self._model.size(self.messages, self._tools)[1]
 
+    @property
+    def share(self) -> float:
+        """Share of the context that the messages take, 1 when it is full; 0 where nobody knows."""
+        tokens, limit = self._model.size(self.messages, self._tools)
+        return tokens / limit if limit else 0.0
+
     def drop(self, keep: int = 2) -> bool:
         """Leave out all but the opening and the newest `keep` turns; whether anything went.
 
@@ -103,14 +109,9 @@ class Context:
             return False
         if how == "summarise" and await self.summarise():
             return True
-        if how == "truncate" and self.truncate() and not self._full():
+        if how == "truncate" and self.truncate() and self.share <= _FULL:
             return True
         return any(self.drop(keep) for keep in (2, 1))
-
-    def _full(self) -> bool:
-        """Whether there is hardly room for another message."""
-        tokens, limit = self._model.size(self.messages, self._tools)
-        return tokens > _FULL * limit > 0
 
     def _open_with(self, note: str, rest: list[Message]) -> None:
         """The opening with a note at the end of its last message, and `rest`."""

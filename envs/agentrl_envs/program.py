@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -178,10 +179,10 @@ def _filled(command: str, row: Mapping[str, Any]) -> list[str]:
         arguments = shlex.split(command)
     except ValueError as error:
         raise EnvError(f"the command {command!r} cannot be read: {error}") from error
-    for name, value in row.items():
-        arguments = [argument.replace(f"{{{name}}}", str(value)) for argument in arguments]
     # Files are meant from where the run was started; programs start in a folder of their own.
-    return [os.path.abspath(one) if os.path.isfile(one) else one for one in arguments]
+    arguments = [os.path.abspath(one) if os.path.isfile(one) else one for one in arguments]
+    # In one pass: what a row's own text has in braces is text.
+    return [re.sub(r"\{(\w+)\}", lambda found: str(row.get(found[1], found[0])), one) for one in arguments]
 
 
 def program_env(command: str) -> type[ProgramEnv]:

@@ -117,13 +117,11 @@ def sample_tokens(logits: Tensor, rows: SamplingRows, randoms: NDArray[np.float6
     chosen = logprobs.gather(1, tokens[:, None])[:, 0]
     # Both in one copy from the device; ids are exact in float64.
     both = torch.stack((tokens.double(), chosen.double())).tolist()
+    sampled = [int(token) for token in both[0]], both[1]
+    if not top:  # no further copy from the device where nobody asked
+        return Sampled(*sampled, np.empty((len(tokens), 0), np.int32), np.empty((len(tokens), 0), np.float32))
     likeliest = torch.topk(logprobs, top, dim=-1)
-    return Sampled(
-        [int(token) for token in both[0]],
-        both[1],
-        likeliest.indices.int().cpu().numpy(),
-        likeliest.values.cpu().numpy(),
-    )
+    return Sampled(*sampled, likeliest.indices.int().cpu().numpy(), likeliest.values.cpu().numpy())
 
 
 def _truncate(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

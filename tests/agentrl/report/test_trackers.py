@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,41 @@ def test_a_service_that_fails_never_ends_a_run(folder: RunFolder, monkeypatch: p
     assert [record.message for record in caplog.records] == [
         "the tracker wandb failed and is left out from now on: ConnectionError('the service is away')"
     ]
+
+
+def test_a_service_that_says_nothing_holds_up_nobody(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    """Fails when rows are sent where they are told: the first one would wait for the service for ever."""
+    silent, told = threading.Event(), []
+
+    class Silent:
+        def __init__(self, *_: object) -> None: ...
+
+        def log(self, step: int, numbers: object) -> None:
+            told.append(threading.current_thread().name)
+            silent.wait(20.0)
+
+    monkeypatch.setitem(trackers.SERVICES, "wandb", Silent)
+    tracker = Tracker("wandb", folder, "x", limit_s=0.2)
+    tracker(step_row(1))
+    tracker(step_row(2))
+    tracker.close()
+    silent.set()
+    assert [record.message for record in caplog.records] == [
+        "the tracker wandb did not take the last rows within 0.2 s; metrics.jsonl has them all"
+    ]
+    assert told[0] == "agentrl-tracker-wandb"
+
+
+def test_a_service_that_does_not_start_is_waited_for_so_long(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+):
+    late = threading.Event()
+    monkeypatch.setitem(trackers.SERVICES, "mlflow", lambda *_: late.wait(20.0))
+    with pytest.raises(ConfigError, match=r"'mlflow' did not start within 0.2 s: is its server reachable"):
+        Tracker("mlflow", folder, "x", limit_s=0.2)
+    late.set()
 
 
 def test_tensorboard_reads_what_was_written(folder: RunFolder):
