@@ -113,9 +113,7 @@ class ProgramEnv(Env):
             EnvError: it failed by itself, or the model did.
         """
         shown = {name: value for name, value in row.items() if name not in self.hidden}
-        program = Program(
-            _filled(self.command, shown), folder, self._variables(access, shown), self._limits()
-        )
+        program = Program(filled(self.command, shown), folder, self._variables(access, shown), self._limits())
         running = asyncio.ensure_future(program.run(text))
         over = asyncio.ensure_future(access.calls.ended())
         try:
@@ -165,7 +163,7 @@ class ProgramEnv(Env):
             "url": f"{access.url}/v1/agentrl/reward",
             "key": access.reward_key,
         }
-        grader = Program(_filled(self.grade_command, row), folder, {}, self._limits())
+        grader = Program(filled(self.grade_command, row), folder, {}, self._limits())
         ended = await grader.run(json.dumps(given, default=str))
         try:
             self._handed_in = await asyncio.wait_for(access.calls.reward(), 0.1)
@@ -173,7 +171,7 @@ class ProgramEnv(Env):
             raise EnvError(f"the grader {self.grade_command!r} handed in no reward: {ended.why}") from None
 
 
-def _filled(command: str, row: Mapping[str, Any]) -> list[str]:
+def filled(command: str, row: Mapping[str, Any]) -> list[str]:
     """The arguments of a command: `{field}` replaced by the row's field, files by their whole path."""
     try:
         arguments = shlex.split(command)

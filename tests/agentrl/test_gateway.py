@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,7 @@ from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl_envs import Env, tool
 from agentrl_envs.model import Access
+from agentrl_envs.program import filled
 
 CODE = "<code>\n```python\n1\n```\n</code>"
 PYTHON = {
@@ -420,3 +422,18 @@ async def test_a_program_knows_neither_the_answer_nor_the_graders_key() -> None:
         )
     }
     assert (await program(["env"], members=show)).reward == 1.0
+
+
+def test_fields_of_a_command_are_filled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field's own braces, and a field that is the name of a file, are text; the command's own file is found."""
+    monkeypatch.chdir(tmp_path)
+    Path("agent.py").write_text("")
+    row = {"question": "what is {level} {a b}?", "level": "agent.py"}
+    assert filled("python agent.py {question} --level={level} {other}", row) == [
+        "python",
+        str(tmp_path / "agent.py"),
+        "what is {level} {a b}?",
+        "--level=agent.py",
+        "{other}",
+    ]
+    assert filled("echo {level}", row) == ["echo", "agent.py"]
