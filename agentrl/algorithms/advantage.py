@@ -145,18 +145,19 @@ class Estimator(Protocol):
         ...
 
 
-class _NormaliseSettings(Protocol):
-    @property
-    def normalise(self) -> Literal["batch", "none"]: ...
-
-    @property
-    def deviation_floor(self) -> float: ...
-
-
 class Normalising:
     """An estimator whose settings say whether its advantages are normalised over the batch."""
 
-    def __init__(self, settings: _NormaliseSettings) -> None:
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Of each estimator that normalises over the batch."""
+
+        normalise: Literal["batch", "none"] = "batch"
+        """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
+        deviation_floor: Positive = 0.1
+        """Smallest deviation divided by, so that a nearly solved batch is not blown up to unit noise."""
+
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def _normalised(self, raw: FloatArray) -> FloatArray:
@@ -173,15 +174,6 @@ class SPOEstimator(Normalising):
 
     requires = ("baselines",)
 
-    @dataclass(frozen=True, slots=True)
-    class Settings:
-        """Settings of `spo`."""
-
-        normalise: Literal["batch", "none"] = "batch"
-        """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
-        deviation_floor: Positive = 0.1
-        """Smallest deviation divided by, so that a nearly solved batch is not blown up to unit noise."""
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs baselines."""
         return self._normalised(advantages(batch.scores, given_baselines(batch)))
@@ -192,15 +184,6 @@ class NoBaselineEstimator(Normalising):
 
     Source: arXiv 2509.13232 (appendix E), text read; arXiv 2501.03262, a third party's description read.
     """
-
-    @dataclass(frozen=True, slots=True)
-    class Settings:
-        """Settings of `no_baseline`."""
-
-        normalise: Literal["batch", "none"] = "batch"
-        """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
-        deviation_floor: Positive = 0.1
-        """Smallest deviation divided by."""
 
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages."""

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from agentrl.algorithms.advantage import Advantages, CreditBatch, FloatArray, given_baselines
+from agentrl.algorithms.advantage import Advantages, CreditBatch, FloatArray, Normalising, given_baselines
 from agentrl.algorithms.group_estimators import leave_one_out
-from agentrl.config.ranges import Positive, Range
+from agentrl.config.ranges import Range
 from agentrl.episode import Episode
 
 
@@ -28,13 +28,11 @@ class AgentEstimator:
     requires = ("baselines",)
 
     @dataclass(frozen=True, slots=True)
-    class Settings:
+    class Settings(Normalising.Settings):
         """Settings of `agents`."""
 
         normalise: Literal["batch", "none"] = "batch"
         """Divide by the deviation over all agents of the batch, or not."""
-        deviation_floor: Positive = 0.1
-        """Smallest deviation divided by."""
         shared: Annotated[float, Range(least=0, most=1)] = 0.0
         """Share of the episode's advantage in that of an agent with its own reward: 1 credits all alike."""
 

@@ -48,13 +48,11 @@ class RLOOEstimator(Normalising):
     requires = ("groups",)
 
     @dataclass(frozen=True, slots=True)
-    class Settings:
+    class Settings(Normalising.Settings):
         """Settings of `rloo`."""
 
         normalise: Literal["batch", "none"] = "none"
         """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
-        deviation_floor: Positive = 0.1
-        """Smallest deviation divided by."""
 
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs groups."""

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from agentrl.algorithms.advantage import Advantages, CreditBatch, FloatArray, given_baselines
+from agentrl.algorithms.advantage import Advantages, CreditBatch, FloatArray, Normalising, given_baselines
 from agentrl.algorithms.group_estimators import leave_one_out
-from agentrl.config.ranges import Positive, Range
+from agentrl.config.ranges import Range
 from agentrl.episode import Episode
 
 
@@ -44,15 +44,13 @@ class TurnEstimator:
     requires = ("baselines",)
 
     @dataclass(frozen=True, slots=True)
-    class Settings:
+    class Settings(Normalising.Settings):
         """Settings of `turns`."""
 
-        discount: Annotated[float, Range(least=0, most=1)] = 1.0
-        """Between one turn and the next."""
         normalise: Literal["batch", "none"] = "batch"
         """Divide by the deviation of all turns of the batch, or not."""
-        deviation_floor: Positive = 0.1
-        """Smallest deviation divided by."""
+        discount: Annotated[float, Range(least=0, most=1)] = 1.0
+        """Between one turn and the next."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

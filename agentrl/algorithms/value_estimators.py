@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agentrl.algorithms.advantage import CreditBatch, FloatArray, advantages, given_baselines, normalise
+from agentrl.algorithms.advantage import (
+    CreditBatch,
+    FloatArray,
+    Normalising,
+    advantages,
+    given_baselines,
+    normalise,
+)
 from agentrl.algorithms.group_estimators import hardness_weights
 from agentrl.config.ranges import Amount, Positive, Range
 from agentrl.episode import Episode
@@ -121,17 +128,13 @@ class ASPOEstimator:
     requires = ("baselines",)
 
     @dataclass(frozen=True, slots=True)
-    class Settings:
+    class Settings(Normalising.Settings):
         """Settings of `aspo`."""
 
         delta: Annotated[float, Range(most=0)] = -2.0
         """Weight of an early call; negative."""
         bound: Annotated[float, Range(least=0, below=1)] = 0.7
         """k: largest change, as a share of the advantage."""
-        normalise: Literal["batch", "none"] = "batch"
-        """Subtract the mean of the batch and divide by its deviation, or leave advantages as they are."""
-        deviation_floor: Positive = 0.1
-        """Smallest deviation divided by."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

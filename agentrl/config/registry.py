@@ -301,15 +301,18 @@ def beside(kind: str, folder: Path) -> str:
     return kind
 
 
+def _module_file(module: str) -> Path:
+    """The file of a module of agentrl; only the package at its top is imported."""
+    top, *rest = module.split(".")
+    return Path(str(importlib.import_module(top).__file__)).parent.joinpath(*rest).with_suffix(".py")
+
+
 def _place(family: str, kind: str) -> tuple[Path, str]:
     """File and name of a part."""
     spec = _known(family).get(kind)
     if spec is not None:
         module, _, name = spec.partition(":")
-        top, *rest = module.split(".")
-        return Path(str(importlib.import_module(top).__file__)).parent.joinpath(*rest).with_suffix(
-            ".py"
-        ), name
+        return _module_file(module), name
     path, colon, name = kind.rpartition(":")
     if colon and path.endswith(".py"):
         return Path(path), name
@@ -363,16 +366,95 @@ def _read(family: str, kind: str, path: Path, name: str, changed: int) -> Declar
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     if isinstance(node, ast.FunctionDef):
         return Declaration(family, kind, text=ast.get_docstring(node) or "", source=digest)
-    inner = next((one for one in node.body if isinstance(one, ast.ClassDef) and one.name == "Settings"), None)
+    part = _Class(node, tree, path)
+    try:
+        settings, texts = _settings_in(part)
+        requires = next((wants for one in _lineage(part) if (wants := _requires(one))), ())
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:  # of a file it goes on from
+        raise ConfigError(f"the {family} {kind!r}: cannot read what it goes on from: {error}") from error
     return Declaration(
         family,
         kind,
-        settings=None if inner is None else _settings_class(inner, path),
-        requires=_requires(node, path),
+        settings=settings,
+        requires=requires,
         text=ast.get_docstring(node) or "",
-        texts={} if inner is None else field_texts(inner),
+        texts=texts,
         source=digest,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """A class as its source has it."""
+
+    node: ast.ClassDef
+    tree: ast.Module
+    path: Path
+
+    @property
+    def own_settings(self) -> _Class | None:
+        found = (one for one in self.node.body if isinstance(one, ast.ClassDef) and one.name == "Settings")
+        return next((_Class(one, self.tree, self.path) for one in found), None)
+
+
+def _lineage(one: _Class) -> Iterator[_Class]:
+    """A class and the bases that can be read: of the same file, of one beside it, or of agentrl."""
+    yield one
+    for base in one.node.bases:
+        if (found := _class_named(base, one)) is not None:
+            yield from _lineage(found)
+
+
+def _class_named(expression: ast.expr, seen_from: _Class) -> _Class | None:
+    """The class that a name means in a file; None where its source is somewhere else."""
+    if isinstance(expression, ast.Attribute) and expression.attr == "Settings":
+        owner = _class_named(expression.value, seen_from)
+        found = () if owner is None else (one.own_settings for one in _lineage(owner))
+        return next((one for one in found if one is not None), None)
+    if not isinstance(expression, ast.Name):
+        return None
+    for one in seen_from.tree.body:
+        if isinstance(one, ast.ClassDef) and one.name == expression.id:
+            return _Class(one, seen_from.tree, seen_from.path)
+        if isinstance(one, ast.ImportFrom) and one.module and not one.level:
+            imported = {alias.asname or alias.name: alias.name for alias in one.names}
+            beside = seen_from.path.parent / f"{one.module.replace('.', '/')}.py"
+            path = _module_file(one.module) if one.module.startswith("agentrl") else beside
+            if expression.id in imported and path.is_file():
+                tree = parsed(path.read_text(encoding="utf-8"), str(path))
+                name = ast.Name(imported[expression.id])
+                return _class_named(name, _Class(seen_from.node, tree, path))
+    return None
+
+
+def _settings_in(part: _Class) -> tuple[type | None, dict[str, str]]:
+    """The settings of a class, inherited ones too, and what each of them means."""
+    node = next((own for one in _lineage(part) if (own := one.own_settings) is not None), None)
+    if node is None:
+        return None, {}
+    made, texts = object, dict[str, str]()
+    for one in reversed([node, *_bases_of_settings(node)]):
+        made = _settings_class(one.node, one.path, made)
+        texts |= field_texts(one.node)
+    return made, texts
+
+
+def _bases_of_settings(one: _Class) -> Iterator[_Class]:
+    """The classes that a class `Settings` goes on from.
+
+    Raises:
+        ConfigError: the source of one is somewhere else.
+    """
+    for base in one.node.bases[:1]:
+        found = _class_named(base, one)
+        if found is None:
+            raise ConfigError(
+                f"{one.path}, line {one.node.lineno}: the settings of a part go on from "
+                f"{ast.unparse(base)!r}, whose source is not in this file, beside it or in agentrl: write "
+                "its fields out"
+            )
+        yield found
+        yield from _bases_of_settings(found)
 
 
 def _of_object(family: str, kind: str, part: Any) -> Declaration:
@@ -401,13 +483,13 @@ def _source_of(kind: str, part: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _requires(node: ast.ClassDef, path: Path) -> tuple[str, ...]:
-    for one in node.body:
+def _requires(part: _Class) -> tuple[str, ...]:
+    for one in part.node.body:
         targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", None)]
         if isinstance(one, ast.Assign | ast.AnnAssign) and any(
             isinstance(target, ast.Name) and target.id == "requires" for target in targets
         ):
-            where = f"{path}, line {one.lineno}"
+            where = f"{part.path}, line {one.lineno}"
             try:
                 requires = tuple(ast.literal_eval(one.value or ast.Tuple([])))
             except (ValueError, TypeError) as error:
@@ -438,11 +520,14 @@ _NAMES: Mapping[str, Any] = {
 """What the class `Settings` of a part may use besides Python's own types."""
 
 
-def _settings_class(node: ast.ClassDef, path: Path) -> type:
+def _settings_class(node: ast.ClassDef, path: Path, base: type) -> type:
     """The class `Settings` of a part, made from its source alone."""
-    plain = ast.ClassDef(node.name, [], [], node.body, [])  # its decorators and bases are not ours to run
+    # Its decorators are not ours to run, and its base was read before.
+    plain = ast.ClassDef(
+        node.name, [ast.copy_location(ast.Name("_base", ast.Load()), node)], [], node.body, []
+    )
     module = ast.Module([ast.copy_location(plain, node)], [])
-    space: dict[str, Any] = {**_NAMES, "__name__": str(path)}
+    space: dict[str, Any] = {**_NAMES, "__name__": str(path), "_base": base}
     try:
         # The file's own rules for annotations do not hold here: names are looked up now, with their line.
         exec(compile(module, str(path), "exec", dont_inherit=True), space)

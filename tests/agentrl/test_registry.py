@@ -197,3 +197,48 @@ def test_settings_are_read_without_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+def test_a_part_may_go_on_from_another(tmp_path: Path) -> None:
+    """Settings and requirements of bases count, of agentrl's and of those in the same file or beside it."""
+    (tmp_path / "basis.py").write_text(
+        "from agentrl.learner.losses.centering import CenteredLoss as Centre\n\n\n"
+        "class Milder(Centre):\n    pass\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "from basis import Milder\n"
+        "from agentrl.learner.losses.clipped import ClippedLoss\n\n\n"
+        "class Plain(ClippedLoss):\n    pass\n\n\n"
+        "class Wider(Plain):\n"
+        "    class Settings(ClippedLoss.Settings):\n"
+        "        clip_high: float = 0.5\n"
+        '        """Wider than usual."""\n'
+        "        width: float = 2.0\n\n\n"
+        "class Far(Milder):\n    pass\n"
+    )
+    plain, wider, far = (
+        registry.declared("loss", f"{tmp_path}/mine.py:{name}") for name in ("Plain", "Wider", "Far")
+    )
+    usual = registry.declared("loss", "clipped")
+    assert plain.defaults() == usual.defaults()
+    assert wider.defaults() == usual.defaults() | {"clip_high": 0.5, "width": 2.0}
+    assert wider.texts["clip_high"] == "Wider than usual."
+    assert wider.texts["clip_low"] == usual.texts["clip_low"]
+    assert (far.requires, far.defaults()["behaviour_top_k"]) == (("behaviour_top",), 20)
+    settings = load_settings(None, [f"--loss.kind={tmp_path}/mine.py:Wider", "--loss.clip_low=0.1"])
+    assert settings.loss.own == {"clip_low": 0.1}
+    with pytest.raises(ConfigError, match=r"loss.clip_low = 2.0 must be"):
+        load_settings(None, [f"--loss.kind={tmp_path}/mine.py:Plain", "--loss.clip_low=2"])
+
+
+def test_settings_that_go_on_from_elsewhere_are_told(tmp_path: Path) -> None:
+    text = "import far_away\n\n\nclass Mine:\n    class Settings(far_away.Settings):\n        width: float = 1.0\n"
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"mine.py, line 5: the settings .* 'far_away.Settings'.*write its"):
+        registry.declared("loss", f"{tmp_path}/mine.py:Mine")
+    (tmp_path / "basis.py").write_text("class (")
+    (tmp_path / "round.py").write_text("class Round(Round):\n    pass\n")
+    (tmp_path / "torn.py").write_text("from basis import Base\n\n\nclass Torn(Base):\n    pass\n")
+    for name in ("round", "torn"):
+        with pytest.raises(ConfigError, match="cannot read what it goes on from"):
+            registry.declared("loss", f"{tmp_path}/{name}.py:{name.title()}")
