@@ -217,7 +217,7 @@ def run_episode(
     settings, options = subject_of(model, policy, endpoint, settings, {"env": env, "seed": seed, **given})
     chosen = settings.env[0]
     try:
-        loaded = load_env(chosen.name)
+        loaded = load_env(chosen.name, chosen.settings)
         task = Task(chosen.name, loaded, loaded.check_settings(chosen.settings), 1.0, (row,))
         loaded.check_row(row, "the row")
     except EnvError as error:

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     from agentrl_envs import load_env, load_rows
 
     settings = settings_of(CheckSettings, options.env, "env.name", options.settings)
-    env_class, trial = load_env(settings.env.name), settings.check
+    env_class, trial = load_env(settings.env.name, settings.env.settings), settings.check
     if trial.data:
         rows: Sequence[Mapping[str, Any]] = load_rows(trial.data, map=trial.map, limit=trial.limit)
     else:

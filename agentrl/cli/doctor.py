@@ -218,7 +218,9 @@ def _look_at_run(settings: Settings, problems: list[str]) -> list[str]:
     known = True
     for env in settings.env:
         try:
-            tools = ", ".join(spec.name for spec in load_env(env.name).tool_specs()) or "no tools"
+            tools = (
+                ", ".join(spec.name for spec in load_env(env.name, env.settings).tool_specs()) or "no tools"
+            )
             notes.append(f"environment {env.name}: {tools}")
         except EnvError as error:
             problems.append(str(error))

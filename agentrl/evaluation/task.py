@@ -77,7 +77,7 @@ def prepare(experiment: Experiment) -> Task:
 
 def _environment(experiment: Experiment) -> type[Env]:
     try:
-        env = load_env(experiment.env.name)
+        env = load_env(experiment.env.name, experiment.env.settings)
         env.check_settings(experiment.env.settings)
     except EnvError as error:
         raise ConfigError(f"--env {experiment.env.name}: {error}") from error

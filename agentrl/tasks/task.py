@@ -116,7 +116,7 @@ def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, .
         if not source.train:
             raise ConfigError(f"{where} has no data: set data.train to a jsonl or parquet file")
         try:
-            env = load_env(settings.name)
+            env = load_env(settings.name, settings.settings)
             checked = env.check_settings(settings.settings)
         except EnvError as error:
             raise ConfigError(f"{where}: {error}") from error

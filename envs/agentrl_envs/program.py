@@ -183,6 +183,6 @@ def filled(command: str, row: Mapping[str, Any]) -> list[str]:
     return [re.sub(r"\{(\w+)\}", lambda found: str(row.get(found[1], found[0])), one) for one in arguments]
 
 
-def program_env(command: str) -> type[ProgramEnv]:
-    """The environment of `env.name = "program:COMMAND"`."""
+def program_env(command: str, settings: Mapping[str, Any] | None = None) -> type[ProgramEnv]:
+    """The environment of `env.name = "program:COMMAND"`; it is the same with any settings."""
     return type("ProgramEnv", (ProgramEnv,), {"command": command, "__module__": __name__})

@@ -1,8 +1,8 @@
-"""Finding environments: by registered name, by file, by dotted path.
+"""Finding environments: by registered name, by file, by dotted path, by scheme.
 
 `load_env("math_with_python")`, `load_env("my_env.py")`, `load_env("my_env.py:Chess")`,
-`load_env("pkg.module:Chess")`. A name that `@register` gives is looked for in the files of the working folder
-too. Knows nothing of what environments do.
+`load_env("pkg.module:Chess")`, `load_env("program:python my_agent.py")`. A name that `@register` gives is
+looked for in the files of the working folder too. Knows nothing of what environments do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, overload
@@ -34,8 +34,12 @@ _SHIPPED = {
     "arithmetic": "agentrl_envs.arithmetic:Arithmetic",
     "countdown": "agentrl_envs.countdown:Countdown",
 }
-# `env.name = "SCHEME:REST"`: a function makes the class of what follows the colon.
-_SCHEMES = {"program": "agentrl_envs.program:program_env"}
+# `env.name = "SCHEME:REST"`: `function(rest, settings)` makes the class; its module is imported no earlier.
+_SCHEMES = {
+    "program": "agentrl_envs.program:program_env",
+}
+_EXTRAS: dict[str, str] = {}
+"""What to install where a package that a scheme needs is missing, such as `agentrl[mcp]`."""
 
 
 @overload
@@ -118,10 +122,17 @@ def _files_that_register(name: str) -> list[Path]:
     return found
 
 
-def load_env(spec: str | Path | type[Env]) -> type[Env]:
+def load_env(spec: str | Path | type[Env], settings: Mapping[str, Any] | None = None) -> type[Env]:
     """The environment class that `spec` names.
 
-    A registered name, a file, a dotted path, or the class itself.
+    Args:
+        spec: a registered name, a file, a dotted path, `SCHEME:REST`, or the class itself.
+        settings: with which the class is going to be used. A class made from a scheme may depend on them (the
+            tools that it has, the rows that it generates); every other takes them when an instance is made.
+
+    Raises:
+        EnvNotFound: there is none.
+        EnvError: it cannot be loaded.
     """
     if isinstance(spec, type):
         if issubclass(spec, Env):
@@ -130,8 +141,7 @@ def load_env(spec: str | Path | type[Env]) -> type[Env]:
     text = str(spec)
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _SCHEMES:
-        module, _, function = _SCHEMES[scheme].partition(":")
-        return getattr(importlib.import_module(module), function)(rest)
+        return _of_scheme(scheme, rest.strip(), settings or {})
     if text in _ENVIRONMENTS or text in _SHIPPED:
         return get_env(text)
     path, colon, name = text.rpartition(":")
@@ -141,6 +151,21 @@ def load_env(spec: str | Path | type[Env]) -> type[Env]:
     if colon or "." in text:
         return _from_module(text if colon else ":".join(text.rpartition(".")[::2]))
     return get_env(text)
+
+
+def _of_scheme(scheme: str, rest: str, settings: Mapping[str, Any]) -> type[Env]:
+    """The class that a scheme makes of what follows its colon."""
+    if not rest:
+        raise EnvNotFound(f'nothing follows "{scheme}:"; write what it names, as in docs/environments.md')
+    module, _, function = _SCHEMES[scheme].partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)(rest, settings)
+    except ModuleNotFoundError as error:
+        if scheme not in _EXTRAS or (error.name or "").startswith("agentrl"):
+            raise
+        raise EnvError(
+            f"{scheme}:{rest} needs the package {error.name}: pip install '{_EXTRAS[scheme]}'"
+        ) from error
 
 
 def load_file(path: Path) -> ModuleType:
@@ -207,5 +232,7 @@ def _from_module(spec: str) -> type[Env]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise EnvNotFound(f"no module {error.name!r} for the environment {spec!r}") from error
+        raise EnvNotFound(
+            f"no module {error.name!r} for the environment {spec!r} (schemes are {', '.join(_SCHEMES)})"
+        ) from error
     return _class_of(module, name, module_name)
