@@ -35,6 +35,10 @@ class ToolMark:
     name: str | None = None
     parallel: bool = False
     timeout_s: float | None = None
+    description: str = ""
+    """Told to the model, where it is not the docstring."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema of the parameters, where type hints do not tell them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +89,15 @@ def tool(
     def mark(marked: F) -> F:
         if not callable(marked):
             raise EnvError(f"@tool belongs on a function, not on {marked!r}")
-        setattr(marked, _MARK, ToolMark(name, parallel, timeout_s))
-        return marked
+        return set_mark(marked, ToolMark(name, parallel, timeout_s))
 
     return mark if function is None else mark(function)
+
+
+def set_mark(function: F, mark: ToolMark) -> F:
+    """Make a function a tool."""
+    setattr(function, _MARK, mark)
+    return function
 
 
 def mark_of(function: Any) -> ToolMark | None:
@@ -104,6 +113,9 @@ def describe_tool(function: Callable[..., Any], attribute: str, default_timeout_
     name = mark.name or attribute
     if not _NAME.match(name):
         raise EnvError(f"tool name {name!r}: letters, digits, _ and - only, at most 64 characters")
+    is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
+    if mark.schema is not None:
+        return _of_schema(name, attribute, mark, is_async, default_timeout_s)
     parsed = parse(inspect.getdoc(function) or "")
     texts = {p.arg_name: (p.description or "").strip() for p in parsed.params}
     properties: dict[str, Any] = {}
@@ -134,9 +146,20 @@ def describe_tool(function: Callable[..., Any], attribute: str, default_timeout_
         parallel=mark.parallel,
         timeout_s=mark.timeout_s or default_timeout_s,
     )
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
     hints = {key: hints[key] for key in properties}
     return BoundTool(spec, attribute, hints, tuple(required), is_async, defaults)
+
+
+def _of_schema(
+    name: str, attribute: str, mark: ToolMark, is_async: bool, default_timeout_s: float
+) -> BoundTool:
+    from .foreign import hint_of
+
+    schema = dict(mark.schema or {})
+    timeout_s = mark.timeout_s or default_timeout_s
+    spec = ToolSpec(name, mark.description or name, schema, mark.parallel, timeout_s)
+    hints = {key: hint_of(value) for key, value in schema["properties"].items()}
+    return BoundTool(spec, attribute, hints, tuple(schema["required"]), is_async)
 
 
 def _is_plain(value: Any) -> bool:
@@ -190,6 +213,9 @@ def bind_arguments(bound: BoundTool, arguments: Mapping[str, Any] | None) -> dic
     faults = [f"missing argument {key!r}" for key in bound.required if key not in arguments]
     ready: dict[str, Any] = {}
     for key, value in _own_copy(arguments).items():
+        if key not in bound.hints and bound.spec.parameters.get("additionalProperties", False) is not False:
+            ready[key] = value
+            continue
         if key not in bound.hints:
             near = difflib.get_close_matches(str(key), list(bound.hints), n=1)
             faults.append(f"unknown argument {key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
