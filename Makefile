@@ -26,7 +26,7 @@ test: $(STAMP)-dev
 lint: $(STAMP)-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyrefly check --summary=none
 	$(BIN)/lint-imports
 
 ## make check         lint, and the fast tests, beside each other (a minute or two)

@@ -163,7 +163,7 @@ def table(runs: Sequence[Row], threshold: float) -> list[dict[str, Any]]:
             row["seconds_each"] = [numbers["seconds"] for numbers in found.values()]
             row["waiting_alone_s"] = waiting_alone(arm, slow, steps=round(row["steps"]))
             ratios = [
-                float(each[slow, BARRIER, seed]["seconds"]) / float(numbers["seconds"])  # pyright: ignore[reportArgumentType]
+                float(each[slow, BARRIER, seed]["seconds"]) / float(numbers["seconds"])
                 for seed, numbers in found.items()
                 if (slow, BARRIER, seed) in each
                 and each[slow, BARRIER, seed]["seconds"] is not None

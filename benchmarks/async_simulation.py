@@ -42,7 +42,7 @@ class _Once:
             episode_id=dispatch.episode_id,
             dispatch_index=dispatch.dispatch_index,
             prompt_id="p",
-            segments=(Segment([1], b"\x01", [-1.0], [0]),),  # pyright: ignore[reportArgumentType]
+            segments=(Segment([1], b"\x01", [-1.0], [0]),),
             turns=(),
             reward=1.0,
             stop_reason=StopReason.ANSWERED,

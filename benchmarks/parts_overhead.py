@@ -58,7 +58,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     learner = Learner(ModelSettings(path=str(MODEL), device="cpu"), LearnerSettings(mini_batch=BATCH))
-    batch = episodes(int(learner.model.config.vocab_size))  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    batch = episodes(int(learner.model.config.vocab_size))
     given = np.random.default_rng(1).normal(size=BATCH)
     objective, inputs = Objective(LossSettings(), AggregatorSettings()), list[LossInputs]()
     bare = registry.make("loss", "clipped", {})

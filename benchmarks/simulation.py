@@ -115,7 +115,7 @@ class SimulatedRun:
         self.buffer = EpisodeBuffer(
             batch=batch,
             staleness=arm.staleness,
-            stale_policy=arm.stale_policy,  # pyright: ignore[reportArgumentType]
+            stale_policy=arm.stale_policy,
             groups=Groups(arm.group) if arm.group > 1 else None,
             keep=(lambda unit: len({e.reward for e in unit}) > 1) if arm.dynamic_sampling else None,
         )
@@ -148,7 +148,7 @@ class SimulatedRun:
             episode_id=dispatch.episode_id,
             dispatch_index=dispatch.dispatch_index,
             prompt_id="p",
-            segments=(Segment([1, 2], b"\x00\x01", [0.0, -1.0], [-1, version]),),  # pyright: ignore[reportArgumentType]
+            segments=(Segment([1, 2], b"\x00\x01", [0.0, -1.0], [-1, version]),),
             turns=(),
             reward=reward,
             stop_reason=StopReason.ANSWERED,

@@ -142,7 +142,7 @@ class Storm(Arithmetic):
             return self.rng.choice((float("nan"), "good", None, 17.0))
         if kind < 0.02:
             Trouble.count("reward finishes")
-            raise Finish(answer={"not": {"text"}})  # pyright: ignore[reportArgumentType] - that is the point
+            raise Finish(answer={"not": {"text"}})  # that is the point
         return super().reward(row, answer)
 
 

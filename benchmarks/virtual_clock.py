@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # pyright: ignore[reportGeneralTypeIssues]
+class _JumpingSelector(selectors.DefaultSelector):
     """Never sleeps: where a selector would wait for a timer, the clock moves."""
 
     loop: VirtualClockLoop

@@ -61,7 +61,7 @@ class TrialSettings:
 class TrialSandboxSettings(SandboxSettings):
     """`[sandbox]`: as in training, or `none`."""
 
-    backend: Literal["local", "docker", "remote", "broken", "none"] = "local"  # pyright: ignore[reportIncompatibleVariableOverride]
+    backend: Literal["local", "docker", "remote", "broken", "none"] = "local"  # pyrefly: ignore[bad-override]
     """Where programs run; `none` gives the environment no sandbox."""
 
 

@@ -326,7 +326,7 @@ def _bytes(count: int) -> str:
 
 
 def _as_json(found: Diagnosis) -> dict[str, Any]:
-    row = asdict(found)
+    row: dict[str, Any] = asdict(found)
     row["models"] = {
         name: [
             {**asdict(plan), "total": plan.total, "least": plan.least, "fits": plan.fits} for plan in plans

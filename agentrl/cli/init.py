@@ -33,7 +33,7 @@ class {name}(MathWithPython):
 '''
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Describe the command."""
     parser = subparsers.add_parser("init", help="write a new environment file to start from")
     parser.add_argument("file", type=Path, nargs="?", default=Path("my_env.py"), help="default: my_env.py")

@@ -170,7 +170,7 @@ def _unrecognized(unknown: Sequence[str], command: argparse.ArgumentParser) -> s
 
     text = f"unrecognized arguments: {' '.join(unknown)}"
     first = unknown[0].partition("=")[0]
-    known = [name for action in command._actions for name in action.option_strings]  # pyright: ignore[reportPrivateUsage]
+    known = [name for action in command._actions for name in action.option_strings]
     if (tree := command.get_default("takes_settings")) is not None:
         wanted = first.lstrip("-").replace("-", "_")
         setting = next((key for key in all_keys(tree) if key.rpartition(".")[2] == wanted), "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from agentrl.report.run_data import duration
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Describe the command."""
     parser = subparsers.add_parser("runs", help="list runs, newest first", allow_abbrev=False)
     parser.add_argument(

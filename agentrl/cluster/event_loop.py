@@ -147,7 +147,7 @@ async def _alone_at_the_end(main: Coroutine[Any, Any, T]) -> T:
             _, left = await asyncio.wait(left, timeout=LEAVE_LIMIT_S)
         for task in left:
             logger.warning("left behind, because it swallows its cancellation: %r", task)
-            asyncio._unregister_task(task)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+            asyncio._unregister_task(task)
 
 
 class DaemonThreads(ThreadPoolExecutor):

@@ -26,9 +26,8 @@ FIT_RANK = 16
 def changed(settings: Settings, name: str, value: Any) -> Settings:
     """Settings with another value at a dotted name."""
     path, _, rest = name.partition(".")
-    if not rest:
-        return replace(settings, **{path: value})
-    return replace(settings, **{path: changed(getattr(settings, path), rest, value)})
+    fields: dict[str, Any] = {path: changed(getattr(settings, path), rest, value) if rest else value}
+    return replace(settings, **fields)
 
 
 def _changes(settings: Settings) -> Iterator[tuple[str, Any]]:

@@ -141,7 +141,7 @@ class Converter:
         if isinstance(value, FlagText):
             value = flag_value(value, hint)
         if is_dataclass(hint):
-            return self.build(hint, value, name, place)  # pyright: ignore[reportArgumentType]
+            return self.build(hint, value, name, place)
         if origin is tuple:
             return self._tuple(arguments, value, name, place)
         if origin is Literal:
@@ -166,7 +166,7 @@ class Converter:
     def _tuple(self, arguments: tuple[Any, ...], value: Any, name: str, place: Place) -> Any:
         item, variable = arguments[0], len(arguments) == 2 and arguments[1] is Ellipsis
         if is_dataclass(item) and isinstance(value, dict):
-            return (self.build(item, value, name, place),)  # pyright: ignore[reportArgumentType]
+            return (self.build(item, value, name, place),)
         if isinstance(value, str) and variable and plain(item) is str:
             value = [value]
         if not isinstance(value, list | tuple) or (not variable and len(value) != len(arguments)):

@@ -43,7 +43,7 @@ def sections_of(root: type) -> dict[str, type]:
 
 
 def _dataclass_in(hint: Any) -> type:
-    return hint if is_dataclass(hint) else typing.get_args(hint)[0]  # pyright: ignore[reportReturnType]
+    return hint if is_dataclass(hint) else typing.get_args(hint)[0]
 
 
 def names_of(kind: type) -> list[str]:
@@ -65,7 +65,7 @@ def hint_at(root: type, key: str) -> Any:
             continue
         if typing.get_origin(hint) is tuple and is_dataclass(typing.get_args(hint)[0]):
             hint = typing.get_args(hint)[0]
-        hint = hints_of(hint).get(name) if is_dataclass(hint) else None  # pyright: ignore[reportArgumentType]
+        hint = hints_of(hint).get(name) if is_dataclass(hint) else None
     return hint
 
 

@@ -109,7 +109,7 @@ def make_grader(
     try:
         read = Conventions(**(conventions or {}))
         if name in ("equivalence", "strict"):
-            return kind(name, tolerance=tolerance, conventions=read)  # pyright: ignore[reportArgumentType]
+            return kind(name, tolerance=tolerance, conventions=read)
         return kind(function=load_function(name, "--grader "))
     except TypeError:
         known = ", ".join(field.name for field in fields(Conventions))

@@ -44,7 +44,7 @@ def add_adapter(model: nn.Module, settings: AdapterSettings, *, seed: int = 0) -
         ) from error
     targets = "all-linear" if settings.targets == ("all-linear",) else list(settings.targets)
     config = peft.LoraConfig(r=settings.rank, target_modules=targets)
-    config.lora_alpha = settings.alpha or 2 * settings.rank  # pyright: ignore[reportAttributeAccessIssue]
+    config.lora_alpha = settings.alpha or 2 * settings.rank  # pyrefly: ignore[bad-assignment]
     model.requires_grad_(False)
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     try:

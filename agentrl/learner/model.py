@@ -160,7 +160,7 @@ def save_model(
         else:
             from transformers import AutoTokenizer
 
-            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+            cast("Any", AutoTokenizer.from_pretrained(source)).save_pretrained(folder)
     except OSError as error:
         raise CheckpointError(f"weights cannot be written to {folder}: {error}") from error
 

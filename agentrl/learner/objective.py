@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Objective:
     def control(self, values: Mapping[str, float]) -> None:
         """Use other coefficients from now on, by name of their settings."""
         known = ("kl_coefficient", "entropy_coefficient")
-        own = {name: values[f"loss.{name}"] for name in known if f"loss.{name}" in values}
+        own: dict[str, Any] = {name: values[f"loss.{name}"] for name in known if f"loss.{name}" in values}
         self._loss_settings = replace(self._loss_settings, **own)
 
     @property

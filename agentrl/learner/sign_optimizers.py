@@ -27,7 +27,7 @@ class SignOptimizer(torch.optim.Optimizer):
         super().__init__(list(groups), {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:  # pyrefly: ignore[bad-override]
         """Take one step."""
         for group in self.param_groups:
             for place, parameter in enumerate(group["params"]):

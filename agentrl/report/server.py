@@ -120,7 +120,7 @@ def make_server(path: Path, port: int) -> ViewServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: ViewServer  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: ViewServer  # pyrefly: ignore[bad-override-mutable-attribute]
     protocol_version = "HTTP/1.1"
     timeout = 60
 

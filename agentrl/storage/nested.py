@@ -27,7 +27,7 @@ def to_bytes(value: Nested) -> bytes:
     text = json.dumps(_split(value, "", arrays))
     file = io.BytesIO()
     arrays[_PLAIN] = np.frombuffer(text.encode(), dtype=np.uint8)
-    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    np.savez(file, **arrays)  # pyrefly: ignore[bad-argument-type]
     return file.getvalue()
 
 

@@ -232,7 +232,7 @@ def _from_github(source: GitHubSource, root: Path) -> Path:
 
 def _from_hub(hub: HubSource) -> Path:
     try:
-        from huggingface_hub import HfApi, hf_hub_download  # pyright: ignore[reportMissingImports]
+        from huggingface_hub import HfApi, hf_hub_download
     except ImportError:
         raise DataError("pip install huggingface_hub to fetch it") from None
     trouble = hub_trouble(f"datasets/{hub.repository}")

@@ -136,7 +136,8 @@ def _other_tasks(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]
 
 def _changes(old: Settings, new: Settings) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """(dotted name, (before, now)) of settings that differ; those of environments count as tasks."""
-    before, now = asdict(old), asdict(new)
+    before: dict[str, Any] = asdict(old)
+    now: dict[str, Any] = asdict(new)
     for section, values in now.items():
         if section == "env":
             if before["env"] != values:

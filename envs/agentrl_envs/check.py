@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .env import Env
 from .errors import EnvError
@@ -130,7 +130,7 @@ class _Checker:
 
     @asynccontextmanager
     async def episode(self, row: Row) -> AsyncIterator[Env]:
-        env = self.env_class(sandbox=self.recording, **self.settings)  # pyright: ignore[reportArgumentType]
+        env = self.env_class(sandbox=cast("Any", self.recording), **self.settings)
         try:
             yield env
         finally:

@@ -152,7 +152,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet as parquet
     except ImportError:
         raise DatasetError(f"{path}: parquet needs pyarrow: pip install pyarrow") from None
     try:
@@ -167,7 +167,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _hub(name: str, split: str) -> Iterator[tuple[str, Row]]:
     try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+        from datasets import load_dataset
     except ImportError:
         raise DatasetError(
             f"no data file {name}; to read it as a Hugging Face data set, pip install datasets"

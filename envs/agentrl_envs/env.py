@@ -375,7 +375,9 @@ class Env(Speaking):
             answer = finish.answer
         if finish is not None and finish.reward is not None:
             return self._checked_reward(finish.reward, "Finish(reward=...) of ")
-        arguments = (row, answer, transcript) if _takes_episode(self.reward) else (row, answer)
+        arguments: tuple[Any, ...] = (
+            (row, answer, transcript) if _takes_episode(self.reward) else (row, answer)
+        )
         return self._checked_reward(await self._hook("reward", partial(self.reward, *arguments)))
 
     async def aclose(self) -> None:

@@ -62,7 +62,8 @@ def result_from_frame(
             fields["error"] = f"Interrupted at the time limit of {time_s:g} s.\n{fields['error']}".rstrip()
         else:
             fields["error"] = f"The time limit of {time_s:g} s was reached."
-        return Result(Status.TIMEOUT, **{**fields, "exit_code": None}, **common)
+        fields["exit_code"] = None
+        return Result(Status.TIMEOUT, **fields, **common)
     status = {"ok": Status.OK, "error": Status.ERROR, "exit": Status.EXITED}[kind]
     return Result(status, **fields, **common)
 

@@ -15,7 +15,7 @@ def episode(index: int, tokens: int) -> Episode:
         episode_id=f"t{index}",
         dispatch_index=index,
         prompt_id="p",
-        segments=(Segment([1] * tokens, b"\x01" * tokens, [-1.0] * tokens, [0] * tokens),),  # pyright: ignore[reportArgumentType]
+        segments=(Segment([1] * tokens, b"\x01" * tokens, [-1.0] * tokens, [0] * tokens),),
         turns=(),
         reward=1.0,
         stop_reason=StopReason.ANSWERED,

@@ -118,7 +118,7 @@ def test_docker_settings_reach_the_backend() -> None:
     flags = ["--sandbox.backend=docker", "--sandbox.runtime=runsc", "--sandbox.image=mine:1"]
     sandbox = make_sandbox(load_settings(None, [*flags, "--sandbox.libraries=numpy"]).sandbox)
     assert sandbox.level == Level.VIRTUAL
-    container = sandbox._settings  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+    container = sandbox._settings
     assert (container.image, container.runtime, container.libraries) == ("mine:1", "runsc", ("numpy",))
 
 

@@ -80,9 +80,9 @@ def test_missing_sources(tmp_path: Path):
     with pytest.raises(DatasetError, match="limit=0"):
         load_rows([{"a": 1}], limit=0)
     with pytest.raises(DatasetError, match="row 1: want a mapping"):
-        load_rows([3])  # pyright: ignore[reportArgumentType]
+        load_rows([3])
     try:
-        import datasets  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import datasets  # noqa: F401
     except ImportError:
         with pytest.raises(DatasetError, match="pip install datasets"):
             load_rows("owner/name")
@@ -90,7 +90,7 @@ def test_missing_sources(tmp_path: Path):
 
 def test_parquet(tmp_path: Path):
     pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
-    import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
+    import pyarrow.parquet as parquet
 
     parquet.write_table(pyarrow.table({"problem": ["p", "q"]}), tmp_path / "d.parquet")
     assert load_rows(tmp_path / "d.parquet") == [{"problem": "p"}, {"problem": "q"}]

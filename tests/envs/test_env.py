@@ -370,7 +370,7 @@ def test_mistakes_in_a_class_are_found_when_it_is_made():
     with pytest.raises(EnvError, match="required_fields must be a tuple"):
 
         class Text(Env):
-            required_fields = "question"  # pyright: ignore[reportAssignmentType]
+            required_fields = "question"
 
     with pytest.raises(EnvError, match="reward_range"):
 

@@ -107,7 +107,7 @@ async def test_a_custom_grader_is_a_function():
     with pytest.raises(TypeError, match="must return a bool or a Verdict, not 'yes'"):
         await Grader(function=lambda answer, gold: "yes").grade("a", "b")
     with pytest.raises(ValueError, match="grader mode"):
-        Grader(mode="exact")  # pyright: ignore[reportArgumentType]
+        Grader(mode="exact")
 
 
 class Graded(Env):
@@ -173,7 +173,7 @@ def test_conventions_of_a_data_set(
 
 def test_conventions_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match='log_base .* want "10"'):
-        Conventions(log_base="3")  # pyright: ignore[reportArgumentType]
+        Conventions(log_base="3")
 
 
 def test_tolerance_holds_for_every_number():

@@ -68,12 +68,12 @@ def test_registering():
     with pytest.raises(EnvError, match="is taken by"):
         register("registry-test", type("Other", (Env,), {}))
     with pytest.raises(EnvError, match="is not an Env class"):
-        register("registry-test-2", int)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        register("registry-test-2", int)
 
 
 def test_a_scheme_makes_a_class_of_what_follows_its_colon():
     made = load_env("program:sh agent.sh {name}")
-    assert made.command == "sh agent.sh {name}"  # pyright: ignore[reportAttributeAccessIssue]
+    assert made.command == "sh agent.sh {name}"
     with pytest.raises(EnvNotFound, match='nothing follows "program:"'):
         load_env("program:  ")
     with pytest.raises(EnvNotFound, match="no module 'programm'.*schemes are program"):

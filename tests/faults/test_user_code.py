@@ -90,7 +90,7 @@ async def test_whatever_a_hook_raises_is_an_error_that_names_method_file_and_lin
     with pytest.raises(EnvError, match=rf"Wild\.{hook} raised .*test_user_code\.py:\d+\)$") as raised:
         await play(env)
     assert len(str(raised.value)) < 3000
-    assert asyncio.current_task().cancelling() == 0  # pyright: ignore[reportOptionalMemberAccess]
+    assert asyncio.current_task().cancelling() == 0
     await env.aclose()
 
 
@@ -140,7 +140,7 @@ class Tools(Env):
     @tool
     def broken(self) -> str:
         "Have a bug."
-        return undefined_name  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+        return undefined_name  # noqa: F821
 
 
 async def result_of(name: str, make: Any = None, env_class: type[Env] = Tools, **arguments: Any) -> Any:
@@ -381,7 +381,7 @@ def test_the_remedy_for_a_tool_of_a_taken_name_works() -> None:
 def test_an_attribute_that_would_hide_a_method_is_refused() -> None:
     class Game(Env):
         def setup(self) -> None:
-            self.score = 0  # pyright: ignore[reportAttributeAccessIssue]
+            self.score = 0
 
     with pytest.raises(
         EnvError, match=r"self\.score = \.\.\. would hide Game\.score.*test_user_code\.py|hide"

@@ -101,7 +101,7 @@ def _register() -> None:
 
         def receive_weights(self, update_info: FileUpdateInfo) -> None:
             # Beside this file in the server's folder; in agentrl it is `weights/adapter_files.py`.
-            from agentrl_adapter_files import (  # pyright: ignore[reportMissingImports]
+            from agentrl_adapter_files import (
                 merged_tensors,
                 read_tensors,
             )

@@ -92,12 +92,13 @@ def _messages(items: Any) -> list[Message]:
 
 def _add(messages: list[Message], item: Any, where: str) -> None:
     kind = item.get("type", "message") if isinstance(item, Mapping) else None
-    last = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
+    last: Message | None = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
     if kind == "reasoning":
         return
     if kind == "function_call":
         if last is None:
-            messages.append(last := {"role": "assistant", "content": ""})
+            last = {"role": "assistant", "content": ""}
+            messages.append(last)
         call = plain_call(item.get("call_id"), item.get("name"), item.get("arguments"))
         last.setdefault("tool_calls", []).append(call)
     elif kind == "function_call_output":

@@ -85,7 +85,7 @@ class Notebook:
         self.cell = self.saved = 0
         self.stdin = None
         builtins.exit, builtins.quit, builtins.help = Leave("exit"), Leave("quit"), Help()
-        builtins.display = self.display  # pyright: ignore[reportAttributeAccessIssue]
+        builtins.display = self.display
         self._input = builtins.input
         builtins.input = self.input
         sys.breakpointhook = lambda *_, **__: say("There is no debugger here: breakpoint() does nothing.")

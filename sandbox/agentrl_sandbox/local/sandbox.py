@@ -129,14 +129,15 @@ class LocalSandbox(Sandbox):
                 )
             )
             self._groups, self.level, self._reasons = found.groups, found.level, found.reasons
-            self._zygotes = [found.zygote] + [None] * (self._wanted_zygotes - 1)
+            self._zygotes = [found.zygote, *[None] * (self._wanted_zygotes - 1)]
             self._settings = found.settings
 
     @classmethod
     async def _open_on_trial(cls, found: Found) -> Session:
         """A session over one zygote that runs already: the probe tries its level with it."""
         self = cls(zygotes=1)
-        self._settings, self._zygotes = found.settings, [found.zygote]
+        self._settings = found.settings
+        self._zygotes = [found.zygote]
         self._groups, self.level = found.groups, found.level
         return await self.open()
 
