@@ -7,7 +7,6 @@ comes back to itself, the inner one is shown as its bare type. Knows nothing of 
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union
 
@@ -143,23 +142,27 @@ def _object(schema: Any) -> dict[str, Any]:
     return dict(schema) if isinstance(schema, Mapping) else {}
 
 
+_MADE_OF: Mapping[str, Any] = {"literal": Literal, "union": Union, "list": list, "dict": dict}
+"""What a hint is made of by a subscript, which a type checker would take for an annotation."""
+
+
 def hint_of(schema: Mapping[str, Any]) -> Any:
     """The type hint by which an argument is read; what a hint cannot say is left to the tool's own check."""
     choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(choices, list) and choices:
         plain = all(isinstance(one, str | int | float | bool | None) for one in choices)
-        return Literal[tuple(choices)] if plain else Any
+        return _MADE_OF["literal"][tuple(choices)] if plain else Any
     several = schema.get("anyOf") or schema.get("oneOf")
     if isinstance(several, list) and several:
-        return Union[tuple(hint_of(_object(one)) for one in several)]  # noqa: UP007
+        return _MADE_OF["union"][tuple(hint_of(_object(one)) for one in several)]
     kind = schema.get("type")
     if isinstance(kind, list):
-        return Union[tuple(hint_of({**schema, "type": one}) for one in kind)] if kind else Any  # noqa: UP007
+        return _MADE_OF["union"][tuple(hint_of({**schema, "type": one}) for one in kind)] if kind else Any
     if kind == "array":
         items = schema.get("items")
-        return list[hint_of(items)] if isinstance(items, Mapping) else list
+        return _MADE_OF["list"][hint_of(items)] if isinstance(items, Mapping) else list
     if kind == "object":
         more = schema.get("additionalProperties")
         closed = schema.get("properties") or not isinstance(more, Mapping)
-        return dict if closed else typing.cast(Any, dict)[str, hint_of(typing.cast(Any, more))]
+        return dict if closed else _MADE_OF["dict"][str, hint_of(_object(more))]
     return _NAMED.get(kind, Any) if isinstance(kind, str) else Any
