@@ -140,6 +140,8 @@ def run_agentrl(words: list[str], *, dry: bool) -> int:
     if words[0] == "sft":
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     added = DRY if dry and words[0] == "train" else ADDED.get(words[0], [])
+    if words[0] == "train" and words[-1].endswith(".py"):
+        added = [*added, "--steps", "1"]  # an environment alone goes on for as many steps as by default
     if {"--report", "--rescore"} & set(words):
         added = []  # nothing is played
     return main([*words, *(["--data.train=train.jsonl"] if dry and "--data" in words else []), *added])

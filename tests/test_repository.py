@@ -130,7 +130,7 @@ def test_an_error_made_on_purpose_is_one_message(
         (["--data", "nowhere.jsonl"], "no data file nowhere.jsonl"),
         (["--data", "rows.jsonl"], "needs the field"),
         (["--data", "generated:train:20", "--env.name", "countdwn"], "did you mean 'countdown'"),
-        (["--data", "generated:train:1"], "it could never fill"),
+        (["--data", "generated:train:1", "--sampler.copies_per_prompt=1"], "it could never fill"),
         (["--data", "generated:train:20", "--env.settings.turns=3"], "unknown setting 'turns'"),
     ],
 )

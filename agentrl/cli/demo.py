@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from agentrl.cli.command import add_command
@@ -29,16 +28,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train the model of the demo."""
-    import agentrl
     from agentrl.cli.train import sentence
-    from agentrl.config import loading
+    from agentrl.config import bundled, loading
     from agentrl.report.terminal import progress
     from agentrl.training.parts import Options
     from agentrl.training.train import train
 
-    folder = Path(agentrl.__file__).parent / "demo"
-    flags = [f"--model.path={folder / 'model'}", *options.settings]
-    settings = loading.load_settings(folder / "demo.toml", flags)
+    flags = [f"--model.path={bundled.MODEL}", *options.settings]
+    settings = loading.load_settings(bundled.SETTINGS, flags)
     with progress(quiet=options.quiet) as live:
         summary = train(
             settings,

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ from agentrl.cluster.memory import Need, Plan, make_plans
 from agentrl.cluster.model_shape import KNOWN, ModelShape
 from agentrl.cluster.placement import EngineKind, Gpu, Machine, choose_engine, has_vllm, inspect_machine
 from agentrl.cluster.step_time import GPU_RATES, cpu_rates, gpu_rates, step_time
+from agentrl.config import bundled
 from agentrl.config.ranges import Count, number
 from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
+from agentrl.training import choices
+from agentrl.training.choices import Choice, Choices
 from agentrl.weights.model_files import find_model
+from agentrl_envs import Env
 
 _PACKAGES = ("torch", "transformers", "vllm", "openai", "docker", "math-verify")
 _SHOWN = (
@@ -33,8 +37,7 @@ _SHOWN = (
     "Qwen/Qwen3-4B",
     "Qwen/Qwen3-8B",
 )
-"""Models that are gone through when none is named."""
-_SHOWN_CONTEXT = 4096
+"""Models that are gone through when none is named, after the bundled one."""
 _GPUS = re.compile(r"(\d+)x([\w]+?)(?:GB)?", re.IGNORECASE)
 _SANDBOX_LIMIT_S = 20.0
 
@@ -52,6 +55,8 @@ class Diagnosis:
     models: dict[str, tuple[Plan, ...]] = field(default_factory=dict)
     """Per model, what every device must hold."""
     parameters: dict[str, int] = field(default_factory=dict)
+    chosen: dict[str, tuple[Choice, ...]] = field(default_factory=dict)
+    """Per model, what a run without a settings file would choose here."""
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """Of the environment and of the run, where they were named."""
@@ -62,9 +67,10 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "doctor",
         help="what this machine can run, and what it cannot",
-        description="Say what this machine has, which engine a run would take and why, and whether learner "
-        "and engine fit its memory, in bytes. With a configuration file (and --dotted.flags) it plans that "
-        "run, and exits with 1 when it does not fit; without one it goes through some model sizes.",
+        description="Say what this machine has, which engine a run would take and why, with which settings "
+        "it would run, and whether learner and engine fit its memory, in bytes. With a settings file (and "
+        "--dotted.flags) it plans that run; of an environment, of --model or of some models where none is "
+        "named it says what `agentrl train` would choose. It exits with 1 where what was named cannot run.",
     )
     parser.add_argument("config", nargs="?", default="", help="a run's TOML file, or an environment")
     parser.add_argument(
@@ -87,7 +93,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the diagnosis; 1 when the run that was asked about cannot work here."""
-    from agentrl.cli.train import settings_of
+    from agentrl.cli.train import said_in, settings_of
 
     settings = settings_of(options.config, options.settings)
     machine = inspect_machine()
@@ -100,7 +106,13 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--nodes goes with --gpus: say what each of them has, such as --gpus 8x80")
     if options.fit and not settings.model.path:
         raise ConfigError("--fit proposes settings of a run: name its file, or --model")
-    found = diagnose(settings, machine, imagined=bool(options.gpus), propose=options.fit)
+    found = diagnose(
+        settings,
+        machine,
+        imagined=bool(options.gpus),
+        propose=options.fit,
+        said=said_in(options.config, options.settings),
+    )
     if options.json:
         print(json.dumps(_as_json(found), indent=2))
     else:
@@ -122,7 +134,12 @@ def _imagined(text: str, nodes: int) -> tuple[Gpu, ...]:
 
 
 def diagnose(
-    settings: Settings, machine: Machine, *, imagined: bool = False, propose: bool = False
+    settings: Settings,
+    machine: Machine,
+    *,
+    imagined: bool = False,
+    propose: bool = False,
+    said: Collection[str] | None = None,
 ) -> Diagnosis:
     """Plan the run, or some models where the settings name none.
 
@@ -131,6 +148,7 @@ def diagnose(
         machine: what there is.
         imagined: the machine is another one than this: what is installed here does not matter.
         propose: look for settings with which the run fits.
+        said: dotted names of settings that were said, where a run would choose the others; None chooses none.
     """
     problems: list[str] = []
     engine, reason = None, ""
@@ -142,17 +160,19 @@ def diagnose(
         )
     except ConfigError as error:
         problems.append(str(error))
-    notes = _look_at_run(settings, problems)
-    shapes = _shapes(settings, problems)
+    looked = Look(settings, machine, said, problems, imagined=imagined)
+    looked.at_run()
+    found = looked.at_models()
     models: dict[str, tuple[Plan, ...]] = {}
-    for name, (shape, planned) in shapes.items():
+    for name, (shape, planned) in found.items():
         try:
             wanted = "vllm" if settings.engine.kind == "vllm" else "transformers"
             models[name] = make_plans(shape, planned, machine, engine or wanted)
         except ConfigError as error:
             problems.append(str(error))
-    if settings.model.path and models:
-        ((name, (shape, planned)),) = shapes.items()
+    notes = looked.notes
+    if looked.settings.model.path and models:
+        ((name, (shape, planned)),) = found.items()
 
         def plan_of(one: Settings) -> tuple[Plan, ...]:
             return make_plans(shape, one, machine, engine or "transformers")
@@ -171,8 +191,9 @@ def diagnose(
         reason=reason,
         sandbox=asyncio.run(_describe_sandbox(settings)),
         models=models,
-        parameters={name: shape.parameters for name, (shape, _) in shapes.items()},
-        problems=tuple(problems),
+        parameters={name: shape.parameters for name, (shape, _) in found.items()},
+        chosen=looked.chosen,
+        problems=tuple(dict.fromkeys(problems)),
         notes=tuple(notes),
     )
 
@@ -209,44 +230,90 @@ def _expected(shape: ModelShape, settings: Settings, machine: Machine) -> list[s
     return [text]
 
 
-def _look_at_run(settings: Settings, problems: list[str]) -> list[str]:
-    """What its environments are, and, where model and data are on this machine, whether it could start."""
-    from agentrl.training.plan import plan_run
-    from agentrl_envs import EnvError, load_env
+class Look:
+    """What a run would be, from settings that need not name all of it.
 
-    notes: list[str] = []
-    known = True
-    for env in settings.env:
+    Args:
+        settings: of the run.
+        machine: what there is.
+        said: as `diagnose` takes it.
+        problems: takes what is wrong.
+        imagined: the machine is another one than this.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        machine: Machine,
+        said: Collection[str] | None,
+        problems: list[str],
+        *,
+        imagined: bool = False,
+    ) -> None:
+        self.imagined = imagined
+        self.settings, self.machine, self.said, self.problems = settings, machine, said, problems
+        self.notes: list[str] = []
+        self.chosen: dict[str, tuple[Choice, ...]] = {}
+
+    def at_run(self) -> None:
+        """Its environments, and whether it could start where model and data are on this machine."""
+        from agentrl.training.plan import plan_run
+        from agentrl_envs import EnvError, load_env
+
+        known = True
+        for env in self.settings.env:
+            try:
+                specs = load_env(env.name, env.settings).tool_specs()
+                tools = ", ".join(spec.name for spec in specs) or "no tools"
+                self.notes.append(f"environment {env.name}: {tools}")
+            except EnvError as error:
+                self.problems.append(str(error))
+                known = False
+        begun = self._begun()
+        data = [env.data.train or begun.data.train for env in begun.env]
+        here = all(name.startswith(("generated:", "env:")) or Path(name).is_file() for name in data)
+        if data and here and known and Path(begun.model.path).is_dir():
+            try:
+                machine = self.machine if self.imagined else None
+                plan = plan_run(self.settings, fetch=False, said=self.said, machine=machine)
+            except ConfigError as error:
+                self.problems.append(str(error))
+                return
+            self.settings, self.chosen = plan.settings, {plan.settings.model.path: plan.chosen}
+            self.notes += [f"format {plan.settings.rollout.format}", *plan.notes]
+
+    def _begun(self) -> Settings:
+        """With model and rows chosen, where an environment is named."""
+        if self.said is None or not self.settings.env:
+            return self.settings
+        begun = Choices(self.settings, self.said, self.machine)
+        begun.choose_model_and_rows()
+        return begun.settings
+
+    def at_models(self) -> dict[str, tuple[ModelShape, Settings]]:
+        """The model asked about, or some, each with the settings that it would run with."""
+        named = self.settings.model.path
+        shapes = {name: KNOWN[name] for name in _SHOWN} if not named else {}
         try:
-            tools = (
-                ", ".join(spec.name for spec in load_env(env.name, env.settings).tool_specs()) or "no tools"
-            )
-            notes.append(f"environment {env.name}: {tools}")
-        except EnvError as error:
-            problems.append(str(error))
-            known = False
-    data = [env.data.train or settings.data.train for env in settings.env]
-    here = all(name.startswith("generated:") or Path(name).is_file() for name in data)
-    if data and here and known and Path(settings.model.path).is_dir():
-        try:
-            plan = plan_run(settings, fetch=False)
-            notes += [f"format {plan.settings.rollout.format}", *plan.notes]
+            shapes = {named or bundled.NAME: ModelShape.load(named or str(bundled.MODEL)), **shapes}
         except ConfigError as error:
-            problems.append(str(error))
-    return notes
+            self.problems.append(_what_is_wrong(named) or str(error))
+        return {name: (shape, self._settings_for(name, shape)) for name, shape in shapes.items()}
 
-
-def _shapes(settings: Settings, problems: list[str]) -> dict[str, tuple[ModelShape, Settings]]:
-    """The model asked about, or some at a context that people use."""
-    if not settings.model.path:
-        context = settings.engine.context_tokens or _SHOWN_CONTEXT
-        planned = replace(settings, engine=replace(settings.engine, context_tokens=context))
-        return {name: (KNOWN[name], planned) for name in _SHOWN}
-    try:
-        return {settings.model.path: (ModelShape.load(settings.model.path), settings)}
-    except ConfigError as error:
-        problems.append(_what_is_wrong(settings.model.path) or str(error))
-        return {}
+    def _settings_for(self, name: str, shape: ModelShape) -> Settings:
+        path = self.settings.model.path or bundled.model_path(name)
+        settings = replace(self.settings, model=replace(self.settings.model, path=path))
+        if self.said is None or name in self.chosen:
+            return settings
+        chosen = Choices(settings, self.said, self.machine, imagined=self.imagined)
+        chosen.choose_model_and_rows()
+        try:
+            chosen.choose_lengths(shape, None, chosen.settings.rollout.max_turns or Env.max_turns)
+            chosen.choose_devices(shape)
+        except ConfigError as error:
+            self.problems.append(str(error))
+        self.chosen[name] = chosen.made
+        return chosen.settings
 
 
 def _what_is_wrong(path: str) -> str:
@@ -303,7 +370,10 @@ def report(found: Diagnosis) -> list[str]:
     for name, plans in found.models.items():
         lines.append(f"{name}, {found.parameters[name]:,} weights")
         for (_, needs, _), equal in itertools.groupby(plans, lambda it: (it.capacity, it.needs, it.role)):
-            lines += _plan_lines(list(equal), needs)
+            # Of models that nobody named a sum is enough.
+            lines += _plan_lines(list(equal), needs if len(found.models) == 1 else ())
+        if all(plan.fits for plan in plans):
+            lines += [f"  {line}" for line in choices.lines(found.chosen.get(name, ()))]
     lines += found.notes
     lines += [f"problem: {problem}" for problem in found.problems]
     return lines

@@ -16,6 +16,7 @@ from agentrl.config.short_names import TRAIN
 
 EPILOG = """\
 examples:
+  agentrl train my_env.py
   agentrl train examples/gsm8k_python.toml
   agentrl train examples/gsm8k_python.toml --learner.learning_rate=1e-5 --steps 3
   agentrl train examples/qwen3_1p7b_gsm8k.toml --env.name=my_env.py --data train.jsonl
@@ -49,6 +50,13 @@ def settings_of(file: str, flags: Sequence[str]) -> Settings:
     return loading.load_settings(None, [*([f"--env.name={file}"] if file else []), *flags])
 
 
+def said_in(file: str, flags: Sequence[str]) -> frozenset[str] | None:
+    """What was said of a run without a settings file, whose other settings are chosen; None with one."""
+    from agentrl.config import loading
+
+    return None if file.endswith(".toml") else loading.said([f"--env.name={file}", *flags])
+
+
 def run(options: argparse.Namespace) -> int:
     """Train."""
     from agentrl.config import loading
@@ -71,16 +79,16 @@ def run(options: argparse.Namespace) -> int:
             told = Options(listeners=(live.row,), on_ready=live.line, forgive=options.forgive)
             summary = resume(options.resume, flags, told)
     else:
-        settings = settings_of(options.file, flags)
+        settings, said = settings_of(options.file, flags), said_in(options.file, flags)
         if options.dry_run:
             from agentrl.training.plan import plan_run
 
-            plan = plan_run(settings, fetch=False)
+            plan = plan_run(settings, fetch=False, said=said)
             print(loading.to_toml(plan.settings))
-            print("\n".join(plan.notes), file=sys.stderr)
+            print("\n".join(plan.lines), file=sys.stderr)
             return 0
         with progress(quiet=options.quiet) as live:
-            summary = train(settings, Options(listeners=(live.row,), on_ready=live.line))
+            summary = train(settings, Options(listeners=(live.row,), on_ready=live.line, said=said))
     print(sentence(summary))
     return 0
 
@@ -116,7 +124,7 @@ def sentence(summary: dict) -> str:
     reward = (
         f"reward went from {first:.2f} to {last:.2f}"
         if first is not None and last is not None
-        else f"{summary['policy_versions']} versions were learned"
+        else f"{summary['policy_versions']} steps"
     )
     return (
         f"{reward} in {summary['wall_s']:.0f} s ({summary['cpu_s']:.0f} CPU-seconds): "

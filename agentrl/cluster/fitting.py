@@ -5,7 +5,7 @@ Changes are tried from those that cost least speed to those that change what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -81,17 +81,20 @@ def remedy(settings: Settings, plan: Planner) -> str:
     return ""
 
 
-def fit(settings: Settings, plan: Planner) -> dict[str, Any] | None:
+def fit(settings: Settings, plan: Planner, allowed: Collection[str] | None = None) -> dict[str, Any] | None:
     """Changes with which a run fits, by dotted name; None where there are none.
 
     Args:
         settings: that need not fit.
         plan: what every device must hold under settings.
+        allowed: names of the settings that may change; None lets all.
     """
     found: dict[str, Any] = {}
     now = lacking(plan(settings))
     while now > 0:
         for name, value in _changes(settings):
+            if allowed is not None and name not in allowed:
+                continue
             better = _tried(settings, name, value, plan)
             if better is not None and better[0] < now:
                 now, settings = better

@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentrl.config import presets, registry
+from agentrl.config import bundled, presets, registry
 from agentrl.config.conversion import BAD, Converter, FlagText, Place
 from agentrl.config.ranges import part_of
 from agentrl.config.settings import Settings
@@ -73,12 +73,24 @@ def load(
         _put(converter, key, value, places[key], table)
     if path is not None:
         _find_files(root, table, path.parent)
+    bundled.put_model(table)
     if below is not None:
         _merge(table, below(table))
     settings = converter.build(root, table, "", source)
     converter.check_rules(settings)
     converter.raise_if_any()
     return settings
+
+
+def said(flags: Sequence[str]) -> frozenset[str]:
+    """Dotted names of the settings of a run that flags say, those of a preset that they name included.
+
+    The flags are those of a `load_settings` that did not raise.
+    """
+    table, places = Table(), dict[str, Place]()
+    _put_flags(Converter(Settings, places), Settings, flags, table, places)
+    preset = presets.below(table)
+    return frozenset({*places, *(f"{section}.{key}" for section in preset for key in preset[section])})
 
 
 def changed(settings: T, values: Mapping[str, Any], places: Mapping[str, Place] | None = None) -> T:

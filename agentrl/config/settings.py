@@ -76,7 +76,8 @@ class ModelSettings:
     """`[model]`: the weights learned from."""
 
     path: str = ""
-    """Folder with Hugging Face weights and tokenizer, or a Hugging Face id where a hub is reachable."""
+    """Folder with Hugging Face weights and tokenizer, or a Hugging Face id where a hub is reachable; `demo`
+    is the small model that ships with agentrl."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the learner's weights; bfloat16 keeps float32 masters in the optimizer."""
     device: str = "auto"
@@ -94,7 +95,8 @@ class DataSettings:
     """`[data]`: the prompts."""
 
     train: str = ""
-    """Rows to learn from: a jsonl or parquet file, a name known to `agentrl eval`, or a Hugging Face id."""
+    """Rows to learn from: a jsonl or parquet file, a name known to `agentrl eval`, a Hugging Face id,
+    `generated:train:250` (rows that the environment makes) or `env:example_rows`."""
     map: dict[str, str] = field(default_factory=dict)
     """Renames columns: `problem = "question"` reads the field `problem` from the column `question`."""
     limit: Number = 0

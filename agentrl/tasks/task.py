@@ -21,6 +21,8 @@ from agentrl_sandbox import Limits, Sandbox, open_sandbox
 logger = logging.getLogger(__name__)
 
 
+EXAMPLES = "env:example_rows"
+"""Data that are the example rows of the environment itself."""
 _GENERATED = re.compile(r"generated:(train|test):(\d+)(?::(\d+))?")
 
 
@@ -49,7 +51,8 @@ class Task:
 def load_data(data: DataSettings, env: type[Env], where: str) -> tuple[Mapping[str, Any], ...]:
     """Rows of one environment, checked for the fields it needs.
 
-    `generated:train:300` (and `generated:test:300:SEED`) asks the environment itself for rows.
+    `generated:train:300` (and `generated:test:300:SEED`) asks the environment itself for rows;
+    `env:example_rows` takes those that its class names.
 
     Raises:
         ConfigError: no data, or data the environment cannot use.
@@ -62,6 +65,8 @@ def load_data(data: DataSettings, env: type[Env], where: str) -> tuple[Mapping[s
                 raise ConfigError(f"{where}: {env.__name__} does not generate rows; name a data file")
             split, count, seed = generated.groups()
             rows = make(int(count), split=split, seed=int(seed or 0))
+        elif data.train == EXAMPLES:
+            rows = load_rows(env.example_rows, limit=data.limit or None)
         else:
             rows = load_rows(known_data(data.train), map=data.map, limit=data.limit or None)
         env.check_rows(rows, where=f"{where}: {data.train}: row")
@@ -114,7 +119,10 @@ def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, .
         where = f"env {settings.name!r}" if len(envs) == 1 else f"env {number + 1} ({settings.name!r})"
         source = settings.data if settings.data.train else data
         if not source.train:
-            raise ConfigError(f"{where} has no data: set data.train to a jsonl or parquet file")
+            raise ConfigError(
+                f"{where} has no data: name rows (--data rows.jsonl, or data.train in a file), or give the "
+                "class a method `generate_rows` (--data generated:train:250) or `example_rows`"
+            )
         try:
             env = load_env(settings.name, settings.settings)
             checked = env.check_settings(settings.settings)

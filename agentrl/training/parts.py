@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,4 +68,7 @@ class Options:
     forgive: bool = False
     """Resumed: prompts that were set aside are drawn again, also in a deterministic run."""
     on_ready: Callable[[str], None] | None = None
-    """Told a line at a time: what the run will cost, then what its programs run in."""
+    """Told a line at a time: what was chosen, what the run will cost, what its programs run in."""
+    said: Collection[str] | None = None
+    """A new run: dotted names of settings that were said, the others are chosen for the machine; None chooses
+    none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.cluster import event_loop
+from agentrl.cluster.placement import Machine, inspect_machine
 from agentrl.config import conflicts, registry, tree
 from agentrl.config.settings import Settings
 from agentrl.errors import AgentRLError, ConfigError
-from agentrl.renderers.base import Renderer
 from agentrl.renderers.making import choose_format, read_options, rollout_renderer
 from agentrl.tasks.task import Task, load_tasks, make_sandbox
+from agentrl.training import choices
+from agentrl.training.choices import Choice, Choices
 from agentrl.training.control import Control
 from agentrl.training.credit import make_estimator
 from agentrl.training.held_out import HeldOut, load_held_out
@@ -49,25 +51,50 @@ class RunPlan:
     """None where the model is not on this machine and the hub was not to be asked."""
     notes: tuple[str, ...] = ()
     """What a person should know before it starts, a sentence each."""
+    chosen: tuple[Choice, ...] = ()
+    """What was left open and is chosen for the machine."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What was chosen, and the notes."""
+        return (*choices.lines(self.chosen), *self.notes)
 
 
-def plan_run(settings: Settings, *, fetch: bool = True) -> RunPlan:
+def plan_run(
+    settings: Settings,
+    *,
+    fetch: bool = True,
+    said: Collection[str] | None = None,
+    machine: Machine | None = None,
+) -> RunPlan:
     """Plan a run; starts nothing but, where an environment asks for it, a sandbox.
 
     Args:
         settings: of the run.
         fetch: whether a hub may be asked for the model; without it a model that is not here is not looked at.
+        said: dotted names of settings that were said, where the others are to be chosen; None chooses none.
+        machine: that settings are chosen for, if not for this one.
 
     Raises:
         ConfigError: with every reason why the run could not start.
     """
+    open_choices = None
+    if said is not None:
+        open_choices = Choices(settings, said, machine or inspect_machine(), imagined=machine is not None)
+        open_choices.choose_model_and_rows()
+        settings = open_choices.settings
     problems: list[str] = []
     tasks: tuple[Task, ...] = ()
     held_out: tuple[HeldOut, ...] = ()
     tokenizer = None
     with _noted(problems):
         tasks = load_tasks(settings.env, settings.data)
-        _check_pool(tasks, settings)
+    if open_choices is not None and tasks:
+        open_choices.choose_batch(sum(len(task.rows) for task in tasks))
+        settings = open_choices.settings
+    with _noted(problems):
+        if tasks:
+            _check_pool(tasks, settings)
     with _noted(problems):
         held_out = load_held_out(settings, tasks) if tasks else ()
     with _noted(problems):
@@ -81,18 +108,38 @@ def plan_run(settings: Settings, *, fetch: bool = True) -> RunPlan:
     with _noted(problems):
         if find_model(settings.model.path, fetch=fetch) is not None or fetch:
             tokenizer = load_tokenizer(settings.model.path)
-    notes = [*conflicts.notes(settings), *_costs(settings, tasks, held_out)]
+    notes: list[str] = []
     if tokenizer is None and not problems:
         notes.append(f"{settings.model.path} is not on this machine: format and prompt were not tried")
+    prompts: list[Opened] = []
     if tokenizer is not None and tasks:
         with _noted(problems):
             settings = _with_format(settings, tokenizer, tasks)
-            notes += _try_prompts(settings, tokenizer, tasks)
+            prompts = _open_prompts(settings, tokenizer, tasks)
+    if open_choices is not None:
+        open_choices.settings = settings
+        with _noted(problems):
+            _choose_for_devices(open_choices, tasks, prompts)
+        settings = open_choices.settings
+    notes += [note for prompt in prompts for note in _prompt_notes(settings, prompt)]
+    notes = [*conflicts.notes(settings), *_costs(settings, tasks, held_out), *notes]
     if problems:
         several = len(problems) > 1
         head = f"the run cannot start, for {len(problems)} reasons:" if several else ""
         raise ConfigError("\n  ".join([head, *problems]) if several else problems[0])
-    return RunPlan(settings, tasks, held_out, tokenizer, tuple(notes))
+    chosen = () if open_choices is None else open_choices.made
+    return RunPlan(settings, tasks, held_out, tokenizer, tuple(notes), chosen)
+
+
+def _choose_for_devices(chosen: Choices, tasks: Sequence[Task], prompts: Sequence[Opened]) -> None:
+    """Lengths and what depends on memory, where the shape of the model is known."""
+    shape = choices.shape_of(chosen.settings.model.path)
+    if shape is None:
+        return
+    lengths = [choices.longest_prompt(len(one.ids), one.task.rows[0], one.task.rows) for one in prompts]
+    turns = chosen.settings.rollout.max_turns or max((task.env.max_turns for task in tasks), default=1)
+    chosen.choose_lengths(shape, max(lengths, default=None), turns)
+    chosen.choose_devices(shape)
 
 
 def _check_requirements(settings: Settings, tasks: Sequence[Task]) -> None:
@@ -189,28 +236,33 @@ def _with_format(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> S
     return replace(settings, rollout=replace(settings.rollout, format=chosen))
 
 
-def _try_prompts(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the model would read at the start of an episode."""
+
+    task: Task
+    ids: Sequence[int]
+    text: str
+
+
+def _open_prompts(settings: Settings, tokenizer: Any, tasks: Sequence[Task]) -> list[Opened]:
     """Begin an episode of every environment, and render what the model would read.
 
     Raises:
         ConfigError: no row of an environment can be begun, or none can be rendered.
     """
     renderer = rollout_renderer(tokenizer, settings.rollout)
-    opened = event_loop.run(_begin_all(settings, tasks))
-    notes = []
-    for task, messages in zip(tasks, opened, strict=True):
+    found = []
+    for task, messages in zip(tasks, event_loop.run(_begin_all(settings, tasks)), strict=True):
         if messages is not None:
-            notes += _prompt_notes(settings, renderer, task, messages)
-    return notes
+            ids = renderer.start(messages, task.env.tool_specs())
+            found.append(Opened(task, ids, renderer.decode(ids)))
+    return found
 
 
-def _prompt_notes(
-    settings: Settings, renderer: Renderer, task: Task, messages: list[Message]
-) -> Iterator[str]:
-    tools = task.env.tool_specs()
-    ids = renderer.start(messages, tools)
-    text = renderer.decode(ids)
-    told = "<code>" in text or any(tool.name in text for tool in tools)
+def _prompt_notes(settings: Settings, opened: Opened) -> Iterator[str]:
+    task, tools = opened.task, opened.task.env.tool_specs()
+    told = "<code>" in opened.text or any(tool.name in opened.text for tool in tools)
     if tools and not told and not trained_format(settings.model.path):
         yield (
             f"{task.name}: the prompt does not mention the tool {tools[0].name}, because the tokenizer has "
@@ -218,8 +270,8 @@ def _prompt_notes(
             "say in `prompt` how that is done"
         )
     context = settings.engine.context_tokens
-    if context and len(ids) >= context:
-        yield f"{task.name}: a prompt has {len(ids)} tokens and engine.context_tokens is {context}"
+    if context and len(opened.ids) >= context:
+        yield f"{task.name}: a prompt has {len(opened.ids)} tokens and engine.context_tokens is {context}"
 
 
 async def _begin_all(settings: Settings, tasks: Sequence[Task]) -> list[list[Message] | None]:

@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,13 @@ def _source(task: Task) -> str:
         return ""
 
 
-def log_start(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) -> None:
-    """Write what the run begins with."""
+def log_start(
+    folder: RunFolder, settings: Settings, tasks: Sequence[Task], chosen: Mapping[str, Any] | None = None
+) -> None:
+    """Write what the run begins with, and which of its settings were chosen for the machine."""
     parts = {str(part): part.source for part in tree.parts_of(settings)}
-    _append(folder, {"kind": "start", "tasks": describe_tasks(tasks), "parts": parts})
+    row = {"kind": "start", "tasks": describe_tasks(tasks), "parts": parts}
+    _append(folder, row | ({"chosen": dict(chosen)} if chosen else {}))
 
 
 def check_changes(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -41,11 +41,12 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
         AgentRLError: something could not go on.
     """
     options = options or Options()
-    plan = plan_run(settings)
+    plan = plan_run(settings, said=options.said)
+    settings = plan.settings
     folder = RunFolder.create(Path(settings.run.directory), settings.run.name)
     try:
-        write_config(folder, plan.settings)
-        log_start(folder, plan.settings, plan.tasks)
+        write_config(folder, settings)
+        log_start(folder, settings, plan.tasks, {choice.name: choice.value for choice in plan.chosen})
         with _second_interrupt(folder):
             return event_loop.run(_run(plan, folder, options))
     except BaseException:
@@ -101,8 +102,8 @@ async def _run(
     """Run to the end; `changed` are the settings that a resumption changed, None in a new run."""
     folder.lock()
     if options.on_ready is not None and changed is None:
-        for note in plan.notes:
-            options.on_ready(note)
+        for line in plan.lines:
+            options.on_ready(line)
     started, cpu_started = time.monotonic(), cpu_seconds()
     try:
         async with assemble(plan, folder, options) as orchestrator:

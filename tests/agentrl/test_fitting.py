@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,8 +90,11 @@ def test_gpus_are_known_by_name_or_by_size() -> None:
     assert by_size.name == "H100"
 
 
-def test_the_command_proposes_and_names_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--model", "Qwen/Qwen3-8B", "--engine.kind=vllm", "--model.dtype=bfloat16", "--gpus", "8x80"]
+def test_the_command_proposes_and_names_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.toml").write_text(
+        '[model]\npath = "Qwen/Qwen3-8B"\ndtype = "bfloat16"\n'
+    )  # a file is as it is
+    flags = [str(tmp_path / "run.toml"), "--engine.kind=vllm", "--gpus", "8x80"]
     flags += ["--memory", "1000", "--engine.context_tokens=4096"]
     assert main(["doctor", *flags]) == 1
     assert "first change: --learner.gradient_checkpointing=true" in capsys.readouterr().out

@@ -231,6 +231,7 @@ def test_every_reason_why_a_run_cannot_start_is_told_and_no_folder_is_left(
     agentrl, place: Path, more: list[str]
 ):
     told = ["--data", "generated:train:2", "--model", "./nowhere", "--eval.data=nope.jsonl", *SMALL, *more]
+    told.append("--sampler.copies_per_prompt=1")
     code, _, errors = agentrl("train", "game.py", *told)
     assert code == 1
     for text in ("3 reasons", "it could never fill", "./nowhere", "nope.jsonl"):
