@@ -56,9 +56,12 @@ def sampling_weights(
 
 
 class Weights(Protocol):
-    """How much each prompt is worth playing; what `sampler.kind` names."""
+    """How much each prompt is worth playing; what `sampler.kind` names.
 
-    def __call__(self, values: FloatArray, counts: FloatArray) -> FloatArray:
+    One that requires `deviations` is called with those of the prompts' scores as well, [N].
+    """
+
+    def __call__(self, values: FloatArray, counts: FloatArray, *deviations: FloatArray) -> FloatArray:
         """[N] positive weights from values v in [0, 1] and effective counts N_eff, [N] each."""
         ...
 
@@ -78,15 +81,32 @@ class PriorityWeights:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def __call__(self, values: FloatArray, counts: FloatArray) -> FloatArray:
+    def __call__(self, values: FloatArray, counts: FloatArray, *_: FloatArray) -> FloatArray:
         """[N] `sampling_weights`."""
         return sampling_weights(values, counts, epsilon=self._settings.epsilon, gamma=self._settings.gamma)
+
+
+class DeviationWeights(PriorityWeights):
+    """By the measured deviation of a prompt's scores, for rewards that are not only 0 and 1.
+
+    Of such rewards sqrt(v (1 - v)) says nothing: a prompt that is always worth a half has the greatest
+    weight there, and nothing is left to learn from it. Where every score is 0 or 1 it draws as `priority`.
+    """
+
+    requires = ("deviations",)
+
+    def __call__(self, values: FloatArray, counts: FloatArray, *deviations: FloatArray) -> FloatArray:
+        """[N] deviation / N_eff^gamma + epsilon."""
+        (deviation,) = deviations
+        if self._settings.gamma != 0.0:
+            deviation = deviation / counts**self._settings.gamma
+        return deviation + self._settings.epsilon
 
 
 class UniformWeights:
     """All prompts alike."""
 
-    def __call__(self, values: FloatArray, counts: FloatArray) -> FloatArray:
+    def __call__(self, values: FloatArray, counts: FloatArray, *_: FloatArray) -> FloatArray:
         """[N] ones."""
         return np.ones(len(values))
 
@@ -124,6 +144,7 @@ class PromptSampler:
             raise ConfigError(f"the sampler cannot draw from {self._prompts} of {len(tracker)} prompts")
         self._tracker, self._settings = tracker, settings
         self._weigh = weights or PriorityWeights(PriorityWeights.Settings())
+        self._measures = "deviations" in getattr(self._weigh, "requires", ())
         self._random = np.random.Generator(np.random.PCG64(seed))
         size = len(self._prompts)
         self._copies = np.zeros(size, dtype=np.int32)
@@ -228,8 +249,10 @@ class PromptSampler:
         part, start = slice(first, last), self._prompts.start
         prompts = np.arange(start + first, start + last)
         self._fresh[part] = ~self._tracker.seen(prompts)
+        tracker = self._tracker
+        measured = (tracker.deviations(prompts),) if self._measures else ()
         self._weights[part] = self._weigh_checked(
-            self._tracker.values(prompts), self._tracker.effective_counts(prompts)
+            tracker.values(prompts), tracker.effective_counts(prompts), *measured
         )
 
     def folded(self, prompt: int) -> None:
@@ -323,8 +346,8 @@ class PromptSampler:
         )
         return min(idle, default=(0, None))[1]
 
-    def _weigh_checked(self, values: FloatArray, counts: FloatArray) -> FloatArray:
-        weights = np.asarray(self._weigh(values, counts), dtype=np.float64)
+    def _weigh_checked(self, values: FloatArray, counts: FloatArray, *measured: FloatArray) -> FloatArray:
+        weights = np.asarray(self._weigh(values, counts, *measured), dtype=np.float64)
         if weights.shape != values.shape or not (np.isfinite(weights) & (weights > 0.0)).all():
             raise DataError(
                 f"the weights of {len(values)} prompts must be as many positive numbers, got {weights!r:.200}"
@@ -332,8 +355,10 @@ class PromptSampler:
         return weights
 
     def _fresh_weight(self) -> float:
-        prior = self._tracker.prior([self._prompts.start])
-        weight = self._weigh_checked(prior, np.array([UNSEEN_COUNT]))[0]
+        any_prompt = [self._prompts.start]
+        measured = (self._tracker.prior_deviations(any_prompt),) if self._measures else ()
+        prior = self._tracker.prior(any_prompt)
+        weight = self._weigh_checked(prior, np.array([UNSEEN_COUNT]), *measured)[0]
         return float(weight) / self._settings.fresh_copies  # a weight is of an episode, not of a draw
 
     def _idle_weights(self, part: slice, fresh_weight: float) -> FloatArray:

@@ -106,8 +106,8 @@ class TrendTracker(ValueTracker):
         means = (self._first_sums + 0.5) / (self._first_counts + 1.0)
         return means[self._environment[np.asarray(prompts, dtype=np.int64)]]
 
-    def _note_first_visit(self, prompt: int, score: float) -> None:
-        super()._note_first_visit(prompt, score)
+    def _note_first_visit(self, prompt: int, score: float, shortfall: float) -> None:
+        super()._note_first_visit(prompt, score, shortfall)
         environment = self._environment[prompt]
         kept = 1.0 - 1.0 / self._own.prior_window
         self._first_sums[environment] = kept * self._first_sums[environment] + score

@@ -1,7 +1,8 @@
 """The value tracker: for each prompt, how likely the current policy is to solve it.
 
 Paper section 4.1. Each prompt has a row (alpha, beta, stamp) in flat arrays; its value is
-alpha / (alpha + beta), its effective count alpha + beta. The tracker knows nothing of episodes,
+alpha / (alpha + beta), its effective count alpha + beta. Beside them stands what its scores fall short of
+being 0 or 1, by which their deviation is known. The tracker knows nothing of episodes,
 batches or policies: who calls `fold` decides what counts as a visit and in which order.
 """
 
@@ -21,7 +22,7 @@ from agentrl.errors import CheckpointError, ConfigError, DataError
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the saved state."""
 
 D_HALF = {"clock": 0.08, "replay": 0.06, "constant": math.inf}
@@ -86,10 +87,11 @@ class ValueTracker:
         self._d_half = settings.d_half or D_HALF[settings.drift]
         self._alpha = np.zeros(num_prompts)
         self._beta = np.zeros(num_prompts)
+        self._shortfall = np.zeros(num_prompts)
         self._stamp = np.zeros(num_prompts)
         self._visits = np.zeros(num_prompts, dtype=np.int64)
         self._seen = np.zeros(num_prompts, dtype=np.bool_)
-        self._first_sum, self._first_count = 0.0, 0
+        self._first_sum, self._first_count, self._first_shortfall = 0.0, 0, 0.0
         self._clock = 0.0
         self._environment = np.zeros(num_prompts, dtype=np.int64)
         if environments is not None:
@@ -110,6 +112,10 @@ class ValueTracker:
         Half a success and half a failure are counted in, so that it starts at 0.5.
         """
         return (self._first_sum + 0.5) / (self._first_count + 1)
+
+    @property
+    def _prior_shortfall(self) -> float:
+        return self._first_shortfall / (self._first_count + 1)
 
     def prior(self, prompts: ArrayLike) -> FloatArray:
         """[N] the value of each of the prompts [N] if it were never seen."""
@@ -148,8 +154,10 @@ class ValueTracker:
         weight = 1.0 / (1.0 - self._settings.rho_min)
         self._alpha[prompt] = weight * (total + 0.5) / (count + 1)
         self._beta[prompt] = weight * (count - total + 0.5) / (count + 1)
+        shortfall = math.fsum(score * (1.0 - score) for score in scores)
+        self._shortfall[prompt] = weight * shortfall / (count + 1)
         self._stamp[prompt] = self._clock
-        self._note_first_visit(prompt, total / count)
+        self._note_first_visit(prompt, total / count, shortfall / count)
 
     def seen(self, prompts: ArrayLike) -> NDArray[np.bool_]:
         """[N] whether each of the prompts [N] was initialised or folded before."""
@@ -175,6 +183,22 @@ class ValueTracker:
         alpha, count = self._alpha[index], self._alpha[index] + self._beta[index]
         seen = self._seen[index]
         return np.where(seen, alpha / np.where(seen, count, 1.0), self.prior(index))
+
+    def deviations(self, prompts: ArrayLike) -> FloatArray:
+        """[N] standard deviation of the scores of each of the prompts [N], by their second moment.
+
+        sqrt(v - v^2 - g / (alpha + beta)), where g is the sum of score (1 - score), forgotten as alpha and
+        beta are; it is 0 where every score is 0 or 1, and the deviation then sqrt(v (1 - v)) exactly.
+        """
+        index = np.asarray(prompts, dtype=np.int64)
+        values, seen = self.values(index), self._seen[index]
+        count = self._alpha[index] + self._beta[index]
+        shortfall = self._shortfall[index] / np.where(seen, count, 1.0)
+        return np.where(seen, _deviation(values, shortfall), self.prior_deviations(index))
+
+    def prior_deviations(self, prompts: ArrayLike) -> FloatArray:
+        """[N] `deviations` of the prompts [N] if they were never seen: the mean shortfall of first visits."""
+        return _deviation(self.prior(prompts), self._prior_shortfall)
 
     def effective_counts(self, prompts: ArrayLike) -> FloatArray:
         """[N] N_eff of the prompts [N], discounted to the present clock; nothing is stored.
@@ -219,13 +243,15 @@ class ValueTracker:
         if not self._seen[prompt]:
             mean = float(self.prior([prompt])[0])
             self._alpha[prompt], self._beta[prompt] = UNSEEN_COUNT * mean, UNSEEN_COUNT * (1.0 - mean)
+            self._shortfall[prompt] = UNSEEN_COUNT * self._prior_shortfall
             self._stamp[prompt] = start_clock
-            self._note_first_visit(prompt, score)
+            self._note_first_visit(prompt, score, score * (1.0 - score))
         rho = float(self._rho(moved))
         alpha, beta = float(self._alpha[prompt]), float(self._beta[prompt])
         before = alpha / (alpha + beta)
         alpha, beta = rho * alpha + score, rho * beta + (1.0 - score)
         self._alpha[prompt], self._beta[prompt] = alpha, beta
+        self._shortfall[prompt] = rho * self._shortfall[prompt] + score * (1.0 - score)
         self._stamp[prompt] = max(float(self._stamp[prompt]), start_clock)
         self._visits[prompt] += 1
         return Fold(rho=rho, value_before=before, value_after=alpha / (alpha + beta), drift=moved)
@@ -233,9 +259,10 @@ class ValueTracker:
     def end_batch(self) -> None:
         """All episodes of a batch were folded, and the next policy version begins."""
 
-    def _note_first_visit(self, prompt: int, score: float) -> None:
+    def _note_first_visit(self, prompt: int, score: float, shortfall: float) -> None:
         self._seen[prompt] = True
         self._first_sum += score
+        self._first_shortfall += shortfall
         self._first_count += 1
 
     def _drift(self, prompt: int, start_clock: float, drift: float | None) -> float:
@@ -266,8 +293,10 @@ class ValueTracker:
             "clock": self._clock,
             "first_sum": self._first_sum,
             "first_count": self._first_count,
+            "first_shortfall": self._first_shortfall,
             "alpha": self._alpha.copy(),
             "beta": self._beta.copy(),
+            "shortfall": self._shortfall.copy(),
             "stamp": self._stamp.copy(),
             "visits": self._visits.copy(),
             "seen": self._seen.copy(),
@@ -281,7 +310,8 @@ class ValueTracker:
         """
         if int(state.get("format", 0)) != FORMAT:
             raise CheckpointError(f"tracker state of format {state.get('format')!r}, expected {FORMAT}")
-        arrays = {name: np.asarray(state[name]) for name in ("alpha", "beta", "stamp", "visits", "seen")}
+        names = ("alpha", "beta", "shortfall", "stamp", "visits", "seen")
+        arrays = {name: np.asarray(state[name]) for name in names}
         for name, values in arrays.items():
             if values.shape != (len(self),):
                 raise CheckpointError(
@@ -290,11 +320,17 @@ class ValueTracker:
                 )
         self._alpha = arrays["alpha"].astype(np.float64)
         self._beta = arrays["beta"].astype(np.float64)
+        self._shortfall = arrays["shortfall"].astype(np.float64)
         self._stamp = arrays["stamp"].astype(np.float64)
         self._visits = arrays["visits"].astype(np.int64)
         self._seen = arrays["seen"].astype(np.bool_)
         self._clock = float(state["clock"])
         self._first_sum, self._first_count = float(state["first_sum"]), int(state["first_count"])
+        self._first_shortfall = float(state["first_shortfall"])
+
+
+def _deviation(values: FloatArray, shortfall: ArrayLike) -> FloatArray:
+    return np.sqrt(np.clip(values * (1.0 - values) - np.asarray(shortfall), 0.0, None))
 
 
 def _checked_score(prompt: int, score: float) -> float:

@@ -90,7 +90,7 @@ def notes(settings: Parts) -> Iterator[str]:
     """Parts that count one thing twice, or whose formula was made for another neighbour."""
     estimator, loss, sampler = settings.estimator, settings.loss, settings.sampler
     weighs = estimator.kind == "dgpo_value" and estimator.own.get("temperature", 2.0) > 0.0
-    if weighs and sampler.kind in ("priority", "gaussian"):
+    if weighs and sampler.kind in ("priority", "deviation", "gaussian"):
         yield (
             f"estimator.kind = 'dgpo_value' weighs hard prompts, and sampler.kind = {sampler.kind!r} draws "
             "by difficulty too: estimator.temperature = 0 or sampler.kind = 'uniform' counts it once"

@@ -64,7 +64,8 @@ class SamplerSettings:
     """`[sampler]`: which prompt is drawn next (paper section 4.3)."""
 
     kind: Annotated[str, PartOf("sampler")] = "priority"
-    """`priority` (by what is left to learn), `uniform`, or a class in a file, `my.py:Name`."""
+    """`priority` (by what is left to learn), `deviation` (the same for rewards that
+    are not only 0 and 1), `uniform`, or a class in a file, `my.py:Name`."""
     copies_per_prompt: Count = 1
     """Episodes of one prompt in flight when all prompts are pending."""
     fresh_copies: Count = 1

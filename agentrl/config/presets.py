@@ -46,7 +46,7 @@ ALGORITHMS: Mapping[str, Preset] = {
             "tracker.kind": "trend",
             "tracker.drift": "constant",
             "tracker.rho_constant": 0.96,
-            "sampler.kind": "priority",
+            "sampler.kind": "deviation",
             "sampler.fresh_copies": 8,
             "loss.kind": "clipped",
             "aggregator.kind": "tokens",

@@ -68,6 +68,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     "sampler": {
         "priority": "agentrl.algorithms.prompt_sampler:PriorityWeights",
+        "deviation": "agentrl.algorithms.prompt_sampler:DeviationWeights",
         "uniform": "agentrl.algorithms.prompt_sampler:UniformWeights",
         "gaussian": "agentrl.algorithms.curriculum:GaussianWeights",
     },
@@ -101,6 +102,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
 
 REQUIREMENTS = {
     "baselines": "the value of each prompt, from the tracker",
+    "deviations": "the standard deviation of each prompt's scores, from the tracker",
     "groups": "several episodes of each prompt (estimator.group_size of at least 2)",
     "reference": "log-probabilities of the weights that the run began with",
     "proximal": "log-probabilities of the whole batch under the weights before its first step",

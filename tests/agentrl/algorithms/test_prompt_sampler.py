@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from agentrl.algorithms.prompt_sampler import (
     BACK_OFF_DRAWS,
     BLOCK,
+    DeviationWeights,
     PriorityWeights,
     PromptSampler,
     UniformWeights,
@@ -48,6 +49,33 @@ def test_weights() -> None:
     assert weights == pytest.approx([0.55, 0.05, 0.05, 0.27907], abs=1e-5)
     divided = sampling_weights(np.array([0.5]), np.array([8.0]), epsilon=0.05, gamma=0.5)
     assert divided == pytest.approx([0.22678], abs=1e-5)
+
+
+def test_a_prompt_that_is_always_worth_a_half_weighs_no_more_than_a_solved_one() -> None:
+    it = ValueTracker(3, TrackerSettings(drift="constant", rho_constant=0.5))
+    for _ in range(60):
+        for prompt, score in ((0, 0.5), (1, 1.0)):
+            it.fold(prompt, score, start_clock=0.0)
+    weights = DeviationWeights(PriorityWeights.Settings())
+    shares = PromptSampler(it, SamplerSettings(), weights, seed=0).probabilities()
+    # No deviation is left: .05 of each. Prompt 2 was never seen: v = (1.5 + .5) / 3 = 2/3, shortfall .25 / 3,
+    # deviation sqrt(2/3 - 4/9 - 1/12) = .37268, weight .42268.
+    assert shares == pytest.approx([0.05 / 0.52268, 0.05 / 0.52268, 0.42268 / 0.52268], abs=1e-4)
+    by_value = PromptSampler(it, SamplerSettings(), seed=0).probabilities()
+    assert by_value[0] > by_value[2] > by_value[1]  # .55, .521, .05
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=30), st.floats(0.0, 1.0))
+def test_rewards_of_0_and_1_are_drawn_as_by_priority(folds: list[tuple[int, bool]], gamma: float) -> None:
+    it = ValueTracker(4, TrackerSettings())
+    for prompt, solved in folds:
+        it.fold(prompt, float(solved), start_clock=0.0)
+    own = PriorityWeights.Settings(gamma=gamma)
+    of = [
+        PromptSampler(it, SamplerSettings(), kind(own), seed=0)
+        for kind in (PriorityWeights, DeviationWeights)
+    ]
+    assert (of[0].probabilities() == of[1].probabilities()).all()
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=40).filter(any), st.data())
@@ -285,7 +313,7 @@ def test_bad_input() -> None:
     for own in ({"epsilon": 0.0}, {"gamma": -1.0}):
         with pytest.raises(ConfigError, match=f"sampler.{next(iter(own))}"):
             registry.make("sampler", "priority", own)
-    with pytest.raises(ConfigError, match="there is no sampler 'hardest'; known: priority, uniform"):
+    with pytest.raises(ConfigError, match="there is no sampler 'hardest'; known: priority, deviation"):
         registry.make("sampler", "hardest", {})
     with pytest.raises(DataError, match="2 prompts must be as many positive numbers"):
         PromptSampler(tracker([0.5, 0.5]), SamplerSettings(), lambda values, counts: values - 1.0, seed=0)

@@ -64,6 +64,21 @@ def test_fold_of_a_score_between_zero_and_one_is_the_moving_average() -> None:
     assert it.values([0])[0] == 0.46875
 
 
+def test_the_deviation_is_that_of_the_scores() -> None:
+    # rho .5, prior 1/2 with count 1. After a half: alpha = beta = .75, g = .25, 1/4 - .25 / 1.5 = 1/12.
+    # After another: count 1.75, g = .375, 1/4 - .375 / 1.75 = .0357143.
+    it = ValueTracker(3, TrackerSettings(drift="constant", rho_constant=0.5))
+    it.fold(0, 0.5, start_clock=0.0)
+    assert it.deviations([0])[0] == pytest.approx((1 / 12) ** 0.5)
+    it.fold(0, 0.5, start_clock=0.0)
+    assert it.deviations([0])[0] == pytest.approx(0.0357143**0.5, abs=1e-6)
+    # Initial values of .5 and 1: weight 8, (1.5 + .5) / 3 = 2/3 = v, g / N = (.25 / 3), 2/9 - 1/12 = .138889.
+    it.initialise(1, [0.5, 1.0])
+    assert it.deviations([1])[0] == pytest.approx(0.138889**0.5, abs=1e-6)
+    # Never seen: two first visits, values .5 and .75, shortfalls .25 and .125: v = 1.75 / 3, shortfall .125.
+    assert it.deviations([2])[0] == pytest.approx((1.75 / 3 * 1.25 / 3 - 0.125) ** 0.5)
+
+
 def test_drift_counts_from_the_clock_of_the_last_fold() -> None:
     it = tracker(d_half=0.06)
     it.initialise(0, [1.0, 0.0])
