@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test test-ui check test-fast lint format docs test-learner test-agents test-families test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents test-families test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -118,10 +118,20 @@ $(STAMP)-dev: $(STAMP)
 	$(PIP) -c constraints.txt -e '.[train,docker,dev]'
 	@touch $@
 
-## make docs          write the pages that are made from the code
+## make docs          write the pages that are made from code, and build the site (build/site); a warning fails
 docs: $(STAMP)-dev
 	$(BIN)/python scripts/configuration_page.py
 	$(BIN)/python scripts/algorithm_pages.py
+	$(BIN)/python scripts/api_page.py
+	@$(MAKE) --no-print-directory site
+
+# The site alone, in an environment of its own: `make site`.
+MATERIAL ?= 9.8.2
+SITE      = .venv-docs
+site:
+	test -x $(SITE)/bin/mkdocs || { $(PYTHON) -m venv $(SITE) && \
+	  $(SITE)/bin/python -m pip --disable-pip-version-check install --quiet 'mkdocs-material==$(MATERIAL)'; }
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
 
 ## make wheel-check   build the wheel and check what is in it
 wheel-check: $(STAMP)-dev

@@ -206,7 +206,7 @@ class Episode:
     """
 
     episode_id: str
-    """Unique run."""
+    """Unique in its run."""
     dispatch_index: int
     """Order of dispatch, from 0."""
     prompt_id: str

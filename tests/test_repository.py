@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import agentrl
 from agentrl.cli.main import COMMANDS, main
 from agentrl.config import registry
 from agentrl.config.settings import Settings
@@ -67,6 +68,13 @@ def test_the_page_of_settings_is_current() -> None:
     assert (ROOT / "docs/configuration.md").read_text() == page, "run: python scripts/configuration_page.py"
     for key in all_keys(Settings):
         assert f"`{key}`" in page
+
+
+def test_the_reference_of_python_is_current_and_whole() -> None:
+    page = script("api_page").page()
+    assert (ROOT / "docs/api.md").read_text() == page, "run: python scripts/api_page.py"
+    for name in agentrl.__all__:
+        assert f"### `{name}`" in page or name.startswith("__")
 
 
 def test_every_setting_has_a_meaning() -> None:

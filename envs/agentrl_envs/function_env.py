@@ -29,11 +29,15 @@ def function_env(
 ) -> type[Env]:
     """An `Env` class from functions.
 
-    tools: functions (sync or async) that the model may call, marked with `@tool(...)` or not.
-    reward: `reward(row, answer)` or `reward(row, answer, episode)`.
-    prompt: `prompt(row)`, or a format string over the fields of the row.
-    attributes: class attributes such as `max_turns=4`, `reward_range=(-1, 1)`,
-    `required_fields=("problem",)`.
+    Args:
+        tools: functions (sync or async) that the model may call, marked with `@tool(...)` or not.
+        reward: `reward(row, answer)` or `reward(row, answer, episode)`.
+        prompt: `prompt(row)`, or a format string over the fields of the row.
+        name: of the class.
+        attributes: of the class: `max_turns=4`, `reward_range=(-1, 1)`, `required_fields=("problem",)`, ...
+
+    Raises:
+        EnvError: a function has no name that a model could call, or one that is taken.
 
     Example:
         >>> def double(number: int) -> int:

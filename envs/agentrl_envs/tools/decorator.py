@@ -70,9 +70,14 @@ def tool(
 ) -> Any:
     """Mark a method as a tool: `@tool`, or `@tool(parallel=True, timeout_s=5)`.
 
-    `parallel`: calls of one turn may run at once (a sync tool then runs in a thread of its own). `timeout_s`:
-    limit of one call in seconds, instead of the class's `tool_timeout_s`. `name`: what the model calls it
-    (default: its own).
+    Args:
+        function: the method, where the decorator is used without brackets.
+        name: what the model calls it; by default its own.
+        parallel: calls of one turn may run at once; a sync tool then runs in a thread of its own.
+        timeout_s: limit of one call in seconds, in place of the class's `tool_timeout_s`.
+
+    Raises:
+        EnvError: the limit is not above 0, or what is marked cannot be called.
 
     Example:
         >>> class Shop(Env):
