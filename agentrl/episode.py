@@ -229,6 +229,8 @@ class Episode:
     seconds: float = 0.0
     """Wall time from dispatch to the reward."""
     tool_seconds: float = 0.0
+    grade_seconds: float = 0.0
+    """Of `seconds`, the last ones: from the end of the conversation to the reward."""
     group: int | None = None
     """GRPO reference only: which group the episode belongs to."""
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -319,6 +321,7 @@ class Episode:
             "answer": self.answer,
             "seconds": self.seconds,
             "tool_seconds": self.tool_seconds,
+            "grade_seconds": self.grade_seconds,
             "group": self.group,
             **({"counts": dict(self.counts)} if self.counts else {}),
             **({"agent_rewards": dict(self.agent_rewards)} if self.agent_rewards else {}),
@@ -353,6 +356,7 @@ class Episode:
                 answer=data["answer"],
                 seconds=data["seconds"],
                 tool_seconds=data["tool_seconds"],
+                grade_seconds=data.get("grade_seconds", 0.0),
                 group=data["group"],
                 counts=data.get("counts", {}),
                 agent_rewards=data.get("agent_rewards", {}),

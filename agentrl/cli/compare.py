@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentrl.cli.command import add_command
 from agentrl.config.ranges import Number, number
+
+if TYPE_CHECKING:
+    from agentrl.evaluation.comparison import Comparison
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,24 +47,40 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from agentrl.evaluation.comparison import compare
-    from agentrl.evaluation.results import by_problem, read_records, read_rows, read_summary
-    from agentrl.evaluation.statistics.estimators import ks_up_to
+    from agentrl.evaluation.results import read_rows, read_summary
     from agentrl.evaluation.tables import comparison_table
 
-    a, b = read_records(options.a), read_records(options.b)
-    least = min(
-        (len(rows) for records in (a, b) for rows in by_problem(r for r in records if not r.failed).values()),
-        default=0,
-    )
-    comparison = compare(a, b, ks=ks_up_to(least))
+    if options.json:
+        print(json.dumps(comparison_values(options.a, options.b), indent=2))
+        return 0
     summaries = read_summary(options.a), read_summary(options.b)
     problems = {row["id"]: str(row.get("problem", "")) for row in read_rows(options.a) if options.a.is_dir()}
-    if options.json:
-        training = {name: summary.get("training", {}) for name, summary in zip("ab", summaries, strict=True)}
-        print(json.dumps({**comparison.to_json(), "training": training}, indent=2))
-    else:
-        print(
-            comparison_table(comparison, (str(options.a), str(options.b)), options.shown, summaries, problems)
-        )
+    names = (str(options.a), str(options.b))
+    comparison = _comparison(options.a, options.b)
+    print(comparison_table(comparison, names, options.shown, summaries, problems))
     return 0
+
+
+def comparison_values(a: Path, b: Path) -> dict[str, Any]:
+    """B less A as plain values, with what the training behind each cost.
+
+    Raises:
+        DataError: they have no problem in common, or other answers to one.
+    """
+    from agentrl.evaluation.results import read_summary
+
+    training = {name: read_summary(path).get("training", {}) for name, path in (("a", a), ("b", b))}
+    return {**_comparison(a, b).to_json(), "training": training}
+
+
+def _comparison(a: Path, b: Path) -> Comparison:
+    from agentrl.evaluation.comparison import compare
+    from agentrl.evaluation.results import by_problem, read_records
+    from agentrl.evaluation.statistics.estimators import ks_up_to
+
+    records = read_records(a), read_records(b)
+    least = min(
+        (len(rows) for one in records for rows in by_problem(r for r in one if not r.failed).values()),
+        default=0,
+    )
+    return compare(*records, ks=ks_up_to(least))

@@ -41,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C, or write it."""
+    from agentrl.cli.compare import comparison_values
     from agentrl.errors import ConfigError
     from agentrl.report import write_report
     from agentrl.report.server import make_server
@@ -48,14 +49,14 @@ def run(options: argparse.Namespace) -> int:
     folder = find_run(options.run) if options.write or options.run else find_folder()
     other = None if options.other is None else find_run(options.other)
     if options.write:
-        print(write_report(folder, other))
+        print(write_report(folder, other, comparison_values))
         return 0
     if other is not None and other.resolve().parent != folder.resolve().parent:
         raise ConfigError(f"--with {other} must lie beside {folder} (or use --write, which takes any run)")
     served, query = (
         (folder.parent, f"#/overview?run={folder.name}&with={other.name}") if other else (folder, "")
     )
-    with make_server(served, options.port) as server:
+    with make_server(served, options.port, comparison_values) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/{query}"
         print(f"{served}: {address} (Ctrl-C ends)", flush=True)
         if not options.no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,14 +34,12 @@ from agentrl.report.run_data import describe_outage
 from agentrl.rollout.outage import Outages
 from agentrl.rollout.token_completer import Decoding
 from agentrl.storage.durable import write_file
+from agentrl.storage.provenance import command, versions
 from agentrl.tasks.datasets import DataSet
 from agentrl_envs import Env
 from agentrl_sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = ("agentrl", "numpy", "torch", "transformers", "vllm", "openai", "math-verify", "sympy")
-
 
 OnProgress = Callable[[Progress], None]
 
@@ -250,18 +245,7 @@ async def _summary(
         "preset": measure.preset,
         "data_set": task.data.describe(),
         "sandbox_settings": asdict(experiment.sandbox),
-        "command": list(sys.argv),
+        "command": command(),
         "versions": versions(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what takes part in an evaluation, where installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "argv0": sys.argv[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -15,7 +15,7 @@ from agentrl.storage.steps import SegmentValues, StepRecord, segment_values
 KEPT = (
     "episode_id", "dispatch_index", "prompt_id", "environment", "reward", "reward_parts", "reward_range",
     "verdict", "stop_reason", "failure", "start_version", "temperature", "answer", "seconds", "tool_seconds",
-    "group",
+    "grade_seconds", "group",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from agentrl.report.index_rows import CREDIT, EPISODE, Upsert, credit_rows, episode_row, ledger_statements
 from agentrl.report.record_files import RecordFiles, lines_of
 
-FORMAT = 2
+FORMAT = 3
 NAME = ".view.sqlite"
 CHUNK = 2000
 """Records between two commits: a page may ask while a large run is read for the first time."""
@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS episodes(
   state TEXT, reason TEXT, start_version INTEGER, version INTEGER, place INTEGER,
   reward REAL, score REAL, baseline REAL, count REAL, advantage REAL,
   stop TEXT, error TEXT, turns INTEGER, calls INTEGER, call_errors INTEGER,
-  tokens INTEGER, sampled INTEGER, segments INTEGER, seconds REAL, tool_seconds REAL, ended REAL,
+  tokens INTEGER, sampled INTEGER, segments INTEGER, seconds REAL, tool_seconds REAL,
+  grade_seconds REAL, ended REAL,
   verdict TEXT, answer TEXT, said TEXT, file INTEGER, position INTEGER);
 CREATE INDEX IF NOT EXISTS by_prompt ON episodes(prompt, dispatch);
 CREATE INDEX IF NOT EXISTS by_version ON episodes(version, place);

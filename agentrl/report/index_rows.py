@@ -15,8 +15,8 @@ SAID = 160
 
 COLUMNS = (
     "id", "kind", "dispatch", "prompt", "environment", "start_version", "reward", "stop", "error", "turns",
-    "calls", "call_errors", "tokens", "sampled", "segments", "seconds", "tool_seconds", "ended", "verdict",
-    "answer", "said", "file", "position",
+    "calls", "call_errors", "tokens", "sampled", "segments", "seconds", "tool_seconds", "grade_seconds",
+    "ended", "verdict", "answer", "said", "file", "position",
 )  # fmt: skip
 EPISODE = (
     f"INSERT INTO episodes({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "
@@ -66,6 +66,7 @@ def episode_row(record: dict[str, Any], file: int, position: int) -> tuple[Any, 
         len(segments),
         _number(record.get("seconds")),
         _number(record.get("tool_seconds")),
+        _number(record.get("grade_seconds")),
         _number(record.get("ended")),
         _text(record.get("verdict")),
         _text(record.get("answer")),

@@ -16,12 +16,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from agentrl.report.evaluations import Compare
 from agentrl.report.report_data import report_parts
 from agentrl.storage.durable import write_file
 
 SCRIPTS = (
     "vendor/uPlot.iife.min.js", "vendor/temml.min.js", "dom.js", "source.js", "charts.js", "overview.js",
-    "episodes.js",     "conversation.js", "tokens.js", "prompts.js", "timeline.js", "tables.js", "app.js",
+    "episodes.js", "conversation.js", "tokens.js", "prompts.js", "timeline.js", "evaluations.js", "tables.js",
+    "app.js",
 )  # fmt: skip
 STYLES = ("vendor/uPlot.min.css", "page.css")
 
@@ -79,13 +81,14 @@ def live_page(name: str) -> str:
     return render_page(name, [script_data("data", {"mode": "live"})])
 
 
-def write_report(path: Path, other: Path | None = None) -> Path:
+def write_report(path: Path, other: Path | None = None, compare: Compare | None = None) -> Path:
     """Write `report.html` of the run in `path` and return where it is.
 
     Args:
         other: a second run whose curves are laid over.
+        compare: how two evaluations beside the run are compared; without it none are.
     """
     report = path / "report.html"
-    blocks = (script_data(name, value) for name, value in report_parts(path, other))
+    blocks = (script_data(name, value) for name, value in report_parts(path, other, compare))
     write_file(report, render_page(path.resolve().name, blocks).encode(errors="replace"), "report")
     return report

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from agentrl.report.evaluations import PAIRS, Compare, comparison, evaluation_rows, pairs
 from agentrl.report.run_data import read_run
 from agentrl.report.run_view import RunView
 
@@ -49,7 +50,9 @@ def choose_episodes(view: RunView) -> list[str]:
     return list(chosen)[:EPISODES]
 
 
-def report_parts(folder: Path, other: Path | None = None) -> Iterator[tuple[str, Any]]:
+def report_parts(
+    folder: Path, other: Path | None = None, compare: Compare | None = None
+) -> Iterator[tuple[str, Any]]:
     """(name of the block, plain values): the data of the whole, then each episode."""
     view = RunView(folder)
     try:
@@ -71,6 +74,7 @@ def report_parts(folder: Path, other: Path | None = None) -> Iterator[tuple[str,
                 "rule": RULE,
                 "prompts": prompts,
                 "attempts": _attempts(view, [row["prompt"] for row in prompts]),
+                "comparisons": _comparisons(folder, compare),
             },
         )
         yield from ((f"episode-{identity}", episode) for identity, episode in episodes)
@@ -78,10 +82,18 @@ def report_parts(folder: Path, other: Path | None = None) -> Iterator[tuple[str,
         view.close()
 
 
+def _comparisons(folder: Path, compare: Compare | None) -> list[dict[str, Any]]:
+    """The evaluations beside the run, each against the oldest of its problems."""
+    if compare is None:
+        return []
+    found = list(pairs(evaluation_rows(folder)))[-PAIRS:]
+    return [one for a, b in found if (one := comparison(folder, a, b, compare)) is not None]
+
+
 def read_compared(folder: Path) -> dict[str, Any]:
     """A second run, for its curves and evaluations only."""
     run = read_run(folder)
-    return {**run, "episodes": 0, "episode_environments": [], "damaged": 0, "reasons": []}
+    return {**run, "episodes": 0, "episode_environments": [], "damaged": 0, "reasons": [], "saved": []}
 
 
 def _episodes(view: RunView) -> Iterator[tuple[str, dict[str, Any]]]:

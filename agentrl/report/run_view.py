@@ -9,6 +9,7 @@ from typing import Any
 
 from agentrl.errors import DataError
 from agentrl.report.episode_view import episode_view
+from agentrl.report.evaluations import evaluation_rows
 from agentrl.report.index import RunIndex
 from agentrl.report.run_data import read_run
 from agentrl.report.vocabulary import Vocabulary, find_vocabulary
@@ -62,6 +63,7 @@ class RunView:
             "episode_environments": [row["environment"] for row in counted if row["environment"]],
             "damaged": facts.get("damaged", 0),
             "reasons": self.reasons(),
+            "saved": evaluation_rows(self.folder),
         }
 
     # ------------------------------------------------------------------ episodes
@@ -155,8 +157,9 @@ class RunView:
     def timeline(self, first: float, last: float, limit: int = 600) -> dict[str, Any]:
         """Episodes that were under way between two times (seconds since 1970), the longest ones first."""
         rows = self.index.query(
-            "SELECT id, prompt, reward, state, version, seconds, tool_seconds, ended FROM episodes "
-            "WHERE ended IS NOT NULL AND ended >= ? AND ended - seconds <= ? ORDER BY seconds DESC LIMIT ?",
+            "SELECT id, prompt, reward, state, version, seconds, tool_seconds, grade_seconds, ended "
+            "FROM episodes WHERE ended IS NOT NULL AND ended >= ? AND ended - seconds <= ? "
+            "ORDER BY seconds DESC LIMIT ?",
             (first, last, limit),
         )
         return {"rows": sorted(rows, key=lambda row: row["ended"] - (row["seconds"] or 0.0))}

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from agentrl.errors import ConfigError
+from agentrl.report.evaluations import Compare, comparison
 from agentrl.report.page import live_page
 from agentrl.report.run_data import is_running
 from agentrl.report.run_view import RunView
@@ -32,10 +33,12 @@ class Runs:
 
     Args:
         path: of a run, or of a folder of runs.
+        compare: how two evaluations beside a run are compared; without it none are.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, compare: Compare | None = None) -> None:
         self.path = path.resolve()
+        self.compare = compare
         self._views: dict[str, RunView] = {}
         self._ready: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
@@ -90,8 +93,8 @@ class ViewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, path: Path, port: int) -> None:
-        self.runs = Runs(path)
+    def __init__(self, path: Path, port: int, compare: Compare | None = None) -> None:
+        self.runs = Runs(path, compare)
         super().__init__((HOST, port), _Handler)
 
     def server_close(self) -> None:
@@ -105,14 +108,14 @@ class ViewServer(ThreadingHTTPServer):
         return name in ("127.0.0.1", "localhost", "[::1]") and port in ("", str(self.server_address[1]))
 
 
-def make_server(path: Path, port: int) -> ViewServer:
+def make_server(path: Path, port: int, compare: Compare | None = None) -> ViewServer:
     """A server of one run or of a folder of runs, at this machine's own address.
 
     Raises:
         ConfigError: the port cannot be had.
     """
     try:
-        return ViewServer(path, port)
+        return ViewServer(path, port, compare)
     except OSError as error:
         raise ConfigError(
             f"cannot listen at {HOST}:{port}: {error.strerror}; choose another --port"
@@ -199,6 +202,13 @@ def _stamp(runs: Runs, asked: Asked) -> Any:
     return {"stamp": repr(marks)}
 
 
+def _comparison(runs: Runs, asked: Asked) -> Any:
+    view = runs.view(asked.get("run", ""))
+    if view is None or runs.compare is None:
+        return None
+    return comparison(view.folder, asked.get("a", ""), asked.get("b", ""), runs.compare)
+
+
 def _timeline(view: RunView, asked: Asked) -> Any:
     try:
         return view.timeline(float(asked.get("first", "")), float(asked.get("last", "")))
@@ -215,4 +225,5 @@ ANSWERS: dict[str, Callable[[Runs, Asked], Any]] = {
     "prompts": _of_run(lambda view, asked: view.prompts(asked)),
     "prompt": _of_run(lambda view, asked: view.prompt(asked.get("prompt", ""))),
     "timeline": _of_run(_timeline),
+    "comparison": _comparison,
 }

@@ -11,7 +11,6 @@ import importlib
 import logging
 import math
 import queue
-import re
 import threading
 import time
 import tomllib
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 
 from agentrl.errors import ConfigError
 from agentrl.report.record_files import newest_records
+from agentrl.storage.provenance import without_secrets
 from agentrl.storage.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,6 @@ TABLE_ROWS = 8
 COLUMNS = ("episode", "prompt", "reward", "stop", "conversation")
 TEXT = 4000
 """Characters of a conversation in a table."""
-_SECRET = re.compile(
-    r"api_?key|secret|password|passwd|credential|(auth|access|bearer|hub|hf)_?token|^token$", re.I
-)
 
 
 class Service(Protocol):
@@ -147,15 +144,6 @@ def public_settings(path: Path) -> dict[str, Any]:
         return without_secrets(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
-
-
-def without_secrets(value: Any, name: str = "") -> Any:
-    """A nested value in which whatever is called a key, a password or an access token reads `***`."""
-    if isinstance(value, Mapping):
-        return {key: without_secrets(item, str(key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_secrets(item, name) for item in value]
-    return "***" if value and _SECRET.search(name) else value
 
 
 def episode_rows(folder: Path) -> list[list[Any]]:

@@ -37,6 +37,7 @@ class Conversation:
     calls: list[ToolCall] = field(default_factory=list)
     results: list[ToolResult] = field(default_factory=list)
     tool_seconds: float = 0.0
+    grade_seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter[str])
     limit: StopReason | None = None
     """The limit that ended a message, or left no room for one."""

@@ -183,7 +183,11 @@ class EpisodeLoop(Conversation):
             turns=len(self.turns),
             stop_reason=outcome.stop_reason.value,
         )
-        return await env.score(self.row, outcome.answer, transcript, finish=outcome.finish)
+        started = time.monotonic()
+        try:
+            return await env.score(self.row, outcome.answer, transcript, finish=outcome.finish)
+        finally:
+            self.grade_seconds = time.monotonic() - started
 
     def _episode(
         self, outcome: Outcome, reward: Reward | None, failure: Failure | None, seconds: float
@@ -207,6 +211,7 @@ class EpisodeLoop(Conversation):
             answer=outcome.answer,
             seconds=seconds,
             tool_seconds=self.tool_seconds,
+            grade_seconds=self.grade_seconds,
             group=dispatch.group,
             counts=dict(self.counts),
             agent_rewards={} if self.env is None or reward is None else dict(self.env.agent_rewards),

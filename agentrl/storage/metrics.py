@@ -142,6 +142,7 @@ def _describe(episodes: Sequence[Episode]) -> dict[str, float | None]:
         "undecided_share": sum(episode.verdict in UNDECIDED for episode in episodes) / count,
         "seconds_mean": sum(episode.seconds for episode in episodes) / count,
         "tool_seconds_mean": sum(episode.tool_seconds for episode in episodes) / count,
+        "grade_seconds_mean": sum(episode.grade_seconds for episode in episodes) / count,
     }
 
 

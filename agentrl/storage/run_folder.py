@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from agentrl.errors import ConfigError
 from agentrl.storage.durable import write_file
+from agentrl.storage.provenance import command, versions
 
 FORMAT = 2
 """Of the files of a run. A folder without a number is of format 1."""
@@ -80,6 +81,8 @@ class RunFolder:
             "format": FORMAT,
             "run_id": uuid.uuid4().hex[:12],
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": command(),
+            "versions": versions(),
         }
         write_file(path / "run.json", json.dumps(identity).encode(), "run")
         return folder

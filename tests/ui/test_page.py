@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from agentrl.cli.compare import comparison_values
 from agentrl.report import write_report
 from agentrl.report.server import make_server
-from tests.agentrl.report.run_files import HOSTILE, step_row, write_run
+from tests.agentrl.report.run_files import HOSTILE, step_row, write_evaluations, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="`make test-ui` brings it")
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(180)]
@@ -21,6 +22,7 @@ BROWSER = os.environ.get("AGENTRL_CHROMIUM") or shutil.which("chromium") or shut
 AXE = Path(os.environ.get("AGENTRL_AXE", "")) / "axe.min.js"
 VIEWS = ["overview", "episodes", "prompts", "tracker", "timeline", "failures", "evaluations", "settings"]
 DETAILS = [
+    "evaluations?a=before&b=after",
     "episode?id=t6",
     "episode?id=t6&tab=tokens",
     "episode?id=t6&tab=segments",
@@ -41,8 +43,9 @@ def browser() -> Iterator[Any]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("file")
     bidi = "right to left \u202eabc \u05e9\u05dc\u05d5\u05dd"
-    run = write_run(folder / "one", texts={3: HOSTILE, 5: "x" * 10_000_000, 7: bidi})
-    return write_report(run, write_run(folder / "two", steps=4)).as_uri()
+    run = write_run(folder / "runs" / "one", texts={3: HOSTILE, 5: "x" * 10_000_000, 7: bidi})
+    write_evaluations(folder)
+    return write_report(run, write_run(folder / "runs" / "two", steps=4), comparison_values).as_uri()
 
 
 @pytest.fixture
@@ -146,6 +149,24 @@ def test_a_second_run_is_laid_over(page: Any, report: str):
     page.wait_for_selector(".legend:has-text('score, two')")
     page.keyboard.press("7")
     page.wait_for_selector("h2:has-text('Against two')")
+
+
+def test_evaluations_beside_the_run_are_compared(page: Any, report: str):
+    open_at(page, report, "evaluations")
+    assert page.get_by_role("region", name="Evaluations in evals/").locator("tbody tr").count() == 3
+    page.get_by_label("Evaluation A").select_option("before")
+    page.get_by_label("Evaluation B").select_option("after")
+    table = page.get_by_role("region", name="Comparison of two evaluations")
+    sync_api.expect(table).to_contain_text("avg@k")
+    sync_api.expect(page.locator("#comparison")).to_contain_text("Paired by problem")
+    assert "a=before" in page.url
+    assert "b=after" in page.url
+
+
+def test_grading_has_a_lane(page: Any, report: str):
+    open_at(page, report, "timeline")
+    assert page.locator(".lanes .lane", has_text="grading").count() == 1
+    assert "grading 500 ms" in page.locator(".lanes title", has_text="t20: grading").first.text_content()
 
 
 def test_the_keyboard_reaches_everything(page: Any, report: str):

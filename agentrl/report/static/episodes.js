@@ -120,7 +120,7 @@ function facts(episode, state) {
   return h("div", { class: "facts" },
     chip("reward", number(episode.reward)), chip("baseline", number(episode.baseline)), chip("advantage", signed(episode.advantage), tone),
     chip("version", `${number(episode.start_version)} \u2192 ${number(episode.version)}`), chip("tokens", `${number(episode.sampled)} of ${number(episode.tokens)} sampled`),
-    chip("ended", episode.stop || episode.state), chip("time", duration(episode.seconds)), episode.tool_seconds ? chip("in tools", duration(episode.tool_seconds)) : null,
+    chip("ended", episode.stop || episode.state), chip("time", duration(episode.seconds)), episode.tool_seconds ? chip("in tools", duration(episode.tool_seconds)) : null, episode.grade_seconds ? chip("in grading", duration(episode.grade_seconds)) : null,
     episode.verdict ? chip("grader", shown(episode.verdict)) : null,
     Object.entries(episode.reward_parts || {}).length > 1 ? Object.entries(episode.reward_parts).map(part) : null,
     episode.error ? h("p", { class: "error" }, shown(episode.error)) : null,

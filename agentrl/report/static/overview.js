@@ -21,7 +21,7 @@ const GROUPS = [
     { title: "Turns and tool calls", note: "an episode", names: ["turns_mean", "tool_calls_mean"] },
     { title: "Sampled tokens", note: "an episode", names: ["sampled_tokens_mean"] },
     { title: "Shares", names: ["tool_error_share", "truncated_share", "undecided_share", "failed_share"] },
-    { title: "Time of an episode", note: "seconds", names: ["seconds_mean", "tool_seconds_mean"] },
+    { title: "Time of an episode", note: "seconds", names: ["seconds_mean", "tool_seconds_mean", "grade_seconds_mean"] },
   ]],
   ["Tracker", [
     { title: "Error of values", note: "Brier score, log loss", names: ["brier", "log_loss"] },

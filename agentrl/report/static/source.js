@@ -19,12 +19,13 @@ function liveSource() {
     episode: (run, id) => ask("episode", { run, id }),
     prompts: (run, query) => ask("prompts", { run, ...query }),
     prompt: (run, prompt) => ask("prompt", { run, prompt }),
+    comparison: (run, a, b) => ask("comparison", { run, a, b }),
     timeline: (run, first, last) => ask("timeline", { run, first, last }),
   };
 }
 
 function fileSource() {
-  const { overviews, rows, prompts, attempts } = embedded;
+  const { overviews, rows, prompts, attempts, comparisons } = embedded;
   return {
     live: false,
     runs: async () => Object.values(overviews).map((run) => ({ name: run.name, sentence: run.sentence })),
@@ -38,6 +39,8 @@ function fileSource() {
     },
     prompts: async (run, query) => page(sorted(prompts.filter((row) => !query.q || has(row.prompt, query.q)), query.sort || "attempts", query.order), query),
     prompt: async (run, prompt) => ({ prompt, attempts: attempts[prompt] || [] }),
+    comparison: async (run, a, b) => comparisons.find((one) => one.a === a && one.b === b) || null,
+    comparisons,
     timeline: async (run, first, last) => ({ rows: rows.filter((row) => row.ended && row.ended >= first && row.ended - row.seconds <= last) }),
   };
   function attemptOf(id) {

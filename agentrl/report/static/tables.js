@@ -15,9 +15,9 @@ function showFailures(state, run) {
     notes.length ? [h("h2", {}, "Outages and rows left out"), h("pre", { class: "record", tabindex: "0" }, shown(notes.map((row) => JSON.stringify(row)).join("\n")))] : null];
 }
 
-function showEvaluations(state, run, other) {
-  const rows = run.evaluations, first = rows[0];
-  if (!rows.length) return [heading("Evaluations"), empty("No held-out evaluation yet: eval.data names rows for it.")];
+async function showEvaluations(state, run, other) {
+  const rows = run.evaluations, first = rows[0], saved = await savedEvaluations(state, run);
+  if (!rows.length) return [heading("Evaluations"), saved || empty("No held-out evaluation yet: eval.data names rows for it, and agentrl eval measures a run that has ended.")];
   const best = rows.reduce((a, b) => (b.reward_mean > a.reward_mean ? b : a));
   const columns = [
     { title: "Version", number: true, text: (row) => h("span", {}, row === best && rows.length > 1 ? h("span", { class: "badge learned" }, "best") : null, " ", number(row.version)) },
@@ -30,10 +30,10 @@ function showEvaluations(state, run, other) {
     { title: "Run", text: (row) => row.run }, { title: "Version", number: true, text: (row) => number(row.version) }, { title: "Mean reward", number: true, text: (row) => number(row.reward_mean) }, { title: "95% interval", number: true, text: (row) => intervalText(row.interval) },
     { title: "Difference", number: true, text: (row) => (row.run === run.name ? differenceText(row, other.evaluations.at(-1)) : "\u2013") }],
   [{ ...rows.at(-1), run: run.name }, { ...other.evaluations.at(-1), run: other.name }], { caption: "Comparison" })] : null;
-  return [heading("Evaluations", "On held-out problems. Differences of independent samples, with normal 95% intervals; `agentrl compare` pairs problems and is sharper."),
+  return [heading("Evaluations", "On held-out problems while the run went on. Differences are of independent samples, with normal 95% intervals; a comparison of two evaluations by agentrl eval pairs problems and is sharper."),
     table(columns, rows, { caption: "Evaluations" }), theirs,
     h("div", { class: "charts" }, chart({ title: "Held-out reward", x: rows.map((row) => row.version), wide: true, sync: false,
-      series: [{ label: "", values: rows.map((row) => row.interval?.[1] ?? null), colour: "--c2", kind: "hidden" }, { label: "", values: rows.map((row) => row.interval?.[0] ?? null), colour: "--c2", kind: "hidden" }, { label: "mean reward", values: rows.map((row) => row.reward_mean), colour: "--c2", kind: "marked" }], bands: [[0, 1, "--c2"]] }))];
+      series: [{ label: "", values: rows.map((row) => row.interval?.[1] ?? null), colour: "--c2", kind: "hidden" }, { label: "", values: rows.map((row) => row.interval?.[0] ?? null), colour: "--c2", kind: "hidden" }, { label: "mean reward", values: rows.map((row) => row.reward_mean), colour: "--c2", kind: "marked" }], bands: [[0, 1, "--c2"]] })), saved];
 }
 
 function intervalText(interval) {
@@ -53,8 +53,8 @@ function showSettings(state, run, other) {
   const lines = run.config.split("\n").map((line) => h("span", { class: line.startsWith("[") ? "section" : other && line.trim() && !theirs.has(line) ? "changed" : "" }, shown(line), "\n"));
   const gone = other ? other.config.split("\n").filter((line) => line.trim() && !line.startsWith("[") && !mine.has(line)) : [];
   const { command, versions, ...identity } = run.identity;
-  return [heading("Settings", "As in force, from config.toml."),
-    command ? h("pre", { class: "record", tabindex: "0" }, shown(Array.isArray(command) ? command.join(" ") : command)) : null,
+  return [heading("Settings", "As in force, from config.toml; the command and the versions are those that the run began with."),
+    command ? [h("h2", {}, "Command"), h("pre", { class: "record", tabindex: "0" }, shown(Array.isArray(command) ? command.join(" ") : command))] : null,
     h("div", { class: "facts" }, Object.entries({ ...identity, ...versions }).map(([name, value]) => chip(name.replaceAll("_", " "), shown(value)))),
     h("pre", { class: "record config", tabindex: "0" }, lines),
     gone.length ? [h("h2", {}, `In ${other.name} instead`), h("pre", { class: "record", tabindex: "0" }, shown(gone.join("\n")))] : null,

@@ -1,7 +1,7 @@
 "use strict";
-// When what happened: learning, updates and evaluations above, episodes with their tool time below.
+// When what happened: learning, updates, evaluations and grading above, episodes with their tool time below.
 
-const LANES = 24, LANE = 9;
+const LANES = 24, LANE = 9, TOP = 82;
 
 async function showTimeline(state, run) {
   const steps = stepsOf(run);
@@ -22,9 +22,9 @@ async function showTimeline(state, run) {
   await load();
   const button = (text, name, act) => h("button", { type: "button", "aria-label": name, onclick: act }, text);
   return [
-    heading("Timeline", "Gaps in the first lane are the learner waiting for episodes. An episode is dark while a tool runs (its share of the time, drawn at the end)."),
+    heading("Timeline", "Gaps in the first lane are the learner waiting for episodes. Grading ends an episode: the darker its lane, the more episodes wait for a grader at once. An episode is dark for the time that its tools took, drawn before its grading."),
     h("div", { class: "bar" }, button("\u2190", "Earlier", () => pan(-0.5)), button("\u2192", "Later", () => pan(0.5)), button("+", "Zoom in", () => zoom(0.5)), button("\u2212", "Zoom out", () => zoom(2)), button("All", "All of the run", () => move(() => whole)),
-      h("span", { class: "legend" }, [["--c0", "learning"], ["--c1", "taking new weights"], ["--wait", "learner waits"], ["--c2", "episode, rewarded"], ["--c3", "episode, not rewarded"], ["--faint", "evaluation"]].map(([name, text]) => h("span", {}, h("i", { class: "dot", style: { "--k": `var(${name})` } }), text)))),
+      h("span", { class: "legend" }, [["--c0", "learning"], ["--c1", "taking new weights"], ["--wait", "learner waits"], ["--c2", "episode, rewarded"], ["--c3", "episode, not rewarded"], ["--faint", "evaluation"], ["--c4", "grading"]].map(([name, text]) => h("span", {}, h("i", { class: "dot", style: { "--k": `var(${name})` } }), text)))),
     source.live ? null : h("p", { class: "of" }, "Only the episodes in this file are drawn; `agentrl view` draws all."),
     run.columns.at ? null : h("p", { class: "of" }, "This run was written without times of day: episodes cannot be placed."),
     holder,
@@ -46,12 +46,12 @@ function stepsOf(run) {
 function drawing(steps, rows, [from, to], state, run) {
   const width = Math.max(480, document.getElementById("main").clientWidth - 120);
   const lanes = pack(rows, from, to);
-  const height = 66 + Math.max(1, Math.min(LANES, lanes.length)) * LANE + 26;
+  const height = 84 + Math.max(1, Math.min(LANES, lanes.length)) * LANE + 26;
   const x = (time) => ((time - from) / (to - from)) * width;
-  const bar = (start, end, y, size, tone, text, href) => {
+  const bar = (start, end, y, size, tone, text, href, opacity = 1) => {
     const [a, b] = [Math.max(0, x(start)), Math.min(width, x(end))];
     if (b <= 0 || a >= width) return null;
-    const rect = svg("rect", { x: a.toFixed(1), y, width: Math.max(1, b - a).toFixed(1), height: size, rx: 2, style: `fill:var(${tone})`, "aria-label": href ? text : null, tabindex: href ? 0 : null, role: href ? "link" : null,
+    const rect = svg("rect", { x: a.toFixed(1), y, width: Math.max(1, b - a).toFixed(1), height: size, rx: 2, style: `fill:var(${tone});opacity:${opacity}`, "aria-label": href ? text : null, tabindex: href ? 0 : null, role: href ? "link" : null,
       onclick: href ? () => { location.hash = href; } : null, onkeydown: href ? (event) => { if (event.key === "Enter") location.hash = href; } : null }, svg("title", {}, text));
     return rect;
   };
@@ -62,16 +62,18 @@ function drawing(steps, rows, [from, to], state, run) {
     shapes.push(bar(step.end, step.end + step.publish, 26, 14, "--c1", `engine takes version ${step.version}: ${duration(step.publish)}`));
   }
   for (const row of run.evaluations) if (row.at) shapes.push(bar(row.at - (row.seconds || 0.5), row.at, 46, 10, "--faint", `evaluation of version ${row.version}`));
+  for (const row of rows) if (row.grade_seconds) shapes.push(bar(row.ended - row.grade_seconds, row.ended, 62, 12, "--c4", `${row.id}: grading ${duration(row.grade_seconds)}`, null, 0.5));
   lanes.slice(0, LANES).forEach((lane, number_) => lane.forEach((row) => {
-    const start = row.ended - row.seconds, y = 64 + number_ * LANE;
-    shapes.push(bar(start, row.ended, y, LANE - 2, row.reward > 0 ? "--c2" : "--c3", `${row.id}: ${duration(row.seconds)}, ${duration(row.tool_seconds)} of it in tools; reward ${number(row.reward)}`, state.link("episode", { id: row.id })));
-    if (row.tool_seconds) shapes.push(bar(row.ended - row.tool_seconds, row.ended, y, LANE - 2, "--ink", `${row.id}: tools ${duration(row.tool_seconds)}`));
+    const start = row.ended - row.seconds, y = TOP + number_ * LANE, graded = row.ended - (row.grade_seconds || 0);
+    shapes.push(bar(start, row.ended, y, LANE - 2, row.reward > 0 ? "--c2" : "--c3", `${row.id}: ${duration(row.seconds)}, ${duration(row.tool_seconds)} of it in tools, ${duration(row.grade_seconds)} in grading; reward ${number(row.reward)}`, state.link("episode", { id: row.id })));
+    if (row.grade_seconds) shapes.push(bar(graded, row.ended, y, LANE - 2, "--c4", `${row.id}: grading ${duration(row.grade_seconds)}`));
+    if (row.tool_seconds) shapes.push(bar(graded - row.tool_seconds, graded, y, LANE - 2, "--ink", `${row.id}: tools ${duration(row.tool_seconds)}`));
   }));
   const marks = axisTicks(from - steps[0].start, to - steps[0].start).map((value) => {
     const at = x(value + steps[0].start);
     return [svg("line", { x1: at, x2: at, y1: 0, y2: height - 22, class: "tick" }), svg("text", { x: at + 3, y: height - 8 }, duration(value))];
   });
-  const names = [["learner", 17], ["update", 37], ["evaluation", 54], ["episodes", 72]].map(([text, y]) => svg("text", { x: 0, y, class: "lane" }, text));
+  const names = [["learner", 17], ["update", 37], ["evaluation", 54], ["grading", 71], ["episodes", 90]].map(([text, y]) => svg("text", { x: 0, y, class: "lane" }, text));
   return h("div", { class: "card scroll", tabindex: "0", role: "region", "aria-label": "Timeline" },
     svg("svg", { width: width + 84, height, class: "lanes" }, names, svg("g", { transform: "translate(80 0)" }, marks, shapes)),
     lanes.length > LANES ? h("p", { class: "of" }, `${lanes.length - LANES} more lanes of episodes are not drawn; zoom in.`) : null);

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agentrl.cli.main import main
 from agentrl.episode import Episode, Failure, SegmentBuilder, StopReason, ToolCallRecord, Turn
 from agentrl.storage.durable import LineFile
 from agentrl.storage.ledger import Ledger
@@ -54,6 +55,7 @@ def make_episode(
         answer=None if failed else "\\boxed{5}",
         seconds=2.0,
         tool_seconds=0.25,
+        grade_seconds=0.5,
     )
 
 
@@ -129,3 +131,51 @@ def write_run(folder: Path, *, steps: int = 6, failed: int = 2, texts: dict[int,
     for file in (ledger, recorded, metrics):
         file.close()
     return folder
+
+
+EVALUATED = '''
+from agentrl_envs import Env
+
+
+class Sevens(Env):
+    """Right when it says seven."""
+
+    def prompt(self, row):
+        return row["problem"]
+
+    def reward(self, row, answer):
+        return answer == "7"
+'''
+ANSWERS = """
+def mixed(request):
+    return {"7<|end|>": 0.5, "8<|end|>": 0.5}
+
+
+def always(request):
+    return "7<|end|>"
+"""
+
+
+def write_evaluations(place: Path) -> None:
+    """Two evaluations of the same problems and one of others in `place/evals`, really played by scripts."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "sevens.py").write_text(EVALUATED)
+    (place / "answers.py").write_text(ANSWERS)
+    for name, count in (("rows", 8), ("others", 5)):
+        rows = [{"id": f"{name}{number}", "problem": f"say it {number}"} for number in range(count)]
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for function, rows, out in (
+        ("mixed", "rows", "before"),
+        ("always", "rows", "after"),
+        ("mixed", "others", "apart"),
+    ):
+        told = [
+            "--data",
+            str(place / f"{rows}.jsonl"),
+            "--env",
+            str(place / "sevens.py"),
+            "--out",
+            str(place / "evals" / out),
+        ]
+        played = ["--samples", "2", "--sandbox", "broken", "--quiet", "--votes", "none"]
+        assert main(["eval", f"scripted:{place / 'answers.py'}:{function}", *told, *played]) == 0
