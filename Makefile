@@ -79,9 +79,10 @@ test-docker: $(STAMP)-dev
 test-vllm:
 	scripts/test_vllm.sh -q
 
-## make test-agents   programs of smolagents, the OpenAI Agents SDK and curl, played and trained (.venv-agents)
+## make test-agents   programs of smolagents, the OpenAI Agents SDK and curl, and environments of reasoning-gym, Gymnasium, ...
 test-agents: $(STAMP)-dev
 	PYTHON=$(PYTHON) TEST_PYTHON=$(BIN)/python scripts/test_agents.sh -q
+	PYTHON=$(PYTHON) scripts/test_adapters.sh -q
 
 ## make test-families model families by the package renderers, and against the templates of TRL (.venv-families)
 FAMILIES ?= .venv-families

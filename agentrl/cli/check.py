@@ -45,7 +45,7 @@ class TrialSettings:
     """`[check]`: rows that it is tried on, and what they are worth."""
 
     data: str = ""
-    """Rows to try it on; empty takes the class's `example_rows`."""
+    """Rows to try it on; empty takes the class's `example_rows`, or has it generate some."""
     map: dict[str, str] = field(default_factory=dict)
     """Renames columns: `problem = "question"` reads the field `problem` from the column `question`."""
     limit: Count = 8
@@ -104,6 +104,8 @@ def run(options: argparse.Namespace) -> int:
         rows: Sequence[Mapping[str, Any]] = load_rows(trial.data, map=trial.map, limit=trial.limit)
     else:
         rows = env_class.example_rows[: trial.limit]
+        if not rows and (make := getattr(env_class, "generate_rows", None)) is not None:
+            rows = make(trial.limit, split="train")
     if not rows:
         raise ConfigError(
             f"{env_class.__name__} has no example_rows: give --data FILE, or put a row in the class"

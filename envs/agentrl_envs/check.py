@@ -52,7 +52,7 @@ MALFORMED = (
     "\\boxed{\\text{no idea}}",
     "\x00\\boxed{\x00}",
 )
-_STATED = ("The answer is \\boxed{{{}}}.", "{}", "The answer is {}.")
+_STATED = ("The answer is \\boxed{{{}}}.", "{}", "The answer is {}.", "<answer>{}</answer>")
 _CHEATS = {
     "the answer only in code": "```python\nprint('\\boxed{{{}}}')\n```",
     "a tool result the model made up": "<interpreter>\n\\boxed{{{}}}\n</interpreter>",

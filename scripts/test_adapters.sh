@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Environments of other people's packages: builds .venv-adapters if it is not there, then plays them for real.
+#
+# usage: scripts/test_adapters.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${AGENTRL_ADAPTERS_VENV:-.venv-adapters}
+if ! test -e "$venv/.installed"; then
+  "${PYTHON:-python3}" -m venv "$venv"
+  "$venv/bin/python" -m pip --disable-pip-version-check install --quiet \
+    -e '.[reasoning-gym,gymnasium]' 'pytest>=8' 'pytest-asyncio>=0.24' 'pytest-timeout>=2.3'
+  touch "$venv/.installed"
+fi
+exec "$venv/bin/python" -m pytest tests/adapters "$@"

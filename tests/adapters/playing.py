@@ -1,0 +1,57 @@
+"""Episodes of a scripted engine, for environments of other people's packages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentrl.config.settings import RolloutSettings
+from agentrl.episode import Episode
+from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl_envs import Env
+
+END = "<|end|>"
+TEMPLATE = (
+    "{% for message in messages %}[{{ message.role }}]{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+class Tokenizer(ByteTokenizer):
+    """Bytes, in a chat template."""
+
+    chat_template = TEMPLATE
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        import jinja2
+
+        text = jinja2.Template(TEMPLATE).render(messages=messages, **options)
+        return self.encode(text) if options.get("tokenize", True) else text
+
+
+def tool_call(name: str, **arguments: Any) -> str:
+    """A message of the model that calls a tool."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>{END}"
+
+
+async def play(
+    env: type[Env], row: Mapping[str, Any], script: Sequence[str], *, seed: int = 1, **settings: Any
+) -> Episode:
+    """One episode in which the model says what stands in the script, message by message."""
+    return await run_episode(
+        env,
+        ScriptedPolicy(list(script), tokenizer=Tokenizer()),
+        make_renderer(Tokenizer(), "hermes"),
+        row=row,
+        dispatch=Dispatch("t0", 0, "p0", 0, seed=seed),
+        settings=RolloutSettings(max_tokens=20_000),
+        **settings,
+    )
+
+
+def shown(episode: Episode) -> str:
+    """All text of an episode, as the model saw it."""
+    return "\n".join(Tokenizer().decode(segment.token_ids) for segment in episode.segments)
