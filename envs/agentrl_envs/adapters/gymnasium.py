@@ -20,6 +20,7 @@ from ..errors import EnvError, EnvNotFound
 from ..messages import Finish
 from ..raised import error_text
 from ..registry import load_file
+from .making import make_class
 
 __all__ = ["Gymnasium", "gymnasium_env"]
 
@@ -157,12 +158,8 @@ def gymnasium_env(rest: str, settings: Mapping[str, Any]) -> type[Gymnasium]:
         near = difflib.get_close_matches(rest, gymnasium.registry, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else f": {error_text(error)}"
         raise EnvNotFound(f"Gymnasium knows no environment {rest!r}{hint}") from error
-    body = {"id": rest, "__module__": __name__, "__doc__": f"Play {rest}, one action a message."}
-    made: Any = type("Gymnasium", (Gymnasium,), body)
-    given = made.check_settings(settings)
-    made.reward_range = (given.get("lowest", made.lowest), given.get("highest", made.highest))
-    if not made.reward_range[0] < made.reward_range[1]:
-        raise EnvError(f"gymnasium:{rest}: lowest {made.reward_range[0]:g} is not below highest")
+    body = {"id": rest, "__doc__": f"Play {rest}, one action a message."}
+    made, given = make_class(Gymnasium, body, settings)
     _made(rest, given.get("arguments", {})).close()
     return made
 

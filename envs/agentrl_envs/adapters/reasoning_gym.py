@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from ..env import Env
 from ..errors import EnvError, EnvNotFound, SettingsError
 from ..tools.schema import schema_of
+from .making import make_class
 
 __all__ = ["ReasoningGym", "reasoning_gym_env"]
 
@@ -174,9 +175,8 @@ def reasoning_gym_env(rest: str, settings: Mapping[str, Any]) -> type[ReasoningG
             hint = "give each generator an [[env]] of its own, with its weight"
         raise EnvNotFound(f"reasoning-gym has no generator {rest!r} that can be used here; {hint}")
     body = _settings_of(DATASETS[rest][1])
-    body |= {"generator": rest, "__module__": __name__, "__doc__": f"Questions of reasoning-gym's {rest}."}
-    made: Any = type("ReasoningGym_" + rest, (ReasoningGym,), body)
-    given = made.check_settings(settings)
+    body |= {"generator": rest, "__doc__": f"Questions of reasoning-gym's {rest}."}
+    made, given = make_class(ReasoningGym, body, settings)
     made.options = {name: value for name, value in given.items() if name in body["__annotations__"]}
     _dataset(rest, made.options, 0)
     return made
