@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agentrl.algorithms.advantage import CreditBatch
-from agentrl.config.ranges import Share
+from agentrl.config.ranges import Amount, Positive, Share
 
 
 class Controller(Protocol):
@@ -60,3 +60,78 @@ class EffectiveShare:
             return {}
         staleness = values["stream.staleness"]
         return {"stream.staleness": max(0, staleness - 1) if share < self._settings.least else staleness + 1}
+
+
+class TargetKL:
+    """Holds the divergence from the first weights near a target, by its coefficient (RLHF's adaptive KL).
+
+    coefficient x (1 + gain clip(KL / target - 1, -.2, .2)) after each step: at most a fiftieth of it more or
+    less with the gain as it is. `loss.kl_coefficient` is that of the first step.
+
+    Source: arXiv 1909.08593, section 2.2, as its code has it (there the gain is episodes over a horizon).
+    """
+
+    controls = ("loss.kl_coefficient",)
+
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Settings of `target_kl`."""
+
+        target: Positive = 0.01
+        """Divergence of the policy from the first weights, in nats a token."""
+        gain: Positive = 0.1
+        """Change of the coefficient, as a share of it, for each 100 % that the divergence is off."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(
+        self, metrics: Mapping[str, Any], batch: CreditBatch, values: Mapping[str, float]
+    ) -> Mapping[str, float]:
+        """The coefficient of the next step."""
+        settings = self._settings
+        error = min(max(metrics["kl_reference"] / settings.target - 1.0, -0.2), 0.2)
+        return {"loss.kl_coefficient": values["loss.kl_coefficient"] * (1.0 + settings.gain * error)}
+
+
+class TargetEntropy:
+    """Keeps the entropy from falling below a target, by the coefficient of its bonus.
+
+    c rises by `step` after a step whose entropy is below the target and falls by it after one above, never
+    below 0; the coefficient is c below the target and 0 above, so nothing pushes a policy that is unsure.
+
+    Source: arXiv 2505.22312 (Skywork-OR1, adaptive entropy control), rule and constants as they are commonly
+    given.
+    """
+
+    controls = ("loss.entropy_coefficient",)
+
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        """Settings of `target_entropy`."""
+
+        target: Amount = 0.2
+        """Entropy, in nats a token."""
+        step: Positive = 0.005
+        """What c changes by after each step."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._c: float | None = None
+
+    def __call__(
+        self, metrics: Mapping[str, Any], batch: CreditBatch, values: Mapping[str, float]
+    ) -> Mapping[str, float]:
+        """The coefficient of the next step."""
+        settings, below = self._settings, metrics["entropy"] < self._settings.target
+        c = values["loss.entropy_coefficient"] if self._c is None else self._c
+        self._c = max(0.0, c + settings.step if below else c - settings.step)
+        return {"loss.entropy_coefficient": self._c if below else 0.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the coefficient is while the entropy is below the target."""
+        return {"c": self._c}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state."""
+        self._c = state["c"]

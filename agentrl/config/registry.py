@@ -87,6 +87,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     "controller": {
         "effective_share": "agentrl.algorithms.controllers:EffectiveShare",
+        "target_kl": "agentrl.algorithms.controllers:TargetKL",
+        "target_entropy": "agentrl.algorithms.controllers:TargetEntropy",
         "accuracy_kl": "agentrl.algorithms.gates:AccuracyKL",
         "improvement_gate": "agentrl.algorithms.gates:ImprovementGate",
     },

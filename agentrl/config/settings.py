@@ -342,8 +342,9 @@ class StreamSettings:
     """Episodes in flight; 0 takes the engine's slots."""
     staleness: Number = 1
     """Versions an episode may be behind the learner at its step (s); 0 is the synchronous reference."""
-    stale_policy: Literal["correct", "wait"] = "correct"
-    """`correct`: a soft bound, late episodes get importance weights; `wait`: a hard bound."""
+    stale_policy: Literal["correct", "wait", "drop"] = "correct"
+    """`correct`: a soft bound, late episodes get importance weights; `wait`: a hard bound, batches wait for
+    slow episodes; `drop`: a hard bound, episodes beyond it are folded and not learned from."""
 
 
 @dataclass(frozen=True, slots=True)

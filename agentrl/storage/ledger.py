@@ -41,8 +41,10 @@ EQUAL_REWARDS = "all rewards of the group are equal"
 LOST_MEMBER = "a member of the group failed"
 
 NOTHING_SAMPLED = "it ended before a token was sampled"
-"""Why graded episodes are not learned from: dynamic sampling, a group that can never be complete, or an
-environment that ended them in its prompt."""
+
+TOO_OLD = "it is older than stream.staleness"
+"""Why graded episodes are not learned from: dynamic sampling, a group that can never be complete, an
+environment that ended them in its prompt, or their age under `stream.stale_policy = "drop"`."""
 
 
 Done = Literal["", "claim", "copy", "folded", "returned", "failed"]

@@ -1,6 +1,6 @@
 """Holds finished episodes until B of them make a batch; decides how many may be under way.
 
-Two rules of staleness, with s the allowed staleness, B the batch and v the learner's version:
+Three rules of staleness, with s the allowed staleness, B the batch and v the learner's version:
 
 `correct` (soft): an episode is admitted while accepted + running < (s + v + 1) B. A batch is the B
 episodes that were dispatched first among the finished ones. A slow episode may exceed s; it is learned
@@ -12,6 +12,9 @@ taken earliest deadline first (once the batch of v is taken, v + 1 stands for v)
 running episodes exactly when taking without them would break the bound, so no finished episode ever
 exceeds s. No state is a deadlock: all running episodes end, and with all of them finished the B
 earliest always satisfy the bound.
+
+`drop` (hard): as `correct`, but who is older than s leaves and is not learned from (`expired`). Nobody waits
+for a slow episode, and whoever is slow for a reason is learned from less often: a bias that `wait` has not.
 
 What flows is a *unit*: one episode, or one whole group where the run has `Groups`. The buffer knows
 nothing of why episodes are late, of rewards or of tokens.
@@ -36,7 +39,7 @@ class EpisodeBuffer:
     Args:
         batch: B, episodes of one learner step.
         staleness: s, in versions.
-        stale_policy: `correct` or `wait`.
+        stale_policy: `correct`, `wait` or `drop`.
         groups: episodes that wait for each other: groups, or fresh copies; None for SPO, which has no such.
         keep: whether a unit is learned from; one that is not leaves at once (GRPO's dynamic sampling).
     """
@@ -46,7 +49,7 @@ class EpisodeBuffer:
         *,
         batch: int,
         staleness: int,
-        stale_policy: Literal["correct", "wait"] = "correct",
+        stale_policy: Literal["correct", "wait", "drop"] = "correct",
         groups: Groups | FreshCopies | None = None,
         keep: Callable[[Unit], bool] | None = None,
     ) -> None:
@@ -154,6 +157,15 @@ class EpisodeBuffer:
         self._changed.set()
         return rejected
 
+    def expired(self) -> list[Unit]:
+        """Units that are too old to be learned from, under `drop`; they are out."""
+        if self.stale_policy != "drop":
+            return []
+        old = [unit for unit in self._ready if self._deadline(unit) < self.version]
+        self._ready = [unit for unit in self._ready if unit not in old]
+        self._accepted -= sum(map(len, old))
+        return old
+
     def advance(self, version: int) -> None:
         """The learner is at `version` now."""
         self.version = self._next = version
@@ -166,10 +178,10 @@ class EpisodeBuffer:
         count = self.batch // self._unit
         if len(self._ready) < count:
             return None
-        if self.stale_policy == "correct":
-            self._ready.sort(key=lambda unit: unit[0].dispatch_index)
-        else:
+        if self.stale_policy == "wait":
             self._ready.sort(key=lambda unit: (self._deadline(unit), unit[0].dispatch_index))
+        else:
+            self._ready.sort(key=lambda unit: unit[0].dispatch_index)
         if self.stale_policy == "wait" and not self._bound_after(self._ready[count:]):
             return None
         return self._ready[:count]

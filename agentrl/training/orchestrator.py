@@ -211,6 +211,7 @@ class Orchestrator(Attempt):
 
     async def _take(self, dispatching: asyncio.Future[None]) -> Sequence[Episode]:
         waiting = time.monotonic()
+        self.stream.expire()
         self.dispatcher.wake()
         take = asyncio.ensure_future(
             self.parts.watchdog.wait(

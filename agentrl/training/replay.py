@@ -18,7 +18,7 @@ from agentrl.config import loading
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.errors import DataError
-from agentrl.storage.ledger import Ledger
+from agentrl.storage.ledger import TOO_OLD, Ledger
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
 from agentrl.storage.steps import read_credit
@@ -58,7 +58,8 @@ def replay(
 
     Raises:
         ConfigError: there is no run, or it is running.
-        DataError: an episode that was learned from is not recorded any more (`run.episodes_kept`).
+        DataError: an episode that was learned from is not recorded any more (`run.episodes_kept`), or
+            scores of episodes that were too old were folded, nobody knows between which steps exactly.
     """
     from agentrl.training.assembly import make_learner
 
@@ -108,6 +109,11 @@ async def replay_steps(
     credit = Credit(settings, pool, estimator)
     ledger = Ledger(folder.ledger)
     ledger.close()
+    if any(entry.reason == TOO_OLD for entry in ledger.entries.values()):
+        raise DataError(
+            f"{folder.path} dropped episodes by age (stream.stale_policy = 'drop'); their scores moved values"
+            " while the learner worked, and the ledger does not say before which baselines: it has no replay"
+        )
     _initialise(pool, settings, ledger)
     keys = list(ledger.learned_batches(0).values())
     control = Control(settings)

@@ -17,7 +17,16 @@ from collections.abc import Callable, Sequence
 from agentrl.episode import Episode
 from agentrl.rollout.outage import Outages
 from agentrl.rollout.token_completer import Dispatch, episode_seed
-from agentrl.storage.ledger import EQUAL_REWARDS, LOST_MEMBER, NOTHING_SAMPLED, TRAINING, Done, Ledger, State
+from agentrl.storage.ledger import (
+    EQUAL_REWARDS,
+    LOST_MEMBER,
+    NOTHING_SAMPLED,
+    TOO_OLD,
+    TRAINING,
+    Done,
+    Ledger,
+    State,
+)
 from agentrl.storage.recorder import EpisodeRecorder
 from agentrl.training.buffer import EpisodeBuffer
 from agentrl.training.copies import FreshCopies
@@ -201,6 +210,7 @@ class TrainingStream:
                     self._accept(episode)
                 else:
                     self._give_back(episode, f"{episode.failure.boundary}: {episode.failure.error}")
+            self.expire()
 
     def _accept(self, episode: Episode) -> None:
         self._progress.tokens += episode.num_sampled
@@ -221,6 +231,12 @@ class TrainingStream:
                 # It would come back at once, for ever: its prompt rests, as after a failure.
                 self.last_failure = f"env: {unit[-1].environment}: {NOTHING_SAMPLED}"
                 self._discard(unit, NOTHING_SAMPLED, done="failed")
+            self.wake()
+
+    def expire(self) -> None:
+        """Fold what is too old to be learned from; also called when the learner has another version."""
+        for unit in self._buffer.expired():
+            self._discard(unit, TOO_OLD, done="folded")
             self.wake()
 
     def _gave_up(self, group: int | None) -> bool:

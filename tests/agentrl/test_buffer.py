@@ -45,6 +45,26 @@ def test_correct_admits_in_aggregate() -> None:
     assert buffer.room() == 2
 
 
+def test_drop_lets_go_of_who_is_too_old_and_admits_another() -> None:
+    # s = 1, B = 1: two under way at version 0. t0 is still running when version 2 begins.
+    buffer = EpisodeBuffer(batch=1, staleness=1, stale_policy="drop")
+    buffer.started("t0", 0)
+    buffer.started("t1", 0)
+    assert buffer.room() == 0
+    buffer.put(episode(1, 0))
+    assert buffer.take_now() is not None
+    buffer.advance(1)
+    assert buffer.expired() == []
+    buffer.started("t2", 1)
+    buffer.put(episode(2, 1))
+    assert [e.dispatch_index for e in buffer.take_now() or ()] == [2]
+    buffer.advance(2)
+    buffer.put(episode(0, 0))  # two versions old, and one is allowed
+    assert buffer.room() == 1
+    assert [[e.dispatch_index for e in unit] for unit in buffer.expired()] == [[0]]
+    assert (buffer.room(), buffer.size, buffer.take_now()) == (2, 0, None)
+
+
 def test_wait_counts_the_batch_being_learned_as_gone() -> None:
     buffer = EpisodeBuffer(batch=2, staleness=1, stale_policy="wait")
     for index in range(4):

@@ -165,7 +165,7 @@ class BufferMachine(RuleBasedStateMachine):
     @initialize(
         batches=st.integers(1, 3),
         staleness=st.integers(0, 2),
-        policy=st.sampled_from(["correct", "wait"]),
+        policy=st.sampled_from(["correct", "wait", "drop"]),
         unit=st.sampled_from([1, 2]),
         slots=st.sampled_from([1, 6, 12]),
     )
@@ -229,12 +229,18 @@ class BufferMachine(RuleBasedStateMachine):
     def learn(self) -> None:
         self._learn()
 
+    def _expire(self) -> None:
+        for unit in self.buffer.expired():
+            assert min(e.first_version for e in unit) + self.buffer.staleness < self.buffer.version
+            self.finished -= {episode.dispatch_index for episode in unit}
+
     def _learn(self) -> bool:
+        self._expire()
         batch = self.buffer.take_now()
         if batch is None:
             return False
         assert len(batch) == self.buffer.batch
-        if self.buffer.stale_policy == "wait":
+        if self.buffer.stale_policy != "correct":
             assert all(e.staleness(self.buffer.version) <= self.buffer.staleness for e in batch)
         groups = Counter(episode.group for episode in batch)
         assert self.unit == 1 or set(groups.values()) == {self.unit}
@@ -413,7 +419,7 @@ class DispatchMachine(RuleBasedStateMachine):
         size=POOLS,
         copies=st.integers(1, 2),
         staleness=st.integers(0, 2),
-        policy=st.sampled_from(["correct", "wait"]),
+        policy=st.sampled_from(["correct", "wait", "drop"]),
         kind=st.sampled_from(["spo", "copies", "grpo", "dynamic"]),
         in_order=st.booleans(),
     )
@@ -527,10 +533,11 @@ class DispatchMachine(RuleBasedStateMachine):
 
     @rule()
     def learn(self) -> None:
+        self.stream.expire()
         batch = self.buffer.take_now()
         if batch is None:
             return
-        if self.buffer.stale_policy == "wait":
+        if self.buffer.stale_policy != "correct":
             assert all(e.staleness(self.buffer.version) <= self.buffer.staleness for e in batch)
         self.ledger.learned([episode.episode_id for episode in batch], self.buffer.version)
         self.credit.advance(0.01)

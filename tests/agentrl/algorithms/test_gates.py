@@ -40,6 +40,30 @@ def test_the_coefficient_stays_between_a_half_and_the_whole(scores: list[float])
     assert 0.5 <= value < 0.8808
 
 
+def test_the_coefficient_follows_the_divergence() -> None:
+    part = make("target_kl", target=0.01, gain=0.1)
+    values = {"loss.kl_coefficient": 0.05}
+    # Twice and half of the target are held at +-.2: .05 x 1.02 and .05 x .98; .011 is off by .1: .05 x 1.01.
+    given_values = [part({"kl_reference": kl}, batch(0.0), values) for kl in (0.02, 0.005, 0.011, 0.01)]
+    assert [one["loss.kl_coefficient"] for one in given_values] == pytest.approx([0.051, 0.049, 0.0505, 0.05])
+
+
+def test_the_entropy_bonus_works_below_its_target_only() -> None:
+    part = make("target_entropy", target=0.2, step=0.005)
+    values, seen = {"loss.entropy_coefficient": 0.01}, []
+    # c: .015, .020, .015 (above: not used), .010 (above), .015
+    for entropy in (0.1, 0.1, 0.3, 0.3, 0.1):
+        values = part({"entropy": entropy}, batch(0.0), values)
+        seen.append(values["loss.entropy_coefficient"])
+    assert seen == pytest.approx([0.015, 0.02, 0.0, 0.0, 0.015])
+    again = make("target_entropy", target=0.2, step=0.005)
+    again.load_state_dict(json.loads(json.dumps(part.state_dict())))
+    assert again({"entropy": 0.1}, batch(0.0), values) == part({"entropy": 0.1}, batch(0.0), values)
+    for _ in range(9):
+        part({"entropy": 0.9}, batch(0.0), values)
+    assert part({"entropy": 0.1}, batch(0.0), values)["loss.entropy_coefficient"] == 0.005  # never below 0
+
+
 def test_the_gate_of_four_batches() -> None:
     # Mean .5, deviation .1: one deviation above is 1.5; far above or below is held at 2 and 0.
     before = [0.4, 0.6, 0.4, 0.6]
