@@ -15,6 +15,7 @@ __all__ = [
     "RewardError",
     "RowError",
     "SandboxFailure",
+    "ServerFailure",
     "SettingsError",
     "ToolError",
     "ToolFailure",
@@ -56,6 +57,12 @@ class ToolFailure(EnvError):
 
 class SandboxFailure(EnvError):
     """The sandbox machinery broke. Says nothing about the program that ran in it."""
+
+    infrastructure = True
+
+
+class ServerFailure(EnvError):
+    """A process or a server behind an environment died, hangs, or says what cannot be read."""
 
     infrastructure = True
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from .errors import EnvError
 
-__all__ = ["Ended", "ProcessLimits", "Program"]
+__all__ = ["MARK", "Ended", "ProcessLimits", "Program", "exit_of", "inherited", "kill_marked"]
 
-_MARK = "AGENTRL_PROGRAM"
+MARK = "AGENTRL_PROGRAM"
 """Variable by which what a program started is found, also when it left the process group."""
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "SSL_CERT_FILE")
 _READ = 1 << 16
@@ -96,12 +96,11 @@ class Program:
             await asyncio.shield(asyncio.ensure_future(self.kill()))
 
     async def _run(self, text: str) -> Ended:
-        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         try:
             process = self._process = await asyncio.create_subprocess_exec(
                 *_limited(self.command, self.limits),
                 cwd=self.folder,
-                env={**inherited, **self.environment, _MARK: self._mark},
+                env={**inherited(), **self.environment, MARK: self._mark},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -119,7 +118,7 @@ class Program:
                 process.stdin.write(text.encode())
                 await process.stdin.drain()
             process.stdin.close()
-            await _exit_of(process)
+            await exit_of(process)
             # What it started may hold its output open; it ends with the program.
             await self.kill()
             (out, more), (err, more_err) = await asyncio.gather(*reads)
@@ -136,10 +135,22 @@ class Program:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        for pid in await asyncio.to_thread(lambda: list(_marked(self._mark))):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        await _exit_of(process)
+        await asyncio.to_thread(kill_marked, self._mark)
+        await exit_of(process)
+
+
+def kill_marked(mark: str) -> int:
+    """Kill all processes that have `MARK=mark` in their environment; how many there were."""
+    pids = list(_marked(mark))
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return len(pids)
+
+
+def inherited() -> dict[str, str]:
+    """The variables of this process that a program is given; no key is among them."""
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
 
 
 def _limited(command: Sequence[str], limits: ProcessLimits) -> list[str]:
@@ -150,7 +161,7 @@ def _limited(command: Sequence[str], limits: ProcessLimits) -> list[str]:
     return ["/bin/sh", "-c", script, "sh", *command]
 
 
-async def _exit_of(process: asyncio.subprocess.Process) -> None:
+async def exit_of(process: asyncio.subprocess.Process) -> None:
     """Wait until the process itself has ended. (`Process.wait` waits for whoever holds its output, too.)"""
     try:
         handle = os.pidfd_open(process.pid)
@@ -167,7 +178,7 @@ async def _exit_of(process: asyncio.subprocess.Process) -> None:
 
 def _marked(mark: str) -> Iterator[int]:
     """Processes that have the mark in their environment."""
-    wanted = f"{_MARK}={mark}".encode()
+    wanted = f"{MARK}={mark}".encode()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):

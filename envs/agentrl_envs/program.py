@@ -17,20 +17,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .env import Env
 from .errors import EnvError
 from .messages import text_of
 from .model import Access, GatewayCalls
 from .processes import Ended, ProcessLimits, Program
+from .question import QuestionEnv
 
 __all__ = ["ProgramEnv", "program_env"]
 
-_PROMPTS = ("prompt", "problem", "question", "task", "instruction", "input")
 _GRACE_S = 5.0
 """Seconds that a program has to end after a limit of its episode is reached, before it is killed."""
 
 
-class ProgramEnv(Env):
+class ProgramEnv(QuestionEnv):
     """Runs a program for each row; the program is the agent.
 
     Set `command`, or `env.name = "program:COMMAND"`. `{field}` in an argument is replaced by the row's. By
@@ -69,10 +68,6 @@ class ProgramEnv(Env):
         self.ended: Ended | None = None
         self._handed_in: Any = None
 
-    def prompt(self, row: Mapping[str, Any]) -> Any:
-        """The standard input of the program: by default the row's `prompt`, `problem`, `question`, ..."""
-        return next((str(row[name]) for name in _PROMPTS if row.get(name) is not None), "")
-
     async def play(self, row: Mapping[str, Any]) -> str | None:
         """Run the program; its answer."""
         if not self.command:
@@ -91,14 +86,9 @@ class ProgramEnv(Env):
         """What the grader handed in, else whether the answer is the row's."""
         if self.grade_command:
             return self._handed_in
-        if row.get("answer") is None:
-            raise EnvError(
-                "the row has no answer to compare with: write reward(row, answer), or set grade_command"
-            )
-        if answer is None or answer == str(row["answer"]).strip():
-            return answer is not None
-        # What a program prints is the answer itself; graders look for one in a longer text.
-        return self.grade(answer if "boxed" in answer else f"\\boxed{{{answer}}}", row["answer"])
+        if answer is not None and "boxed" not in answer and answer != str(row.get("answer")).strip():
+            answer = f"\\boxed{{{answer}}}"  # what a program prints is the answer itself
+        return super().reward(row, answer)
 
     def _answer(self, ended: Ended) -> str:
         lines = ended.out.strip().splitlines()

@@ -37,11 +37,16 @@ _SHIPPED = {
 # `env.name = "SCHEME:REST"`: `function(rest, settings)` makes the class; its module is imported no earlier.
 _SCHEMES = {
     "program": "agentrl_envs.program:program_env",
+    "mcp": "agentrl_envs.mcp.env:mcp_env",
     "reasoning_gym": "agentrl_envs.adapters.reasoning_gym:reasoning_gym_env",
     "gymnasium": "agentrl_envs.adapters.gymnasium:gymnasium_env",
     "trl": "agentrl_envs.adapters.trl:trl_env",
 }
-_EXTRAS: dict[str, str] = {"reasoning_gym": "agentrl[reasoning-gym]", "gymnasium": "agentrl[gymnasium]"}
+_EXTRAS = {
+    "mcp": "agentrl[mcp]",
+    "reasoning_gym": "agentrl[reasoning-gym]",
+    "gymnasium": "agentrl[gymnasium]",
+}
 """What to install where a package that a scheme needs is missing, such as `agentrl[mcp]`."""
 
 

@@ -79,11 +79,8 @@ def written_out(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
             return [node(one, path) for one in value]
         if not isinstance(value, Mapping):
             return value
-        rest = {
-            key: named(one, path) if key == "properties" else node(one, path) for key, one in value.items()
-        }
-        for key in _NOT_SHOWN:
-            rest.pop(key, None)
+        shown = [(key, one) for key, one in value.items() if key not in _NOT_SHOWN]
+        rest = {key: named(one, path) if key == "properties" else node(one, path) for key, one in shown}
         reference = value.get("$ref")
         if not isinstance(reference, str):
             return _merged(rest)

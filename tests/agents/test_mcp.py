@@ -1,0 +1,300 @@
+"""MCP servers as environments: real servers of the package mcp, over standard streams and HTTP.
+
+They need the package: `pip install 'agentrl[mcp]'`, or `make test-agents`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mcp", reason="no package mcp (pip install 'agentrl[mcp]')")
+
+import agentrl
+from agentrl.config.loading import load_settings
+from agentrl.config.settings import RolloutSettings
+from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl.storage.metrics import read_metrics
+from agentrl_envs import Env, EnvError, ToolCall, ToolResult, load_env
+from agentrl_envs.check import check_env
+from agentrl_envs.errors import ServerFailure
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+ROOT = Path(__file__).parents[2]
+DEMO = Path(agentrl.__file__).parent / "demo"
+SERVER = Path(__file__).parent / "servers" / "notes.py"
+COMMAND = shlex.join([sys.executable, str(SERVER)])
+VARIABLES = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+EXAMPLE = shlex.join([sys.executable, str(ROOT / "examples" / "agents" / "mcp_server.py")])
+OURS = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "sandbox"), VARIABLES["PYTHONPATH"]]))}
+ROW = {"problem": "What is 19 + 23?", "answer": "42"}
+
+
+def notes(where: str = COMMAND, **settings: Any) -> tuple[type[Env], dict[str, Any]]:
+    settings = {"variables": VARIABLES, **settings}
+    return load_env(f"mcp:{where}", settings), settings
+
+
+@asynccontextmanager
+async def episode(
+    where: str = COMMAND, changed: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Env]:
+    """An environment whose episode has begun; `changed` are settings that only the episode has."""
+    env_class, settings = notes(where, **settings)
+    env = env_class(**{**settings, **(changed or {})})
+    counts: dict[str, int] = {}
+    env.attach(_Counting(counts))
+    env.counts = counts
+    try:
+        await env.start(ROW)
+        yield env
+    finally:
+        await env.aclose()
+
+
+class _Counting:
+    """The part of a model that environments tell what happened."""
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        self.counts = counts
+
+    def count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
+
+
+async def use(env: Env, name: str, /, **arguments: Any) -> ToolResult:
+    (result,) = await env.call_tools([ToolCall("1", name, arguments)])
+    return result
+
+
+def servers() -> list[int]:
+    """Processes of the server, other than the one over HTTP, whose command goes on."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and (folder / "cmdline").read_bytes().endswith(f"{SERVER}\0".encode()):
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A server over HTTP."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, SERVER, str(port)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}/mcp"
+    process.kill()
+    process.wait()
+
+
+async def test_tools_state_and_results() -> None:
+    async with episode(tool_timeout_s=3.0) as env, episode(tool_timeout_s=3.0) as other:
+        assert (await use(env, "add", text="a")).text == "1 notes"
+        assert (await use(env, "add", text="b")).text == "2 notes"
+        assert (await use(other, "add", text="c")).text == "1 notes"  # a server of its own
+        assert (await use(env, "total", numbers="[1, 2]", sign="minus")).text == "-3"
+        assert (await use(env, "count", tree={"name": "a", "below": [{"name": "b"}]})).text == "2"
+        refused = await use(env, "total", numbers="many")
+        assert (refused.status, "argument 'numbers'" in refused.text) == ("bad_arguments", True)
+        said = await use(env, "refuse")
+        assert (said.status, said.text.startswith("ToolError: ")) == ("error", True)
+        shown = await use(env, "picture")
+        assert [part["type"] for part in shown.parts] == ["text", "image_url"]
+        assert shown.parts[1]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+        late = await use(env, "hang", seconds=60.0)
+        assert late.text == "ToolError: hang did not end within 3 s"
+        assert (await use(env, "noise")).text == "written"
+        long = await use(env, "big", characters=10_000_000)
+        assert len(long.text) < 257_000
+        assert long.text.endswith("[... the rest of 10,000,000 characters was left out ...]")
+        assert env.counts == {"mcp/timeouts": 1, "mcp/unreadable": 2, "mcp/cut": 1}
+    assert servers() == []
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "said"),
+    [
+        ("die", {}, "is gone in a call of die: .*; it wrote: out of memory"),
+        (
+            "freeze",
+            {"seconds": 60.0},
+            "the call of freeze did not end within 3 s, and the MCP server .* either",
+        ),
+        (
+            "big",
+            {"characters": 40_000_000},
+            "is gone in a call of big: .*; it wrote a line of more than 32 MB",
+        ),
+    ],
+)
+async def test_a_server_that_breaks_fails_the_episode(
+    tool: str, arguments: dict[str, Any], said: str
+) -> None:
+    async with episode(tool_timeout_s=3.0) as env:
+        with pytest.raises(ServerFailure, match=said):
+            await use(env, tool, **arguments)
+    assert servers() == []
+
+
+async def test_a_server_that_changes_its_tools_fails_the_episode() -> None:
+    async with episode(tool_timeout_s=3.0) as env:
+        await use(env, "vanish", name="total")
+        with pytest.raises(ServerFailure, match="has changed its tools: total gone"):
+            await use(env, "total", numbers=[1])
+        assert env.counts["mcp/tools_changed"] == 1
+    with pytest.raises(ServerFailure, match="has changed its tools: big gone"):
+        async with episode(tool_timeout_s=3.0, changed={"variables": {**VARIABLES, "NOTES_WITHOUT": "big"}}):
+            pass
+    assert servers() == []
+
+
+async def test_over_http_every_episode_has_a_session_and_leaves_none(address: str) -> None:
+    async with episode(address) as env, episode(address) as other:
+        assert (await use(env, "total", numbers=[20, 22])).text == "42"
+        assert (await use(other, "total", numbers=[1])).text == "1"
+        said = await use(env, "refuse")
+        assert said.status == "error"
+
+
+async def test_a_shared_server_serves_all_and_is_started_again() -> None:
+    async with episode(shared=True) as env, episode(shared=True) as other:
+        assert (await use(env, "add", text="a")).text == "1 notes"
+        assert (await use(other, "add", text="b")).text == "2 notes"
+        assert len(servers()) == 1
+        with pytest.raises(ServerFailure):
+            await use(env, "die")
+    async with episode(shared=True) as env:
+        assert (await use(env, "add", text="a")).text == "1 notes"
+        await use(env, "add", text="b")
+        with pytest.raises(ServerFailure):
+            await use(env, "die")
+    assert servers() == []
+
+
+async def test_an_episode_that_is_cancelled_leaves_no_server() -> None:
+    started = asyncio.Event()
+
+    async def play() -> None:
+        async with episode() as env:
+            started.set()
+            await use(env, "hang", seconds=60.0)
+
+    task = asyncio.ensure_future(play())
+    await asyncio.wait_for(started.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert servers() == []
+
+
+@pytest.mark.parametrize(
+    ("where", "settings", "said"),
+    [
+        (
+            "no_such_program --stdio",
+            {},
+            "MCP server 'no_such_program --stdio' does not start: FileNotFoundError",
+        ),
+        ("sh -c 'echo wrong key >&2; exit 3'", {}, "does not start: .*it wrote: wrong key"),
+        (
+            "sleep 60",
+            {"start_s": 1.0},
+            r"'sleep 60' did not tell its tools within 1 s \(the setting start_s\)",
+        ),
+        ("http://127.0.0.1:9/mcp", {}, "MCP server 'http://127.0.0.1:9/mcp' does not start: .*"),
+        (COMMAND, {"only": ["totals"]}, "has no tool totals; it has: add, total"),
+        (
+            "http://127.0.0.1:9/mcp",
+            {"headers": {"Authorization": "Bearer $NO_SUCH_KEY"}},
+            "a variable that is not set",
+        ),
+        ("sh 'open", {}, "cannot be read: No closing quotation"),
+        (COMMAND, {"share": True}, "unknown setting 'share'.*did you mean 'shared'"),
+    ],
+)
+def test_what_cannot_be_used_is_said_before_anything_runs(
+    where: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(EnvError, match=said):
+        notes(where, **settings)
+    assert servers() == []
+
+
+async def test_the_example_goes_through_three_tool_calls() -> None:
+    script = [f"<code>\n{code}\n</code>" for code in ("a = 6 * 7; print(a)", "print(a + 1)", "print(2 * a)")]
+    env_class, settings = notes(EXAMPLE, variables=OURS)
+    seen = await run_episode(
+        lambda: env_class(**settings),
+        ScriptedPolicy([*script, "It is \\boxed{84}.<|end|>"], tokenizer=ByteTokenizer()),
+        make_renderer(ByteTokenizer(), "code", instructions=""),
+        row={"problem": "What is 6 * 7 * 2?", "answer": "84"},
+        dispatch=Dispatch("t0", 0, "p0", 0, seed=1),
+        settings=RolloutSettings(),
+    )
+    assert seen.failure is None
+    assert (seen.reward, len(seen.turns), len(seen.segments)) == (1.0, 4, 1)
+    text = ByteTokenizer().decode(seen.segments[0].token_ids)
+    assert [text.count(result) > 0 for result in ("42\n", "43\n", "84\n")] == [True] * 3
+
+
+def test_the_example_is_trained_for_two_steps(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
+    from agentrl.training.train import train
+
+    rows = [{"id": str(n), "problem": f"{n}*8+1", "answer": str(n * 8 + 1)} for n in range(20, 28)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = (DEMO / "demo.toml").read_text()
+    settings = settings.replace('name = "arithmetic"', f"name = {json.dumps(f'mcp:{EXAMPLE}')}")
+    settings = settings.replace(
+        "[model]",
+        f"[env.settings]\nvariables = {{PYTHONPATH = {json.dumps(OURS['PYTHONPATH'])}}}\n\n[model]",
+        1,
+    )
+    (tmp_path / "run.toml").write_text(settings.replace("generated:train:250", str(tmp_path / "rows.jsonl")))
+    flags: list[Any] = [
+        f"--model.path={DEMO / 'model'}",
+        f"--run.directory={tmp_path}",
+        "--run.name=run",
+        "--run.steps=2",
+        "--stream.batch=3",
+        "--stream.in_flight=3",
+        "--eval.data=",
+        "--learner.mini_batch=3",
+        "--checkpoint.every=2",
+    ]
+    train(load_settings(tmp_path / "run.toml", flags))
+    steps = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "step"]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(row["tokens_learned"] > 0 for row in steps)
+    assert sum(row["tool_calls_mean"] for row in steps) > 0
+
+
+async def test_check_tries_a_server() -> None:
+    env_class, settings = notes(only=["add", "total"], shared=True)
+    findings = await check_env(env_class, [ROW], settings=settings)
+    assert [one.check for one in findings if one.ok is False] == []
+    assert {one.check: one.detail for one in findings}["tools can be described"] == "add, total"
