@@ -227,6 +227,11 @@ class Run:
         return run_weights(self.folder)
 
     @property
+    def best(self) -> Path | None:
+        """A Hugging Face folder with the weights of the best held-out score; None where none are kept."""
+        return self._files.best if self._files.best_version() is not None else None
+
+    @property
     def report(self) -> Path:
         """The page with the curves."""
         return self._files.report

@@ -20,6 +20,9 @@ def add_parser(subparsers: Any) -> None:
         "--version", type=number(Number), help="policy version; by default the newest, a checkpoint's too"
     )
     parser.add_argument(
+        "--best", action="store_true", help="the version with the best held-out score (checkpoint.best)"
+    )
+    parser.add_argument(
         "--adapter",
         action="store_true",
         help="the adapter that the run learned apart, as peft and vLLM read it",
@@ -37,8 +40,10 @@ def run(options: argparse.Namespace) -> int:
     if options.target.exists():
         raise ConfigError(f"{options.target} exists; name a folder that does not")
     if is_adapter(options.run):
-        if options.adapter or options.version is not None:
-            raise ConfigError(f"{options.run} is an adapter already: --adapter and --version are for runs")
+        if options.adapter or options.best or options.version is not None:
+            raise ConfigError(
+                f"{options.run} is an adapter already: --adapter, --best and --version are for runs"
+            )
         with whole_folder(options.target) as folder:
             write_merged(options.run, folder)
         print(f"{options.run}, merged -> {options.target}")
@@ -52,9 +57,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _source(options: argparse.Namespace) -> Path:
     from agentrl.errors import ConfigError
-    from agentrl.inference.run_weights import run_weights
+    from agentrl.inference.run_weights import best_weights, run_weights
 
-    weights = run_weights(options.run, options.version)
+    if options.best and options.version is not None:
+        raise ConfigError("--best and --version name one version each: give one of them")
+    weights = best_weights(options.run) if options.best else run_weights(options.run, options.version)
     if not options.adapter:
         return weights
     if not (weights / "adapter").is_dir():

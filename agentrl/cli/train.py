@@ -129,5 +129,10 @@ def sentence(summary: dict) -> str:
     return (
         f"{reward} in {summary['wall_s']:.0f} s ({summary['cpu_s']:.0f} CPU-seconds): "
         f"{summary['episodes']} episodes, {_initial(summary)}{summary['policy_versions']} policy versions, "
-        f"{summary['python_calls']} Python calls; report: {summary['report']}"
+        f"{summary['python_calls']} Python calls; {_best(summary)}report: {summary['report']}"
     )
+
+
+def _best(summary: dict) -> str:
+    best = summary.get("best")
+    return f"best held-out score: {best['score']:.2f}, version {best['version']}; " if best else ""

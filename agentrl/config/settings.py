@@ -377,6 +377,9 @@ class CheckpointSettings:
     """Newest checkpoints kept."""
     weights_every: Number = 0
     """Learner steps between Hugging Face weights in `weights/`; 0 writes them at the end only."""
+    best: bool = True
+    """Keep the weights of the version with the best held-out score in `best/`, the first of equal ones, where
+    `eval.every` measures versions during the run; one that only equals the model at the start is not kept."""
 
 
 @dataclass(frozen=True, slots=True)

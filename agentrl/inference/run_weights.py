@@ -50,6 +50,23 @@ def run_weights(run: Path, version: int | None = None) -> Path:
     return _write(folder, saved[wanted], wanted)
 
 
+def best_weights(run: Path) -> Path:
+    """The folder of the weights with the best held-out score.
+
+    Raises:
+        ConfigError: the run keeps none; says why.
+    """
+    folder = RunFolder.open(run)
+    if folder.best_version() is not None:
+        return folder.best
+    settings = loading.load_settings(folder.config)
+    if not (settings.checkpoint.best and settings.eval.every):
+        why = "it was not asked to (checkpoint.best, with eval.every and held-out rows)"
+    else:
+        why = "no version has been measured to be better than the model it began with"
+    raise ConfigError(f"{run} keeps no best version: {why}; without --best the newest is exported")
+
+
 def _version(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 

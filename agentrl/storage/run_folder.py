@@ -3,7 +3,7 @@
 ::
 
     config.toml metrics.jsonl summary.json ledger.jsonl credit.jsonl run.json
-    episodes/ steps/ checkpoints/ weights/step_N/ report.html logs/
+    episodes/ steps/ checkpoints/ weights/step_N/ best/ report.html logs/
 
 It knows nothing of what the files say.
 """
@@ -26,6 +26,10 @@ from agentrl.storage.provenance import command, versions
 
 FORMAT = 2
 """Of the files of a run. A folder without a number is of format 1."""
+
+
+HELD_OUT = "held_out.json"
+"""Beside the best weights: their version and its score."""
 
 
 class _Inside:
@@ -145,7 +149,11 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing; nobody reads it."""
-        for old in [*self.checkpoints.glob(".*.old"), *self.weights.glob(".*.old")]:
+        for old in [
+            *self.checkpoints.glob(".*.old"),
+            *self.weights.glob(".*.old"),
+            *self.path.glob(f".{self.best.name}.old"),
+        ]:
             final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             if not final.exists():  # killed between two renames: the old one is the newest whole one
                 old.rename(final)
@@ -193,10 +201,19 @@ class RunFolder:
     """What can be resumed."""
     weights = _Inside("weights")
     """Hugging Face weights, one folder per version."""
+    best = _Inside("best")
+    """Hugging Face weights of the version with the best held-out score, which `held_out.json` names."""
     logs = _Inside("logs")
     """Logs and stacks of stalls."""
     report = _Inside("report.html")
     """The page with the curves."""
+
+    def best_version(self) -> dict[str, Any] | None:
+        """`version` and held-out `score` of the weights in `best`, None where there are none."""
+        try:
+            return json.loads((self.best / HELD_OUT).read_text())
+        except (OSError, ValueError):
+            return None
 
     def newest_weights(self) -> Path | None:
         """The weights of the highest version, None when there are none."""

@@ -21,7 +21,7 @@ from agentrl.training.attempt import Attempt
 from agentrl.training.credit import shuffled
 from agentrl.training.initial_values import set_initial_values
 from agentrl.training.parts import Parts
-from agentrl.training.snapshot import write_checkpoint, write_step, write_weights
+from agentrl.training.snapshot import keep_best, write_checkpoint, write_step, write_weights
 from agentrl.training.step_log import StepLog
 
 T = TypeVar("T")
@@ -142,6 +142,7 @@ class Orchestrator(Attempt):
         if every == 0 or self.version % every:
             await self._evaluate()
         await write_weights(self)
+        await self._keep_best()
         await write_checkpoint(self)
 
     # ------------------------------------------------------------------ phases
@@ -262,6 +263,10 @@ class Orchestrator(Attempt):
             f"`agentrl train --resume {self.parts.folder.path} --forgive`, which draws them again"
         )
 
+    async def _keep_best(self) -> None:
+        if self.settings.checkpoint.best and self.settings.eval.every and self.parts.evaluate is not None:
+            await keep_best(self)
+
     async def _flush(self) -> None:
         await self.limited(self.parts.recorder.flush(), f"the disk to write {self.parts.folder.episodes}")
 
@@ -280,6 +285,8 @@ class Orchestrator(Attempt):
                 # It may be cut short at any time: it is no part of the step that it follows.
                 self._between_steps.set()
                 await self._evaluate()
+                self._between_steps.clear()
+                await self._keep_best()
             self._between_steps.clear()
             due, progress.due = progress.due, False
             if not due or version >= settings.run.steps:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,8 @@ from agentrl.errors import AgentRLError, DiskError, LearnerError, StallError
 from agentrl.storage import nested
 from agentrl.storage.checkpoint import RunState, checkpoint_folders, checkpoint_version, commit, write_state
 from agentrl.storage.durable import replace_folder
-from agentrl.storage.metrics import Row
+from agentrl.storage.metrics import Row, read_metrics
+from agentrl.storage.run_folder import HELD_OUT
 from agentrl.storage.steps import StepRecord, TokenValues
 from agentrl.training.credit import Assignment
 
@@ -137,6 +140,50 @@ async def write_weights(attempt: Attempt) -> None:
         await limited(
             asyncio.to_thread(replace_folder, temporary, final, "weights"), f"the disk to take {final}"
         )
+
+
+async def keep_best(attempt: Attempt) -> None:
+    """Keep the weights of the present version where no version measured before it scored as well.
+
+    Scores stand in the metrics, and what is kept beside the weights, so a resumed run goes on from there. A
+    version that was kept before a kill, and is measured again after it, stays with its first score.
+
+    Raises:
+        AgentRLError: the disk does not take them; the best before it is intact.
+    """
+    parts, limited, version = attempt.parts, attempt.limited, attempt.version
+    rows = [row for row in read_metrics(parts.folder.metrics) if row["kind"] == "eval"]
+    scores = {row["version"]: row["reward_mean"] for row in rows if row.get("reward_mean") is not None}
+    if not version or version not in scores:
+        return
+    score, kept = scores[version], parts.folder.best_version()
+    if kept is not None and (kept["version"] == version or kept["score"] >= score):
+        return
+    if any(other >= score for earlier, other in scores.items() if earlier < version):
+        return
+    final = parts.folder.best
+    with _written_whole(final, f"the best weights, of version {version}") as temporary:
+        written = parts.folder.weights / f"step_{version}"
+        if written.is_dir():
+            await limited(asyncio.to_thread(_link, written, temporary), f"the disk to link {written}")
+        else:
+            await limited(parts.learner.save_weights(temporary), "the learner to write its best weights")
+        (temporary / HELD_OUT).write_text(json.dumps({"version": version, "score": score}))
+        await limited(
+            asyncio.to_thread(replace_folder, temporary, final, "best"), f"the disk to take {final}"
+        )
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same files under another name; copies where the disk links none."""
+
+    def link(file: str, other: str) -> None:
+        try:
+            os.link(file, other)
+        except OSError:
+            shutil.copyfile(file, other)
+
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
 
 
 @contextlib.contextmanager

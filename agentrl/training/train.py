@@ -151,6 +151,7 @@ def summarise(orchestrator: Orchestrator, wall_s: float, cpu_s: float) -> dict[s
         "run_id": parts.folder.identity["run_id"],
         "name": parts.folder.name,
         "report": str(parts.folder.report),
+        "best": parts.folder.best_version(),
         "reward_first": rewards[0] if rewards else None,
         "reward_last": rewards[-1] if rewards else None,
         "wall_s": wall_s,
