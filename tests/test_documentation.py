@@ -138,7 +138,7 @@ def run_agentrl(words: list[str], *, dry: bool) -> int:
     """Run one documented command with small things in place of large ones."""
     words = [SMALL.get(word, word) for word in words]
     if words[0] == "init":
-        Path(words[1]).unlink(missing_ok=True)
+        Path(words[1]).unlink(missing_ok=True) if words[1].endswith(".py") else shutil.rmtree(words[1], True)
     if words[0] == "export":
         shutil.rmtree(words[2], ignore_errors=True)
     if words[0] == "sft":

@@ -211,13 +211,13 @@ def test_a_new_environment_file_is_ready_to_train_on(
     assert load_env("word_game.py").__name__ == "WordGame"
     (tmp_path / "rows.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
     text = (tmp_path / "word_game.py").read_text()
-    (command,) = re.findall(r"agentrl (train .+?)  ", text)
+    (command,) = re.findall(r"agentrl (train .+ROWS.jsonl)  ", text)
     flags = ["--sampler.copies_per_prompt=256", "--dry-run"]
     assert main([*command.replace("ROWS.jsonl", "rows.jsonl").split(), *flags]) == 0
     assert max(map(len, text.splitlines())) <= 110
     assert main(["init", "word_game.py"]) == 1
     assert "exists; name another file" in capsys.readouterr().err
-    assert main(["init", "word_game"]) == 1
-    assert "should end in .py" in capsys.readouterr().err
+    assert main(["init", "other.py", "--kind", "game"]) == 1
+    assert "agentrl init other --kind game" in capsys.readouterr().err
     assert main(["init", "nowhere/env.py"]) == 1
     assert "no folder nowhere" in capsys.readouterr().err

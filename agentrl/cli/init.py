@@ -1,17 +1,36 @@
-"""`agentrl init`: write a new environment file to start from."""
+"""`agentrl init`: write a small project, or an environment file alone, to start from."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from agentrl.cli.command import add_command
+
+PROJECTS = Path(__file__).with_name("projects")
+KINDS = {
+    "tools": "tools are methods; an interpreter of Python to begin with",
+    "game": "several turns that the environment answers",
+    "data": "problems from a file, with answers to compare with",
+    "agent": "a program that speaks OpenAI's protocol is the agent",
+}
+"""Of projects."""
+ROWS, HELD_OUT = 200, 64
 
 TEMPLATE = '''\
 """What the agent is asked, which tools it has, and what is paid.
 
     agentrl check {file}                                   tries to break it; needs no model
-    agentrl train {file} --model MODEL --data ROWS.jsonl   rows are {{"problem": ..., "answer": ...}}
+    agentrl train {file}                                   as it is, with the model that ships with agentrl
+    agentrl train {file} --model MODEL --data ROWS.jsonl   rows: {{"problem": ..., "answer": ...}}
 """
 
+from agentrl_envs.arithmetic import arithmetic_rows
 from agentrl_envs.math_with_python import MathWithPython
 
 
@@ -30,30 +49,79 @@ class {name}(MathWithPython):
 
     def reward(self, row, answer):
         return self.grade(answer, row["answer"])
+
+    @classmethod
+    def generate_rows(cls, count, split="train", seed=0):
+        return arithmetic_rows(count, split=split, seed=seed)  # where no --data is given
 '''
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: Any) -> None:
     """Describe the command."""
-    parser = subparsers.add_parser("init", help="write a new environment file to start from")
-    parser.add_argument("file", type=Path, nargs="?", default=Path("my_env.py"), help="default: my_env.py")
+    kinds = "\n".join(f"  {kind:<7} {text}" for kind, text in KINDS.items())
+    parser = add_command(
+        subparsers,
+        "init",
+        "write a small project, or an environment file, to start from",
+        description="Write a folder NAME with an environment, rows, settings and a test; or, where the name\n"
+        f"ends in .py, an environment file alone.\n\nkinds of projects:\n{kinds}",
+    )
+    parser.add_argument("name", type=Path, nargs="?", default=Path("my_env.py"), help="default: my_env.py")
+    parser.add_argument("--kind", choices=KINDS, help="of the project (default: tools)")
     parser.set_defaults(handler=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the file."""
+    """Write the file, or the project."""
     from agentrl.errors import ConfigError
 
-    path: Path = options.file
-    if path.suffix != ".py":
-        raise ConfigError(f"{path} should end in .py: other commands take it for an environment by that")
+    path: Path = options.name
     if path.exists():
-        raise ConfigError(f"{path} exists; name another file")
+        raise ConfigError(f"{path} exists; name another {'file' if path.suffix == '.py' else 'folder'}")
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {path.parent}; make it first")
-    path.write_text(TEMPLATE.format(file=path, name=class_name(path)), encoding="utf-8")
-    print(f"wrote {path}; try it: agentrl check {path}")
+    if path.suffix == ".py":
+        if options.kind:
+            raise ConfigError(
+                f"--kind is of a project, and {path} names a file: `agentrl init {path.stem} --kind "
+                f"{options.kind}` writes a folder with an environment, rows, settings and a test"
+            )
+        path.write_text(TEMPLATE.format(file=path, name=class_name(path)), encoding="utf-8")
+        print(f"wrote {path}; try it: agentrl check {path}")
+        return 0
+    write_project(path, options.kind or "tools")
+    files = ", ".join(sorted(file.name for file in path.iterdir()))
+    print(
+        f"wrote {path}: {files}; try it:\n"
+        f"  cd {path}\n"
+        "  agentrl check environment.py    # tries to break it\n"
+        "  python -m pytest                # tests it\n"
+        "  agentrl train settings.toml     # a few minutes on two cores"
+    )
     return 0
+
+
+def write_project(path: Path, kind: str) -> None:
+    """Write a project of a kind into a folder that does not exist."""
+    from agentrl.storage.durable import whole_folder
+
+    with whole_folder(path) as folder:
+        for file in (PROJECTS / kind).glob("*.py"):
+            shutil.copyfile(file, folder / file.name)
+        shutil.copyfile(PROJECTS / "settings.toml", folder / "settings.toml")
+        for name, split, count in (("rows", "train", ROWS), ("held_out", "test", HELD_OUT)):
+            lines = [json.dumps(row) + "\n" for row in project_rows(kind, split, count)]
+            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def project_rows(kind: str, split: str, count: int) -> Sequence[Mapping[str, Any]]:
+    """Rows that a project begins with."""
+    from agentrl_envs.arithmetic import arithmetic_rows
+
+    if kind != "game":
+        return arithmetic_rows(count, split="train" if split == "train" else "test")
+    rng = random.Random(split)
+    return [{"id": f"{split}-{number}", "secret": rng.randint(1, 9)} for number in range(count)]
 
 
 def class_name(path: Path) -> str:

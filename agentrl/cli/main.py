@@ -28,7 +28,7 @@ COMMANDS = {
     "sft": "supervised warm start on written traces",
     "view": "look at a run in the browser",
     "runs": "list runs, newest first",
-    "init": "write a new environment file to start from",
+    "init": "write a small project, or an environment file, to start from",
     "parts": "list what settings may name: losses, estimators, samplers, ... and parts of your own",
     "check": "try an environment on scripted policies before training on it",
     "doctor": "what this machine can run, and what it cannot",

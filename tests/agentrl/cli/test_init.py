@@ -1,0 +1,68 @@
+"""`agentrl init`: each kind of project passes its own tests and checks, and trains."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentrl.cli.init import KINDS
+from agentrl.cli.main import main
+from agentrl.storage.metrics import read_metrics
+from agentrl_envs import registry
+
+SMALL = ["--steps=2", "--stream.batch=4", "--engine.slots=4", "--eval.limit=2", "--name=run", "--quiet"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--kind", request.param]) == 0
+    monkeypatch.chdir(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("project", KINDS, indirect=True)
+def test_a_project_passes_its_tests(project: Path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("project", KINDS, indirect=True)
+def test_a_project_is_checked_and_trains_two_steps(project: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("torch", reason="it trains (pip install agentrl[train])")
+    assert main(["check", "environment.py"]) == 0
+    assert "ready to train on" in capsys.readouterr().out
+    assert main(["train", "settings.toml", *SMALL]) == 0
+    rows = read_metrics(project / "runs" / "run" / "metrics.jsonl")
+    steps = [row for row in rows if row["kind"] == "step"]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(row["tokens_learned"] > 0 for row in steps)
+    assert sum(row["kind"] == "eval" for row in rows) == 2
+
+
+def test_what_it_writes_is_told_and_nothing_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine"]) == 0
+    told = capsys.readouterr().out
+    for name in ("environment.py", "rows.jsonl", "held_out.jsonl", "settings.toml", "test_environment.py"):
+        assert name in told
+        assert (tmp_path / "mine" / name).stat().st_size > 0
+    env = registry.load_env(tmp_path / "mine" / "environment.py")
+    assert [spec.name for spec in env.tool_specs()] == ["python"]
+    before = (tmp_path / "mine" / "environment.py").read_bytes()
+    assert main(["init", "mine", "--kind", "game"]) == 1
+    assert "exists; name another folder" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "environment.py").read_bytes() == before
