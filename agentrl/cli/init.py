@@ -27,7 +27,7 @@ TEMPLATE = '''\
 
     agentrl check {file}                                   tries to break it; needs no model
     agentrl train {file}                                   as it is, with the model that ships with agentrl
-    agentrl train {file} --model MODEL --data ROWS.jsonl   rows: {{"problem": ..., "answer": ...}}
+    agentrl train {file} --model MODEL --data ROWS.jsonl   rows with problem and answer
 """
 
 from agentrl_envs.arithmetic import arithmetic_rows
