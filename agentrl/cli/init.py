@@ -26,7 +26,7 @@ TEMPLATE = '''\
 """What the agent is asked, which tools it has, and what is paid.
 
     agentrl check {file}                                   tries to break it; needs no model
-    agentrl train {file}                                   as it is, with the model that ships with agentrl
+    agentrl train {file}                                   learns as it is, with a bundled model
     agentrl train {file} --model MODEL --data ROWS.jsonl   rows with problem and answer
 """
 
