@@ -8,7 +8,7 @@ venv=${AGENTRL_ADAPTERS_VENV:-.venv-adapters}
 if ! test -e "$venv/.installed"; then
   "${PYTHON:-python3}" -m venv "$venv"
   "$venv/bin/python" -m pip --disable-pip-version-check install --quiet \
-    -e '.[reasoning-gym,gymnasium]' 'pytest>=8' 'pytest-asyncio>=0.24' 'pytest-timeout>=2.3'
+    -e '.[reasoning-gym,gymnasium,verifiers]' 'pytest>=8' 'pytest-asyncio>=0.24' 'pytest-timeout>=2.3'
   touch "$venv/.installed"
 fi
 exec "$venv/bin/python" -m pytest tests/adapters "$@"

@@ -41,11 +41,13 @@ _SCHEMES = {
     "reasoning_gym": "agentrl_envs.adapters.reasoning_gym:reasoning_gym_env",
     "gymnasium": "agentrl_envs.adapters.gymnasium:gymnasium_env",
     "trl": "agentrl_envs.adapters.trl:trl_env",
+    "verifiers": "agentrl_envs.adapters.verifiers:verifiers_env",
 }
 _EXTRAS = {
     "mcp": "agentrl[mcp]",
     "reasoning_gym": "agentrl[reasoning-gym]",
     "gymnasium": "agentrl[gymnasium]",
+    "verifiers": "agentrl[verifiers]",
 }
 """What to install where a package that a scheme needs is missing, such as `agentrl[mcp]`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentrl.config.settings import RolloutSettings
@@ -38,7 +38,11 @@ def tool_call(name: str, **arguments: Any) -> str:
 
 
 async def play(
-    env: type[Env], row: Mapping[str, Any], script: Sequence[str], *, seed: int = 1, **settings: Any
+    env: Callable[..., Env],
+    row: Mapping[str, Any],
+    script: Sequence[str],
+    *,
+    limits: RolloutSettings | None = None,
 ) -> Episode:
     """One episode in which the model says what stands in the script, message by message."""
     return await run_episode(
@@ -46,9 +50,8 @@ async def play(
         ScriptedPolicy(list(script), tokenizer=Tokenizer()),
         make_renderer(Tokenizer(), "hermes"),
         row=row,
-        dispatch=Dispatch("t0", 0, "p0", 0, seed=seed),
-        settings=RolloutSettings(max_tokens=20_000),
-        **settings,
+        dispatch=Dispatch("t0", 0, "p0", 0, seed=1),
+        settings=limits or RolloutSettings(max_tokens=20_000),
     )
 
 

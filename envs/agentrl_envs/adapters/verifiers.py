@@ -1,0 +1,301 @@
+"""`env.name = "verifiers:NAME"`: an environment of verifiers, 0.2 line, plays itself with our model.
+
+Its own rollout runs, single-turn, multi-turn or with tools, and its own rubric is the reward. Each message it
+asks for is sampled with exact tokens. Knows nothing of what its environments do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ..env import Env
+from ..errors import EnvError, EnvNotFound, SettingsError
+from ..infrastructure import is_infrastructure
+from ..messages import Message, ToolResult, ToolSpec
+from ..model import Model
+from ..raised import error_text
+from ..registry import load_file
+from .making import make_class
+
+__all__ = ["VerifiersEnv", "verifiers_env"]
+
+_raised: contextvars.ContextVar[list[Exception]] = contextvars.ContextVar("raised")
+"""What the reward functions of the running rollout raised: their rubric takes it for a reward of 0."""
+
+
+class VerifiersEnv(Env):
+    """A task of verifiers."""
+
+    max_turns = 64
+    required_fields = ("prompt", "example_id")
+    env_id: ClassVar[str] = ""
+    given: ClassVar[str] = "{}"
+
+    arguments: dict[str, Any] = {}  # noqa: RUF012 - a setting; each instance has its own
+    """Arguments of `load_environment`."""
+    lowest: float = 0.0
+    """Least reward of its rubric."""
+    highest: float = 1.0
+    """Greatest reward of its rubric."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._scored: float | None = None
+
+    async def play(self, row: Mapping[str, Any]) -> str | None:
+        """Let the environment run its rollout; the text of its last message."""
+        messages = _Messages(self.speaker, asyncio.get_running_loop(), self.max_turns)
+        output = await _rollout(self, row, messages.answer)
+        self._scored = output["reward"]
+        return messages.last
+
+    async def reward(self, row: Mapping[str, Any], answer: str | None) -> float:
+        """What its rubric gave; where nothing was played, what it gives a policy that only says `answer`."""
+        if self._scored is not None:
+            return self._scored
+
+        async def said(messages: Any, tools: Any) -> tuple[str, Sequence[Any], bool]:
+            return answer or "", (), False
+
+        return (await _rollout(self, row, said))["reward"]
+
+    @classmethod
+    def generate_rows(
+        cls, count: int, *, split: Literal["train", "test"], seed: int = 0
+    ) -> list[dict[str, Any]]:
+        """Rows of its own data sets; those held out are its evaluation set.
+
+        Raises:
+            SettingsError: it has none, or fewer rows.
+        """
+        rows = _rows(_loaded(cls.env_id, cls.given), split, count, seed)
+        if not rows:
+            raise SettingsError(f"verifiers:{cls.env_id} has no evaluation set: name rows of yours")
+        if len(rows) < count:
+            raise SettingsError(
+                f"verifiers:{cls.env_id} has {len(rows)} rows for {split!r}, and {count} are wanted"
+            )
+        return rows
+
+
+def _rows(environment: Any, split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """At most `count` rows of a data set of its own, with ids; none where it has no such set."""
+    if split == "test":
+        environment.build_eval_dataset()
+        if environment.eval_dataset is None:
+            return []
+    get = environment.get_dataset if split == "train" else environment.get_eval_dataset
+    return [{"id": f"{split}-{row['example_id']}", **row} for row in get(count, seed or None).to_list()]
+
+
+def _written(arguments: Mapping[str, Any] | None, raw: str) -> str:
+    return raw if arguments is None else json.dumps(arguments)
+
+
+Answer = Callable[[Sequence[Any], Sequence[Any]], Any]
+"""Says the next message: messages and tools of verifiers to text, calls, and whether a limit cut it."""
+
+
+async def _rollout(env: VerifiersEnv, row: Mapping[str, Any], answer: Answer) -> Mapping[str, Any]:
+    """Run one rollout and its rubric.
+
+    Raises:
+        EnvError: it failed, ran into its own time limit, or a reward function lost its service.
+    """
+    environment = _loaded(env.env_id, env.given)
+    raised: list[Exception] = []
+
+    async def run() -> Mapping[str, Any]:
+        _raised.set(raised)
+        given = {"example_id": row["example_id"], "prompt": row["prompt"], "answer": row.get("answer") or ""}
+        given |= {name: row[name] for name in ("info", "task") if row.get(name) is not None}
+        return await environment.run_rollout(given, _client_class()(answer), "policy", {})
+
+    output = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), _loop()))
+    lost = next((error for error in raised if is_infrastructure(error)), None)
+    why = lost and f"a reward function raised {error_text(lost)}"
+    if (error := output.get("error")) is not None:
+        why = error.get("error_chain_repr", error) if isinstance(error, Mapping) else error
+    if why is None and output.get("stop_condition") == "timeout_reached":
+        why = f"it did not end within its own {environment.timeout_seconds:g} s"
+    if why is not None:
+        raise EnvError(f"verifiers:{env.env_id}: {why}") from lost
+    if raised and env._model is not None:
+        env.speaker.count("verifiers/reward_errors", len(raised))
+    return output
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """A loop in a thread of its own: what environments do without awaiting does not stop other episodes."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="verifiers", daemon=True).start()
+    return loop
+
+
+class _Messages:
+    """One conversation as verifiers has it, and as our model has it, message for message."""
+
+    def __init__(self, speaker: Model, loop: asyncio.AbstractEventLoop, max_turns: int) -> None:
+        self._speaker, self._loop, self._max_turns = speaker, loop, max_turns
+        self._spoken: list[tuple[Any, Any]] = []
+        self._results: dict[str, Message] = {}
+        self._cut = False
+        self.last: str | None = None
+
+    async def answer(self, messages: Sequence[Any], tools: Sequence[Any]) -> tuple[str, Sequence[Any], bool]:
+        """The next message, sampled in the loop of the episode."""
+        asked = asyncio.run_coroutine_threadsafe(self._complete(messages, tools), self._loop)
+        return await asyncio.wrap_future(asked)
+
+    async def _complete(
+        self, messages: Sequence[Any], tools: Sequence[Any]
+    ) -> tuple[str, Sequence[Any], bool]:
+        if self._cut or len(self._spoken) >= self._max_turns:
+            from verifiers.errors import OverlongPromptError
+
+            raise OverlongPromptError("a limit of the episode leaves no room for another message")
+        specs = [ToolSpec(t.name, t.description, dict(t.parameters), False, 0.0) for t in tools]
+        said = await self._speaker.complete([self._ours(one) for one in self._noted(messages)], specs)
+        self._cut = said.cut is not None
+        text = str(said.message.get("content") or "")
+        self._spoken.append(((text, tuple(call.id for call in said.tool_calls)), said))
+        self.last = None if said.tool_calls or self._cut else said.text
+        return text, said.tool_calls, self._cut
+
+    def _noted(self, messages: Sequence[Any]) -> Sequence[Any]:
+        """The messages, after the results of the newest calls were recorded."""
+        new = [m for m in messages if m.role == "tool" and m.tool_call_id not in self._results]
+        calls = {call.id: (said, call) for _, said in self._spoken for call in said.tool_calls}
+        for one in new:
+            if one.tool_call_id in calls:
+                said, call = calls[one.tool_call_id]
+                result = ToolResult(call.id, call.name, _text(one.content), True, 0.0)
+                [self._results[call.id]] = self._speaker.acted(said, [result])
+        return messages
+
+    def _ours(self, message: Any) -> Message:
+        """A message as our model has it; what it said itself is given back exactly."""
+        if message.role == "tool" and message.tool_call_id in self._results:
+            return self._results[message.tool_call_id]
+        if message.role == "assistant":
+            calls = tuple(call.id for call in message.tool_calls or ())
+            for key, said in self._spoken:
+                if key == (_text(message.content), calls):
+                    return said.message
+        return {"role": message.role, "content": _text(message.content)}
+
+
+def _text(content: Any) -> str:
+    """Text of a message. EnvError where it has pictures or sounds."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = [getattr(part, "text", None) for part in content]
+    if None in parts:
+        raise EnvError("verifiers: a message has content other than text, which is not supported here")
+    return "".join(map(str, parts))
+
+
+@functools.cache
+def _client_class() -> type:
+    """A client of verifiers whose answers come from a function."""
+    from verifiers.clients.client import Client
+    from verifiers.types import Response, ResponseMessage, ToolCall
+
+    async def get_response(self: Any, prompt: Any, model: str, *_: Any, tools: Any = None, **__: Any) -> Any:
+        text, calls, cut = await self.client(prompt, tools or ())
+        called = [
+            ToolCall(
+                id=c.id, name=c.name, arguments=c.raw if c.arguments is None else json.dumps(c.arguments)
+            )
+            for c in calls
+        ]
+        message = ResponseMessage(
+            content=text,
+            tool_calls=called or None,
+            finish_reason="length" if cut else "tool_calls" if called else "stop",
+            is_truncated=cut,
+        )
+        return Response(id="policy", created=0, model=model, message=message)
+
+    async def close(self: Any) -> None:
+        pass
+
+    unused = dict.fromkeys(Client.__abstractmethods__)
+    return type("PolicyClient", (Client,), {**unused, "get_response": get_response, "close": close})
+
+
+@functools.lru_cache(maxsize=32)
+def _loaded(env_id: str, arguments: str) -> Any:
+    """The environment, once in a process.
+
+    Raises:
+        EnvNotFound: no such environment, or no `load_environment` in the file.
+        EnvError: a version of the library that has none, a failing loader, rewards of groups.
+    """
+    import verifiers
+
+    if not hasattr(verifiers, "load_environment") or not hasattr(verifiers, "SingleTurnEnv"):
+        raise EnvError(
+            f"verifiers {verifiers.__version__} is not of the 0.2 line: pip install 'agentrl[verifiers]'"
+        )
+    given = json.loads(arguments)
+    try:
+        if env_id.endswith(".py"):
+            load = getattr(load_file(Path(env_id)), "load_environment", None)
+            if load is None:
+                raise EnvNotFound(f"{env_id} defines no function load_environment")
+            environment = load(**given)
+        else:
+            environment = verifiers.load_environment(env_id, **given)
+    except EnvError:
+        raise
+    except Exception as error:
+        kind = EnvNotFound if isinstance(error.__cause__, ModuleNotFoundError) else EnvError
+        raise kind(f"verifiers:{env_id} cannot be loaded: {error_text(error)}") from error
+    if environment.requires_group_rollouts:
+        raise EnvError(f"verifiers:{env_id} rewards groups of rollouts, and an episode here stands alone")
+    _watch(environment.rubric)
+    return environment
+
+
+def _watch(rubric: Any) -> None:
+    """Note what reward functions raise, in all rubrics of a rubric."""
+    for inner in getattr(rubric, "rubrics", ()):
+        _watch(inner)
+    weights = getattr(rubric, "weights", ())
+    rubric.funcs[:] = [
+        _watched(function) if weight else function
+        for function, weight in zip(rubric.funcs, weights, strict=True)
+    ]
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def watched(*arguments: Any, **named: Any) -> Any:
+        try:
+            value = function(*arguments, **named)
+            return await value if inspect.isawaitable(value) else value
+        except Exception as error:
+            _raised.get([]).append(error)
+            raise
+
+    return watched
+
+
+def verifiers_env(rest: str, settings: Mapping[str, Any]) -> type[VerifiersEnv]:
+    """The environment of `env.name = "verifiers:NAME"` (or `verifiers:file.py` with a `load_environment`)."""
+    import verifiers  # noqa: F401 - says what is missing before anything else does
+
+    made, given = make_class(VerifiersEnv, {"env_id": rest, "__doc__": f"{rest} of verifiers."}, settings)
+    made.given = json.dumps(given.get("arguments", {}), sort_keys=True)
+    made.example_rows = tuple(_rows(_loaded(rest, made.given), "train", 8))
+    return made
