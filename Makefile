@@ -132,7 +132,7 @@ SITE      = .venv-docs
 site:
 	test -x $(SITE)/bin/mkdocs || { $(PYTHON) -m venv $(SITE) && \
 	  $(SITE)/bin/python -m pip --disable-pip-version-check install --quiet 'mkdocs-material==$(MATERIAL)'; }
-	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
 
 ## make wheel-check   build the wheel and check what is in it
 wheel-check: $(STAMP)-dev

@@ -1,10 +1,10 @@
 """A custom environment: count the words of a text, with a tool that counts letters."""
 
-from agentrl_envs import Env, tool
+from agentrl import Env, tool
 
 
 class WordCount(Env):
-    """How many words has the text? Answer in a box."""
+    """How many words are in the text? Answer in a box."""
 
     example_rows = ({"text": "to be or not to be", "answer": 6}, {"text": "learning by doing", "answer": 3})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "bash", ".json": "json"}
+CHARTS = ("uPlot.iife.min.js", "uPlot.min.css")
+"""The library of charts that the page of a run has too."""
 SOURCES: dict[str, Path] = {}
 """Where the text of a page stands in the repository (of a list of files: would stand), by its place on the site."""
 
@@ -44,10 +47,64 @@ def on_files(files: Files, config: Any) -> None:
             if place not in texts and (target.is_dir() or not target.is_relative_to(DOCS)):
                 texts[place] = (target / "README.md" if target.is_dir() else target, page_text(target))
                 left.append(place)
+    for name in CHARTS:
+        kept = (ROOT / "agentrl/report/static/vendor" / name).read_text()
+        files.append(File.generated(config, f"assets/{name}", content=kept))
     for place, (path, text) in texts.items():
         SOURCES[place] = path
         if files.get_file_from_path(place) is None:
             files.append(File.generated(config, place, content=text))
+
+
+CURVES = re.compile(r"<!-- curves: (\w+) -->\n!\[.*?\]\(.*?\)")
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Tables scroll by themselves where they are wider than the page."""
+    return html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+
+
+def curves(found: re.Match[str]) -> str:
+    """A chart to point at in place of the picture that the repository shows."""
+    x, series = {"demo": demo_curves, "spo_vs_grpo": study_curves}[found[1]]()
+    data = json.dumps({"x": x, "series": series}).replace("'", "&#39;")
+    return f"<div class='curves' data-curves='{data}'></div>"
+
+
+def demo_curves() -> tuple[str, dict[str, list[list[float]]]]:
+    """Mean score of each batch, by seed: (name of x, [x, y] by name)."""
+    series = {}
+    for path in sorted((DOCS / "results/demo").glob("seed*/metrics.jsonl")):
+        rows = [row for line in path.read_text().splitlines() if (row := json.loads(line))["kind"] == "step"]
+        series[path.parent.name.replace("seed", "seed ")] = [
+            [row["version"] for row in rows],
+            [round(row["reward_mean"], 4) for row in rows],
+        ]
+    return "policy version", series
+
+
+def study_curves() -> tuple[str, dict[str, list[list[float]]]]:
+    """Mean over seeds of the held-out reward at every thousand tokens, by arm."""
+    places = list(range(0, 28_001, 1000))
+    arms = {"SPO": "spo", "GRPO, groups of 8": "grpo_groups_of_8", "SPO, no baseline": "spo_no_baseline"}
+    series = {}
+    for title, name in arms.items():
+        runs = [
+            json.loads(path.read_text())["evals"]
+            for path in sorted((DOCS / "results/spo_vs_grpo/ablations").glob(f"{name}_seed*.json"))
+        ]
+        means = [sum(at(run, place) for run in runs) / len(runs) for place in places]
+        series[title] = [places, [round(mean, 4) for mean in means]]
+    return "generated tokens", series
+
+
+def at(evaluations: list[dict[str, float]], tokens: int) -> float:
+    """The reward at so many tokens, on the line between the evaluations beside it; the last one beyond."""
+    for one, other in pairwise(evaluations):
+        if one["tokens"] <= tokens <= other["tokens"]:
+            part = (tokens - one["tokens"]) / max(1, other["tokens"] - one["tokens"])
+            return one["reward"] + part * (other["reward"] - one["reward"])
+    return evaluations[-1]["reward"]
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
@@ -61,7 +118,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return found[0]  # mkdocs says so, and the build fails
         return f"]({relpath(place_of(target), Path(place).parent)}{found[2] or ''})"
 
-    return LINK.sub(there, markdown)
+    return LINK.sub(there, CURVES.sub(curves, markdown))
 
 
 def targets(path: Path, text: str) -> list[Path]:

@@ -39,6 +39,7 @@ SMALL = {
     "gsm8k": "rows.jsonl",
     "BASE": "models/smollm2",
     "200": "3",
+    "60": "2",
     "ROWS.jsonl": "train.jsonl",
     "MODEL": "models/smollm2",
 }
@@ -244,10 +245,20 @@ def test_a_command_in_the_text_of_a_page_has_such_flags(text: str) -> None:
 
 def test_every_block_is_of_a_kind_that_runs() -> None:
     for block in BLOCKS:
+        if block.language == "text":  # what a command above it printed
+            continue
         drawing = not block.language and not is_shell(block)
         assert block in SHELL + PYTHON + TOML or (
             drawing and re.search(r"[─►│]|-->|  agentrl", block.text)
         ), str(block)
+
+
+def test_a_page_shows_the_example_that_it_names() -> None:
+    for page in PAGES:
+        for name in re.findall(r"(?:is|It is) `(examples/\w+\.py)`", " ".join(page.read_text().split())):
+            source = (ROOT / name).read_text()
+            code = source.split('"""\n', 1)[1].strip() if source.startswith('"""') else source.strip()
+            assert any(block.text.strip() == code for block in PYTHON if block.page == page), (page, name)
 
 
 def test_reasons_are_of_a_kind() -> None:

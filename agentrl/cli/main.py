@@ -46,13 +46,19 @@ EXTRAS = {
 """Packages that are missing where an extra was not installed."""
 
 
+def _terminate(*_: object) -> None:
+    """As Ctrl-C: what is open is closed, and nothing half is left behind."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background ignores it
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a process of its own ends soon after."""
     if arguments is not None:
         return _main(list(arguments))
     end, code = ProcessEnd(), 1
-    # As Ctrl-C: what is open is closed, and nothing half is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _main(sys.argv[1:])
     finally:

@@ -13,8 +13,8 @@ async function savedEvaluations(state, run) {
   };
   await show();
   const columns = [
-    { title: "Evaluation", text: (row) => h("span", {}, shown(row.name), row.own ? h("span", { class: "badge learned" }, "this run") : null, row.complete === false ? h("span", { class: "badge discarded" }, "not finished") : null) },
-    { title: "Of", kind: "wide", text: (row) => shown(row.policy) + (row.own && row.version ? `, version ${row.version}` : "") },
+    { title: "Evaluation", text: (row) => h("span", {}, shown(row.name), " ", row.own ? h("span", { class: "badge learned" }, "this run") : null, row.complete === false ? h("span", { class: "badge discarded" }, "not finished") : null) },
+    { title: "Of", kind: "wide", text: (row) => (row.own && row.version ? `version ${row.version}` : shown(row.policy)) },
     { title: "Data", kind: "wide", text: (row) => shown(`${row.data ?? ""}${row.environment ? `, ${row.environment}` : ""}`) },
     { title: "Problems", number: true, text: (row) => `${number(row.problems)} \u00d7 ${number(row.k)}` },
     { title: "avg@k", number: true, text: (row) => number(row.mean) }, { title: "95% interval", number: true, text: (row) => intervalText(row.interval) },
@@ -35,7 +35,7 @@ function chooser(state, rows, show) {
   const firsts = [...new Set(pairs.map(([a]) => a))];
   const choose = (name, title, names) => h("label", {}, `${title} `, h("select", { "aria-label": `Evaluation ${title}`, onchange: (event) => { state.set(name === "a" ? { a: event.target.value, b: "" } : { b: event.target.value }, true); show(); } },
     h("option", { value: "" }, "\u2013"), names.map((one) => h("option", { value: one, selected: one === state.get(name) }, one))));
-  return h("div", { class: "bar" }, h("b", {}, "Compare"), choose("a", "A", firsts), choose("b", "B", pairs.filter(([a]) => a === state.get("a")).map(([, b]) => b)));
+  return h("div", { class: "bar apart" }, h("b", {}, "Compare"), choose("a", "A", firsts), choose("b", "B", pairs.filter(([a]) => a === state.get("a")).map(([, b]) => b)));
 }
 
 function comparisonOf(found, a, b) {
@@ -51,8 +51,8 @@ function comparisonOf(found, a, b) {
   const changed = found.changes.filter((row) => row.right_a / row.drawn_a !== row.right_b / row.drawn_b).slice(0, 20);
   return [
     table(columns, rows, { caption: "Comparison of two evaluations" }),
-    h("div", { class: "facts" }, chip("problems in both", number(found.problems)), chip("better", number(found.better), "good"), chip("worse", number(found.worse), found.worse ? "bad" : ""), chip("equal", number(found.equal)),
-      chip("p", number(found.p_value)), h("p", { class: "of" }, `Paired by problem; ${shown(found.test)}.`)),
+    h("div", { class: "facts apart" }, chip("problems in both", number(found.problems)), chip("better", number(found.better), "good"), chip("worse", number(found.worse), found.worse ? "bad" : ""), chip("equal", number(found.equal)),
+      chip("p", number(found.p_value)), h("p", { class: "of" }, `Paired by problem; sign-flip test (${shown(found.test)}).`)),
     changed.length ? h("details", {}, h("summary", {}, `The ${changed.length} problems that changed most`), table([
       { title: "Problem", text: (row) => h("code", {}, shown(row.problem)) }, { title: "Right in A", number: true, text: (row) => `${row.right_a} of ${row.drawn_a}` },
       { title: "Right in B", number: true, text: (row) => `${row.right_b} of ${row.drawn_b}` }, { title: "p", number: true, text: (row) => number(row.p_value) },

@@ -1,7 +1,11 @@
 """The page of a run: complete in one file, safe against what models write, and made from half a run too."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 from http.client import HTTPConnection
 from pathlib import Path
@@ -274,3 +278,20 @@ def test_a_row_of_the_list_of_runs(run_folder: Path):
     row = run_row(run_folder)
     assert (row["name"], row["running"], row["steps"], row["reward"]) == ("one", False, 6, "0.200 -> 0.500")
     assert row["sentence"] == "6 steps, 18 s, 0.200 -> 0.500"
+
+
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "background"])
+def test_serving_ends_when_it_is_told_to(run_folder: Path, interrupts: signal.Handlers):
+    # A shell starts its jobs in the background with SIGINT ignored.
+    root = Path(__file__).parents[3]
+    path = os.pathsep.join(str(root / part) for part in (".", "envs", "sandbox"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from agentrl.cli.main import main; main()", "view", str(run_folder), "--no-browser"],
+        env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout:
+        assert "http://127.0.0.1" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(20) in (0, 130)
