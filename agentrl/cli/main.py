@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": "what this machine can run, and what it cannot",
     "export": "copy a run's weights as a Hugging Face folder",
     "sandbox": "isolated Python: doctor, run, serve, bench",
+    "completion": "a script that completes commands in a shell",
 }
 
 
@@ -42,6 +43,7 @@ EXTRAS = {
     "vllm": ("vllm",),
     "docker": ("docker",),
     "data": ("datasets", "pyarrow", "huggingface_hub"),
+    "completion": ("shtab",),
 }
 """Packages that are missing where an extra was not installed."""
 
@@ -188,21 +190,30 @@ def _unrecognized(unknown: Sequence[str], command: argparse.ArgumentParser) -> s
 
 def command_parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The parser of `agentrl`, and that of the command that was asked for."""
-    parser = command = _Parser(
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    parser, commands = _parser_of({wanted} if wanted else set())
+    return parser, commands.get(wanted or "", parser)
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser of `agentrl` with all of every command."""
+    return _parser_of(set(COMMANDS))[0]
+
+
+def _parser_of(wanted: set[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of `agentrl`, and those of the commands that are wanted: only these are imported."""
+    parser = _Parser(
         prog="agentrl",
         description="Asynchronous reinforcement learning for language-model agents that use tools.",
     )
     parser.add_argument("--version", action="version", version=f"agentrl {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, text in COMMANDS.items():
-        if name == wanted:
-            # Only the command that was asked for is imported.
+        if name in wanted:
             importlib.import_module(f"agentrl.cli.{name}").add_parser(subparsers)
-            command = subparsers.choices[name]
         else:
             subparsers.add_parser(name, help=text)
-    return parser, command
+    return parser, {name: subparsers.choices[name] for name in wanted & set(COMMANDS)}
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def add_settings(parser: argparse.ArgumentParser, root: type, short: Mapping[str
             dest="settings",
             default=argparse.SUPPRESS,
             metavar=None if constant else _metavar(hint_at(root, key)),
-            help=f"{_text(root, key)} (--{target})".replace("%", "%%"),
+            help=f"{setting_text(root, key)} (--{target})".replace("%", "%%"),
         )
 
 
@@ -93,7 +93,8 @@ def _metavar(hint: Any) -> str:
     return {int: "N", float: "X"}.get(plain(hint), "VALUE")
 
 
-def _text(root: type, key: str) -> str:
+def setting_text(root: type, key: str) -> str:
+    """What a setting means, in one line."""
     section, setting, *below = key.split(".")
     text = texts_of(sections_of(root)[section]).get(setting, "").replace("`", "")
     return f"{' '.join(below)}: {text}" if below else text
