@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from agentrl.cluster.memory import learner_needs
-from agentrl.cluster.model_shape import KNOWN, ModelShape
+from agentrl.cluster.model_shape import ModelShape, known_shapes
 from agentrl.config.settings import (
     AdapterSettings,
     EngineSettings,
@@ -36,14 +36,17 @@ from agentrl.config.settings import (
 )
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 
+KNOWN = known_shapes()
 SIZES: dict[str, ModelShape] = {
     "tiny": ModelShape(4, 192, 512, 3, 3, 64, 2048, True, 32768),
+    "deep": ModelShape(12, 256, 768, 4, 2, 64, 8192, True, 32768, head_norms=True),
+    "wide": ModelShape(4, 512, 1408, 8, 8, 64, 32000, False, 32768),
     "135m": KNOWN["HuggingFaceTB/SmolLM2-135M"],
     "0.6b": KNOWN["Qwen/Qwen3-0.6B"],
     "1.7b": KNOWN["Qwen/Qwen3-1.7B"],
     "4b": KNOWN["Qwen/Qwen3-4B"],
 }
-"""Shapes of the demo's model, SmolLM2-135M, and three of Qwen3."""
+"""Shapes of the demo's model, two made up (Qwen3's and Llama's layers), SmolLM2-135M, and three of Qwen3."""
 
 
 def bench_tracker(prompts: int, draws: int = 2048) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def make_model(folder: str, size: str, dtype: str, device: str) -> int:
 
     shape = SIZES[size]
     torch.manual_seed(0)
-    kind = transformers.Qwen3Config if shape.extra else transformers.LlamaConfig
+    kind = transformers.Qwen3Config if shape.head_norms else transformers.LlamaConfig
     config = kind(
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,

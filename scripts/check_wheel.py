@@ -10,6 +10,7 @@ from pathlib import Path
 
 TOP = {"agentrl", "agentrl_envs", "agentrl_sandbox"}
 NEEDED = (
+    "agentrl/cluster/model_configs.json",
     "agentrl/demo/demo.toml",
     "agentrl/demo/model/model.safetensors",
     "agentrl/report/static/page.html",

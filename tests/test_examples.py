@@ -42,35 +42,67 @@ class Expected:
     kind: EngineKind = "vllm"
 
 
+def micro_batch(
+    tokens: int, layers: int, hidden: int, layer: int, inner: int, vocabulary: int, *, learned: bool = True
+) -> int:
+    """Bytes of T tokens in bfloat16 whose layers are done again, on a GPU, with one matrix as embedding and head.
+
+    Inputs of the layers and of the norm and head after them. Besides, the larger of the head (2^27 logits in float32
+    and bfloat16, its gradient and one piece's) and of one layer with the gradients inside its MLP, while the head's
+    gradient waits.
+    """
+    head = vocabulary * hidden if learned else 0
+    kept = tokens * hidden * (2 * layers + (10 if learned else 8))
+    return kept + max(8 * 2**27, 6 * 2**27 + 6 * head, tokens * (layer + 6 * inner) + 2 * head)
+
+
 # Memory of the machine with GPUs: every rank reads all weights into it before they go there.
+# What a layer of Qwen3 saves of a token in bfloat16: 16 bytes of every hidden number (two norms), 8 of the MLP's, 10 of
+# queries and keys with their norms, 4 of each head, of each head's norm and of the two norms. With an
+# adapter of rank 16 norms are not learned (12, 8), and seven matrices have 16 inner numbers.
+QWEN3_8B_LAYER = 16 * 4096 + 8 * 12_288 + 10 * 128 * 40 + 4 * (32 + 40 + 2)
+QWEN3_1P7B_LAYER = 16 * 2048 + 8 * 6144 + 10 * 128 * 24 + 4 * (16 + 24 + 2)
 # Qwen3-8B, 8,190,735,360 weights (P); 4 ranks. Learner: P float32 weights, P float32 gradients and 2 P moments in four
-# parts: 4 P. Gathered: (2 * 192,946,432 + 1,244,663,808) * 6. Activations in bfloat16: 24,576 * 2 * (36 * 4096 +
-# 8*4096 + 5*128*(32+8) + 4*12288). Logits: 4 * (3 * 2^27 + 151936 * 4096). 1.5 GB for CUDA.
-QWEN3_8B_LEARNER = 4 * 8_190_735_360 + 9_783_340_032 + 12_532_580_352 + 4_099_932_160 + 1_500_000_000
+# parts: 4 P. Gathered: (2 * 192,946,432 + 1,244,663,808) * 6. Embedding and head are two matrices. 1.5 GB for CUDA.
+QWEN3_8B_KEPT = 24_576 * 4096 * (2 * 36 + 10)
+QWEN3_8B_WORKING = max(6 * 2**27 + 6 * 151_936 * 4096, 24_576 * (QWEN3_8B_LAYER + 6 * 12_288))
+QWEN3_8B_LEARNER = 4 * 8_190_735_360 + 9_783_340_032 + QWEN3_8B_KEPT + QWEN3_8B_WORKING + 1_500_000_000
 # bfloat16 weights, and 64 sequences of 24,576 tokens at 147,456 bytes a token.
 QWEN3_8B_ENGINE = 2 * 8_190_735_360 + 64 * 24_576 * 147_456 + 1_500_000_000
-# Qwen3-1.7B, 1,720,574,976 weights: 18 bytes each (2 weights, 4 gradients, 8 moments, 4 masters). Activations:
-# tokens * 2 * (28 * 2048 + 8*2048 + 5*128*(16+8) + 4*6144). Logits: 4 * (3 * 2^27 + 151936 * 2048).
-QWEN3_1P7B = 18 * 1_720_574_976 + 2_855_272_448 + 1_500_000_000
-# Qwen2.5-0.5B, 494,032,768 weights; a layer saves 8*896 + 5*64*(14+2) + 4*4864 = 31,744 numbers a token.
-QWEN2_0P5B = (
-    18 * 494_032_768 + 8192 * 2 * (24 * 896 + 31_744) + 4 * (3 * 2**27 + 151_936 * 896) + 1_500_000_000
-)
-# SmolLM2-135M, 134,515,008 weights; a layer saves 8*576 + 5*64*(9+3) + 4*1536 = 14,592 numbers a token; 16 bytes a
-# weight in float32; keys in bfloat16 23,040 bytes a token.
-SMOLLM2_LEARNER = 16 * 134_515_008 + 2048 * 4 * 30 * 14_592 + 4 * (3 * 2**25 + 49_152 * 576)
+# Qwen3-1.7B, 1,720,574,976 weights: 18 bytes each (2 weights, 4 gradients, 8 moments, 4 masters).
+QWEN3_1P7B = 18 * 1_720_574_976 + 1_500_000_000
+
+
+def qwen3_1p7b(tokens: int) -> int:
+    """Bytes of the learner with a micro-batch of so many tokens."""
+    return QWEN3_1P7B + micro_batch(tokens, 28, 2048, QWEN3_1P7B_LAYER, 6144, 151_936)
+
+
+# Qwen2.5-0.5B, 494,032,768 weights; a layer has no norms of heads: 4 of queries and keys.
+QWEN2_0P5B = 18 * 494_032_768 + 1_500_000_000
+QWEN2_0P5B += micro_batch(8192, 24, 896, 16 * 896 + 8 * 4864 + 4 * 64 * 16 + 4 * (14 + 2), 4864, 151_936)
+# SmolLM2-135M, 134,515,008 weights. In float32 a layer saves 24 bytes of every hidden number, 16 of the MLP's, 8 of
+# queries and keys; 16 bytes a weight. After 30 layers 16 bytes. The head: 2^25 logits twice. Keys in bfloat16
+# take 23,040 bytes a token.
+SMOLLM2_LAYER = 24 * 576 + 16 * 1536 + 8 * 64 * 12 + 4 * (9 + 2)
+SMOLLM2_LEARNER = 16 * 134_515_008 + 2048 * (30 * SMOLLM2_LAYER + 16 * 576) + 8 * 2**25
+# The same in bfloat16, with masters.
+SMOLLM2_HALF = 18 * 134_515_008 + 6 * (2**25 + 49_152 * 576)
+SMOLLM2_HALF += 2048 * (30 * (16 * 576 + 8 * 1536 + 4 * 64 * 12 + 4 * (9 + 2)) + 10 * 576)
 
 # Adapters of rank 16: 16 numbers for every row and column of seven matrices. Qwen3-1.7B, 28 layers: q and o 2048+2048,
 # k and v 2048+1024, three of 2048+6144; 18 bytes each, and no gradient of the head. Qwen3-8B, 36 layers: q and o 4096+4096,
 # k and v 4096+1024, three of 4096+12288. Weights of the model: 2 bytes.
 LORA_1P7B = 16 * 28 * (2 * 4096 + 2 * 3072 + 3 * 8192)
 LORA_8B = 16 * 36 * (2 * 8192 + 2 * 5120 + 3 * 16_384)
+LORA_1P7B_LAYER = 12 * 2048 + 8 * 6144 + 8 * 128 * 24 + 4 * (16 + 24 + 2) + 14 * 16
+LORA_8B_LAYER = 12 * 4096 + 8 * 12_288 + 8 * 128 * 40 + 4 * (32 + 40 + 2) + 14 * 16
 
 
-def lora_plan(weights: int, adapter: int, saved: int, keys: int) -> tuple[tuple[str, int], ...]:
-    """Bytes of a run with adapters on one GPU, from numbers of weights and of saved activations, and bytes of keys a token."""
+def lora_plan(weights: int, adapter: int, learning: int, keys: int) -> tuple[tuple[str, int], ...]:
+    """Bytes of a run with adapters on one GPU, from numbers of weights, bytes of a micro-batch and of keys a token."""
     return (
-        ("GPU 0", 2 * weights + 18 * adapter + 2 * saved + 12 * 2**27 + 1_500_000_000),
+        ("GPU 0", 2 * weights + 18 * adapter + learning + 1_500_000_000),
         ("GPU 0", 2 * weights + 32 * 4096 * keys + 1_500_000_000),
         ("memory", 2 * weights),
         ("/dev/shm", 2 * 2 * adapter),  # two versions, of which only the adapter travels
@@ -81,12 +113,22 @@ EXPECTED = {
     "lora_24gb": Expected(
         (24,),
         32,
-        lora_plan(1_720_574_976, LORA_1P7B, 8192 * (28 * 2048 + 56_320), 114_688),
+        lora_plan(
+            1_720_574_976,
+            LORA_1P7B,
+            micro_batch(8192, 28, 2048, LORA_1P7B_LAYER, 6144, 151_936, learned=False),
+            114_688,
+        ),
     ),
     "lora_48gb": Expected(
         (48,),
         96,
-        lora_plan(8_190_735_360, LORA_8B, 6144 * (36 * 4096 + 107_520), 147_456),
+        lora_plan(
+            8_190_735_360,
+            LORA_8B,
+            micro_batch(6144, 36, 4096, LORA_8B_LAYER, 12_288, 151_936, learned=False),
+            147_456,
+        ),
     ),
     "qwen3_8b_dapo": Expected(
         (80,) * 8,
@@ -99,7 +141,7 @@ EXPECTED = {
         (80,),
         32,
         (
-            ("GPU 0", QWEN3_1P7B + 8192 * 2 * (28 * 2048 + 56_320)),
+            ("GPU 0", qwen3_1p7b(8192)),
             ("GPU 0", 2 * 1_720_574_976 + 64 * 6144 * 114_688 + 1_500_000_000),
             ("memory", 2 * 1_720_574_976),
         ),
@@ -116,7 +158,7 @@ EXPECTED = {
     "separate_gpus": Expected(
         (80,) * 3,
         16,
-        (("GPU 0", QWEN3_1P7B + 16384 * 2 * (28 * 2048 + 56_320)),)
+        (("GPU 0", qwen3_1p7b(16384)),)
         + (("GPU 1", 2 * 1_720_574_976 + 256 * 8192 * 114_688 + 1_500_000_000),) * 2
         + (("memory", 2 * 1_720_574_976),),
     ),
@@ -128,11 +170,7 @@ EXPECTED = {
             # nothing to undo one; the engine's weights and keys in bfloat16.
             (
                 "memory",
-                18 * 134_515_008
-                + 2048 * 2 * 30 * 14_592
-                + 4 * (3 * 2**25 + 49_152 * 576)
-                + 2 * 134_515_008
-                + 32 * 1024 * 23_040,
+                SMOLLM2_HALF + 2 * 134_515_008 + 32 * 1024 * 23_040,
             ),
         ),
         SMOLLM2,

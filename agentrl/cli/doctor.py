@@ -17,7 +17,7 @@ from typing import Any
 from agentrl.cli.options import add_settings
 from agentrl.cluster.fitting import Planner, fit, flag, lacking, remedy
 from agentrl.cluster.memory import Need, Plan, make_plans
-from agentrl.cluster.model_shape import KNOWN, ModelShape
+from agentrl.cluster.model_shape import ModelShape
 from agentrl.cluster.placement import EngineKind, Gpu, Machine, choose_engine, has_vllm, inspect_machine
 from agentrl.cluster.step_time import GPU_RATES, cpu_rates, gpu_rates, step_time
 from agentrl.config import bundled
@@ -293,7 +293,7 @@ class Look:
     def at_models(self) -> dict[str, tuple[ModelShape, Settings]]:
         """The model asked about, or some, each with the settings that it would run with."""
         named = self.settings.model.path
-        shapes = {name: KNOWN[name] for name in _SHOWN} if not named else {}
+        shapes = {name: ModelShape.load(name) for name in _SHOWN} if not named else {}
         try:
             shapes = {named or bundled.NAME: ModelShape.load(named or str(bundled.MODEL)), **shapes}
         except ConfigError as error:
@@ -314,6 +314,20 @@ class Look:
             self.problems.append(str(error))
         self.chosen[name] = chosen.made
         return chosen.settings
+
+
+def memory_lines(settings: Settings) -> list[str]:
+    """What each device of this machine would hold of a run, a line each; or why that cannot be said."""
+    machine = inspect_machine()
+    try:
+        # As if vLLM were here: what is not installed takes no less memory where it is.
+        kind, _ = choose_engine(settings.engine, gpus=len(machine.gpus), vllm_found=True)
+        shape = ModelShape.load(settings.model.path)
+        plans = make_plans(shape, settings, machine, kind)
+    except ConfigError as error:
+        return [f"memory not planned: {error}"]
+    lines = [_plan_lines([plan], ())[0].strip() for plan in plans]
+    return [*lines, *_advice(settings, lambda one: make_plans(shape, one, machine, kind), propose=False)]
 
 
 def _what_is_wrong(path: str) -> str:

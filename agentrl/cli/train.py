@@ -81,11 +81,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         settings, said = settings_of(options.file, flags), said_in(options.file, flags)
         if options.dry_run:
+            from agentrl.cli.doctor import memory_lines
             from agentrl.training.plan import plan_run
 
             plan = plan_run(settings, fetch=False, said=said)
             print(loading.to_toml(plan.settings))
-            print("\n".join(plan.lines), file=sys.stderr)
+            print("\n".join((*plan.lines, *memory_lines(plan.settings))), file=sys.stderr)
             return 0
         with progress(quiet=options.quiet) as live:
             summary = train(settings, Options(listeners=(live.row,), on_ready=live.line, said=said))

@@ -1,14 +1,15 @@
 """What a run must hold in memory, in bytes per device, before anything is started.
 
-Counted from the shape of the model and the settings. Weights, gradients, optimizer and keys are exact;
-activations are those that torch saves for a Qwen3 layer in bfloat16 (a Llama layer saves less). What the
-allocator wastes is in `RUNTIME`. Knows nothing of how an engine or the learner works, only what it must hold.
+Counted from the shape of the model and the settings. Weights, gradients, optimizer and keys are exact; what a
+pass through the model holds is in `activations`. What the allocator wastes is in `RUNTIME`. Knows not how
+an engine or the learner works, only what it must hold. `docs/results/memory` has measured peaks beside it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agentrl.cluster.activations import LOGITS_AT_ONCE, LOGITS_AT_ONCE_GPU, Pass
 from agentrl.cluster.model_shape import ModelShape
 from agentrl.cluster.placement import EngineKind, Gpu, Machine, gpu_layout
 from agentrl.config import registry
@@ -17,8 +18,6 @@ from agentrl.config.settings import EngineSettings, ModelSettings, Settings
 BYTES = {"float32": 4, "bfloat16": 2}
 RUNTIME = 1_500_000_000
 """What a CUDA context, kernels and fragmentation take of a GPU, per process."""
-LOGITS_AT_ONCE, LOGITS_AT_ONCE_GPU = 1 << 25, 1 << 27
-"""As in `agentrl.learner.logprobs`, which this module does not import: it needs torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def _has_reference(settings: Settings) -> bool:
 
 
 def learner_needs(shape: ModelShape, settings: Settings, *, gpu: bool = False) -> tuple[Need, ...]:
-    """Weights, gradients, AdamW, reference, activations and logits of one learner rank, in bytes.
+    """What one learner rank holds when it holds most, in bytes.
 
     One rank keeps bfloat16 weights beside float32 masters. Several ranks (FSDP2) split float32 weights and
     all that belongs to them, and gather a layer at a time in the model's type. Gradients are float32.
@@ -80,21 +79,32 @@ def learner_needs(shape: ModelShape, settings: Settings, *, gpu: bool = False) -
     tokens = max(learner.micro_batch_tokens, settings.engine.context_tokens or shape.context)
     own = 4 if ranks > 1 else width
     learned = shape.adapter(learner.adapter.rank) if learner.adapter.rank else count
-    at_once = min(LOGITS_AT_ONCE_GPU if gpu else LOGITS_AT_ONCE, tokens * shape.vocabulary)
-    head = 0 if learner.adapter.rank else shape.vocabulary * shape.hidden
+    one = _pass(shape, settings, tokens, gpu=gpu)
     needs = [
         Need("learner: weights", count * own // ranks),
         Need("learner: adapter", learned * own // ranks if learner.adapter.rank else 0),
         *(() if gpu and learner.offload else _optimizer(learned, ranks, separate=own < 4 or learner.offload)),
         Need("learner: reference weights (KL)", count * own // ranks if _has_reference(settings) else 0),
         Need("learner: gathered layers and embeddings", _gathered(shape, width) if ranks > 1 else 0),
-        Need(f"learner: activations of {tokens} tokens", _activations(shape, settings, tokens) * width),
-        Need(
-            "learner: logits in pieces, gradient of the head",
-            4 * (3 * at_once + head * (2 if learner.float32_head and width < 4 else 1)),
-        ),
+        Need(f"learner: activations of {tokens} tokens", one.kept),
+        Need("learner: logits in pieces and gradients on their way", one.working),
     ]
     return tuple(need for need in needs if need.bytes)
+
+
+def _pass(shape: ModelShape, settings: Settings, tokens: int, *, gpu: bool) -> Pass:
+    learner = settings.learner
+    return Pass(
+        shape,
+        tokens,
+        BYTES[settings.model.dtype],
+        rank=learner.adapter.rank,
+        compiled=learner.compile,
+        recomputed=learner.gradient_checkpointing,
+        float32_head=learner.float32_head,
+        entropy=settings.loss.entropy_coefficient > 0,
+        logits=LOGITS_AT_ONCE_GPU if gpu else LOGITS_AT_ONCE,
+    )
 
 
 def _optimizer(learned: int, ranks: int, *, separate: bool) -> tuple[Need, ...]:
@@ -109,14 +119,6 @@ def _optimizer(learned: int, ranks: int, *, separate: bool) -> tuple[Need, ...]:
 def _gathered(shape: ModelShape, width: int) -> int:
     """Two layers (one is fetched ahead) and the embeddings, which stay; with gradients on their way."""
     return (2 * shape.per_layer + shape.embeddings) * (width + 4)
-
-
-def _activations(shape: ModelShape, settings: Settings, tokens: int) -> int:
-    """Numbers kept for the backward pass: of every layer, or its input and one layer that is done again."""
-    layer = 8 * shape.hidden + 5 * shape.head_size * (shape.heads + shape.key_heads) + 4 * shape.intermediate
-    if settings.learner.gradient_checkpointing:
-        return tokens * (shape.layers * shape.hidden + layer)
-    return tokens * shape.layers * layer
 
 
 def host_needs(shape: ModelShape, settings: Settings, *, gpus: bool = False) -> tuple[Need, ...]:

@@ -1,6 +1,7 @@
-"""The numbers of a decoder that its memory depends on, from its `config.json` or from its name.
+"""The numbers of a decoder that its memory depends on, from its `config.json`.
 
-Nothing is loaded and no hub is asked: the models of the examples and their kin are in a table.
+Nothing is loaded and no hub is asked. `model_configs.json` has what is read of the `config.json` of models
+that the examples name, so that their memory can be planned before they are here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import ConfigError
+from agentrl.weights.model_files import base_model, find_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,10 @@ class ModelShape:
     """Embedding and head are one matrix."""
     context: int
     """Longest sequence, in tokens."""
-    extra: int = 0
-    """Weights of a layer besides matrices and two norms: biases (Qwen2), norms of queries and keys (Qwen3)"""
+    biases: int = 0
+    """Of a layer's attention (Qwen2)."""
+    head_norms: bool = False
+    """Queries and keys are normalised (Qwen3)."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -57,7 +61,8 @@ class ModelShape:
                 vocabulary=int(config["vocab_size"]),
                 tied=bool(config.get("tie_word_embeddings", False)),
                 context=int(config.get("max_position_embeddings") or 4096),
-                extra=_extra(config, hidden, heads, key_heads, head_size),
+                biases=_biases(config, hidden, heads, key_heads, head_size),
+                head_norms=str(config.get("model_type", "")).startswith("qwen3"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
@@ -66,30 +71,44 @@ class ModelShape:
 
     @classmethod
     def load(cls, name: str) -> ModelShape:
-        """The shape of the model in a folder, or of a Hugging Face id that the table knows.
+        """The shape of a model that is on this machine, or that the examples name.
+
+        Args:
+            name: its folder, or that of an adapter, or a Hugging Face id.
 
         Raises:
             ConfigError: there is neither.
         """
-        file = Path(name) / "config.json"
-        known = KNOWN.get(_VARIANT.sub("", name))
-        if known is not None and not file.exists():
-            return known
-        try:
-            return cls.from_config(json.loads(file.read_text()))
-        except (OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        name = base_model(name)
+        folder = Path(name) if Path(name).is_dir() else find_model(name, fetch=False)
+        file = folder / "config.json" if folder is not None else None
+        if file is not None:
+            try:
+                return cls.from_config(json.loads(file.read_text()))
+            except (OSError, ValueError) as error:
+                if isinstance(error, ConfigError):
+                    raise
+                raise ConfigError(f"{file} cannot be read: {error}") from error
+        known = known_shapes()
+        shape = known.get(_VARIANT.sub("", name))
+        if shape is None:
             raise ConfigError(
-                f"there is no readable {file}: {error}; give a folder with a config.json, or one of "
-                f"{', '.join(KNOWN)}"
-            ) from error
+                f"the memory of {name!r} cannot be planned: its config.json, which says how large it is, "
+                "is not on this machine. Give a folder that holds it, or download the model first. Known all "
+                f"the same: {', '.join(known)}"
+            )
+        return shape
 
     @property
     def per_layer(self) -> int:
         """Weights of one layer."""
         attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.key_heads)
         return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden + self.extra
+
+    @property
+    def extra(self) -> int:
+        """Weights of a layer besides its matrices and two norms."""
+        return self.biases + (2 * self.head_size if self.head_norms else 0)
 
     @property
     def embeddings(self) -> int:
@@ -112,12 +131,9 @@ class ModelShape:
         return 2 * self.layers * self.key_heads * self.head_size * width
 
 
-def _extra(config: Mapping[str, Any], hidden: int, heads: int, key_heads: int, head_size: int) -> int:
-    kind = str(config.get("model_type", ""))
-    if kind.startswith("qwen3"):
-        return 2 * head_size
+def _biases(config: Mapping[str, Any], hidden: int, heads: int, key_heads: int, head_size: int) -> int:
     biases = (heads + 2 * key_heads) * head_size
-    if kind.startswith("qwen2"):
+    if str(config.get("model_type", "")) == "qwen2":
         return biases
     return biases + hidden if config.get("attention_bias") else 0
 
@@ -126,44 +142,7 @@ _VARIANT = re.compile(r"-(?:Base|Instruct|Thinking)(?:-\d{4})?$")
 """Ends of names that do not change the shape."""
 
 
-def _qwen2(
-    layers: int, hidden: int, intermediate: int, heads: int, key_heads: int, vocabulary: int, *, tied: bool
-):
-    size = hidden // heads
-    return ModelShape(
-        layers,
-        hidden,
-        intermediate,
-        heads,
-        key_heads,
-        size,
-        vocabulary,
-        tied,
-        32768,
-        (heads + 2 * key_heads) * size,
-    )
-
-
-def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool):
-    return ModelShape(layers, hidden, intermediate, heads, 8, 128, 151936, tied, 40960, 2 * 128)
-
-
-KNOWN: dict[str, ModelShape] = {
-    "HuggingFaceTB/SmolLM2-135M": ModelShape(30, 576, 1536, 9, 3, 64, 49152, True, 8192),
-    "HuggingFaceTB/SmolLM2-360M": ModelShape(32, 960, 2560, 15, 5, 64, 49152, True, 8192),
-    "HuggingFaceTB/SmolLM2-1.7B": ModelShape(24, 2048, 8192, 32, 32, 64, 49152, True, 8192),
-    "Qwen/Qwen2.5-0.5B": _qwen2(24, 896, 4864, 14, 2, 151936, tied=True),
-    "Qwen/Qwen2.5-1.5B": _qwen2(28, 1536, 8960, 12, 2, 151936, tied=True),
-    "Qwen/Qwen2.5-3B": _qwen2(36, 2048, 11008, 16, 2, 151936, tied=True),
-    "Qwen/Qwen2.5-7B": _qwen2(28, 3584, 18944, 28, 4, 152064, tied=False),
-    "Qwen/Qwen3-0.6B": _qwen3(28, 1024, 3072, 16, tied=True),
-    "Qwen/Qwen3-1.7B": _qwen3(28, 2048, 6144, 16, tied=True),
-    "Qwen/Qwen3-4B": _qwen3(36, 2560, 9728, 32, tied=True),
-    "Qwen/Qwen3-8B": _qwen3(36, 4096, 12288, 32, tied=False),
-    "Qwen/Qwen3-14B": _qwen3(40, 5120, 17408, 40, tied=False),
-    "Qwen/Qwen3-32B": _qwen3(64, 5120, 25600, 64, tied=False),
-    "meta-llama/Llama-3.2-1B": ModelShape(16, 2048, 8192, 32, 8, 64, 128256, True, 131072),
-    "meta-llama/Llama-3.2-3B": ModelShape(28, 3072, 8192, 24, 8, 128, 128256, True, 131072),
-    "meta-llama/Llama-3.1-8B": ModelShape(32, 4096, 14336, 32, 8, 128, 128256, False, 131072),
-}
-"""By Hugging Face id, from the models' public `config.json`."""
+def known_shapes() -> dict[str, ModelShape]:
+    """Of the models that the examples name, by Hugging Face id, for whoever plans before a download."""
+    rows = json.loads((Path(__file__).parent / "model_configs.json").read_text())
+    return {name: ModelShape.from_config(row) for name, row in rows.items()}

@@ -87,7 +87,8 @@ def packed_attention(
         nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         for q, k, v in zip(query.split(parts, 2), key.split(parts, 2), value.split(parts, 2), strict=True)
     ]
-    return torch.cat(results, 2).transpose(1, 2), None
+    # A copy of a single one would be kept beside it: 1.8 GB of 45 of Qwen3-0.6B at 16,384 tokens.
+    return (results[0] if len(results) == 1 else torch.cat(results, 2)).transpose(1, 2), None
 
 
 def install(scorer: TokenScorer, *, one_kernel: bool) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import huggingface_hub.constants
 import pytest
 
+from agentrl.cluster import model_shape
+from agentrl.cluster.activations import Pass
 from agentrl.cluster.memory import engine_needs, host_needs, learner_needs, make_plans
-from agentrl.cluster.model_shape import KNOWN, ModelShape
+from agentrl.cluster.model_shape import ModelShape, known_shapes
 from agentrl.cluster.placement import Gpu, Machine
 from agentrl.config.settings import (
     AdapterSettings,
@@ -19,10 +25,12 @@ from agentrl.config.settings import (
     StreamSettings,
 )
 from agentrl.errors import ConfigError
+from benchmarks.learner import SIZES
 
 HEADS = {"heads": 2, "key_heads": 1, "head_size": 4}
 SHAPE = ModelShape(layers=2, hidden=8, intermediate=16, **HEADS, vocabulary=100, tied=True, context=64)
 GIB = 2**30
+KNOWN = known_shapes()
 
 
 def machine(*gpus: int) -> Machine:
@@ -67,27 +75,44 @@ def test_qwen3_by_hand():
 
 
 def test_names_that_mean_one_shape():
-    assert ModelShape.load("Qwen/Qwen2.5-0.5B-Instruct") is KNOWN["Qwen/Qwen2.5-0.5B"]
-    assert ModelShape.load("Qwen/Qwen3-4B-Thinking-2507") is KNOWN["Qwen/Qwen3-4B"]
-    with pytest.raises(ConfigError, match="one of HuggingFaceTB/SmolLM2-135M"):
+    assert ModelShape.load("Qwen/Qwen2.5-0.5B-Instruct") == KNOWN["Qwen/Qwen2.5-0.5B"]
+    assert ModelShape.load("Qwen/Qwen3-4B-Thinking-2507") == KNOWN["Qwen/Qwen3-4B"]
+    with pytest.raises(ConfigError, match="'Qwen/Qwen9-8B' .* config.json, .* is not on this machine"):
         ModelShape.load("Qwen/Qwen9-8B")
 
 
-CONFIGS = {
-    "HuggingFaceTB": "LlamaConfig",
-    "meta-llama": "LlamaConfig",
-    "Qwen2": "Qwen2Config",
-    "Qwen3": "Qwen3Config",
-}
+def test_the_model_s_own_config_goes_before_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    row = json.loads((Path(model_shape.__file__).parent / "model_configs.json").read_text())[
+        "Qwen/Qwen3-1.7B"
+    ]
+    # As the hub's own client keeps it.
+    cached = tmp_path / "models--Qwen--Qwen3-1.7B"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("0")
+    (cached / "snapshots/0").mkdir(parents=True)
+    (cached / "snapshots/0/config.json").write_text(
+        json.dumps(row | {"num_hidden_layers": 3, "attention_bias": True})
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    found = ModelShape.load("Qwen/Qwen3-1.7B")
+    assert (found.layers, found.hidden, found.head_norms, found.tied) == (3, 2048, True, True)
+    # 16 heads of 128 and twice 8, and those of the output.
+    assert found.biases == 128 * (16 + 2 * 8) + 2048
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="config.json cannot be read"):
+        ModelShape.load(str(tmp_path))
+
+
+KINDS = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
-def test_the_table_counts_the_weights_that_transformers_makes(name: str):
+def test_the_weights_counted_are_those_that_transformers_makes(name: str):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    shape = KNOWN[name]
-    kind = next(kind for part, kind in CONFIGS.items() if part in name)
-    config = getattr(transformers, kind)(
+    shape = replace(KNOWN[name], layers=2)
+    kind = "qwen3" if shape.head_norms else "qwen2" if shape.biases else "llama"
+    config = getattr(transformers, KINDS[kind])(
         num_hidden_layers=2,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -100,9 +125,8 @@ def test_the_table_counts_the_weights_that_transformers_makes(name: str):
     )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    two = replace(shape, layers=2)
-    assert sum(parameter.numel() for parameter in model.parameters()) == two.parameters
-    assert ModelShape.from_config(config.to_dict()) == two
+    assert sum(parameter.numel() for parameter in model.parameters()) == shape.parameters
+    assert ModelShape.from_config(config.to_dict()) == shape
 
 
 def test_a_config_that_is_no_decoder():
@@ -115,31 +139,95 @@ def test_a_config_that_is_no_decoder():
 
 
 def test_the_learner_by_hand():
-    # 1992 weights: 2 bytes, gradients 4, moments 8, masters 4. A layer saves 8*8 + 5*4*(2+1) + 4*16 = 188 numbers a
-    # token; with checkpointing its input (8), and one layer is done again. Logits 3*10*100 and the head's gradient 800.
-    logits = 4 * (3 * 10 * 100 + 800)
-    assert learner_bytes(settings("bfloat16", gradient_checkpointing=True)) == [
-        3984,
-        7968,
-        15936,
-        7968,
-        2 * 10 * (2 * 8 + 188),
-        logits,
-    ]
-    assert learner_bytes(settings()) == [7968, 7968, 15936, 4 * 10 * 2 * 188, logits]
+    # 1992 weights: 2 bytes, gradients 4, moments 8, masters 4.
+    # A bfloat16 layer saves of a token: rotated queries and keys, values, output 2*2*(8+4) and 2 heads' normalisers,
+    # four times the MLP's 16 in 2 bytes, and of each of two norms of 8 its input in 4 bytes, twice 2, and a scale.
+    layer = 48 + 8 + 128 + 2 * (64 + 4)
+    last = 64 + 16  # the last norm, and the states that the head reads
+    # The head: 10*100 logits in 4 and 2 bytes, its gradient of 800 in float32 and one piece's in bfloat16.
+    head = 6 * 1000 + 6 * 800
+    assert learner_bytes(settings("bfloat16")) == [3984, 7968, 15936, 7968, 10 * (2 * layer + last), head]
+    # Recomputed: the inputs of two layers of 8 numbers. Then one layer, its MLP's gradients (3*2*16), and the gradient
+    # of the head (2*800), are less than the head.
+    again = 10 * (2 * 16 + last)
+    assert 10 * (layer + 96) + 1600 < head
+    assert learner_bytes(settings("bfloat16", gradient_checkpointing=True))[4:] == [again, head]
+    # float32: 4 bytes of everything; the float32 input of a norm is the input itself.
+    wide = 4 * 2 * 12 + 8 + 256 + 2 * (96 + 4)
+    kept = 10 * (2 * wide + 96 + 32)
+    assert learner_bytes(settings()) == [7968, 7968, 15936, kept, 8 * 1000]
     # The reference of a KL term is one more set of weights.
-    assert learner_bytes(settings(kl_coefficient=0.1)) == [7968, 7968, 15936, 7968, 4 * 10 * 2 * 188, logits]
+    assert learner_bytes(settings(kl_coefficient=0.1)) == [7968, 7968, 15936, 7968, kept, 8 * 1000]
     # Two ranks split float32 weights; layers (2 x 592) and embeddings (808) are gathered with float32 gradients.
     assert learner_bytes(settings("bfloat16", ranks=2, place="process")) == [
         3984,
         3984,
         7968,
         (2 * 592 + 808) * (2 + 4),
-        2 * 10 * 2 * 188,
-        logits,
+        10 * (2 * layer + last),
+        head,
     ]
     # A sequence longer than a micro-batch is a micro-batch.
     assert learner_bytes(settings(context=30))[3] == 3 * learner_bytes(settings())[3]
+
+
+def test_what_is_held_for_a_short_time_is_the_most_of_any_moment():
+    one = Pass(SHAPE, tokens=10, width=2)
+    # A longer pass: the layer on its way back is more than the head with its few logits.
+    long = replace(one, tokens=1000, logits=100, recomputed=True)
+    assert long.working == 1000 * (long.layer + 96) + 2 * 800
+    # An adapter has no gradient of the head, 7 inner numbers of its rank, and norms that are not learned.
+    adapter = replace(one, rank=3)
+    assert adapter.working == max(8 * 1000, 10 * 96)
+    assert adapter.layer == one.layer - 2 * 2 * 8 + 7 * 3 * 2
+    # Fused: norms keep input and output in 2 bytes, the MLP the gate once.
+    assert replace(one, compiled=True).layer == 48 + 8 + 96 + 2 * (32 + 4)
+    # An entropy term takes another float32 number of each logit, the head in float32 a copy of itself.
+    assert replace(one, entropy=True).working == 10 * 1000 + 6 * 800
+    assert replace(one, float32_head=True).working == max(8 * 1000, 4 * 1000 + 6 * 800) + 4 * 800
+    # Hardly a token: two gradients of the embeddings become one, in float32 at last, when all else is gone.
+    assert replace(one, tokens=1, logits=1).working + replace(one, tokens=1, logits=1).kept >= 6 * 800
+    # Norms of queries and keys (12 numbers, 3 heads): input in float32, normalised in 2 bytes, a scale of each head.
+    assert replace(one, shape=replace(SHAPE, head_norms=True)).layer == one.layer + 12 * 6 + 3 * 4
+
+
+RESULTS = Path(__file__).parents[2] / "docs/results"
+MEASURED = [json.loads(line) for line in (RESULTS / "memory/cpu.jsonl").read_text().splitlines()]
+ON_GPU = [
+    row
+    for part in (1, 2)
+    for row in map(json.loads, (RESULTS / f"gpu/learner_{part}.jsonl").read_text().splitlines())
+    if row["benchmark"] == "step"
+]
+
+
+def foretold_mb(row: dict[str, Any], tokens: int, context: int, **learner: Any) -> float:
+    wanted = Settings(
+        model=ModelSettings(dtype=row["dtype"]),
+        learner=LearnerSettings(
+            micro_batch_tokens=tokens,
+            gradient_checkpointing=row.get("checkpointing", False),
+            adapter=AdapterSettings(rank=row.get("rank", 0)),
+            **learner,
+        ),
+        engine=EngineSettings(context_tokens=context),
+    )
+    gpu = "device" in row
+    return sum(need.bytes for need in learner_needs(SIZES[row["size"]], wanted, gpu=gpu)) / 2**20
+
+
+@pytest.mark.parametrize(
+    "row", MEASURED, ids=lambda row: f"{row['size']}-{row['dtype']}-{row.get('rank', 0)}"
+)
+def test_the_plan_is_within_15_per_cent_of_recorded_peaks(row: dict[str, Any]):
+    # `python -m benchmarks.memory`: full and adapter training, each in a process of its own.
+    assert foretold_mb(row, row["tokens"], 256) == pytest.approx(row["measured_mb"], rel=0.15)
+
+
+@pytest.mark.parametrize("row", ON_GPU, ids=lambda row: f"{row['size']}-{row['rank']}-{row['compile']}")
+def test_the_plan_is_within_15_per_cent_of_peaks_on_a_gpu(row: dict[str, Any]):
+    found = foretold_mb(row, 16384, 16384, compile=row["compile"])
+    assert found == pytest.approx(row["peak_memory_mb"], rel=0.15)
 
 
 def test_a_copy_is_kept_where_asked_for_while_a_batch_takes_several_steps():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import agentrl
 from agentrl.cli.doctor import diagnose, report
 from agentrl.cli.main import main
 from agentrl.cluster.placement import Gpu, Machine
@@ -77,7 +79,7 @@ def test_a_machine_that_is_not_there(capsys: pytest.CaptureFixture[str]):
     example = ["doctor", "examples/qwen3_8b_dapo.toml"]
     assert main([*example, "--gpus", "8x80", "--memory", "256"]) == 0
     text = capsys.readouterr().out
-    assert "GPU 0 (80 GB, imagined) to GPU 3 (80 GB, imagined), each, learner: 60,678,793,984 of" in text
+    assert "GPU 0 (80 GB, imagined) to GPU 3 (80 GB, imagined), each, learner: 59,404,708,608 of" in text
     assert "GPU 4 (80 GB, imagined) to GPU 7 (80 GB, imagined), each, vLLM" in text
     assert "with keys for 23% of the slots at full length" in text
     assert main([*example, "--gpus", "8x40", "--memory", "64"]) == 1
@@ -86,3 +88,15 @@ def test_a_machine_that_is_not_there(capsys: pytest.CaptureFixture[str]):
     assert text.count("problem: Qwen/Qwen3-8B does not fit") == 5
     assert main([*example, "--gpus", "eight"]) == 1
     assert "--gpus 'eight': want a number and a size" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_the_machine_would_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = Path(agentrl.__file__).parent / "demo" / "model"
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"problem": "{n}+1", "answer": "{n + 1}"}}\n' for n in range(8)))
+    flags = [f"--model.path={model}", f"--data.train={data}", "--stream.batch=8"]
+    example = str(Path(agentrl.__file__).parents[1] / "examples/gsm8k_python.toml")
+    more = ["--data.limit=0", "--eval.data=", "--tracker.initial_file="]
+    assert main(["train", example, "--dry-run", *flags, *more]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"^memory: [\d,]+ of [\d,]+ bytes: (fits|DOES NOT FIT)", told, flags=re.MULTILINE), told
