@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents test-families test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents test-programs test-adapters test-families test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -81,7 +81,12 @@ test-vllm:
 
 ## make test-agents   programs of smolagents, the OpenAI Agents SDK and curl, and environments of reasoning-gym, Gymnasium, ...
 test-agents: $(STAMP)-dev
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-programs test-adapters
+
+test-programs: $(STAMP)-dev
 	PYTHON=$(PYTHON) TEST_PYTHON=$(BIN)/python scripts/test_agents.sh -q
+
+test-adapters:
 	PYTHON=$(PYTHON) scripts/test_adapters.sh -q
 
 ## make test-families model families by the package renderers, and against the templates of TRL (.venv-families)

@@ -42,6 +42,7 @@ _SCHEMES = {
     "gymnasium": "agentrl_envs.adapters.gymnasium:gymnasium_env",
     "trl": "agentrl_envs.adapters.trl:trl_env",
     "verifiers": "agentrl_envs.adapters.verifiers:verifiers_env",
+    "openenv": "agentrl_envs.adapters.openenv:openenv_env",
 }
 _EXTRAS = {
     "mcp": "agentrl[mcp]",
