@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli.main import main
-from agentrl.cluster.model_shape import KNOWN
+from agentrl.cluster.model_shape import known_shapes
 from agentrl.cluster.placement import Gpu, Machine
 from agentrl.config import bundled, loading
 from agentrl.config.settings import Settings
@@ -50,8 +50,8 @@ def test_nothing_that_was_said_is_chosen():
     made = choices(CPU, "--model.path=x", *flags)
     made.choose_model_and_rows()
     made.choose_batch(10)
-    made.choose_lengths(KNOWN[SMOLLM2], 100, 4)
-    made.choose_devices(KNOWN["Qwen/Qwen2.5-0.5B"])
+    made.choose_lengths(known_shapes()[SMOLLM2], 100, 4)
+    made.choose_devices(known_shapes()["Qwen/Qwen2.5-0.5B"])
     assert not set(told) & {choice.name for choice in made.made}
 
 
@@ -79,10 +79,10 @@ def test_a_batch_holds_whole_groups():
 def test_a_model_on_a_cpu_fits_its_memory_and_begins_soon():
     made = choices(CPU, f"--model.path={SMOLLM2}")
     made.choose_model_and_rows()
-    made.choose_lengths(KNOWN[SMOLLM2], 200, 4)
-    made.choose_devices(KNOWN[SMOLLM2])
+    made.choose_lengths(known_shapes()[SMOLLM2], 200, 4)
+    made.choose_devices(known_shapes()[SMOLLM2])
     settings = made.settings
-    assert settings.engine.context_tokens < 4096 < KNOWN[SMOLLM2].context
+    assert settings.engine.context_tokens < 4096 < known_shapes()[SMOLLM2].context
     assert settings.stream.batch < 32
     assert any("would take about" in choice.why for choice in made.made)
     assert not settings.learner.adapter.rank
@@ -91,8 +91,8 @@ def test_a_model_on_a_cpu_fits_its_memory_and_begins_soon():
 def test_one_gpu_is_shared_and_an_adapter_is_the_last_resort():
     made = choices(GPU, "--model.path=Qwen/Qwen3-1.7B")
     made.choose_model_and_rows()
-    made.choose_lengths(KNOWN["Qwen/Qwen3-1.7B"], None, 8)
-    made.choose_devices(KNOWN["Qwen/Qwen3-1.7B"])
+    made.choose_lengths(known_shapes()["Qwen/Qwen3-1.7B"], None, 8)
+    made.choose_devices(known_shapes()["Qwen/Qwen3-1.7B"])
     assert made.settings.engine.layout == "shared"
     assert made.settings.learner.adapter.rank == 16
     assert made.settings.learner.learning_rate == 2e-5
@@ -104,7 +104,7 @@ def test_the_same_machine_gives_the_same_choices():
     def chosen() -> Settings:
         made = choices(CPU, f"--model.path={SMOLLM2}", "--run.deterministic=true")
         made.choose_model_and_rows()
-        made.choose_devices(KNOWN[SMOLLM2])
+        made.choose_devices(known_shapes()[SMOLLM2])
         return made.settings
 
     assert chosen() == chosen()
