@@ -26,7 +26,6 @@ from agentrl.cluster.cpu_time import cpu_seconds
 from agentrl.storage.durable import write_file
 from benchmarks.demo_run import Job, Row, file_name, mean_interval, play, study_parser, sweep
 from benchmarks.hindsight import read_visits, scores_of_baselines
-from benchmarks.letters import make_model
 from benchmarks.studies import STUDIES, Study
 
 KEPT = (
@@ -46,8 +45,8 @@ def run_one(study: Study, arm: str, seed: int, flags: Sequence[str] = ()) -> dic
 
     settings = (*study.common, *study.arms[arm], *flags, f"--run.seed={seed}")
     started, cpu = time.monotonic(), cpu_seconds()
-    with tempfile.TemporaryDirectory(prefix="letters-") as folder:
-        model = [f"--model.path={make_model(Path(folder), seed)}"] if study.letters else []
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        model = [f"--model.path={study.model(Path(folder), seed)}"] if study.model else []
         rows = play(
             (*settings, *model), enough, look=lambda run: {"baselines": scores_of_baselines(read_visits(run))}
         )

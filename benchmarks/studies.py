@@ -6,8 +6,11 @@ and no KL term (with one, an arm whose advantages are smaller would also be held
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import countdown, letters
 
 Flags = tuple[str, ...]
 
@@ -24,8 +27,8 @@ class Study:
     """Generated tokens that the arms are compared at."""
     threshold: float = 0.8
     """Of the reward; tokens to it are counted."""
-    letters: bool = False
-    """The model is the random one of `benchmarks.letters`, and learns its task."""
+    model: Callable[[Path, int], Path] | None = None
+    """Writes the model of a seed into a folder and says where it is; the demo's where there is none."""
 
 
 def demo_flags(rate: float, every: int, limit: int) -> Flags:
@@ -78,7 +81,7 @@ LOSSES: Mapping[str, Flags] = {
     "clip": (),
     "minpro": ("--loss.kind=minpro",),
     "cispo": ("--loss.kind=cispo",),
-    "score centering": ("--loss.kind=score_centering",),
+    "score centering": ("--loss.kind=score_centering", "--loss.behaviour_top_k=18"),  # all letters
 }
 METHODS: Mapping[str, Flags] = {
     "spo": (),
@@ -100,11 +103,18 @@ METHODS: Mapping[str, Flags] = {
 ROUNDED = ("--engine.kind=benchmarks/rounded_engine.py:RoundedPolicy", "--engine.parity_max_share=1")
 
 
+COUNTDOWN = (
+    *("--env.name=benchmarks.countdown:SmallCountdown", "--data.train=generated:train:1000"),
+    *("--eval.data=generated:test:128", "--rollout.max_tokens=24", "--engine.context_tokens=128"),
+    *demo_flags(2e-4, 4, 128),
+)
+
+
 def stale_flags(staleness: int) -> Flags:
-    """Settings under which episodes reach that staleness: so many are decoded together."""
+    """Settings under which episodes reach that staleness: so many are decoded together, of as many prompts."""
     together = 64 * (staleness + 1)
     slots = f"--engine.slots={together}", f"--stream.in_flight={together}"
-    return (*LETTERS, f"--stream.staleness={staleness}", *slots)
+    return (*LETTERS, "--data.train=generated:train:1024", f"--stream.staleness={staleness}", *slots)
 
 
 STUDIES: Mapping[str, Study] = {
@@ -114,6 +124,14 @@ STUDIES: Mapping[str, Study] = {
         arms=PRESETS, common=(*FAST, "--data.train=generated:train:4000"), reference="spo", tokens=10_000
     ),
     "published": Study(arms=PUBLISHED, common=FAST, reference="spo", tokens=10_000),
+    "countdown": Study(
+        arms={arm: PRESETS[arm] for arm in ("spo_plus", "rloo", "spo")},
+        common=COUNTDOWN,
+        reference="rloo",
+        tokens=20_000,
+        threshold=0.6,
+        model=countdown.shared_model,
+    ),
     "ablations": Study(arms=ABLATIONS, common=SLOW, reference="SPO", tokens=28_000),
     "ablations_uneven": Study(
         arms={arm: ABLATIONS[arm] for arm in list(ABLATIONS)[:5]},
@@ -121,15 +139,25 @@ STUDIES: Mapping[str, Study] = {
         reference="SPO",
         tokens=28_000,
     ),
-    "credit": Study(arms=CREDIT, common=LETTERS, reference="episode", tokens=20_000, letters=True),
+    "credit": Study(
+        arms=CREDIT, common=LETTERS, reference="episode", tokens=20_000, model=letters.make_model
+    ),
     **{
         f"stale_{staleness}": Study(
-            arms=LOSSES, common=stale_flags(staleness), reference="clip", tokens=12_000, letters=True
+            arms=LOSSES,
+            common=stale_flags(staleness),
+            reference="clip",
+            tokens=12_000,
+            model=letters.make_model,
         )
         for staleness in (0, 2, 8)
     },
     "rounded": Study(
-        arms=LOSSES, common=(*stale_flags(2), *ROUNDED), reference="clip", tokens=12_000, letters=True
+        arms=LOSSES,
+        common=(*stale_flags(2), *ROUNDED),
+        reference="clip",
+        tokens=12_000,
+        model=letters.make_model,
     ),
-    "methods": Study(arms=METHODS, common=LETTERS, reference="spo", tokens=12_000, letters=True),
+    "methods": Study(arms=METHODS, common=LETTERS, reference="spo", tokens=12_000, model=letters.make_model),
 }

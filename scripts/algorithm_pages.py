@@ -10,6 +10,7 @@ from pathlib import Path
 from agentrl.config import registry
 from agentrl.config.presets import ALGORITHMS
 from agentrl.config.tree import describe_type, own_hints
+from agentrl_envs import load_env
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = {
@@ -34,7 +35,6 @@ NOT_SHIPPED = {
     "SSL (2601.22491)": "tiers for maths not found",
     "MDPO, INPO, BVPO, PFPO": "not read in full",
     "POISE (2605.07579)": "formula known; needs hidden states of the policy at the end of the prompt",
-    "GHPO, Scaf-GRPO (2510.19807)": "need solutions or hints in the rows, and the hint's level in the tracker's key",
     "CAPO (curvature, 2510.00819)": "closed forms of its curvature not found",
     "BRPO / AnytimeReasoner": "formula known; needs rollouts that are cut at budgets and summarised",
     "T-PPO, AsyPPO, POAD": "need a critic",
@@ -98,6 +98,9 @@ def methods_page() -> str:
             part = registry.declared(family, f"{path}:{name}")
             lines += [f"**{family} `{name}`.** " + paragraphs(inspect.cleandoc(part.text))[0], ""]
             lines += paragraphs(inspect.cleandoc(part.text))[2:]
+        for name in re.findall(r"--env\.name examples/methods/\S+?:(\w+)", head):
+            text = inspect.cleandoc(load_env(f"{path}:{name}").__doc__ or "")
+            lines += [f"**environment `{name}`.** " + paragraphs(text)[0], ""]
     lines += ["## Not shipped", "", "| method | why |", "|---|---|"]
     lines += [f"| {name} | {why} |" for name, why in NOT_SHIPPED.items()]
     return "\n".join([*lines, ""])
@@ -107,7 +110,7 @@ def method_head(head: str) -> list[str]:
     """The text of a file, its commands as code."""
     lines: list[str] = []
     for one in head.split("\n\n"):
-        if one.startswith("agentrl "):
+        if one.startswith(("agentrl ", "python ")):
             lines += ["```bash", *one.splitlines(), "```", ""]
         else:
             lines += paragraphs(one)

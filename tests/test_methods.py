@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from agentrl.algorithms.advantage import CreditBatch
 from agentrl.config import registry
 from agentrl.episode import Episode, SegmentBuilder, StopReason
+from agentrl_envs import load_env
+from agentrl_envs.math_with_python import MathWithPython
 
 METHODS = Path(__file__).parents[1] / "examples" / "methods"
 ONE_GROUP = np.zeros(4, dtype=np.int64)
@@ -55,9 +59,30 @@ def test_a_method_says_how_it_is_run_and_where_it_is_from(path: Path) -> None:
     assert lines, "a line to type"
     for line in lines:
         family, _, spec = line.split()[3].removeprefix("--").partition(".")[0], "", line.split()[4]
+        if family == "env":
+            assert load_env(str(METHODS.parents[1] / spec)).__doc__
+            continue
         declared = registry.declared(family, str(METHODS.parents[1] / spec))
         assert declared.text
     assert "arXiv" in text or "code read" in text
+
+
+def test_hints(tmp_path: Path) -> None:
+    row = {"id": "a", "problem": "p", "answer": "7", "solution": "one two three four five 7 seven eight"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    command = (sys.executable, METHODS / "hints.py", tmp_path / "rows.jsonl", tmp_path / "hinted.jsonl")
+    subprocess.run(command, check=True)
+    rows = [json.loads(line) for line in (tmp_path / "hinted.jsonl").read_text().splitlines()]
+    # Of eight words 0, 2 and 4. The trap: six of them would tell the answer, so that level is left out.
+    assert [(one["id"], one["hint"]) for one in rows] == [
+        ("a+0%", ""),
+        ("a+25%", "one two"),
+        ("a+50%", "one two three four"),
+    ]
+    env = load_env(f"{METHODS / 'hints.py'}:Hinted")
+    env.check_rows(rows)
+    assert env().prompt(rows[1]).endswith("The solution begins: one two")
+    assert env().prompt(rows[0]) == MathWithPython().prompt(row)
 
 
 def test_mc_grpo() -> None:
