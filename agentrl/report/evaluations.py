@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,18 @@ def evaluation_rows(run: Path) -> list[dict[str, Any]]:
     return [_row(name, folder, summary, run) for name, folder, summary in rows if "table" in summary]
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def _summary(folder: Path) -> Mapping[str, Any]:
+    path = folder / "summary.json"
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return _read(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return {}  # under way, or damaged
+
+
+@lru_cache(maxsize=SHOWN)
+def _read(path: Path, changed: int) -> Mapping[str, Any]:
+    """A summary; `changed` is when it was, so that a page that asks often reads it once."""
+    found = json.loads(path.read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else {}
 
 
