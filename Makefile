@@ -139,7 +139,7 @@ site:
 	  $(SITE)/bin/python -m pip --disable-pip-version-check install --quiet 'mkdocs-material==$(MATERIAL)'; }
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
 
-## make wheel-check   build the wheel and check what is in it
+## make wheel-check   build the wheel, look into it, and use it in an environment of its own (under two minutes)
 wheel-check: $(STAMP)-dev
 	$(BIN)/python scripts/check_wheel.py
 
