@@ -30,9 +30,9 @@ from agentrl.rollout.token_completer import Decoding, Dispatch
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
 from agentrl.storage.steps import LearnedEpisode, SegmentValues, read_learned
-from agentrl.tasks.task import Task, make_sandbox
+from agentrl.tasks.task import Task, env_class, make_sandbox
 from agentrl.weights.model_files import load_tokenizer
-from agentrl_envs import EnvError, load_env, prompt_id
+from agentrl_envs import EnvError, prompt_id
 
 if TYPE_CHECKING:
     from agentrl.inference.policy import Policy
@@ -217,7 +217,7 @@ def run_episode(
     settings, options = subject_of(model, policy, endpoint, settings, {"env": env, "seed": seed, **given})
     chosen = settings.env[0]
     try:
-        loaded = load_env(chosen.name, chosen.settings)
+        loaded = env_class(chosen.name, chosen.settings, chosen)
         task = Task(chosen.name, loaded, loaded.check_settings(chosen.settings), 1.0, (row,))
         loaded.check_row(row, "the row")
     except EnvError as error:

@@ -14,7 +14,13 @@ from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
 from agentrl.evaluation.experiment import run_experiments
 from agentrl.evaluation.results import Record, read_records
-from agentrl.evaluation.settings import Experiment, MeasureSettings, PlayedEnvSettings, SubjectSettings
+from agentrl.evaluation.settings import (
+    OF_ENV,
+    Experiment,
+    MeasureSettings,
+    PlayedEnvSettings,
+    SubjectSettings,
+)
 from agentrl.evaluation.tables import evaluation_table
 from agentrl.inference.endpoint.settings import EndpointSettings
 
@@ -125,7 +131,7 @@ def evaluate(
     experiment = Experiment(
         SubjectSettings(subject.subject, subject.device),
         measure,
-        PlayedEnvSettings(chosen.name, chosen.settings),
+        PlayedEnvSettings(**{name: getattr(chosen, name) for name in OF_ENV}),
         found.rollout,
         found.sandbox,
         subject.engine,

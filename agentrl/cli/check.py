@@ -96,10 +96,12 @@ def run(options: argparse.Namespace) -> int:
     """Run the checks and print what they found; 1 when one failed."""
     from agentrl.cluster import event_loop
     from agentrl.errors import ConfigError
-    from agentrl_envs import load_env, load_rows
+    from agentrl.tasks.task import env_class as env_class_of
+    from agentrl_envs import load_rows
 
     settings = settings_of(CheckSettings, options.env, "env.name", options.settings)
-    env_class, trial = load_env(settings.env.name, settings.env.settings), settings.check
+    env_class = env_class_of(settings.env.name, settings.env.settings, settings.env)
+    trial = settings.check
     if trial.data:
         rows: Sequence[Mapping[str, Any]] = load_rows(trial.data, map=trial.map, limit=trial.limit)
     else:

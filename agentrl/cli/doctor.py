@@ -257,13 +257,14 @@ class Look:
 
     def at_run(self) -> None:
         """Its environments, and whether it could start where model and data are on this machine."""
+        from agentrl.tasks.task import env_class
         from agentrl.training.plan import plan_run
-        from agentrl_envs import EnvError, load_env
+        from agentrl_envs import EnvError
 
         known = True
         for env in self.settings.env:
             try:
-                specs = load_env(env.name, env.settings).tool_specs()
+                specs = env_class(env.name, env.settings, env).tool_specs()
                 tools = ", ".join(spec.name for spec in specs) or "no tools"
                 self.notes.append(f"environment {env.name}: {tools}")
             except EnvError as error:

@@ -104,7 +104,32 @@ class DataSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class EnvSettings:
+class IsolationSettings:
+    """Part of `[env]`: the process that an environment runs in."""
+
+    isolation: Literal["none", "process"] = "none"
+    """`process` keeps the environment in processes of its own: where it dies, blocks or grows, its episodes
+    fail, and the run goes on."""
+    python: str = ""
+    """Interpreter of those processes, such as `.venv-other/bin/python`; empty takes the trainer's."""
+    workers: Count = 1
+    """Processes that share the episodes."""
+    memory_mb: Number = 0
+    """Memory from which a process is replaced by another, when its episodes are over; 0 sets no limit."""
+
+    def rules(self) -> Rules:
+        """What is wrong with them together."""
+        for name, given in (
+            ("python", self.python),
+            ("memory_mb", self.memory_mb),
+            ("workers", self.workers > 1),
+        ):
+            if given and self.isolation == "none":
+                yield (name, "isolation"), f'env.{name} is for env.isolation = "process"'
+
+
+@dataclass(frozen=True, slots=True)
+class EnvSettings(IsolationSettings):
     """`[env]`, or one of several `[[env]]` that are mixed by weight."""
 
     name: str = ""

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.config import loading, presets
 from agentrl.config.ranges import Amount, Count, Number, Seed, Share
-from agentrl.config.settings import EngineSettings, Nucleus, RolloutSettings, Rules, SandboxSettings
+from agentrl.config.settings import (
+    EngineSettings,
+    IsolationSettings,
+    Nucleus,
+    RolloutSettings,
+    Rules,
+    SandboxSettings,
+)
 from agentrl.errors import ConfigError
 from agentrl.inference.endpoint.settings import EndpointSettings
 from agentrl.storage.run_folder import RunFolder
@@ -167,13 +174,17 @@ class MeasureSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class PlayedEnvSettings:
+class PlayedEnvSettings(IsolationSettings):
     """`[env]`: the environment; that of a run where one is evaluated."""
 
     name: str = "math_with_python"
     """A registered name, a dotted path `package.module:Class`, or a file `my_env.py:Class`."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Passed to the environment; unknown names are errors."""
+
+
+OF_ENV = tuple(one.name for one in fields(PlayedEnvSettings))
+"""Settings of an environment that an evaluation takes from a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +271,7 @@ def _below(told: Mapping[str, Any]) -> dict[str, Any]:
         shared = ("samples", "temperature", "top_p", "top_k")
         table["eval"] = {name: known[name] for name in shared if name in known}
         env = _run_env(subject, run, told)
-        table["env"] = {name: env[name] for name in ("name", "settings") if name in env}
+        table["env"] = {name: env[name] for name in OF_ENV if name in env}
         if "data" not in measure:
             table["eval"]["data"] = env.get("eval_data") or known.get("data") or []
             data = env.get("data", {})

@@ -19,6 +19,7 @@ from agentrl.config.settings import DataSettings
 from agentrl.errors import ConfigError, DataError
 from agentrl.tasks.catalog import BENCHMARKS
 from agentrl.tasks.datasets import DataSet, checksum, load_data_set
+from agentrl.tasks.task import env_class
 from agentrl_envs import (
     Env,
     EnvError,
@@ -26,7 +27,6 @@ from agentrl_envs import (
     Message,
     Verdict,
     asks_grader,
-    load_env,
     prompt_id,
     usable_rows,
 )
@@ -77,7 +77,7 @@ def prepare(experiment: Experiment) -> Task:
 
 def _environment(experiment: Experiment) -> type[Env]:
     try:
-        env = load_env(experiment.env.name, experiment.env.settings)
+        env = env_class(experiment.env.name, experiment.env.settings, experiment.env)
         env.check_settings(experiment.env.settings)
     except EnvError as error:
         raise ConfigError(f"--env {experiment.env.name}: {error}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.settings import DataSettings, EnvSettings, SandboxSettings
+from agentrl.config.settings import DataSettings, EnvSettings, IsolationSettings, SandboxSettings
 from agentrl.errors import ConfigError
 from agentrl.weights.model_files import hub_trouble, stay_offline
 from agentrl_envs import Env, EnvError, load_env, load_rows, usable_rows
@@ -124,7 +124,7 @@ def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, .
                 "class a method `generate_rows` (--data generated:train:250) or `example_rows`"
             )
         try:
-            env = load_env(settings.name, settings.settings)
+            env = env_class(settings.name, settings.settings, settings)
             checked = env.check_settings(settings.settings)
         except EnvError as error:
             raise ConfigError(f"{where}: {error}") from error
@@ -132,6 +132,19 @@ def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, .
             raise ConfigError(f"{where}: weight must be positive, got {settings.weight}")
         tasks.append(Task(settings.name, env, checked, settings.weight, load_data(source, env, where)))
     return tuple(tasks)
+
+
+def env_class(name: str, settings: Mapping[str, Any], how: IsolationSettings) -> type[Env]:
+    """The environment class of a name, in processes of its own where the settings want that.
+
+    Raises:
+        EnvError: it cannot be loaded.
+    """
+    if how.isolation == "none":
+        return load_env(name, settings)
+    from agentrl_envs.isolation import Isolation, isolated
+
+    return isolated(name, settings, Isolation(how.python, how.workers, how.memory_mb))
 
 
 def make_sandbox(settings: SandboxSettings) -> Sandbox:

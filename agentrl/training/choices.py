@@ -20,8 +20,8 @@ from agentrl.cluster.step_time import Rates, step_time
 from agentrl.config import bundled, loading
 from agentrl.config.settings import EnvSettings, Settings
 from agentrl.errors import ConfigError
-from agentrl.tasks.task import EXAMPLES
-from agentrl_envs import EnvError, load_env
+from agentrl.tasks.task import EXAMPLES, env_class
+from agentrl_envs import EnvError
 
 ROWS, HELD_OUT = 250, 64
 """That an environment is asked for where it makes its own rows."""
@@ -129,7 +129,7 @@ class Choices:
 
     def _choose_rows(self, named: EnvSettings) -> None:
         try:
-            env = load_env(named.name, named.settings)
+            env = env_class(named.name, named.settings, named)
         except EnvError:
             return  # told by who loads it for the run
         if hasattr(env, "generate_rows"):

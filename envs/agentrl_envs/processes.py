@@ -14,10 +14,11 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from .errors import EnvError
 
-__all__ = ["MARK", "Ended", "ProcessLimits", "Program", "exit_of", "inherited", "kill_marked"]
+__all__ = ["MARK", "Ended", "ProcessLimits", "Program", "end_of", "exit_of", "inherited", "kill_marked"]
 
 MARK = "AGENTRL_PROGRAM"
 """Variable by which what a program started is found, also when it left the process group."""
@@ -174,6 +175,13 @@ async def exit_of(process: asyncio.subprocess.Process) -> None:
     finally:
         loop.remove_reader(handle)
         os.close(handle)
+
+
+def end_of(log: IO[bytes], most: int = 600) -> str:
+    """The last that a process wrote to a file, in characters."""
+    size = os.fstat(log.fileno()).st_size
+    text = os.pread(log.fileno(), 4 * most, max(0, size - 4 * most)).decode(errors="replace").strip()
+    return text[-most:]
 
 
 def _marked(mark: str) -> Iterator[int]:

@@ -32,7 +32,7 @@ class Tokenizer(ByteTokenizer):
         return self.encode(text) if options.get("tokenize", True) else text
 
 
-def tool_call(name: str, **arguments: Any) -> str:
+def tool_call(name: str, /, **arguments: Any) -> str:
     """A message of the model that calls a tool."""
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>{END}"
 

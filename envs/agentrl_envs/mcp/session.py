@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 from ..errors import EnvError, ServerFailure
-from ..processes import MARK, inherited, kill_marked
+from ..processes import MARK, end_of, inherited, kill_marked
 from ..program import filled
 from ..raised import error_text
 
@@ -44,8 +43,6 @@ PING_S = 5.0
 """Longest wait for a server to say that it is there, after a call went past its limit."""
 _CLOSE_S = 8.0
 _MOST_PAGES = 50
-_SAID = 600
-"""Characters of what a server wrote last that stand in an error."""
 
 
 class Timeout(Exception):
@@ -274,12 +271,9 @@ class McpSession:
         """What was wrong with what the server wrote last, and the end of its standard error."""
         if self._log is None or self._log.closed:
             return ""
-        size = os.fstat(self._log.fileno()).st_size
-        text = (
-            os.pread(self._log.fileno(), 4 * _SAID, max(0, size - 4 * _SAID)).decode(errors="replace").strip()
-        )
+        text = end_of(self._log)
         trouble = f"; {self._trouble}" if self._trouble else ""
-        return trouble + (f"; it wrote: {text[-_SAID:]}" if text else "")
+        return trouble + (f"; it wrote: {text}" if text else "")
 
     def _note(self, trouble: str) -> None:
         self.unreadable += 1

@@ -112,8 +112,6 @@ def mark_of(function: Any) -> ToolMark | None:
 
 def describe_tool(function: Callable[..., Any], attribute: str, default_timeout_s: float) -> BoundTool:
     """Build the spec of a marked function. Raises EnvError when its signature cannot be told to a model."""
-    from docstring_parser import parse
-
     mark = mark_of(function) or ToolMark()
     name = mark.name or attribute
     if not _NAME.match(name):
@@ -121,6 +119,8 @@ def describe_tool(function: Callable[..., Any], attribute: str, default_timeout_
     is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
     if mark.schema is not None:
         return _of_schema(name, attribute, mark, is_async, default_timeout_s)
+    from docstring_parser import parse
+
     parsed = parse(inspect.getdoc(function) or "")
     texts = {p.arg_name: (p.description or "").strip() for p in parsed.params}
     properties: dict[str, Any] = {}

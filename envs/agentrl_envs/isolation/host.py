@@ -1,0 +1,334 @@
+"""Processes that hold environments: started when episodes need them, replaced when they die, block or grow.
+
+Each serves many episodes of one environment class. Knows nothing of what is asked of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import EnvError, ServerFailure
+from ..processes import end_of
+from .channel import PROTOCOL, Channel, Refused
+from .wire import error_of, told_error
+
+__all__ = ["Host", "Hosts", "end_hosts"]
+
+START_S = 120.0
+"""Within which a process must have loaded its environment."""
+GRACE_S = 10.0
+"""How much longer than an environment's own limit a process is waited for, before it counts as blocked."""
+LINGER_S = 30.0
+"""How long a process is kept while it has no episode."""
+_LOOK_S = 1.0
+
+Handler = Callable[[Mapping[str, Any]], None]
+
+_BOOT = """
+import sys
+try:
+    import agentrl_envs.isolation
+except ModuleNotFoundError:
+    sys.path += sys.argv[2:]
+from agentrl_envs.isolation.__main__ import main
+main()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which environment a process holds, and how.
+
+    Args:
+        spec: of the environment, as `load_env` takes it.
+        settings: of the environment.
+        python: interpreter; empty is this process's own.
+        memory_mb: resident memory from which a process gets no more episodes; at twice that it is killed. 0
+            sets no limit.
+    """
+
+    spec: str
+    settings: Mapping[str, Any]
+    python: str = ""
+    memory_mb: int = 0
+
+
+class Host:
+    """One process."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.episodes: dict[int, Handler] = {}
+        """Who answers the questions of each episode."""
+        self.about: Mapping[str, Any] = {}
+        self.worn = False
+        """Whether it gets no more episodes."""
+        self._why = ""
+        self._looked = 0.0
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        ours, theirs = socket.socketpair()
+        mine = not place.python
+        paths = [path for path in sys.path if path] if mine else _roots()
+        boot = "import sys; sys.path[:] = sys.argv[2:]\n" + _BOOT if mine else _BOOT
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [place.python or sys.executable, "-c", boot, str(theirs.fileno()), *paths],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            ours.close()
+            self._log.close()
+            raise EnvError(f"env.python = {place.python!r} cannot be started: {error}") from error
+        self.pid = self._process.pid
+        self.channel = Channel(ours, self._on_frame, self._on_lost, f"env-{self.pid}")
+
+    def __str__(self) -> str:
+        return f"the process of the environment {self.place.spec!r} (pid {self.pid})"
+
+    def load(self) -> None:
+        """Let it load the environment. EnvError, as of `load_env`, when that fails."""
+        self.about = self.ask_now(
+            "load", START_S, protocol=PROTOCOL, spec=self.place.spec, settings=dict(self.place.settings)
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self.channel.open
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was told to die, and may not have done so yet."""
+        return bool(self._why)
+
+    def ask_now(self, do: str, limit_s: float, **given: Any) -> Any:
+        """Ask, and block until the answer is there.
+
+        Raises:
+            ServerFailure: it died, or did not answer within the limit, and was killed.
+            EnvError: what the environment raised.
+        """
+        future = self.channel.ask(do, **given)
+        try:
+            return future.result(limit_s)["is"]
+        except FutureTimeout:
+            raise self._blocked(do, limit_s) from None
+        except (Refused, ConnectionError) as error:
+            raise self._raised(error, do) from None
+
+    async def ask(self, do: str, limit_s: float, **given: Any) -> Mapping[str, Any]:
+        """The same in an event loop; the answer with what changed beside it."""
+        future = asyncio.wrap_future(self.channel.ask(do, **given))
+        try:
+            async with asyncio.timeout(limit_s + GRACE_S):
+                answer = await future
+        except TimeoutError:
+            raise self._blocked(do, limit_s + GRACE_S) from None
+        except (Refused, ConnectionError) as error:
+            raise self._raised(error, do) from None
+        self._look()
+        return answer
+
+    def kill(self, why: str) -> None:
+        """End it at once; whoever waits for it is told why."""
+        self._why = self._why or why
+        self.worn = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End it and wait for its end."""
+        self.worn = True
+        self.channel.close()
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self.kill("it did not end")
+            self._process.wait(10.0)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it started
+        self._log.close()
+
+    def _on_frame(self, frame: Mapping[str, Any]) -> None:
+        handler = self.episodes.get(frame.get("episode", -1))
+        if handler is not None:
+            handler(frame)
+        elif "ask" in frame:
+            self.channel.answer(frame["ask"], error=told_error(EnvError("the episode is over")))
+
+    def _on_lost(self) -> None:
+        self.worn = True
+
+    def _blocked(self, do: str, limit_s: float) -> ServerFailure:
+        why = f"did not answer {do!r} within {limit_s:g} s, and was killed"
+        self.kill(why)
+        return ServerFailure(f"{self} {why}{self._said()}")
+
+    def _raised(self, error: Refused | ConnectionError, do: str) -> BaseException:
+        if isinstance(error, Refused):
+            return error_of(error.error)
+        why = self._why or f"died in {do!r}: {self._status()}"
+        return ServerFailure(f"{self} {why}{self._said()}")
+
+    def _status(self) -> str:
+        try:
+            code = self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.kill("closed its connection")
+            return "it closed its connection"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+    def _said(self) -> str:
+        if self._log.closed:
+            return ""
+        text = end_of(self._log)
+        return f"; it wrote: {text}" if text else ""
+
+    def _look(self) -> None:
+        """Look at its memory now and then."""
+        if not self.place.memory_mb or time.monotonic() - self._looked < _LOOK_S:
+            return
+        self._looked = time.monotonic()
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (OSError, ValueError):
+            return
+        resident = pages * os.sysconf("SC_PAGE_SIZE") >> 20
+        if resident > 2 * self.place.memory_mb:
+            self.kill(f"was killed: it had {resident} MB of memory, more than twice env.memory_mb")
+        elif resident > self.place.memory_mb:
+            self.worn = True
+
+
+def _roots() -> list[str]:
+    """Where another interpreter finds this package, if it has none of its own."""
+    import agentrl_sandbox
+
+    files = (Path(__file__).parents[1], Path(agentrl_sandbox.__file__).parent)
+    return list(dict.fromkeys(str(file.parent) for file in files))
+
+
+@dataclass
+class Hosts:
+    """The processes of one environment.
+
+    Args:
+        place: what each holds.
+        workers: most of them that get new episodes at once.
+    """
+
+    place: Place
+    workers: int = 1
+    _hosts: list[Host] = field(default_factory=list)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _starting: dict[int, Future[Host]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _POOLS.append(self)
+
+    async def take(self, handler: Handler) -> tuple[Host, int]:
+        """A process for one episode, and the episode's number; see `leave`."""
+        number = next(_NUMBERS)
+        host = self._free(number, handler) or await asyncio.to_thread(self._start, number, handler)
+        return host, number
+
+    def ready(self) -> Host:
+        """A process that has loaded the environment, from a function that may block."""
+        return self._free(-1, None) or self._start(-1, None)
+
+    def leave(self, host: Host, number: int) -> None:
+        """An episode is over."""
+        host.episodes.pop(number, None)
+        if host.episodes:
+            return
+        if host.worn:
+            self._drop(host)
+        else:
+            timer = threading.Timer(LINGER_S, self._drop_idle, [host, next(_NUMBERS)])
+            timer.daemon = True
+            timer.start()
+
+    def end(self) -> None:
+        """End all of them."""
+        with self._guard:
+            hosts, self._hosts = self._hosts, []
+        for host in hosts:
+            host.end()
+
+    def _free(self, number: int, handler: Handler | None) -> Host | None:
+        """The process with the fewest episodes; None where another shall be started."""
+        with self._guard:
+            for host in [host for host in self._hosts if host.worn and not host.episodes]:
+                self._hosts.remove(host)
+                threading.Thread(target=host.end, daemon=True).start()
+            ready = [host for host in self._hosts if not host.worn]
+            host = min(ready, key=lambda host: len(host.episodes), default=None)
+            if host is None or (handler is not None and host.episodes and len(ready) < self.workers):
+                return None
+            if handler is not None:
+                host.episodes[number] = handler
+            return host
+
+    def _start(self, number: int, handler: Handler | None) -> Host:
+        with _STARTING:  # one at a time: others may take what was started meanwhile
+            if (host := self._free(number, handler)) is not None:
+                return host
+            host = Host(self.place)
+            try:
+                host.load()
+            except BaseException:
+                host.end()
+                raise
+            with self._guard:
+                if handler is not None:
+                    host.episodes[number] = handler
+                self._hosts.append(host)
+            return host
+
+    def _drop_idle(self, host: Host, since: int) -> None:
+        if not host.episodes:
+            self._drop(host)
+
+    def _drop(self, host: Host) -> None:
+        with self._guard:
+            if host not in self._hosts or host.episodes:
+                return
+            host.worn = True
+            self._hosts.remove(host)
+        threading.Thread(target=host.end, daemon=True).start()
+
+
+_POOLS: list[Hosts] = []
+_NUMBERS = itertools.count()
+_STARTING = threading.Lock()
+
+
+def end_hosts() -> None:
+    """End all processes that hold environments; those that are needed later are started again."""
+    for pool in _POOLS:
+        pool.end()
+
+
+atexit.register(end_hosts)

@@ -1,0 +1,187 @@
+"""Environments in processes of their own: all that an environment can do, and what happens when one breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentrl_envs.isolation.host as host
+from agentrl.config.settings import RolloutSettings
+from agentrl.episode import Episode, StopReason
+from agentrl.inference.scripted import ScriptedPolicy
+from agentrl.renderers.making import make_renderer
+from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl_envs import Env, EnvError, ToolCall, load_env
+from agentrl_envs.check import check_env
+from agentrl_envs.errors import EnvNotFound, ServerFailure, SettingsError
+from agentrl_envs.isolation import Isolation, end_hosts, isolated
+from agentrl_sandbox import open_sandbox
+from tests.adapters.playing import END, Tokenizer
+from tests.adapters.playing import tool_call as call
+
+SHOP = f"{Path(__file__).parent / 'isolated' / 'shop.py'}:Shop"
+ROW = {"problem": "What is 6 * 7?", "answer": "42"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    before = children()
+    yield
+    end_hosts()
+    assert children() <= before
+
+
+def children() -> set[int]:
+    found = set()
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.add(int(folder.name))
+    return found
+
+
+async def play(env_class: type[Env], script: list[str], sandbox: Any = None, **settings: Any) -> Episode:
+    return await run_episode(
+        lambda: env_class(sandbox=sandbox, rng=random.Random(7), **settings),
+        ScriptedPolicy(script, tokenizer=Tokenizer()),
+        make_renderer(Tokenizer(), "hermes"),
+        row=ROW,
+        dispatch=Dispatch("t0", 0, "p0", 0, seed=1),
+        settings=RolloutSettings(max_turns=12),
+    )
+
+
+SCRIPT = [
+    call("buy", name="tea"),
+    call("buy", name="milk").removesuffix(END) + call("refuse"),
+    call("buy", nam="x"),
+    call("ask", question="What else?"),
+    call("buy", name="bread"),
+    "Bread.<|end|>",
+    call("compute", code="print(6 * 7)"),
+    call("forget"),
+    "It is \\boxed{42}.<|end|>",
+]
+
+
+async def test_an_episode_is_the_same_in_a_process_of_its_own() -> None:
+    async with open_sandbox("local") as sandbox:
+        here = await play(load_env(SHOP), SCRIPT, sandbox, discount=5)
+        there = await play(isolated(SHOP, {"discount": 5}), SCRIPT, sandbox, discount=5)
+    assert there.failure is None
+    assert there.reward == 1.0
+    assert [segment.token_ids for segment in there.segments] == [
+        segment.token_ids for segment in here.segments
+    ]
+    assert [turn.reward for turn in there.turns] == [turn.reward for turn in here.turns]
+    assert (there.reward_parts, there.verdict, there.counts) == (here.reward_parts, here.verdict, here.counts)
+    assert len(there.segments) == 3  # the episode, the helper, and what follows the forgotten
+
+
+async def test_finish_and_broken_machinery_keep_their_kind() -> None:
+    env_class = isolated(SHOP)
+    ended = await play(env_class, [call("finish")])
+    assert (ended.stop_reason, ended.answer, ended.reward) == (StopReason.FINISHED, "\\boxed{42}", 1.0)
+    broken = await play(env_class, [call("break_down")])
+    assert broken.failure is not None
+    assert (broken.failure.boundary, broken.failure.error) == ("sandbox", "SandboxFailure")
+    assert broken.reward is None
+
+
+async def test_what_dies_takes_its_own_episodes_and_nothing_else() -> None:
+    env_class = isolated(SHOP)
+    env, other = env_class(), env_class()
+    await env.start(ROW)
+    await other.start(ROW)
+    with pytest.raises(
+        ServerFailure,
+        match=r"shop.py:Shop' \(pid \d+\) died in 'call': exit status 3; it wrote: out of memory",
+    ):
+        await env.call_tools([ToolCall("1", "die", {})])
+    with pytest.raises(ServerFailure, match="died in"):
+        await other.call_tools([ToolCall("1", "buy", {"name": "tea"})])
+    await asyncio.gather(env.aclose(), other.aclose())
+    died = await play(env_class, [call("die")])
+    assert died.failure is not None
+    assert (died.failure.error, died.reward) == ("ServerFailure", None)
+    assert (await play(env_class, [call("buy", name="tea"), "\\boxed{42}<|end|>"])).reward == 1.0
+
+
+@pytest.mark.slow
+async def test_what_blocks_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "GRACE_S", 0.2)
+    blocked = await play(isolated(SHOP), [call("block")])
+    assert blocked.failure is not None
+    assert "did not answer 'call' within 1.2 s, and was killed" in blocked.failure.message
+    assert blocked.reward is None
+
+
+@pytest.mark.slow
+async def test_what_grows_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_LOOK_S", 0.0)
+    env_class = isolated(SHOP, {}, Isolation(memory_mb=400))
+    env = env_class()
+    await env.start(ROW)
+    first, *_ = await env.call_tools(
+        [ToolCall("1", "process", {}), ToolCall("2", "grow", {"megabytes": 500})]
+    )
+    assert (await env.call_tools([ToolCall("3", "buy", {"name": "tea"})]))[0].ok  # the episode goes on
+    await env.aclose()
+    env = env_class()
+    await env.start(ROW)
+    assert (await env.call_tools([ToolCall("1", "process", {})]))[0].text != first.text
+    await env.call_tools([ToolCall("2", "grow", {"megabytes": 1000})])
+    with pytest.raises(ServerFailure, match="more than twice env.memory_mb"):
+        await env.call_tools([ToolCall("3", "buy", {"name": "tea"})])
+    await env.aclose()
+
+
+async def test_workers_share_the_episodes() -> None:
+    env_class = isolated(SHOP, {}, Isolation(workers=2))
+    envs = [env_class() for _ in range(4)]
+    for env in envs:
+        await env.start(ROW)
+    pids = [(await env.call_tools([ToolCall("1", "process", {})]))[0].text for env in envs]
+    assert sorted(map(pids.count, set(pids))) == [2, 2]
+    assert str(os.getpid()) not in pids
+    await asyncio.gather(*(env.aclose() for env in envs))
+
+
+async def test_the_class_tells_of_itself_and_is_checked() -> None:
+    env_class = isolated(SHOP)
+    assert [spec.name for spec in env_class.tool_specs()][:2] == ["buy", "refuse"]
+    make: Any = env_class
+    assert make.generate_rows(2, split="test", seed=3)[1] == {"problem": "test 4", "answer": "1"}
+    findings = await check_env(
+        isolated(f"{Path(SHOP).parents[3]}/examples/word_count.py"), env_class.example_rows
+    )
+    assert {one.check: one.ok for one in findings}["rows have the fields it needs"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "how", "kind", "said"),
+    [
+        ("none.py:Shop", {}, Isolation(), EnvNotFound, "no file none.py"),
+        (SHOP, {"discont": 1}, Isolation(), SettingsError, "did you mean 'discount'"),
+        ("program:sh", {}, Isolation(), EnvError, "a program is a process of its own already"),
+        (SHOP, {}, Isolation(python="/no/python"), EnvError, "env.python = '/no/python' cannot be started"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_as_ever(
+    spec: str, settings: dict[str, Any], how: Isolation, kind: type[EnvError], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        isolated(spec, settings, how)
+
+
+def test_another_interpreter_needs_no_agentrl() -> None:
+    made = isolated(SHOP, {}, Isolation(python=sys.executable))
+    assert made.__name__ == "Shop"
