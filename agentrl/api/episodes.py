@@ -195,7 +195,7 @@ def run_episode(
         model: a run, a folder of weights, a Hugging Face id; or the name of an endpoint's model.
         policy: an engine with a `tokenizer`, in place of a model.
         endpoint: URL of an OpenAI-compatible endpoint, or all its options.
-        seed: of what is sampled.
+        seed: of the sampling.
         settings: file or settings to take limits and sandbox from; by default those of the run.
         given: settings, as for `load_settings`: `temperature`, `max_tokens`, `sandbox={...}`, ...
 
@@ -270,7 +270,7 @@ def episodes(run: PathLike[str] | str, /) -> Iterator[ReadableEpisode]:
     """The recorded episodes of a run, in order of their end.
 
     Args:
-        run: or its folder.
+        run: a `Run`, or its folder.
 
     Raises:
         ConfigError: there is no run.

@@ -91,7 +91,7 @@ def evaluate(
         policy: an engine with a `tokenizer`, in place of a model.
         endpoint: URL of an OpenAI-compatible endpoint, or all its options.
         samples: episodes of each problem.
-        seed: of what is sampled; evaluations with one seed are paired.
+        seed: of the sampling; evaluations with the same seed are paired.
         out: folder of the answers, where an evaluation that was stopped goes on; None takes a new one.
         settings: file or settings to take limits and sandbox from; by default those of the run.
         given: settings, as for `load_settings`: `temperature`, `max_tokens`, `sandbox={...}`, ...

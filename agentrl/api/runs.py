@@ -233,7 +233,7 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The page with the curves."""
+        """The page of the run, one file."""
         return self._files.report
 
     def episodes(self) -> Iterator[ReadableEpisode]:

@@ -409,7 +409,7 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A whole run.
+    """All settings of a run, section by section.
 
     Example:
         >>> Settings().stream.staleness, load_settings(stream={"staleness": 0}).stream.staleness
