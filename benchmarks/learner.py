@@ -144,18 +144,21 @@ def make_lengths(count: int, tokens: int, kind: str) -> list[int]:
     return np.clip(drawn, tokens // 8, tokens * 16).astype(int).tolist()
 
 
-def make_episodes(lengths: list[int], vocabulary: int) -> list[Episode]:
-    """Episodes of two turns; two thirds of the tokens are sampled."""
+def make_episodes(lengths: list[int], vocabulary: int, *, given: int = 0) -> list[Episode]:
+    """Episodes of two turns, two thirds of whose tokens are sampled; with `given`, of one turn after so many."""
     random = np.random.default_rng(0)
     episodes = []
     for number, length in enumerate(lengths):
         builder = SegmentBuilder()
-        for part, sampled in (
+        turns = (
             (length // 6, False),
             (length // 3, True),
             (length // 6, False),
             (length - 2 * (length // 6) - length // 3 + 1, True),
-        ):
+        )
+        if given:
+            turns = ((given, False), (length - given + 1, True))
+        for part, sampled in turns:
             ids = random.integers(0, vocabulary, max(1, part)).tolist()
             if sampled:
                 builder.append_sampled(ids, [-8.0] * len(ids), [0] * len(ids))

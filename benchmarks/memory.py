@@ -31,6 +31,8 @@ from benchmarks.learner import SIZES, make_episodes, make_model
 BOUND = 0.15
 LENGTH = 256
 """Tokens of an episode."""
+PROMPT = 16
+"""Of them; the plan expects that any token may be learned from."""
 CASES: tuple[dict[str, Any], ...] = (
     {"dtype": "bfloat16", "tokens": 1024},
     {"dtype": "bfloat16", "tokens": 1024, "rank": 16},
@@ -80,7 +82,7 @@ def _peak(case: dict[str, Any], size: str, tokens: int) -> tuple[Settings, int]:
         adapter=AdapterSettings(rank=case.get("rank", 0)),
     )
     short = make_episodes([16], SIZES[size].vocabulary)
-    episodes = make_episodes([LENGTH] * (2 * tokens // LENGTH), SIZES[size].vocabulary)
+    episodes = make_episodes([LENGTH] * (2 * tokens // LENGTH), SIZES[size].vocabulary, given=PROMPT)
     advantages = np.random.default_rng(1).normal(size=len(episodes))
     with tempfile.TemporaryDirectory() as folder:
         make_model(folder, size, case["dtype"], "cpu")
