@@ -123,11 +123,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _check(env_class: Any, rows: Sequence[Mapping[str, Any]], settings: CheckSettings) -> Any:
+    from agentrl.config.secrets import with_secrets
     from agentrl.tasks.task import make_sandbox
     from agentrl_envs.check import check_env
 
     told: dict[str, Any] = {
-        "settings": settings.env.settings,
+        "settings": with_secrets(settings.env.settings),
         "answer_field": settings.check.answer_field,
         "truth_reward": settings.check.truth_reward,
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 from agentrl.cluster import event_loop
 from agentrl.config.loading import to_toml
+from agentrl.config.secrets import with_secrets
 from agentrl.evaluation.results import Record, ResultFolder, read_records
 from agentrl.evaluation.run import Plan, Progress, equivalence_of, evaluate, outlasting
 from agentrl.evaluation.scoring import Judge, Scoring, open_judge
@@ -116,7 +117,7 @@ async def _run(
     experiment: Experiment, task: Task, place: _Place, on_progress: OnProgress | None
 ) -> dict[str, Any]:
     data, folder, rollout, measure = task.data, place.folder, experiment.rollout, experiment.eval
-    settings = dict(experiment.env.settings)
+    settings = with_secrets(experiment.env.settings)
 
     def make_env(seed: int) -> Env:
         return task.env(sandbox=place.sandbox, grader=task.grader, rng=random.Random(seed), **settings)

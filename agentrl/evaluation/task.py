@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrl.config.registry import load_function
+from agentrl.config.secrets import check_secrets
 from agentrl.config.settings import DataSettings
 from agentrl.errors import ConfigError, DataError
 from agentrl.tasks.catalog import BENCHMARKS
@@ -58,6 +59,7 @@ def prepare(experiment: Experiment) -> Task:
     Raises:
         ConfigError, DataError: it cannot be what was meant.
     """
+    check_secrets(asdict(experiment))
     measure, env = experiment.eval, _environment(experiment)
     if not asks_grader(env) and (measure.grader != "equivalence" or measure.tolerance or measure.conventions):
         raise ConfigError(
@@ -124,7 +126,7 @@ def make_grader(
 
 def _data(measure: MeasureSettings, env: type[Env]) -> DataSet:
     [source] = measure.data
-    if source.startswith("generated:"):
+    if source.startswith(("generated:", "env:")):
         from agentrl.tasks.task import load_data
 
         rows = load_data(DataSettings(source, limit=measure.limit), env, "--data")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from agentrl.storage.provenance import without_secrets
+from agentrl.config.secrets import without_secrets
 
 Compare = Callable[[Path, Path], Mapping[str, Any]]
 """Two folders of evaluations to what `agentrl compare --json` prints of them, B less A."""

@@ -19,9 +19,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
+from agentrl.config.secrets import without_secrets
 from agentrl.errors import ConfigError
 from agentrl.report.record_files import newest_records
-from agentrl.storage.provenance import without_secrets
 from agentrl.storage.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)

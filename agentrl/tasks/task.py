@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentrl.config.secrets import with_secrets
 from agentrl.config.settings import DataSettings, EnvSettings, IsolationSettings, SandboxSettings
 from agentrl.errors import ConfigError
 from agentrl.weights.model_files import hub_trouble, stay_offline
@@ -40,9 +41,9 @@ class Task:
         """The environment's object for one episode."""
         rng = None if seed is None else random.Random(seed)
         try:
-            return self.env(sandbox=sandbox, rng=rng, **self.settings)
+            return self.env(sandbox=sandbox, rng=rng, **with_secrets(self.settings))
         except BaseException as error:
-            if isinstance(error, EnvError | KeyboardInterrupt):
+            if isinstance(error, EnvError | ConfigError | KeyboardInterrupt):
                 raise
             what = f"{self.env.__name__}.__init__ raised {error_text(error)} ({place(error)})"
             raise EnvError(what) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.cluster import event_loop
 from agentrl.cluster.placement import Machine, inspect_machine
 from agentrl.config import conflicts, registry, tree
+from agentrl.config.secrets import check_secrets
 from agentrl.config.settings import Settings
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.renderers.making import choose_format, read_options, rollout_renderer
@@ -87,6 +88,8 @@ def plan_run(
     tasks: tuple[Task, ...] = ()
     held_out: tuple[HeldOut, ...] = ()
     tokenizer = None
+    with _noted(problems):
+        check_secrets(asdict(settings))
     with _noted(problems):
         tasks = load_tasks(settings.env, settings.data)
     if open_choices is not None and tasks:

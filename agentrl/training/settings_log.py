@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config import loading, tree
+from agentrl.config.secrets import is_secret, without_secrets
 from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
 from agentrl.storage.checkpoint import checkpoint_folders
@@ -47,7 +48,7 @@ def describe_tasks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
         {
             "name": task.name,
             "settings": {
-                name: repr(task.settings.get(name, getattr(task.env, name, None)))
+                name: repr(without_secrets(task.settings.get(name, getattr(task.env, name, None)), name))
                 for name in sorted(task.env.setting_types())
             },
             "rows": _digest(json.dumps(row, sort_keys=True, default=repr) for row in task.rows),
@@ -131,7 +132,7 @@ def _other_tasks(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]
     for old, new in zip(before, now, strict=True):
         for key in sorted({*old["settings"], *new["settings"]}):
             values = old["settings"].get(key), new["settings"].get(key)
-            if values[0] != values[1]:
+            if values[0] != values[1] and not is_secret(key):
                 yield f"env.settings.{key} = {values[1]} of {new['name']} (it had {values[0]})"
         if old["rows"] != new["rows"]:
             yield f"the rows of {new['name']} (data.train, data.map, data.limit) or their order are others"

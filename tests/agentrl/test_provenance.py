@@ -2,7 +2,8 @@
 
 import pytest
 
-from agentrl.storage.provenance import command, versions, without_secrets
+from agentrl.config.secrets import without_secrets
+from agentrl.storage.provenance import command, versions
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,174 @@
+"""A key, a password or a token reaches no file, page, log or tracking service of a run."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentrl.config.secrets import check_secrets, with_secrets
+from agentrl.errors import ConfigError
+
+CANARY = "canary-7fd1c0ffee"
+ENV = """
+import os
+from agentrl import Env, tool
+
+class Searching(Env):
+    api_key: str = ""
+    variables: dict = {}
+    example_rows = ({"problem": "1*2+3", "answer": "5"}, {"problem": "2*3+4", "answer": "10"})
+    required_fields = ("problem", "answer")
+    system_prompt = ""
+
+    async def setup(self):
+        # They arrive: the environment can use what no file holds.
+        assert self.api_key == self.variables["SEARCH_TOKEN"] == os.environ["SEARCH_KEY"], "not read"
+        self.session = await self.sandbox.open()
+
+    def prompt(self, row):
+        return row["problem"]
+
+    @tool
+    async def python(self, code: str) -> str:
+        "Run Python."
+        return (await self.session.run("import os\\nprint(dict(os.environ))\\n" + code)).text
+
+    def reward(self, row, answer):
+        return self.grade(answer, row["answer"])
+"""
+SETTINGS = ("--env.settings.api_key=$SEARCH_KEY", '--env.settings.variables={"SEARCH_TOKEN": "$SEARCH_KEY"}')
+NAMES = (
+    "SEARCH_KEY",
+    "HF_TOKEN",
+    "OPENAI_API_KEY",
+    "AGENTRL_PARTNER_KEY",
+    "WANDB_API_KEY",
+    "AWS_SECRET_ACCESS_KEY",
+)
+TRACKERS = [name for name in ("tensorboard", "wandb") if importlib.util.find_spec(name)]
+
+
+def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            data = path.read_bytes()
+            yield path, gzip.decompress(data) if path.suffix == ".gz" else data
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_no_secret_reaches_a_sink(tmp_path: Path):
+    pytest.importorskip("torch", reason="it trains (pip install agentrl[train])")
+    (tmp_path / "env.py").write_text(ENV)
+    environment = {
+        **os.environ,
+        **dict.fromkeys(NAMES, CANARY),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "offline",
+    }
+
+    def agentrl(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "agentrl.cli.main", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=130,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    trackers = [f"--run.trackers={json.dumps(TRACKERS)}"]
+    told = agentrl("train", "env.py", "--steps=2", "--name=run", "--checkpoint.every=1", *SETTINGS, *trackers)
+    told += agentrl("train", "--resume", "runs/run", "--run.steps=3", "--env.settings.api_key=$SEARCH_KEY")
+    told += agentrl(
+        "eval", "runs/run", "--data", "env:example_rows", "--out", "evals/a", "--env", "env.py", *SETTINGS
+    )
+    (tmp_path / "told.txt").write_text(told)
+    found = dict(contents(tmp_path))
+    for name in ("config.toml", "settings.jsonl", "run.json", "metrics.jsonl", "report.html", "ledger.jsonl"):
+        assert tmp_path / "runs" / "run" / name in found
+    assert any("episodes" in path.parts for path in found)
+    assert any("evals" in path.parts for path in found)
+    assert [str(path) for path, data in found.items() if CANARY.encode() in data] == []
+    assert b"$SEARCH_KEY" in found[tmp_path / "runs" / "run" / "config.toml"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"env": ({"settings": {"api_key": CANARY}},)}, "env.settings.api_key would be written"),
+        (
+            {"env": ({"settings": {"headers": {"Authorization": f"Bearer {CANARY}"}}},)},
+            "headers.Authorization",
+        ),
+        ({"env": ({"settings": {"variables": {"HF_TOKEN": CANARY}}},)}, "variables.HF_TOKEN"),
+        ({"endpoint": {"body": {"note": "sk-" + CANARY * 2}}}, "what looks like a key"),
+        ({"rollout": {"partner_url": f"https://me:{CANARY}@host/v1"}}, "the URL holds a password"),
+        ({"engine": {"args": ("--api-key", CANARY)}}, "engine.args"),
+    ],
+)
+def test_a_secret_as_it_is_is_refused_and_not_shown(settings: dict, words: str):
+    with pytest.raises(ConfigError, match=words) as refused:
+        check_secrets(settings)
+    assert CANARY not in str(refused.value)
+    assert "$NAME" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env": ({"settings": {"api_key": "$KEY", "headers": {"Authorization": "Bearer $KEY"}}},)},
+        {"env": ({"settings": {"api_key": ""}},)},
+        {"endpoint": {"key_variable": "OPENAI_API_KEY"}, "rollout": {"max_tokens": 5}},
+        {
+            "tracker": {"clock_tokens": 2048},
+            "engine": {"args": ("--max-num-seqs", "8"), "urls": ("http://h:1",)},
+        },
+    ],
+)
+def test_what_is_no_secret_is_let_through(settings: dict):
+    check_secrets(settings)
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SEARCH_KEY", raising=False)
+    with pytest.raises(ConfigError, match="SEARCH_KEY, which is not set"):
+        with_secrets({"api_key": "$SEARCH_KEY"})
+    monkeypatch.setenv("SEARCH_KEY", "k")
+    given = {"api_key": "${SEARCH_KEY}", "text": "$SEARCH_KEY", "headers": {"cookie": "$SEARCH_KEY"}}
+    assert with_secrets(given) == {**given, "api_key": "k"}
+
+
+def test_a_run_with_a_secret_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from agentrl.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "env.py").write_text(ENV)
+    assert main(["train", "env.py", f"--env.settings.api_key={CANARY}"]) == 1
+    told = capsys.readouterr()
+    assert "env.settings.api_key would be written" in told.err
+    assert CANARY not in told.err + told.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_page_is_served_from_holds_none(tmp_path: Path):
+    # The class may have read its key itself: then it is no setting that was written, and none is shown.
+    from agentrl.tasks.task import Task
+    from agentrl.training.settings_log import describe_tasks
+    from agentrl_envs import Env
+
+    class Holding(Env):
+        api_key: str = CANARY
+
+    (row,) = describe_tasks([Task("holding", Holding, {}, 1.0, ({"id": "1"},))])
+    assert CANARY not in json.dumps(row)
