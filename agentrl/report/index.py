@@ -17,7 +17,7 @@ from typing import Any
 from agentrl.report.index_rows import CREDIT, EPISODE, Upsert, credit_rows, episode_row, ledger_statements
 from agentrl.report.record_files import RecordFiles, lines_of
 
-FORMAT = 3
+FORMAT = 4
 NAME = ".view.sqlite"
 CHUNK = 2000
 """Records between two commits: a page may ask while a large run is read for the first time."""
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS episodes(
   verdict TEXT, answer TEXT, said TEXT, file INTEGER, position INTEGER);
 CREATE INDEX IF NOT EXISTS by_prompt ON episodes(prompt, dispatch);
 CREATE INDEX IF NOT EXISTS by_version ON episodes(version, place);
-CREATE INDEX IF NOT EXISTS by_dispatch ON episodes(kind, dispatch);
+CREATE INDEX IF NOT EXISTS by_dispatch ON episodes(dispatch);
 CREATE INDEX IF NOT EXISTS by_state ON episodes(state, reason);
 """
 

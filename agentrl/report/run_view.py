@@ -78,12 +78,14 @@ class RunView:
         """
         where, values = _conditions(asked)
         column = asked.get("sort") if asked.get("sort") in SORTS else "dispatch"
-        order = "ASC" if asked.get("order") == "asc" else "DESC"
+        # Descending, SQLite puts what is missing last by itself, and can take an index.
+        order = f"{column} IS NULL, {column} ASC, dispatch ASC"
+        if asked.get("order") != "asc":
+            order = f"{column} DESC, dispatch DESC"
         (count,) = self.index.query(f"SELECT count(*) AS n FROM episodes WHERE {where}", values)
         limit, offset = min(_whole(asked.get("limit"), PAGE), 1000), _whole(asked.get("offset"), 0)
         rows = self.index.query(
-            f"SELECT * FROM episodes WHERE {where} ORDER BY {column} IS NULL, {column} {order}, "
-            f"dispatch {order} LIMIT ? OFFSET ?",
+            f"SELECT * FROM episodes WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?",
             (*values, limit, offset),
         )
         return {"total": count["n"], "rows": rows}

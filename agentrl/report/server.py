@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from agentrl.errors import ConfigError
-from agentrl.report.evaluations import Compare, comparison
+from agentrl.report.evaluations import Compare, comparison, find_evaluations
 from agentrl.report.page import live_page
 from agentrl.report.run_data import is_running
 from agentrl.report.run_view import RunView
@@ -194,7 +194,8 @@ def _stamp(runs: Runs, asked: Asked) -> Any:
     folder, view = runs.folders().get(name), runs.view(name)
     if folder is None or view is None:
         return None
-    paths = (folder / "metrics.jsonl", folder / "config.toml")
+    evaluated = (path / "summary.json" for path in find_evaluations(folder).values())
+    paths = (folder / "metrics.jsonl", folder / "config.toml", *evaluated)
     marks: list[Any] = [path.stat().st_size for path in paths if path.exists()]
     if is_running(folder) or runs.indexing(name):
         (count,) = view.index.query("SELECT count(*) AS n FROM episodes")

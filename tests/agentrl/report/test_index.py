@@ -235,3 +235,25 @@ def test_two_readers_of_one_run_do_not_disturb_each_other(tmp_path: Path):
     )
     one.close()
     two.close()
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("column", ["advantage", "dispatch", "reward"])
+def test_what_is_missing_stands_last_in_either_order(tmp_path: Path, order: str, column: str) -> None:
+    view = RunView(write_run(tmp_path / "run", steps=2, failed=3))
+    view.index.update()
+    found = [row[column] for row in view.episodes({"sort": column, "order": order})["rows"]]
+    view.close()
+    there = [value for value in found if value is not None]
+    assert len(found) == 11
+    assert found[: len(there)] == sorted(there, reverse=order == "desc")
+    assert len(there) == (11 if column == "dispatch" else 8)
+
+
+def test_the_newest_episodes_are_found_by_an_index(tmp_path: Path) -> None:
+    view = RunView(write_run(tmp_path / "run", steps=1))
+    plan = view.index.query(
+        "EXPLAIN QUERY PLAN SELECT * FROM episodes WHERE 1 ORDER BY dispatch DESC LIMIT 100"
+    )
+    view.close()
+    assert "by_dispatch" in plan[0]["detail"]
