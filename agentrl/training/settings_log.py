@@ -1,7 +1,7 @@
 """What a run's settings were, attempt by attempt, and which of them a resumed run may not change.
 
 `settings.jsonl` in the run's folder has a line for the start, with what the tasks were, and one for every
-resumption that changed something. It knows nothing of what settings do.
+resumption. It knows nothing of what settings do.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
 from agentrl.storage.checkpoint import checkpoint_folders
 from agentrl.storage.durable import LineFile, read_lines
+from agentrl.storage.provenance import command, versions
 from agentrl.storage.run_folder import RunFolder
 from agentrl.tasks.task import Task
 from agentrl.weights.fingerprint import fingerprint
@@ -82,7 +83,7 @@ def log_start(
 
 
 def check_changes(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) -> dict[str, Any]:
-    """What a resumption changes, as `log_changes` takes it.
+    """What a resumption changes, as `log_resumption` takes it.
 
     Raises:
         ConfigError: it would change what the values and episodes of the run mean.
@@ -118,10 +119,9 @@ def check_changes(folder: RunFolder, settings: Settings, tasks: Sequence[Task]) 
     return changed
 
 
-def log_changes(folder: RunFolder, changed: dict[str, Any]) -> None:
-    """Write what a resumption changed; nothing where it changed nothing."""
-    if changed:
-        _append(folder, {"kind": "resume", "changed": changed})
+def log_resumption(folder: RunFolder, changed: dict[str, Any]) -> None:
+    """Write by which command and with which versions a run goes on, and what that changed of its settings."""
+    _append(folder, {"kind": "resume", "changed": changed, "command": command(), "versions": versions()})
 
 
 def _other_tasks(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from agentrl.training.collector import rare_collections
 from agentrl.training.orchestrator import Orchestrator
 from agentrl.training.parts import Options
 from agentrl.training.plan import RunPlan, plan_run
-from agentrl.training.settings_log import check_changes, log_changes, log_start
+from agentrl.training.settings_log import check_changes, log_resumption, log_start
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ async def _run(
                     await go_back(orchestrator)
                 # Not before: another process may have the run, or refuse these settings.
                 write_config(folder, plan.settings)
-                log_changes(folder, changed)
+                log_resumption(folder, changed)
             with rare_collections(), event_loop.on_interrupt(orchestrator.stop):
                 try:
                     await orchestrator.run()

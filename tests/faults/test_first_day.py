@@ -471,6 +471,7 @@ def test_resume_takes_a_setting_and_its_value_apart(agentrl, done: Path):
     lines = [json.loads(line) for line in (done / "settings.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["start", "resume"]
     assert lines[1]["changed"]["run.steps"] == [2, 3]
+    assert "torch" in lines[1]["versions"]
 
 
 @pytest.mark.parametrize(

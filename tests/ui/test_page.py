@@ -163,6 +163,19 @@ def test_evaluations_beside_the_run_are_compared(page: Any, report: str):
     assert "b=after" in page.url
 
 
+def test_settings_tell_the_commands_and_versions(page: Any, report: str):
+    open_at(page, report, "settings")
+    text = page.locator("main").inner_text()
+    for part in (
+        "agentrl train my.toml",
+        "2.13.0",
+        "agentrl train --resume one",
+        "run.steps = 6 (was 4)",
+        "torch 2.14.0",
+    ):
+        assert part in text, part
+
+
 def test_grading_has_a_lane(page: Any, report: str):
     open_at(page, report, "timeline")
     assert page.locator(".lanes .lane", has_text="grading").count() == 1

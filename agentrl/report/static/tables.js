@@ -58,5 +58,17 @@ function showSettings(state, run, other) {
     h("div", { class: "facts" }, Object.entries({ ...identity, ...versions }).map(([name, value]) => chip(name.replaceAll("_", " "), shown(value)))),
     h("pre", { class: "record config", tabindex: "0" }, lines),
     gone.length ? [h("h2", {}, `In ${other.name} instead`), h("pre", { class: "record", tabindex: "0" }, shown(gone.join("\n")))] : null,
-    run.settings.length > 1 ? [h("h2", {}, "Changed by resumptions"), h("pre", { class: "record", tabindex: "0" }, shown(run.settings.slice(1).map((row) => JSON.stringify(row)).join("\n")))] : null];
+    resumptions(run)];
+}
+
+function resumptions(run) {
+  const rows = run.settings.filter((row) => row.kind === "resume");
+  if (!rows.length) return null;
+  const other = (row) => Object.entries(row.versions || {}).filter(([name, value]) => run.identity.versions && run.identity.versions[name] !== value);
+  const columns = [
+    { title: "Resumed at", text: (row) => shown(row.time) }, { title: "Command", kind: "wide", text: (row) => h("code", {}, shown((row.command || []).join(" "))) },
+    { title: "Settings it changed", kind: "wide", text: (row) => Object.entries(row.changed || {}).map(([name, [before, after]]) => h("div", {}, h("code", {}, shown(`${name} = ${JSON.stringify(after)}`)), h("span", { class: "of" }, ` (was ${shown(JSON.stringify(before))})`))) },
+    { title: "Other versions", kind: "wide", text: (row) => other(row).map(([name, value]) => `${name} ${value}`).join(", ") || "\u2013" },
+  ];
+  return [h("h2", {}, "Resumptions"), table(columns, rows, { caption: "Resumptions" })];
 }

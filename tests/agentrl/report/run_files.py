@@ -92,7 +92,18 @@ def write_run(folder: Path, *, steps: int = 6, failed: int = 2, texts: dict[int,
     """A run of `steps` steps of four episodes, and some that failed."""
     folder.mkdir(parents=True)
     write_tokenizer(folder / "weights" / "step_1")
-    (folder / "run.json").write_text('{"format": 2, "run_id": "abc"}')
+    identity = {
+        "format": 2,
+        "run_id": "abc",
+        "command": ["agentrl", "train", "my.toml"],
+        "versions": {"torch": "2.13.0"},
+    }
+    (folder / "run.json").write_text(json.dumps(identity))
+    resumed = {
+        "time": "2026-01-02T03:04:05+0000", "kind": "resume", "changed": {"run.steps": [4, 6]},
+        "command": ["agentrl", "train", "--resume", "one"], "versions": {"torch": "2.14.0"},
+    }  # fmt: skip
+    (folder / "settings.jsonl").write_text(json.dumps({"kind": "start"}) + "\n" + json.dumps(resumed) + "\n")
     (folder / "config.toml").write_text('[run]\nsteps = 6\n\n[model]\npath = "demo"\n')
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.begin_attempt(0)
