@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": "what this machine can run, and what it cannot",
     "export": "copy a run's weights as a Hugging Face folder",
     "sandbox": "isolated Python: doctor, run, serve, bench",
+    "serve": "offer an environment's tools as an MCP server, on standard streams",
     "completion": "a script that completes commands in a shell",
 }
 
@@ -42,6 +43,7 @@ EXTRAS = {
     "train": ("torch", "transformers", "safetensors", "accelerate", "peft"),
     "vllm": ("vllm",),
     "docker": ("docker",),
+    "mcp": ("mcp", "httpx2"),
     "data": ("datasets", "pyarrow", "huggingface_hub"),
     "completion": ("shtab",),
 }

@@ -33,8 +33,10 @@ from agentrl.storage.metrics import read_metrics
 from agentrl_envs import Env, EnvError, ToolCall, ToolResult, load_env
 from agentrl_envs.check import check_env
 from agentrl_envs.errors import ServerFailure
+from agentrl_envs.isolation import Isolation, end_hosts, isolated
+from tests.adapters.playing import END, Tokenizer, tool_call
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
 DEMO = Path(agentrl.__file__).parent / "demo"
 SERVER = Path(__file__).parent / "servers" / "notes.py"
@@ -271,7 +273,7 @@ def test_the_example_is_trained_for_two_steps(tmp_path: Path) -> None:
     settings = settings.replace('name = "arithmetic"', f"name = {json.dumps(f'mcp:{EXAMPLE}')}")
     settings = settings.replace(
         "[model]",
-        f"[env.settings]\nvariables = {{PYTHONPATH = {json.dumps(OURS['PYTHONPATH'])}}}\n\n[model]",
+        f"[env.settings]\nshared = true\nvariables = {{PYTHONPATH = {json.dumps(OURS['PYTHONPATH'])}}}\n\n[model]",
         1,
     )
     (tmp_path / "run.toml").write_text(settings.replace("generated:train:250", str(tmp_path / "rows.jsonl")))
@@ -298,3 +300,43 @@ async def test_check_tries_a_server() -> None:
     findings = await check_env(env_class, [ROW], settings=settings)
     assert [one.check for one in findings if one.ok is False] == []
     assert {one.check: one.detail for one in findings}["tools can be described"] == "add, total"
+
+
+async def test_an_environment_is_served_and_played_as_a_server() -> None:
+    agentrl_command = [
+        sys.executable,
+        "-m",
+        "agentrl.cli.main",
+        "serve",
+        str(ROOT / "examples" / "word_count.py"),
+    ]
+    where = shlex.join([*agentrl_command, "--row", "1", "--serve.submit=true"])
+    ours = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "envs"), OURS["PYTHONPATH"]])}
+    async with episode(where, variables=ours) as env:
+        assert [spec.name for spec in type(env).tool_specs()] == ["letters", "submit"]
+        assert (await use(env, "letters", word="hello")).text == "5"
+        assert (
+            await use(env, "submit", answer="\\boxed{3}")
+        ).text == '{"reward": 1.0, "parts": {"reward": 1.0}}'
+        assert (await use(env, "letters", word="hello")).text == "ToolError: the episode is over"
+    beyond = shlex.join([*agentrl_command, "--row", "2"])
+    with pytest.raises(EnvError, match="does not start: .*--row 2: there are 2 rows, counted from 0"):
+        notes(beyond, variables=ours)
+
+
+async def test_another_interpreter_has_the_package() -> None:
+    how = Isolation(python=sys.executable)
+    env_class = isolated(f"mcp:{COMMAND}", {"variables": VARIABLES}, how)
+    seen = await run_episode(
+        lambda: env_class(variables=VARIABLES),
+        ScriptedPolicy(
+            [tool_call("add", text="a"), tool_call("noise"), f"\\boxed{{42}}{END}"], tokenizer=Tokenizer()
+        ),
+        make_renderer(Tokenizer(), "hermes"),
+        row=ROW,
+        dispatch=Dispatch("t0", 0, "p0", 0, seed=1),
+        settings=RolloutSettings(),
+    )
+    assert (seen.failure, seen.reward, seen.counts["mcp/unreadable"]) == (None, 1.0, 2)
+    end_hosts()
+    assert servers() == []

@@ -215,6 +215,8 @@ class McpSession:
                     ready.set_result(None)
                 await self._stop.wait()
         except asyncio.CancelledError:
+            if self._log is not None:
+                self._log.close()  # the event loop ends, and nobody comes to close this
             raise
         except BaseException as error:
             if not ready.done():

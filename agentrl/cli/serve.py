@@ -1,0 +1,79 @@
+"""`agentrl serve`: an environment as an MCP server on standard streams, for agents and trainers of others."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentrl.cli.command import add_command
+from agentrl.cli.options import add_settings, settings_of
+from agentrl.config.ranges import Number
+from agentrl.config.settings import DataSettings, SandboxSettings
+from agentrl.evaluation.settings import PlayedEnvSettings
+
+__all__ = ["SHORT", "ServeSettings", "add_parser"]
+
+SHORT = {"set": "env.settings", "data": "data.train", "row": "serve.row", "sandbox": "sandbox.backend"}
+"""Short options, and the settings that they stand for."""
+EPILOG = """\
+examples:
+  agentrl serve examples/word_count.py                     its first example row
+  agentrl serve my_env.py --data rows.jsonl --row 17       a row of a file; each process is one episode
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """`[serve]`: the episode that is served."""
+
+    row: Number = 0
+    """Number of the row, from 0."""
+    submit: bool = False
+    """Adds a tool `submit(answer)`, which tells the reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Everything that serving an environment is told."""
+
+    env: PlayedEnvSettings = field(default_factory=PlayedEnvSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    serve: ServingSettings = field(default_factory=ServingSettings)
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser of `agentrl`."""
+    parser = add_command(
+        subparsers, "serve", "offer an environment's tools as an MCP server, on standard streams", EPILOG
+    )
+    parser.add_argument("env", help="an environment, as in training; or settings (.toml)")
+    add_settings(parser, ServeSettings, SHORT)
+    parser.set_defaults(handler=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until standard input ends."""
+    from agentrl.cluster import event_loop
+    from agentrl.errors import ConfigError
+    from agentrl.tasks.task import env_class, load_data
+
+    settings = settings_of(ServeSettings, options.env, "env.name", options.settings)
+    env = env_class(settings.env.name, settings.env.settings, settings.env)
+    rows = load_data(settings.data, env, "agentrl serve") if settings.data.train else tuple(env.example_rows)
+    if not rows:
+        raise ConfigError(f"{env.__name__} has no example_rows: give --data FILE, or put a row in the class")
+    if settings.serve.row >= len(rows):
+        raise ConfigError(f"--row {settings.serve.row}: there are {len(rows)} rows, counted from 0")
+    event_loop.run(_serve(env, settings, rows[settings.serve.row]))
+    return 0
+
+
+async def _serve(env: Any, settings: ServeSettings, row: Any) -> None:
+    from agentrl.tasks.task import make_sandbox
+    from agentrl_envs.mcp.serving import serve_env
+
+    async with make_sandbox(settings.sandbox) as sandbox:
+        made = env(sandbox=sandbox, **env.check_settings(settings.env.settings))
+        await serve_env(made, row, submit=settings.serve.submit)
