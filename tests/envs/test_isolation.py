@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,25 @@ async def test_what_blocks_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatc
     assert blocked.failure is not None
     assert "did not answer 'call' within 1.2 s, and was killed" in blocked.failure.message
     assert blocked.reward is None
+
+
+@pytest.mark.slow
+async def test_what_reads_no_more_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "GRACE_S", 0.5)
+    env_class = isolated(SHOP)
+    env = env_class()
+    await env.start(ROW)
+    stopped: Any = env
+    os.kill(stopped._host.pid, signal.SIGSTOP)
+    asked = asyncio.ensure_future(env.call_tools([ToolCall("1", "block", {"name": "x" * (8 << 20)})]))
+    ticks = 0
+    while not asked.done():  # no buffer between two processes holds 8 MB: who writes must wait elsewhere
+        await asyncio.sleep(0.01)
+        ticks += 1
+    with pytest.raises(ServerFailure, match="did not answer 'call' within"):
+        await asked
+    assert ticks > 20
+    await env.aclose()
 
 
 @pytest.mark.slow

@@ -2,14 +2,15 @@
 
 A frame is the length of a JSON object (4 bytes, big endian) and the object. `{"ask": 7, "do": "call", ...}`
 is answered by `{"to": 7, "value": ...}` or `{"to": 7, "error": {...}}`; `{"do": ...}` alone is not
-answered. A thread reads, so that a question may be asked from an event loop and from any other thread. Knows
-nothing of what is asked.
+answered. One thread reads and another writes: a question may be asked from an event loop and from any other
+thread, and a peer that reads no more blocks nobody. Knows nothing of what is asked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import socket
 import struct
 import threading
@@ -45,10 +46,12 @@ class Channel:
         self._peer, self._serve, self._lost = peer, serve, lost
         self._waiting: dict[int, Future[Any]] = {}
         self._count = 0
-        self._state, self._writing = threading.Lock(), threading.Lock()
+        self._state = threading.Lock()
+        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.open = True
         self._thread = threading.Thread(target=self._read, name=name, daemon=True)
         self._thread.start()
+        threading.Thread(target=self._write, name=f"{name}-out", daemon=True).start()
 
     def ask(self, do: str, **given: Any) -> Future[Any]:
         """The answer to a question, when it comes. Its error is what the other side raised."""
@@ -62,22 +65,19 @@ class Channel:
             self._waiting[number] = future
         try:
             self._send({"ask": number, "do": do, **given})
-        except OSError as error:
+        except EnvError:
             with self._state:
                 self._waiting.pop(number, None)
-            if not future.done():
-                future.set_exception(ConnectionError(str(error)))
+            raise
         return future
 
     def tell(self, do: str, **given: Any) -> None:
         """Say something that is not answered; a connection that has ended is no error."""
-        with contextlib.suppress(OSError):
-            self._send({"do": do, **given})
+        self._send({"do": do, **given})
 
     def answer(self, number: int, value: Any = None, error: Mapping[str, Any] | None = None) -> None:
         """Answer a question; a connection that has ended is no error."""
-        with contextlib.suppress(OSError):
-            self._send({"to": number, "value": value, "error": error})
+        self._send({"to": number, "value": value, "error": error})
 
     def close(self) -> None:
         """End the connection; what was asked fails."""
@@ -93,8 +93,13 @@ class Channel:
             body = json.dumps(plain(frame)).encode()
         if len(body) > MOST_MB << 20:
             raise EnvError(f"{len(body) >> 20} MB for the other process of an environment; at most {MOST_MB}")
-        with self._writing:
-            self._peer.sendall(struct.pack("!I", len(body)) + body)
+        self._frames.put(struct.pack("!I", len(body)) + body)
+
+    def _write(self) -> None:
+        # A connection that has ended is told to who waits by the reading thread.
+        with contextlib.suppress(OSError):
+            while (frame := self._frames.get()) is not None:
+                self._peer.sendall(frame)
 
     def _read(self) -> None:
         try:
@@ -113,6 +118,7 @@ class Channel:
             with self._state:
                 self.open = False
                 waiting, self._waiting = self._waiting, {}
+            self._frames.put(None)
             self._peer.close()
             self._lost()
             for future in waiting.values():
