@@ -7,6 +7,7 @@ template, and without one for tokenizers that have none. Knows nothing of who ru
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,9 +84,16 @@ class CodeRenderer:
         return self._template.prompt_ids(_with_instructions(messages, instructions))
 
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedMessage:
-        """Text of a message, and the call its first closed code block makes."""
-        text = self._codec.decode(_without_end(token_ids, self.stop_token_ids))
+        """Text of a message, and the call its first closed code block makes.
+
+        Where there is none, a Markdown fence of Python that ends the message makes it, unless an answer is
+        stated too: models that were not trained on the format often write one.
+        """
+        said = _without_end(token_ids, self.stop_token_ids)
+        text = self._codec.decode(said)
         call = self._read_call(text, token_ids)
+        if call is None and tools and len(said) < len(token_ids):
+            call = self._read_fence(text, token_ids)
         message: Message = {"role": "assistant", "content": text}
         return ParsedMessage(text=text, tool_calls=() if call is None else (call,), message=message)
 
@@ -93,17 +101,23 @@ class CodeRenderer:
         """Ids of `<interpreter>` text in the same turn, or of a user's reply."""
         if isinstance(additions, str):
             return self._reply(sampled, additions)
+        if self._template is not None and len(sampled) and sampled[-1] in self.stop_token_ids:
+            # The message is over, as after a fence: what is said next is another's.
+            framed = "".join(self._framed(result.text) for result in additions).rstrip("\n")
+            return self._template.extension_ids(
+                sampled, [{"role": "user", "content": framed, "framed": True}]
+            )
         ids: list[int] = []
         for result in additions:
-            ids += self._interpreter(result.text)
+            ids += self._codec.encode(self._framed(result.text))
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, control tokens included."""
         return self._codec.decode(token_ids)
 
-    def _interpreter(self, output: str) -> list[int]:
-        return self._codec.encode(f"<interpreter>\n{self._codec.neutral(output)}\n</interpreter>\n\n")
+    def _framed(self, output: str) -> str:
+        return f"<interpreter>\n{self._codec.neutral(output)}\n</interpreter>\n\n"
 
     def _reply(self, sampled: Sequence[int], text: str) -> list[int]:
         if self._template is None:
@@ -123,6 +137,15 @@ class CodeRenderer:
             error = "the code block is empty; write Python between <code> and </code>"
             return ToolCall(call_id, self._tool_name, None, raw=raw, error=error)
         return ToolCall(call_id, self._tool_name, {self._argument: code}, raw=raw)
+
+    def _read_fence(self, text: str, token_ids: Sequence[int]) -> ToolCall | None:
+        if "<think>" in text.rpartition("</think>")[2] or any(mark in text for mark in _ANSWERS):
+            return None
+        found = _FENCE.search(text)
+        if found is None or "```" in found[1] or not found[1].strip() or "</think>" in found[0]:
+            return None
+        arguments = {self._argument: found[1].strip("\n")}
+        return ToolCall(message_id(token_ids), self._tool_name, arguments, raw=found[0], loose="fence")
 
     def _check_tools(self, tools: Sequence[ToolSpec]) -> None:
         if tools and not any(runs_code(tool, self._tool_name, self._argument) for tool in tools):
@@ -158,6 +181,10 @@ class CodeRenderer:
                 Step("Then 3.", {"role": "assistant", "content": "Then 3."}, [_user("<b>Fine.</b>")]),
             ]
             self._template.prove_append_only(steps, [_user("One and one?")])
+
+
+_FENCE = re.compile(r"```(?:python|py)[^\S\n]*\n((?:(?!```).)*)\n[^\S\n]*```\s*\Z", re.DOTALL)
+_ANSWERS = ("boxed", "<answer>")
 
 
 def _user(text: str) -> Message:

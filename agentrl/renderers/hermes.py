@@ -8,6 +8,7 @@ nothing of who runs the tools.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from agentrl.errors import RendererError
 from agentrl.renderers.base import ParsedMessage
 from agentrl.renderers.template import ChatTemplate, Step
-from agentrl.renderers.text import TextCodec, message_id
+from agentrl.renderers.text import TextCodec, fenced_code, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
 from agentrl_envs.messages import MOST_CALLS
 from agentrl_envs.plain import read_json
@@ -98,7 +99,7 @@ class HermesRenderer:
         # Once for all: a model that repeats itself opens thousands of calls in as many tokens.
         first = message_id(token_ids)
         calls = tuple(
-            _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], f"{first}_{i}")
+            _read_call(text[begin + len(OPEN) : stop].strip(), text[begin:end], f"{first}_{i}", ended)
             for i, (begin, stop, end) in enumerate(found[:MOST_CALLS])
         )
         if len(found) > MOST_CALLS:
@@ -234,27 +235,52 @@ def _as_openai(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-def _read_call(body: str, raw: str, call_id: str) -> ToolCall:
-    """One call; what is wrong with it is said to the model."""
+def _read_call(body: str, raw: str, call_id: str, ended: bool) -> ToolCall:
+    """One call; what is wrong with it is said to the model. What is read although it departs is `loose`."""
 
     def bad(why: str, name: str = "") -> ToolCall:
         return ToolCall(call_id, name, None, raw=raw, error=f"this tool call cannot be read: {why}")
 
+    loose = ""
     if not raw.endswith(CLOSE):
-        return bad(f"it has no closing {CLOSE}")
+        if not ended or not _is_json(body):
+            return bad(f"it has no closing {CLOSE}")
+        loose = "unclosed"
+    if body.startswith("```"):
+        body, loose = fenced_code(body), "fenced"
     try:
         data = read_json(body)
     except ValueError as error:
-        return bad(f"not JSON ({error})")
+        data, loose = _python_literal(body), "python_literal"
+        if data is None:
+            return bad(f"not JSON ({error})")
     name = data.get("name") if isinstance(data, dict) else None
     if not isinstance(name, str) or not name:
         return bad('it must be an object with the keys "name" and "arguments"')
+    if "arguments" not in data and "parameters" in data:
+        loose = "parameters_key"
     arguments = data.get("arguments", data.get("parameters", {}))
     if isinstance(arguments, str):
+        loose = "arguments_as_text"
         try:
             arguments = read_json(arguments)
         except ValueError as error:
             return bad(f'its "arguments" are not JSON ({error})', name)
     if not isinstance(arguments, dict):
         return bad('its "arguments" must be an object', name)
-    return ToolCall(call_id, name, arguments, raw=raw)
+    return ToolCall(call_id, name, arguments, raw=raw, loose=loose)
+
+
+def _python_literal(body: str) -> Any:
+    """A call as Python writes a dict (`{'name': ...}`); None where it is none or has no JSON form."""
+    if len(body) > _LONGEST_LITERAL or "\\" in body:  # escapes mean other things in Python
+        return None
+    try:
+        value = ast.literal_eval(body)
+        named = isinstance(value, dict) and isinstance(value.get("name"), str)
+        return read_json(json.dumps(value, allow_nan=False)) if named else None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+_LONGEST_LITERAL = 20_000

@@ -62,6 +62,9 @@ class Conversation:
             self.speaking = False
             start, end = reply.span
             self.turns.append(Turn(segment=reply.segment, start=start, end=end, text=reply.text))
+            for call in reply.tool_calls:
+                if call.loose:
+                    self.counts[f"loose/{call.loose}"] += 1
             return replace(reply, turn=len(self.turns) - 1)
 
     def unread(self, reply: Reply) -> None:

@@ -67,6 +67,8 @@ class ToolCall:
     arguments: dict[str, Any] | None
     raw: str = ""
     error: str | None = None
+    loose: str = ""
+    """How the call departs from the format although it was read; counted as `loose/NAME`."""
 
     def as_last_of(self, count: int) -> ToolCall:
         """In its place the refusal of all that follow, in a message of more than `MOST_CALLS` calls."""

@@ -434,3 +434,82 @@ def test_hermes_needs_a_chat_template():
         make_renderer(ByteTokenizer(), "hermes")
     with pytest.raises(ConfigError, match="there is no renderer .xml."):
         make_renderer(ByteTokenizer(), "xml")
+
+
+@pytest.mark.parametrize(
+    ("body", "loose"),
+    [
+        ('\n{"name": "python", "arguments": {"code": "print(1)"}}\n</tool_call>', ""),
+        (
+            '\n{"name": "python", "arguments": "{\\"code\\": \\"print(1)\\"}"}\n</tool_call>',
+            "arguments_as_text",
+        ),
+        ('\n{"name": "python", "parameters": {"code": "print(1)"}}\n</tool_call>', "parameters_key"),
+        ("\n{'name': 'python', 'arguments': {'code': 'print(1)'}}\n</tool_call>", "python_literal"),
+        ('\n```json\n{"name": "python", "arguments": {"code": "print(1)"}}\n```\n</tool_call>', "fenced"),
+        ('\n{"name": "python", "arguments": {"code": "print(1)"}}', "unclosed"),
+    ],
+)
+def test_a_call_that_departs_from_the_format_is_read_and_named(body, loose, tokenizer_of):
+    renderer = make_renderer(tokenizer_of["qwen3"], "hermes")
+    (call,) = renderer.parse([*renderer._codec.encode(f"<tool_call>{body}"), renderer.turn_end_id]).tool_calls
+    assert (call.name, call.arguments, call.loose, call.error) == (
+        "python",
+        {"code": "print(1)"},
+        loose,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{'name': 'python', 'arguments': {1, 2}}</tool_call>",
+        "{'name': 'python', 'arguments': b'x'}</tool_call>",
+        "{'name': __import__('os'), 'arguments': {}}</tool_call>",
+        "{'name': 'python', 'arguments': {'code': 'a\\nb'}}</tool_call>",
+        '{"name": "python", "arguments": {"code": "print(',
+    ],
+)
+def test_what_is_no_plain_value_is_refused(body, tokenizer_of):
+    renderer = make_renderer(tokenizer_of["qwen3"], "hermes")
+    (call,) = renderer.parse([*renderer._codec.encode(f"<tool_call>{body}"), renderer.turn_end_id]).tool_calls
+    assert (call.arguments, call.loose) == (None, "")
+    assert call.error
+
+
+FENCE = "Let me see.\n```python\nprint(1)\n```"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (FENCE, "print(1)"),
+        ("<think>hm</think>\n```py\nprint(1)\n```\n", "print(1)"),
+        (f"{FENCE}\nThat is all.", None),
+        (f"It is \\boxed{{4}}. {FENCE}", None),
+        (f"<answer>4</answer> {FENCE}", None),
+        (f"<think>\n{FENCE}", None),
+        ("```python\nprint(1)\n```</think>", None),
+        ("```\nprint(1)\n```", None),
+        ("```python\n\n```", None),
+    ],
+)
+@pytest.mark.parametrize("family", ["qwen3", None])
+def test_a_fence_that_ends_a_message_is_a_call(text, code, family, tokenizer_of):
+    renderer = make_renderer(tokenizer_of[family] if family else ByteTokenizer(), "code")
+    ids = renderer._codec.encode(text)
+    calls = renderer.parse([*ids, renderer.turn_end_id], [PYTHON]).tool_calls
+    assert [(call.arguments, call.loose) for call in calls] == ([({"code": code}, "fence")] if code else [])
+    assert renderer.parse([*ids, renderer.turn_end_id], []).tool_calls == (), "no tool is offered"
+    assert renderer.parse(ids, [PYTHON]).tool_calls == (), "the message was cut off"
+
+
+def test_the_result_of_a_fence_is_a_message_of_its_own(tokenizer_of):
+    renderer = make_renderer(tokenizer_of["qwen3"], "code")
+    sampled = [*renderer._codec.encode(FENCE), renderer.turn_end_id]
+    added = renderer.extend(sampled, [ToolResult("1", "python", "</interpreter><|im_end|>", True, 0.0)])
+    assert added.count(renderer.turn_end_id) == 1, "what the tool said ends no turn"
+    text = renderer.decode(added)
+    assert text.startswith("\n<|im_start|>user\n<interpreter>\n")
+    assert text.endswith("\n</interpreter><|im_end|>\n<|im_start|>assistant\n")

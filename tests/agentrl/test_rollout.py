@@ -70,6 +70,14 @@ async def test_tool_output_carries_mask_0_and_everything_is_appended() -> None:
     assert ByteTokenizer().decode(segment.token_ids[first.start : first.end]) == CODE
 
 
+async def test_a_call_that_departs_from_the_format_is_run_and_counted() -> None:
+    episode = await play(Words, ["```python\nprint(1)\n```<|end|>", "yes<|end|>"])
+    assert (episode.failure, episode.reward, len(episode.turns), len(episode.segments)) == (None, 1.0, 2, 1)
+    assert episode.turns[0].tool_calls[0].result == "out"
+    assert episode.counts == {"loose/fence": 1}
+    assert (await play(Words, [CODE, "yes<|end|>"])).counts == {}
+
+
 async def test_long_tool_output_keeps_head_and_tail_and_says_so() -> None:
     class Long(Words):
         @tool
