@@ -28,10 +28,11 @@ SOURCES: dict[str, Path] = {}
 
 
 def on_config(config: Any) -> None:
-    """Every decision is in the navigation, newest last."""
-    for section in config.nav:
-        if "Decisions" in section:
-            section["Decisions"] += sorted(f"adr/{path.name}" for path in DOCS.glob("adr/0*.md"))
+    """Every decision is in the navigation, newest last; a page that nobody put there is under Reference."""
+    sections = {name: pages for section in config.nav for name, pages in section.items()}
+    sections["Decisions"] += sorted(f"adr/{path.name}" for path in DOCS.glob("adr/0*.md"))
+    named = re.findall(r"[\w/-]+\.md", repr(config.nav))
+    sections["Reference"] += sorted(path.name for path in DOCS.glob("*.md") if path.name not in named)
 
 
 def on_files(files: Files, config: Any) -> None:
