@@ -221,7 +221,7 @@ def _expected(shape: ModelShape, settings: Settings, machine: Machine) -> list[s
         return []
     found = step_time(shape, settings, rates)
     way = "beside each other" if found.together else "one after the other"
-    speed = f"{rates.operations / 1e12:.3g} TFLOP/s, {rates.bytes / 1e9:,.0f} GB/s"
+    speed = f"{rates.operations / 1e12:.3g} TFLOP/s, {rates.bytes / 1e9:,.3g} GB/s"
     text = (
         f"a step of {settings.stream.batch} episodes of {found.tokens:,} tokens (half of what they may "
         f"have): about {found.step_s:.3g} s; learning {found.learn_s:.3g} s, sampling "

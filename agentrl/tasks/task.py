@@ -118,17 +118,17 @@ def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, .
     tasks: list[Task] = []
     for number, settings in enumerate(envs):
         where = f"env {settings.name!r}" if len(envs) == 1 else f"env {number + 1} ({settings.name!r})"
+        try:
+            env = env_class(settings.name, settings.settings, settings)
+            checked = env.check_settings(settings.settings)
+        except EnvError as error:
+            raise ConfigError(f"{where}: {error}") from error
         source = settings.data if settings.data.train else data
         if not source.train:
             raise ConfigError(
                 f"{where} has no data: name rows (--data rows.jsonl, or data.train in a file), or give the "
                 "class a method `generate_rows` (--data generated:train:250) or `example_rows`"
             )
-        try:
-            env = env_class(settings.name, settings.settings, settings)
-            checked = env.check_settings(settings.settings)
-        except EnvError as error:
-            raise ConfigError(f"{where}: {error}") from error
         if settings.weight <= 0.0:
             raise ConfigError(f"{where}: weight must be positive, got {settings.weight}")
         tasks.append(Task(settings.name, env, checked, settings.weight, load_data(source, env, where)))

@@ -216,7 +216,7 @@ def _ask_hub(hub_id: str, what: str) -> None:
     if reason is not None:
         raise ConfigError(
             f"{what} is neither a folder here (looked in {Path.cwd()}) nor a model that the Hugging Face hub "
-            f"could be asked for: {reason}"
+            f"could be asked for: {reason}; `demo` names the small model that ships with agentrl"
         )
 
 
