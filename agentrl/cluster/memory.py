@@ -76,7 +76,8 @@ def learner_needs(shape: ModelShape, settings: Settings, *, gpu: bool = False) -
     """
     model, learner = settings.model, settings.learner
     count, width, ranks = shape.parameters, BYTES[model.dtype], max(1, learner.ranks)
-    tokens = max(learner.micro_batch_tokens, settings.engine.context_tokens or shape.context)
+    longest = settings.engine.context_tokens or shape.context
+    tokens = max(learner.micro_batch_tokens, -(-longest // learner.sequence_parallel))
     own = 4 if ranks > 1 else width
     learned = shape.adapter(learner.adapter.rank) if learner.adapter.rank else count
     one = _pass(shape, settings, tokens, gpu=gpu)

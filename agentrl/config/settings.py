@@ -333,6 +333,9 @@ class LearnerSettings:
     """A thread of this process, or processes of their own (one per rank)."""
     ranks: Count = 1
     """`process` only: learner ranks (FSDP2)."""
+    sequence_parallel: Count = 1
+    """Ranks that share each sequence, for those too long for one (Ulysses): each holds `micro_batch_tokens`
+    of a micro-batch. Must divide `ranks` and the model's attention heads."""
     float32_head: bool = False
     """Multiply by the head in float32, at more time and a copy of the head in float32."""
     offload: bool = False
@@ -355,6 +358,16 @@ class LearnerSettings:
         if self.ranks > 1 and self.place == "thread":
             text = "learner.ranks > 1 needs learner.place = 'process' (one process per rank)"
             yield ("ranks", "place"), text
+        if self.ranks % self.sequence_parallel:
+            text = (
+                f"learner.sequence_parallel = {self.sequence_parallel} does not divide learner.ranks = "
+                f"{self.ranks}: so many ranks share a sequence"
+            )
+            yield ("sequence_parallel", "ranks"), text
+        if self.sequence_parallel > 1 and (self.compile or self.packing == "off"):
+            wrong = "compile = true" if self.compile else "packing = 'off'"
+            text = f"learner.{wrong} does not go with learner.sequence_parallel > 1: leave it out"
+            yield ("sequence_parallel", "compile" if self.compile else "packing"), text
 
 
 @dataclass(frozen=True, slots=True)

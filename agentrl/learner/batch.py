@@ -289,7 +289,8 @@ def balance(lengths: Sequence[int], max_tokens: int, ranks: int, even_at: float)
 
     Args:
         lengths: [S] tokens of each sequence.
-        max_tokens: of a micro-batch; a longer sequence stands alone.
+        max_tokens: of a micro-batch. A sequence that is longer needs memory all the same, and then every
+            micro-batch may have as many tokens as it: ranks that wait for it are not kept short.
         ranks: micro-batches run side by side.
         even_at: tokens at which attention costs as much as everything else.
 
@@ -298,6 +299,7 @@ def balance(lengths: Sequence[int], max_tokens: int, ranks: int, even_at: float)
     """
     if not lengths:
         return []
+    max_tokens = max(max_tokens, *lengths)
     cost = [length * (1.0 + length / even_at) for length in lengths]
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     count = -(-sum(lengths) // max_tokens)

@@ -52,7 +52,8 @@ class Forward:
         """This rank's micro-batches of the chosen sequences, and whether each counts."""
         lengths = [len(sequences[index]) for index in indices]
         if self.packed:
-            parts = balance(lengths, self.micro_batch_tokens, self.ranks.size, self.even_at)
+            shared = self.ranks.size // self.ranks.groups
+            parts = balance(lengths, self.micro_batch_tokens * shared, self.ranks.groups, self.even_at)
         else:
             parts = split_micro_batches(lengths, self.micro_batch_tokens)
         for part, counts in self.ranks.share(parts):
@@ -67,17 +68,23 @@ class Forward:
 
         And, with a gradient, of those that the sampler found likeliest.
         """
-        more = boundaries(micro.lengths, self.device, one_kernel=self.one_kernel) if micro.lengths else {}
-        return self.scorer(
+        split, sizes = self.ranks.split, ()
+        if split is not None:
+            micro, sizes = split.part(micro)
+        more = {}
+        if micro.lengths:
+            more = boundaries(micro.lengths, self.device, one_kernel=self.one_kernel, split=split)
+        scores = self.scorer(
             self.tensor(micro.input_ids),
             self.tensor(micro.rows),
             self.tensor(micro.columns),
             self.tensor(micro.targets),
             self.tensor(micro.temperature),
             top,
-            self.tensor(micro.top_ids) if micro.top_ids.size and torch.is_grad_enabled() else None,
+            self.tensor(micro.top_ids) if micro.top_ids.shape[1] and torch.is_grad_enabled() else None,
             **more,
         )
+        return scores if split is None else split.gather(scores, sizes)
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """The array on the device."""
@@ -94,7 +101,7 @@ class Forward:
             with torch.no_grad():
                 for micro, counts in self.micro_batches(sequences, indices):
                     scores = self.run(micro, top)
-                    if counts:
+                    if counts and self.ranks.leads:
                         table.put(micro, scores)
             table.gather(self.ranks)
         return table

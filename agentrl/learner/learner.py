@@ -203,12 +203,16 @@ class Learner:
 
     def _pack(self, scorer: TokenScorer, name: str, *, one_kernel: bool) -> bool:
         """Whether sequences are packed; where they are, the model attends within each of them."""
-        choice = self._settings.packing
+        split = self._ranks.split
+        choice = "on" if split is not None else self._settings.packing
         if choice == "off" or (choice == "auto" and not one_kernel and self._ranks.size == 1):
             return False
-        problem = install(scorer, one_kernel=one_kernel)
+        if split is not None:
+            split.check(int(cast("Any", scorer.model).config.get_text_config().num_attention_heads), name)
+        problem = install(scorer, one_kernel=one_kernel, replace=split is not None)
         if problem and choice == "on":
-            raise ConfigError(f"learner.packing = 'on' is not for the model {name!r}: {problem}")
+            setting = "packing = 'on'" if split is None else f"sequence_parallel = {split.size}"
+            raise ConfigError(f"learner.{setting} is not for the model {name!r}: {problem}")
         return not problem
 
     @property
@@ -521,6 +525,7 @@ class Learner:
         loss = (tokens * self._forward.tensor(of_tokens)).sum()
         # Ranks average gradients; the loss wants their sum.
         (loss * (self._ranks.size if counts else 0.0)).backward()
+        counts = counts and self._ranks.leads
         if tally:
             batch.tally.add(inputs, tokens, metrics, counts=counts)
             read = sum(len(batch.sequences[index]) for index in micro.sequences)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agentrl.learner.logprobs import TokenScorer
+from agentrl.learner.sequence_split import SequenceSplit
 
 NAME = "agentrl_packed"
 """Under which transformers knows this attention."""
@@ -60,6 +61,7 @@ def packed_attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int = 0,
     lengths: tuple[int, ...] = (),
+    split: SequenceSplit | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a row, as transformers calls it.
@@ -74,13 +76,30 @@ def packed_attention(
         cu_seq_lens_q: [R + 1] int32, where sequences begin, and T; None is one sequence a row of any number.
         max_length_q: tokens of the longest sequence.
         lengths: [R] the same on the host, where no kernel takes `cu_seq_lens_q`; empty where one does.
+        split: T is this rank's part of a row that other ranks have the rest of; None where it is all.
 
     Returns:
         [1, T, H, D], and no attention weights.
     """
+    if split is not None:
+        query, key, value = split.to_heads(query, key, value)
+    found = _attention(query, key, value, scaling, cu_seq_lens_q, max_length_q, lengths)
+    return (found if split is None else split.to_tokens(found)), None
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    cu_seq_lens_q: Tensor | None,
+    max_length_q: int,
+    lengths: tuple[int, ...],
+) -> Tensor:
+    """[1, T, H, D] from all tokens of a row."""
     if cu_seq_lens_q is not None and not lengths:
         q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
-        return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
+        return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None]
     parts = lengths or (query.shape[2],)
     grouped = key.shape[1] != query.shape[1]
     results = [
@@ -88,13 +107,18 @@ def packed_attention(
         for q, k, v in zip(query.split(parts, 2), key.split(parts, 2), value.split(parts, 2), strict=True)
     ]
     # A copy of a single one would be kept beside it: 1.8 GB of 45 of Qwen3-0.6B at 16,384 tokens.
-    return (results[0] if len(results) == 1 else torch.cat(results, 2)).transpose(1, 2), None
+    return (results[0] if len(results) == 1 else torch.cat(results, 2)).transpose(1, 2)
 
 
-def install(scorer: TokenScorer, *, one_kernel: bool) -> str:
+def install(scorer: TokenScorer, *, one_kernel: bool, replace: bool = False) -> str:
     """Let a model attend within the sequences of a row, and prove that it does.
 
     Sliding windows, capped logits, recurrent and convolutional layers look across tokens in their own ways.
+
+    Args:
+        scorer: of the model.
+        one_kernel: one kernel attends within all sequences.
+        replace: the model's own attention even where it takes boundaries.
 
     Returns:
         Why the model cannot, and then it is as before; empty where it can.
@@ -107,7 +131,7 @@ def install(scorer: TokenScorer, *, one_kernel: bool) -> str:
         return "its layers do not all attend to everything before a token"
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention cannot be replaced"
-    if not own.startswith("flash_attention"):
+    if replace or not own.startswith("flash_attention"):
         from transformers import AttentionInterface
 
         AttentionInterface.register(NAME, packed_attention)
@@ -123,7 +147,11 @@ def install(scorer: TokenScorer, *, one_kernel: bool) -> str:
 
 
 def _score(
-    scorer: TokenScorer, parts: tuple[tuple[int, int], ...], lengths: tuple[int, ...] = (), **options: bool
+    scorer: TokenScorer,
+    parts: tuple[tuple[int, int], ...],
+    lengths: tuple[int, ...] = (),
+    *,
+    one_kernel: bool = False,
 ) -> Tensor:
     """Log-probabilities [12] that each part's input gives to fixed tokens."""
     device = next(scorer.parameters()).device
@@ -133,7 +161,7 @@ def _score(
     with torch.no_grad():
         for start, end in parts:
             columns = torch.arange(end - start, device=device)
-            more = boundaries(lengths, device, **options) if lengths else {}
+            more = boundaries(lengths, device, one_kernel=one_kernel) if lengths else {}
             ones = torch.ones(end - start, device=device)
             found.append(
                 scorer(
@@ -148,25 +176,32 @@ def _score(
     return torch.cat(found)
 
 
-def boundaries(lengths: tuple[int, ...], device: torch.device, *, one_kernel: bool) -> dict[str, Any]:
+def boundaries(
+    lengths: tuple[int, ...], device: torch.device, *, one_kernel: bool, split: SequenceSplit | None = None
+) -> dict[str, Any]:
     """What tells a model where packed sequences begin, under transformers' names.
 
     Args:
         lengths: [R] tokens of each sequence.
         device: where the model is.
         one_kernel: one kernel attends within all of them; else it is done one by one.
+        split: this rank's part of the row, where it has only one.
 
     Returns:
-        Arguments of the model; none for a single sequence.
+        Arguments of the model; none for a single sequence that is not split.
     """
-    if len(lengths) == 1:
+    if split is None and len(lengths) == 1:
         return {}  # an ordinary row: the kernel for one sequence is the fastest
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device, non_blocking=True)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    if split is not None:
+        positions = split.positions(positions)
+    # The kernel for one sequence is the fastest.
+    apart = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts} if len(lengths) > 1 else {}
     return {
+        **({} if split is None else {"split": split}),
+        **apart,
         "position_ids": positions.to(device, non_blocking=True),
-        "cu_seq_lens_q": starts,
-        "cu_seq_lens_k": starts,
         "max_length_q": max(lengths),
         "max_length_k": max(lengths),
         "lengths": () if one_kernel else lengths,

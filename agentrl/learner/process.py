@@ -220,6 +220,7 @@ def _serve(
                 world_size=size,
                 timeout=timedelta(seconds=limit_s),
             )
+            ranks = Ranks.of(rank, size, arguments[1].sequence_parallel)
         learner = Learner(model_settings, *arguments[1:], **options, ranks=ranks)
         pipe.send(("done", None))
         while True:

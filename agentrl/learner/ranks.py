@@ -13,15 +13,39 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from agentrl.learner.sequence_split import SequenceSplit
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among `size` of them; `torch.distributed` is set up where there are several."""
+    """This process among `size` of them; `torch.distributed` is set up where there are several.
+
+    With `split` neighbouring ranks share every row of tokens: they are one group with the same items.
+    """
 
     rank: int = 0
     size: int = 1
+    split: SequenceSplit | None = None
+
+    @classmethod
+    def of(cls, rank: int, size: int, together: int) -> Ranks:
+        """Ranks of which every `together` share rows of tokens; a collective."""
+        if together == 1:
+            return cls(rank, size)
+        group, _ = torch.distributed.new_subgroups(together)
+        return cls(rank, size, SequenceSplit(rank % together, together, cast("Any", group)))
+
+    @property
+    def groups(self) -> int:
+        """How many have items of their own."""
+        return self.size // (1 if self.split is None else self.split.size)
+
+    @property
+    def leads(self) -> bool:
+        """Whether what the group found is counted here; each of its ranks has the same."""
+        return self.split is None or self.split.rank == 0
 
     def share(self, items: Sequence[T]) -> list[tuple[T, bool]]:
         """This rank's items, and whether each counts.
@@ -29,8 +53,9 @@ class Ranks:
         All ranks get equally many, for every forward pass is a collective: where items run out, a rank
         repeats the last one, and it does not count.
         """
-        rounds = -(-len(items) // self.size)
-        places = [turn * self.size + self.rank for turn in range(rounds)]
+        rounds = -(-len(items) // self.groups)
+        group = self.rank * self.groups // self.size
+        places = [turn * self.groups + group for turn in range(rounds)]
         return [(items[min(place, len(items) - 1)], place < len(items)) for place in places]
 
     def sum(self, tensor: Tensor) -> Tensor:
