@@ -89,13 +89,13 @@ test-programs: $(STAMP)-dev
 test-adapters:
 	PYTHON=$(PYTHON) scripts/test_adapters.sh -q
 
-## make test-families model families by the package renderers, and against the templates of TRL (.venv-families)
+## make test-families model families by the package renderers, and against the templates and the trainer of TRL (.venv-families)
 FAMILIES ?= .venv-families
 test-families: $(STAMP)-dev
 	test -e $(FAMILIES)/.installed || { $(PYTHON) -m pip --disable-pip-version-check install --quiet --no-deps -c constraints.txt \
 	  --target $(FAMILIES) renderers openai-harmony tiktoken prime-pydantic-config httpx httpcore requests urllib3 charset-normalizer \
-	  'trl==1.16.0' && touch $(FAMILIES)/.installed; }
-	PYTHONPATH=$(abspath $(FAMILIES)) $(BIN)/python -m pytest -q tests/agentrl/test_native_renderer.py
+	  'trl==1.16.0' datasets pyarrow pandas dill multiprocess xxhash python-dateutil pytz six tzdata && touch $(FAMILIES)/.installed; }
+	PYTHONPATH=$(abspath $(FAMILIES)) $(BIN)/python -m pytest -q tests/agentrl/test_native_renderer.py tests/adapters/test_trl.py
 
 ## make test-chaos    runs killed at every durable write and at a hundred random moments (STORM=100)
 STORM ?= 100

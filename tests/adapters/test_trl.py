@@ -92,3 +92,39 @@ def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", f"trl:{TASKS}:Counter", "--data", str(tmp_path / "rows.jsonl")]) == 0, (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore")
+def test_trl_itself_offers_the_same_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("torch", "datasets", "trl"):
+        pytest.importorskip(package, reason="make test-families installs it")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    import pyarrow
+    import trl
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import get_json_schema
+
+    import agentrl
+
+    env = load_env(f"trl:{TASKS}:Counter")
+    model = Path(agentrl.__file__).parent / "demo" / "model"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    rows = pyarrow.Table.from_pylist([{"prompt": [{"role": "user", "content": "Go."}], "start": 3}] * 2)
+    trainer = trl.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model),
+        processing_class=tokenizer,
+        args=trl.GRPOConfig(str(tmp_path), use_cpu=True, num_generations=2, max_steps=1, report_to=[]),
+        train_dataset=Dataset(InMemoryTable(rows), fingerprint="rows"),
+        environment_factory=env.factory,
+    )
+    (theirs,) = (get_json_schema(tool)["function"] for tool in trainer.tools)
+    (ours,) = (spec.as_openai()["function"] for spec in env.tool_specs())
+    assert (ours["name"], ours["description"]) == (theirs["name"], theirs["description"])
+    assert ours["parameters"]["required"] == theirs["parameters"]["required"]
+    for name, described in theirs["parameters"]["properties"].items():
+        assert described.items() <= ours["parameters"]["properties"][name].items()
