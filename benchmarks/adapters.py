@@ -158,10 +158,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("calls", "episodes"))
     parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--ways", default="", help="only those whose name holds this")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made, over_http() as url:
         tempfile.tempdir = made
         for name, load in ways(url).items():
+            if options.ways not in name:
+                continue
             env_class, settings = load()
             measured: dict[str, Any] = {"way": name}
             if options.what == "calls":
