@@ -31,6 +31,8 @@ class ServingSettings:
     """Number of the row, from 0."""
     submit: bool = False
     """Adds a tool `submit(answer)`, which tells the reward."""
+    address: str = ""
+    """`HOST:PORT`: serves runs of agentrl instead, which name the environment `remote:HOST:PORT`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,14 @@ def run(options: argparse.Namespace) -> int:
     from agentrl.tasks.task import env_class, load_data
 
     settings = settings_of(ServeSettings, options.env, "env.name", options.settings)
+    if settings.serve.address:
+        from agentrl_envs.isolation.remote import serve_remotely
+
+        serve_remotely(
+            settings.env.name,
+            settings.serve.address,
+            lambda address: print(f"serving {settings.env.name} at {address}", flush=True),
+        )
     env = env_class(settings.env.name, settings.env.settings, settings.env)
     rows = load_data(settings.data, env, "agentrl serve") if settings.data.train else tuple(env.example_rows)
     if not rows:

@@ -7,6 +7,8 @@ import contextlib
 import os
 import random
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from agentrl_sandbox import open_sandbox
 from tests.adapters.playing import END, Tokenizer
 from tests.adapters.playing import tool_call as call
 
+ROOT = Path(__file__).parents[2]
 SHOP = f"{Path(__file__).parent / 'isolated' / 'shop.py'}:Shop"
 ROW = {"problem": "What is 6 * 7?", "answer": "42"}
 
@@ -205,3 +208,45 @@ def test_what_cannot_be_loaded_is_said_as_ever(
 def test_another_interpreter_needs_no_agentrl() -> None:
     made = isolated(SHOP, {}, Isolation(python=sys.executable))
     assert made.__name__ == "Shop"
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server of the shop."""
+    monkeypatch.setenv("AGENTRL_ENV_KEY", "a key of some length")
+    command = [sys.executable, "-m", "agentrl.cli.main", "serve", SHOP, "--serve.address=127.0.0.1:0"]
+    roots = [str(ROOT), str(ROOT / "envs"), str(ROOT / "sandbox")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split(" at ")[1].strip()
+        end_hosts()
+        process.kill()
+
+
+@pytest.mark.slow
+async def test_an_environment_on_another_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    env_class = load_env(f"remote:{address}", {"discount": 5})
+    async with open_sandbox("local") as sandbox:
+        here = await play(load_env(SHOP), SCRIPT, sandbox, discount=5)
+        there = await play(env_class, SCRIPT, sandbox, discount=5)
+    assert there.failure is None
+    assert [one.token_ids for one in there.segments] == [one.token_ids for one in here.segments]
+    died = await play(env_class, [call("die")], discount=5)
+    assert died.failure is not None
+    assert died.failure.message == f"the environment at {address} died in 'call': the connection was lost"
+    assert (await play(env_class, [f"\\boxed{{42}}{END}"], discount=5)).reward == 1.0
+    monkeypatch.setenv("AGENTRL_ENV_KEY", "another key of some length")
+    with pytest.raises(ServerFailure, match="died in 'load': the connection was lost"):
+        load_env(f"remote:{address}", {"discount": 6})
+
+
+def test_a_remote_environment_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTRL_ENV_KEY", "a key of some length")
+    with pytest.raises(EnvError, match="no environment at 127.0.0.1:9: .*refused"):
+        load_env("remote:127.0.0.1:9")
+    with pytest.raises(EnvError, match="want remote:HOST:PORT"):
+        load_env("remote:here")
+    monkeypatch.delenv("AGENTRL_ENV_KEY")
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(EnvError, match="needs a key of 16"):
+        load_env(f"remote:127.0.0.1:{server.getsockname()[1]}")

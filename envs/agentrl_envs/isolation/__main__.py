@@ -179,7 +179,8 @@ class Episode:
 class Host:
     """Serves the episodes of one class."""
 
-    def __init__(self, peer: socket.socket) -> None:
+    def __init__(self, peer: socket.socket, spec: str) -> None:
+        self._spec = spec
         self._loop = asyncio.get_running_loop()
         self._episodes: dict[int, Episode] = {}
         self._class: type[Env] = Env
@@ -226,7 +227,7 @@ class Host:
             raise EnvError(
                 f"this agentrl speaks version {PROTOCOL} of the protocol, the rollout {frame['protocol']}"
             )
-        self._class = env = await asyncio.to_thread(load_env, frame["spec"], frame["settings"])
+        self._class = env = await asyncio.to_thread(load_env, self._spec or frame["spec"], frame["settings"])
         ready = env.check_settings(frame["settings"])
         from ..program import ProgramEnv
 
@@ -301,16 +302,19 @@ _TOLD = ("max_turns", "reward_range", "tool_timeout_s", "hook_timeout_s", "requi
 _TOLD += ("system_prompt",)
 
 
-async def _serve_forever(peer: socket.socket) -> None:
-    host = Host(peer)
+async def _serve_forever(peer: socket.socket, spec: str) -> None:
+    host = Host(peer, spec)
     await asyncio.Event().wait()
     del host
 
 
 def main() -> None:
-    """Serve the socket whose number is the first argument, and end with it."""
+    """Serve the socket whose number is the first argument, and end with it.
+
+    The second is the environment, where whoever is connected may not choose it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the rollout
-    asyncio.run(_serve_forever(socket.socket(fileno=int(sys.argv[1]))))
+    asyncio.run(_serve_forever(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]))
 
 
 if __name__ == "__main__":

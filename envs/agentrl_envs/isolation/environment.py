@@ -34,11 +34,13 @@ class Isolation:
             this process's own.
         workers: processes that share its episodes.
         memory_mb: resident memory from which a process is replaced; 0 sets no limit.
+        address: `HOST:PORT` of a server that has the environment; empty starts processes here.
     """
 
     python: str = ""
     workers: int = 1
     memory_mb: int = 0
+    address: str = ""
 
 
 class IsolatedEnv(Env):
@@ -243,7 +245,7 @@ def isolated(spec: str, settings: Mapping[str, Any] | None = None, how: Isolatio
 @lru_cache(maxsize=64)
 def _isolated(spec: str, settings_text: str, how: Isolation) -> type[Env]:
     settings = json.loads(settings_text)
-    hosts = Hosts(Place(spec, settings, how.python, how.memory_mb), how.workers)
+    hosts = Hosts(Place(spec, settings, how.python, how.memory_mb, how.address), how.workers)
     about = hosts.ready().about
     members: dict[str, Any] = dict(about["attributes"])
     for name in ("reward_range", "required_fields"):

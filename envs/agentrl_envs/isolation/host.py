@@ -22,11 +22,12 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import EnvError, ServerFailure
 from ..processes import end_of
 from .channel import PROTOCOL, Channel, Refused
+from .remote import connect
 from .wire import error_of, told_error
 
 __all__ = ["Host", "Hosts", "end_hosts"]
@@ -46,7 +47,7 @@ import sys
 try:
     import agentrl_envs.isolation
 except ModuleNotFoundError:
-    sys.path += sys.argv[2:]
+    sys.path += sys.argv[3:]
 from agentrl_envs.isolation.__main__ import main
 main()
 """
@@ -62,12 +63,14 @@ class Place:
         python: interpreter; empty is this process's own.
         memory_mb: resident memory from which a process gets no more episodes; at twice that it is killed. 0
             sets no limit.
+        address: `HOST:PORT` of a server of environments; empty starts a process here.
     """
 
     spec: str
     settings: Mapping[str, Any]
     python: str = ""
     memory_mb: int = 0
+    address: str = ""
 
 
 class Host:
@@ -82,29 +85,39 @@ class Host:
         """Whether it gets no more episodes."""
         self._why = ""
         self._looked = 0.0
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self.pid = 0
+        peer = connect(place.address) if place.address else self._started(place)
+        self.channel = Channel(peer, self._on_frame, self._on_lost, f"env-{self.pid or place.address}")
+
+    def _started(self, place: Place) -> socket.socket:
+        """Start the process; the connection to it."""
+        self._log = log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         ours, theirs = socket.socketpair()
         mine = not place.python
         paths = [path for path in sys.path if path] if mine else _roots()
-        boot = "import sys; sys.path[:] = sys.argv[2:]\n" + _BOOT if mine else _BOOT
+        boot = "import sys; sys.path[:] = sys.argv[3:]\n" + _BOOT if mine else _BOOT
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [place.python or sys.executable, "-c", boot, str(theirs.fileno()), *paths],
+                    [place.python or sys.executable, "-c", boot, str(theirs.fileno()), "", *paths],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stdout=self._log,
-                    stderr=self._log,
+                    stdout=log,
+                    stderr=log,
                     start_new_session=True,
                 )
         except OSError as error:
             ours.close()
-            self._log.close()
+            log.close()
             raise EnvError(f"env.python = {place.python!r} cannot be started: {error}") from error
         self.pid = self._process.pid
-        self.channel = Channel(ours, self._on_frame, self._on_lost, f"env-{self.pid}")
+        return ours
 
     def __str__(self) -> str:
+        if self.place.address:
+            return f"the environment at {self.place.address}"
         return f"the process of the environment {self.place.spec!r} (pid {self.pid})"
 
     def load(self) -> None:
@@ -155,6 +168,9 @@ class Host:
         """End it at once; whoever waits for it is told why."""
         self._why = self._why or why
         self.worn = True
+        if self._process is None:
+            self.channel.close()
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -162,6 +178,8 @@ class Host:
         """End it and wait for its end."""
         self.worn = True
         self.channel.close()
+        if self._process is None or self._log is None:
+            return
         try:
             self._process.wait(2.0)
         except subprocess.TimeoutExpired:
@@ -193,6 +211,8 @@ class Host:
         return ServerFailure(f"{self} {why}{self._said()}")
 
     def _status(self) -> str:
+        if self._process is None:
+            return "the connection was lost"
         try:
             code = self._process.wait(5.0)
         except subprocess.TimeoutExpired:
@@ -201,14 +221,14 @@ class Host:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def _said(self) -> str:
-        if self._log.closed:
+        if self._log is None or self._log.closed:
             return ""
         text = end_of(self._log)
         return f"; it wrote: {text}" if text else ""
 
     def _look(self) -> None:
         """Look at its memory now and then."""
-        if not self.place.memory_mb or time.monotonic() - self._looked < _LOOK_S:
+        if not (self.pid and self.place.memory_mb) or time.monotonic() - self._looked < _LOOK_S:
             return
         self._looked = time.monotonic()
         try:
