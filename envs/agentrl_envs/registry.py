@@ -244,7 +244,9 @@ def _from_module(spec: str) -> type[Env]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        near = difflib.get_close_matches(module_name, _SCHEMES, n=1)
+        hint = f"did you mean {near[0]}:{name}? " if near else ""
         raise EnvNotFound(
-            f"no module {error.name!r} for the environment {spec!r} (schemes are {', '.join(_SCHEMES)})"
+            f"no module {error.name!r} for the environment {spec!r}; {hint}schemes are {', '.join(_SCHEMES)}"
         ) from error
     return _class_of(module, name, module_name)

@@ -1,5 +1,6 @@
 """Finding environments by name, file and dotted path; every miss says what would be right."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -76,5 +77,20 @@ def test_a_scheme_makes_a_class_of_what_follows_its_colon():
     assert made.command == "sh agent.sh {name}"
     with pytest.raises(EnvNotFound, match='nothing follows "program:"'):
         load_env("program:  ")
-    with pytest.raises(EnvNotFound, match="no module 'programm'.*schemes are program"):
+    with pytest.raises(EnvNotFound, match="no module 'programm'.*did you mean program:.*schemes are program"):
         load_env("programm:sh agent.sh")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("reasoning_gym:chain_sum", "reasoning_gym", "reasoning-gym"),
+        ("gymnasium:CartPole-v1", "gymnasium", "gymnasium"),
+        ("verifiers:some-env", "verifiers", "verifiers"),
+    ],
+)
+def test_a_scheme_whose_package_is_missing_says_what_to_install(name, package, extra):
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(EnvError, match=rf"needs the package {package}: pip install 'agentrl\[{extra}\]'"):
+        load_env(name)
