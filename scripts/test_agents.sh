@@ -9,8 +9,10 @@ if ! test -e "$venv/.installed"; then
   "${PYTHON:-python3}" -m venv "$venv"
   "$venv/bin/python" -m pip --disable-pip-version-check install --quiet \
     'smolagents[openai]>=1.26,<2' 'openai-agents>=0.24,<1'
-  "$venv/bin/python" -m pip --disable-pip-version-check install --quiet -c constraints.txt --target "$venv/ours" 'mcp>=2.2,<3'
   touch "$venv/.installed"
+fi
+if ! test -d "$venv/ours/mcp"; then
+  "$venv/bin/python" -m pip --disable-pip-version-check install --quiet -c constraints.txt --target "$venv/ours" 'mcp>=2.2,<3'
 fi
 # The package mcp is imported by agentrl itself, and servers of the tests by the same interpreter.
 export PYTHONPATH="$PWD/$venv/ours${PYTHONPATH:+:$PYTHONPATH}"

@@ -39,7 +39,10 @@ def lacks(module: str) -> str:
     """Why the environment of the agents does not have a module; empty where it has it."""
     if not Path(PYTHON).exists():
         return f"no {PYTHON}: run `make test-agents`, or set AGENTRL_AGENTS_PYTHON"
-    done = subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True, text=True, timeout=120)
+    alone = {**os.environ, "PYTHONPATH": ""}  # what is there for this process has versions of its own
+    done = subprocess.run(
+        [PYTHON, "-c", f"import {module}"], capture_output=True, text=True, timeout=120, env=alone
+    )
     return "" if done.returncode == 0 else f"{PYTHON} cannot import {module}: {done.stderr[-200:]}"
 
 
