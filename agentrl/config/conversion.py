@@ -210,9 +210,10 @@ def broken_rules(settings: Any) -> list[tuple[tuple[str, ...], str]]:
     """(dotted names concerned, what is wrong) of every rule of a tree and its sections that does not hold."""
     found: list[tuple[tuple[str, ...], str]] = []
     for field in fields(settings):
-        section = getattr(settings, field.name)
-        for names, text in section.rules() if hasattr(section, "rules") else ():
-            found.append((tuple(f"{field.name}.{name}" for name in names), text))
+        value = getattr(settings, field.name)
+        for section in value if isinstance(value, tuple) else (value,):  # several [[env]]
+            for names, text in section.rules() if hasattr(section, "rules") else ():
+                found.append((tuple(f"{field.name}.{name}" for name in names), text))
     return [*found, *(settings.rules() if hasattr(settings, "rules") else ())]
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 import agentrl_envs.isolation.host as host
+from agentrl.config.loading import load_settings
 from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, StopReason
+from agentrl.errors import ConfigError
 from agentrl.inference.scripted import ScriptedPolicy
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
@@ -250,3 +252,9 @@ def test_a_remote_environment_that_is_not_there(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("AGENTRL_ENV_KEY")
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(EnvError, match="needs a key of 16"):
         load_env(f"remote:127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_settings_of_a_process_need_one() -> None:
+    with pytest.raises(ConfigError, match=r'env.workers is for env.isolation = "process"'):
+        load_settings(None, ["--env.name=arithmetic", "--env.workers=2"])
+    assert load_settings(None, ["--env.workers=2", "--env.isolation=process"]).env[0].workers == 2
