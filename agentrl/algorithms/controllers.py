@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from agentrl.algorithms.advantage import CreditBatch
-from agentrl.config.ranges import Amount, Positive, Share
+from agentrl.config.ranges import Amount, Positive, Range, Share
 
 
 class Controller(Protocol):
@@ -66,7 +66,8 @@ class TargetKL:
     """Holds the divergence from the first weights near a target, by its coefficient (RLHF's adaptive KL).
 
     coefficient x (1 + gain clip(KL / target - 1, -.2, .2)) after each step: at most a fiftieth of it more or
-    less with the gain as it is. `loss.kl_coefficient` is that of the first step.
+    less with the gain as it is. `loss.kl_coefficient` is that of the first step. The bounds are ours: KL is 0
+    when a run begins, and without them the coefficient would have sunk beyond return when it is needed.
 
     Source: arXiv 1909.08593, section 2.2, as its code has it (there the gain is episodes over a horizon).
     """
@@ -79,8 +80,12 @@ class TargetKL:
 
         target: Positive = 0.01
         """Divergence of the policy from the first weights, in nats a token."""
-        gain: Positive = 0.1
+        gain: Annotated[float, Range(above=0, below=5)] = 0.1
         """Change of the coefficient, as a share of it, for each 100 % that the divergence is off."""
+        least: Positive = 1e-3
+        """Smallest coefficient."""
+        most: Positive = 1.0
+        """Largest coefficient."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -91,7 +96,8 @@ class TargetKL:
         """The coefficient of the next step."""
         settings = self._settings
         error = min(max(metrics["kl_reference"] / settings.target - 1.0, -0.2), 0.2)
-        return {"loss.kl_coefficient": values["loss.kl_coefficient"] * (1.0 + settings.gain * error)}
+        moved = values["loss.kl_coefficient"] * (1.0 + settings.gain * error)
+        return {"loss.kl_coefficient": min(max(moved, settings.least), settings.most)}
 
 
 class TargetEntropy:

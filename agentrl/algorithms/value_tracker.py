@@ -308,7 +308,11 @@ class ValueTracker:
         Raises:
             CheckpointError: the state is of another format or another number of prompts.
         """
-        if int(state.get("format", 0)) != FORMAT:
+        if (
+            int(state.get("format", 0)) == 1
+        ):  # of before deviations were measured: right for scores of 0 and 1
+            state = {**state, "shortfall": np.zeros(len(state["alpha"])), "first_shortfall": 0.0}
+        elif int(state.get("format", 0)) != FORMAT:
             raise CheckpointError(f"tracker state of format {state.get('format')!r}, expected {FORMAT}")
         names = ("alpha", "beta", "shortfall", "stamp", "visits", "seen")
         arrays = {name: np.asarray(state[name]) for name in names}

@@ -59,7 +59,8 @@ class ModelShape:
                 key_heads=key_heads,
                 head_size=head_size,
                 vocabulary=int(config["vocab_size"]),
-                tied=bool(config.get("tie_word_embeddings", False)),
+                # Files of older versions leave out what is transformers' default for any model.
+                tied=bool(config.get("tie_word_embeddings", True)),
                 context=int(config.get("max_position_embeddings") or 4096),
                 biases=_biases(config, hidden, heads, key_heads, head_size),
                 head_norms=str(config.get("model_type", "")).startswith("qwen3"),

@@ -81,11 +81,13 @@ class Control:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved state; a setting that was changed since begins at what it is now."""
-        for name in self.values:
-            if state["settings"].get(name) == self._setting(name):
-                self.values[name] = state["values"][name]
-        if state["part"] and hasattr(self._part, "load_state_dict"):
+        """Go back to a saved state; a setting that was changed since begins at what it is now.
+
+        Then the controller begins anew: what it remembers led to the old number.
+        """
+        same = {name for name in self.values if state["settings"].get(name) == self._setting(name)}
+        self.values |= {name: state["values"][name] for name in same}
+        if same == set(self.values) and state["part"] and hasattr(self._part, "load_state_dict"):
             self._part.load_state_dict(state["part"])
 
     def _setting(self, name: str) -> float:

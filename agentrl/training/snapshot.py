@@ -152,7 +152,10 @@ async def keep_best(attempt: Attempt) -> None:
         AgentRLError: the disk does not take them; the best before it is intact.
     """
     parts, limited, version = attempt.parts, attempt.limited, attempt.version
-    rows = [row for row in read_metrics(parts.folder.metrics) if row["kind"] == "eval"]
+    read = await limited(
+        asyncio.to_thread(read_metrics, parts.folder.metrics), "the disk to read the metrics"
+    )
+    rows = [row for row in read if row["kind"] == "eval"]
     scores = {row["version"]: row["reward_mean"] for row in rows if row.get("reward_mean") is not None}
     if not version or version not in scores:
         return

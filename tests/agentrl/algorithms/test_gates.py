@@ -48,6 +48,14 @@ def test_the_coefficient_follows_the_divergence() -> None:
     assert [one["loss.kl_coefficient"] for one in given_values] == pytest.approx([0.051, 0.049, 0.0505, 0.05])
 
 
+def test_a_divergence_of_nothing_leaves_a_coefficient_to_return_to() -> None:
+    part = make("target_kl", target=0.01, gain=0.1, least=0.01)
+    values = {"loss.kl_coefficient": 0.05}
+    for _ in range(500):  # .05 x .98^500 would be 2e-6
+        values = part({"kl_reference": 0.0}, batch(0.0), values)
+    assert values == {"loss.kl_coefficient": 0.01}
+
+
 def test_the_entropy_bonus_works_below_its_target_only() -> None:
     part = make("target_entropy", target=0.2, step=0.005)
     values, seen = {"loss.entropy_coefficient": 0.01}, []
@@ -101,3 +109,18 @@ def test_a_run_takes_them() -> None:
     assert control.values == {"learner.learning_rate": 1e-6}
     control.act({}, batch(0.9))
     assert control.values == {"learner.learning_rate": pytest.approx(2e-6)}
+
+
+def test_a_coefficient_that_is_changed_on_resume_begins_there() -> None:
+    def control(coefficient: float) -> Control:
+        kind = ["--controller.kind=target_entropy", f"--loss.entropy_coefficient={coefficient}"]
+        return Control(load_settings(None, kind))
+
+    first = control(0.05)
+    first.act({"entropy": 0.1}, batch(0.0))
+    again, changed = control(0.05), control(0.5)
+    for one in (again, changed):
+        one.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        one.act({"entropy": 0.1}, batch(0.0))
+    assert again.values["loss.entropy_coefficient"] == pytest.approx(0.06)
+    assert changed.values["loss.entropy_coefficient"] == pytest.approx(0.505)

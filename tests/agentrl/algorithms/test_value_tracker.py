@@ -197,6 +197,17 @@ def test_a_baseline_never_contains_its_own_reward(batch: list[tuple[int, bool]],
         assert baselines(i)[i] == reference[i]
 
 
+def test_a_state_of_before_deviations_were_measured_goes_on() -> None:
+    one, other = (ValueTracker(2, TrackerSettings()) for _ in range(2))
+    one.fold(0, 1.0, start_clock=0.0)
+    state = one.state_dict() | {"format": 1}
+    for name in ("shortfall", "first_shortfall"):
+        del state[name]
+    other.load_state_dict(state)
+    assert other.values([0, 1]).tolist() == one.values([0, 1]).tolist()
+    assert other.deviations([0, 1]).tolist() == one.deviations([0, 1]).tolist()
+
+
 def test_the_state_is_a_copy() -> None:
     it = tracker()
     state = it.state_dict()
