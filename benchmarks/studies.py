@@ -106,7 +106,7 @@ ROUNDED = ("--engine.kind=benchmarks/rounded_engine.py:RoundedPolicy", "--engine
 COUNTDOWN = (
     *("--env.name=benchmarks.countdown:SmallCountdown", "--data.train=generated:train:1000"),
     *("--eval.data=generated:test:128", "--rollout.max_tokens=24", "--engine.context_tokens=128"),
-    *demo_flags(2e-4, 4, 128),
+    *demo_flags(5e-5, 8, 128),
 )
 
 
@@ -125,11 +125,11 @@ STUDIES: Mapping[str, Study] = {
     ),
     "published": Study(arms=PUBLISHED, common=FAST, reference="spo", tokens=10_000),
     "countdown": Study(
-        arms={arm: PRESETS[arm] for arm in ("spo_plus", "rloo", "spo")},
+        arms={arm: PRESETS[arm] for arm in ("spo_plus", "rloo")},
         common=COUNTDOWN,
         reference="rloo",
-        tokens=20_000,
-        threshold=0.6,
+        tokens=60_000,
+        threshold=0.5,
         model=countdown.shared_model,
     ),
     "ablations": Study(arms=ABLATIONS, common=SLOW, reference="SPO", tokens=28_000),
