@@ -50,7 +50,7 @@ class Counting(Environment):
         return State(step_count=self.count)
 
 
-def tools() -> Any:
+def tools(more: tuple[str, ...] = ()) -> Any:
     from fastmcp import FastMCP
     from openenv.core.env_server.mcp_environment import MCPEnvironment
     from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
@@ -68,6 +68,8 @@ def tools() -> Any:
                     raise ValueError("no negative numbers")
                 return first + second
 
+            for name in more:
+                mcp.tool(name=name)(lambda: 0)
             super().__init__(mcp)
 
         def reset(self, seed: int | None = None, **kwargs: Any) -> Observation:
@@ -86,5 +88,7 @@ def tools() -> Any:
 if __name__ == "__main__":
     kind, port = sys.argv[1:]
     many = 1 if kind == "crowded" else 4
-    app = tools() if kind == "tools" else create_app(Counting, Move, Count, max_concurrent_envs=many)
+    twins = ("first.one", "first_one") if kind == "twins" else ()
+    listed = kind in ("tools", "twins")
+    app = tools(twins) if listed else create_app(Counting, Move, Count, max_concurrent_envs=many)
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")

@@ -96,6 +96,14 @@ async def test_tools_that_the_server_lists() -> None:
     assert "Add two numbers." in shown(episode)
 
 
+def test_two_tools_of_one_name_are_refused() -> None:
+    with (
+        served("twins") as (url, _),
+        pytest.raises(EnvError, match="has two tools that a model would call 'first_one'"),
+    ):
+        load_env(f"openenv:{url}")
+
+
 async def test_one_place_is_said_to_be_taken_and_a_dead_server_is_named() -> None:
     with served("crowded") as (url, process):
         env = load_env(f"openenv:{url}")

@@ -30,6 +30,7 @@ _MOST_BYTES = 8 * 2**20
 """Of one message of the server."""
 _SEEDS = 2**30
 _NOTHING = (None, "", [], {})
+"""What a field of an observation says nothing with."""
 
 
 class OpenEnv(Env):
@@ -165,7 +166,7 @@ def openenv_env(rest: str, settings: Mapping[str, Any]) -> type[OpenEnv]:
 
     Raises:
         EnvNotFound: no server answers there, or none of OpenEnv.
-        EnvError: tools that cannot be described.
+        EnvError: tools that cannot be described, or two that a model would call the same.
     """
     url = rest.rstrip("/")
     if not url.startswith(("http://", "https://")):
@@ -176,7 +177,10 @@ def openenv_env(rest: str, settings: Mapping[str, Any]) -> type[OpenEnv]:
         tools = thread.submit(asyncio.run, _offered(url)).result()
     body: dict[str, Any] = {"url": url, "__doc__": f"A task of the server at {url}."}
     for name, description, schema in tools:
-        body[f"tool_{tool_name(name)}"] = _tool(name, description, schema)
+        called = tool_name(name)
+        if f"tool_{called}" in body:
+            raise EnvError(f"the OpenEnv server at {url} has two tools that a model would call {called!r}")
+        body[f"tool_{called}"] = _tool(name, description, schema)
     return make_class(OpenEnv, body, settings)[0]
 
 
@@ -225,9 +229,7 @@ def _text(observation: Any) -> str:
         return observation if isinstance(observation, str) else json.dumps(observation, default=str)
     if "tool_name" in observation:
         return _result(observation.get("result"))
-    kept = {
-        key: one for key, one in observation.items() if key != "metadata" and one not in (None, "", [], {})
-    }
+    kept = {key: one for key, one in observation.items() if key != "metadata" and one not in _NOTHING}
     if len(kept) == 1 and isinstance(only := next(iter(kept.values())), str):
         return only
     return json.dumps(kept, default=str) if kept else ""

@@ -96,10 +96,6 @@ def _rows(environment: Any, split: str, count: int, seed: int = 0) -> list[dict[
     return [{"id": f"{split}-{row['example_id']}", **row} for row in get(count, seed or None).to_list()]
 
 
-def _written(arguments: Mapping[str, Any] | None, raw: str) -> str:
-    return raw if arguments is None else json.dumps(arguments)
-
-
 Answer = Callable[[Sequence[Any], Sequence[Any]], Any]
 """Says the next message: messages and tools of verifiers to text, calls, and whether a limit cut it."""
 
