@@ -164,19 +164,7 @@ class DaemonThreads(ThreadPoolExecutor):
         """Run `fn` in a thread that has nothing to do, or in a new one."""
         if self._ended:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        future: Future[T] = Future()
-
-        def job() -> tuple[bool, Callable[[], None]]:
-            if not future.set_running_or_notify_cancel():
-                return False, lambda: None
-            try:
-                settle = partial(future.set_result, fn(*args, **kwargs))
-            except BaseException as error:  # handed to the waiter, whatever it is
-                settle = partial(future.set_exception, error)
-            return False, settle
-
-        THREADS.take(future).put(job, "agentrl-thread")
-        return future
+        return THREADS.submit(partial(fn, *args, **kwargs))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more jobs; those under way are not waited for."""

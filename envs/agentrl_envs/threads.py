@@ -10,12 +10,16 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
 
 __all__ = ["THREADS", "Thread", "Threads"]
 
 IDLE_S = 5.0
 """A thread that had nothing to do for so long ends."""
 
+T = TypeVar("T")
 Job = Callable[[], tuple[bool, Callable[[], None]]]
 """Returns whether the thread stays with its keeper, and what to call once that is settled."""
 
@@ -69,6 +73,22 @@ class Threads:
                 thread.keeper = keeper
                 return thread
         return Thread(self, keeper)
+
+    def submit(self, function: Callable[[], T]) -> Future[T]:
+        """Run `function()` in a thread that has nothing to do, or in a new one."""
+        future: Future[T] = Future()
+
+        def job() -> tuple[bool, Callable[[], None]]:
+            if not future.set_running_or_notify_cancel():
+                return False, lambda: None
+            try:
+                settle = partial(future.set_result, function())
+            except BaseException as error:  # handed to the waiter, whatever it is
+                settle = partial(future.set_exception, error)
+            return False, settle
+
+        self.take(future).put(job, "agentrl-thread")
+        return future
 
     def give_back(self, thread: Thread, keeper: object) -> None:
         """Let others have it, unless it is no longer the keeper's."""

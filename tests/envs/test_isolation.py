@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from agentrl_envs.check import check_env
 from agentrl_envs.errors import EnvNotFound, ServerFailure, SettingsError
 from agentrl_envs.isolation import Isolation, end_hosts, isolated
 from agentrl_sandbox import open_sandbox
+from agentrl_sandbox.errors import SessionClosed
 from tests.adapters.playing import END, Tokenizer
 from tests.adapters.playing import tool_call as call
 
@@ -178,6 +181,106 @@ async def test_workers_share_the_episodes() -> None:
     assert sorted(map(pids.count, set(pids))) == [2, 2]
     assert str(os.getpid()) not in pids
     await asyncio.gather(*(env.aclose() for env in envs))
+
+
+async def soon(condition: Callable[[], bool]) -> bool:
+    """Whether something comes true within ten seconds."""
+    for _ in range(1000):
+        if condition():
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+def processes(env_class: Any) -> set[int]:
+    return {one.pid for one in env_class.hosts._hosts}
+
+
+async def test_an_episode_that_is_over_leaves_no_thread() -> None:
+    env_class = isolated(SHOP)
+    before: set[threading.Thread] = set()
+    for number in range(12):
+        env = env_class()
+        await env.start(ROW)
+        await env.aclose()
+        before = before or set(threading.enumerate())
+        assert number < 11 or len(set(threading.enumerate()) - before) < 5
+
+
+@pytest.mark.slow
+async def test_a_process_ends_when_it_was_idle_for_long_and_no_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host, "LINGER_S", 0.6)
+    env_class = isolated(SHOP, {"discount": 11})
+    pids = processes(env_class)
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        env = env_class()
+        await env.start(ROW)
+        await env.aclose()
+        await asyncio.sleep(0.1)
+    assert processes(env_class) == pids
+    assert await soon(lambda: not pids & children())
+    assert not processes(env_class)
+
+
+async def test_a_process_that_makes_rows_is_not_idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host, "LINGER_S", 0.1)
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom agentrl import Env\n"
+        "class Slow(Env):\n"
+        "    def prompt(self, row): return ''\n"
+        "    def reward(self, row, answer): return 0.0\n"
+        "    @classmethod\n"
+        "    def generate_rows(cls, count, split='train', seed=0):\n"
+        "        time.sleep(0.4)\n"
+        "        return [{'id': str(number)} for number in range(count)]\n"
+    )
+    make: Any = isolated(f"{tmp_path / 'slow.py'}")
+    env = make()
+    await env.start(ROW)
+    await env.aclose()
+    assert len(make.generate_rows(2)) == 2
+
+
+@pytest.mark.slow
+async def test_cancelled_while_its_process_starts_an_episode_keeps_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host, "LINGER_S", 0.2)
+    env_class: Any = isolated(SHOP, {"discount": 12})
+    env_class.hosts.end()
+    before = children()
+    env = env_class()
+    starting = asyncio.ensure_future(env.start(ROW))
+    assert await soon(lambda: children() > before)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await env.aclose()
+    assert await soon(lambda: bool(processes(env_class)))  # it starts all the same
+    assert await soon(lambda: children() <= before)
+
+
+async def test_what_cannot_be_left_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    env_class: Any = isolated(SHOP)
+
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("no more threads")
+
+    async with open_sandbox("local") as sandbox:
+        env = env_class(sandbox=sandbox)
+        await env.start(ROW)
+        session = await env.sandbox.open()
+        leave = env_class.hosts.leave
+        given = env._host, env._number
+        monkeypatch.setattr(env_class.hosts, "leave", breaks)
+        with pytest.raises(RuntimeError, match="no more threads"):
+            await env.aclose()
+        leave(*given)
+        with pytest.raises(SessionClosed):
+            await session._session.run("1")
 
 
 async def test_the_class_tells_of_itself_and_is_checked() -> None:

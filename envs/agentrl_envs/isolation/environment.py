@@ -145,9 +145,11 @@ class IsolatedEnv(Env):
             self._host = None
             for task in self._questions:
                 task.cancel()
-            if host is not None:
-                self.hosts.leave(host, self._number)
-            await super()._close()
+            try:
+                if host is not None:
+                    self.hosts.leave(host, self._number)
+            finally:
+                await super()._close()
 
     async def _ask(self, do: str, limit_s: float, **given: Any) -> Any:
         """Ask the process; what changed over there changes here."""
@@ -246,7 +248,8 @@ def isolated(spec: str, settings: Mapping[str, Any] | None = None, how: Isolatio
 def _isolated(spec: str, settings_text: str, how: Isolation) -> type[Env]:
     settings = json.loads(settings_text)
     hosts = Hosts(Place(spec, settings, how.python, how.memory_mb, how.address), how.workers)
-    about = hosts.ready().about
+    with hosts.ready() as host:
+        about = host.about
     members: dict[str, Any] = dict(about["attributes"])
     for name in ("reward_range", "required_fields"):
         members[name] = tuple(members[name])
@@ -274,4 +277,5 @@ def _over_there(self: Any, context: Any) -> None:
 
 def _generate(cls: type[IsolatedEnv], count: int, *, split: str = "train", seed: int = 0) -> list[Any]:
     """Rows that the environment makes."""
-    return cls.hosts.ready().ask_now("rows", 600.0, count=count, split=split, seed=seed)
+    with cls.hosts.ready() as host:
+        return host.ask_now("rows", 600.0, count=count, split=split, seed=seed)

@@ -17,15 +17,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import EnvError, ServerFailure
 from ..processes import end_of
+from ..threads import THREADS
 from .channel import PROTOCOL, Channel, Refused
 from .remote import connect
 from .wire import error_of, told_error
@@ -38,6 +40,8 @@ GRACE_S = 10.0
 """How much longer than an environment's own limit a process is waited for, before it counts as blocked."""
 LINGER_S = 30.0
 """How long a process is kept while it has no episode."""
+_END_S = 15.0
+"""Within which a process that is told to end has done so, or was killed."""
 _LOOK_S = 1.0
 
 Handler = Callable[[Mapping[str, Any]], None]
@@ -80,6 +84,8 @@ class Host:
         self.place = place
         self.episodes: dict[int, Handler] = {}
         """Who answers the questions of each episode."""
+        self.idle_since = time.monotonic()
+        """When its last episode left; means something only while it has none."""
         self.about: Mapping[str, Any] = {}
         self.worn = False
         """Whether it gets no more episodes."""
@@ -262,8 +268,8 @@ class Hosts:
     place: Place
     workers: int = 1
     _hosts: list[Host] = field(default_factory=list)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
-    _starting: dict[int, Future[Host]] = field(default_factory=dict)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _reaper: threading.Thread | None = None
 
     def __post_init__(self) -> None:
         _POOLS.append(self)
@@ -271,47 +277,61 @@ class Hosts:
     async def take(self, handler: Handler) -> tuple[Host, int]:
         """A process for one episode, and the episode's number; see `leave`."""
         number = next(_NUMBERS)
-        host = self._free(number, handler) or await asyncio.to_thread(self._start, number, handler)
+        host = self._free(number, handler)
+        if host is None:
+            starting = THREADS.submit(partial(self._start, number, handler))
+            try:
+                host = await asyncio.wrap_future(starting)
+            except BaseException:
+                # Whoever wanted it is gone; the process starts all the same, and is for others.
+                starting.add_done_callback(partial(self._leave_started, number))
+                raise
         return host, number
 
-    def ready(self) -> Host:
-        """A process that has loaded the environment, from a function that may block."""
-        return self._free(-1, None) or self._start(-1, None)
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[Host]:
+        """A process that has loaded the environment, kept meanwhile, for a function that may block."""
+        number = next(_NUMBERS)
+        starting = THREADS.submit(partial(self._start, number, _no_questions))
+        try:
+            host = starting.result()
+            yield host
+        finally:
+            starting.add_done_callback(partial(self._leave_started, number))
 
     def leave(self, host: Host, number: int) -> None:
-        """An episode is over."""
-        host.episodes.pop(number, None)
-        if host.episodes:
-            return
-        if host.worn:
-            self._drop(host)
-        else:
-            timer = threading.Timer(LINGER_S, self._drop_idle, [host, next(_NUMBERS)])
-            timer.daemon = True
-            timer.start()
+        """An episode is over. Its process is kept for `LINGER_S`, unless it is worn."""
+        with self._changed:
+            host.episodes.pop(number, None)
+            host.idle_since = time.monotonic()
+            self._changed.notify_all()
 
     def end(self) -> None:
         """End all of them."""
-        with self._guard:
+        with self._changed:
             hosts, self._hosts = self._hosts, []
+            reaper = self._reaper
+            self._changed.notify_all()
         for host in hosts:
             host.end()
+        if reaper is not None:
+            reaper.join(_END_S)
 
-    def _free(self, number: int, handler: Handler | None) -> Host | None:
+    def _leave_started(self, number: int, starting: Future[Host]) -> None:
+        if not starting.cancelled() and starting.exception() is None:
+            self.leave(starting.result(), number)
+
+    def _free(self, number: int, handler: Handler) -> Host | None:
         """The process with the fewest episodes; None where another shall be started."""
-        with self._guard:
-            for host in [host for host in self._hosts if host.worn and not host.episodes]:
-                self._hosts.remove(host)
-                threading.Thread(target=host.end, daemon=True).start()
+        with self._changed:
             ready = [host for host in self._hosts if not host.worn]
             host = min(ready, key=lambda host: len(host.episodes), default=None)
-            if host is None or (handler is not None and host.episodes and len(ready) < self.workers):
+            if host is None or (host.episodes and len(ready) < self.workers):
                 return None
-            if handler is not None:
-                host.episodes[number] = handler
+            host.episodes[number] = handler
             return host
 
-    def _start(self, number: int, handler: Handler | None) -> Host:
+    def _start(self, number: int, handler: Handler) -> Host:
         with _STARTING:  # one at a time: others may take what was started meanwhile
             if (host := self._free(number, handler)) is not None:
                 return host
@@ -321,23 +341,35 @@ class Hosts:
             except BaseException:
                 host.end()
                 raise
-            with self._guard:
-                if handler is not None:
-                    host.episodes[number] = handler
+            with self._changed:
+                host.episodes[number] = handler
                 self._hosts.append(host)
+                if self._reaper is None:
+                    self._reaper = threading.Thread(target=self._reap, name="env-reaper", daemon=True)
+                    self._reaper.start()
             return host
 
-    def _drop_idle(self, host: Host, since: int) -> None:
-        if not host.episodes:
-            self._drop(host)
+    def _reap(self) -> None:
+        """End what is worn or was idle for `LINGER_S`, until there is no process."""
+        while True:
+            with self._changed:
+                idle = [host for host in self._hosts if not host.episodes]
+                now = time.monotonic()
+                ended = [host for host in idle if host.worn or now - host.idle_since >= LINGER_S]
+                for host in ended:
+                    host.worn = True
+                    self._hosts.remove(host)
+                if not self._hosts and not ended:
+                    self._reaper = None
+                    return
+                if not ended:
+                    self._changed.wait(min((host.idle_since + LINGER_S - now for host in idle), default=None))
+            for host in ended:
+                host.end()
 
-    def _drop(self, host: Host) -> None:
-        with self._guard:
-            if host not in self._hosts or host.episodes:
-                return
-            host.worn = True
-            self._hosts.remove(host)
-        threading.Thread(target=host.end, daemon=True).start()
+
+def _no_questions(frame: Mapping[str, Any]) -> None:
+    """Handler of what is no episode."""
 
 
 _POOLS: list[Hosts] = []
