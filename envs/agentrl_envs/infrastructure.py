@@ -49,6 +49,10 @@ def _by_sqlite(error: Any) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE
 
 
+def _by_thread(error: Any) -> bool:
+    return "in that same thread" in str(error)
+
+
 def _yes(error: Any) -> bool:
     return True
 
@@ -77,7 +81,11 @@ _TABLE: dict[str, dict[str, Callable[[Any], bool]]] = {
     "ssl": {"SSLError": _yes},
     "http": {"IncompleteRead": _yes, "BadStatusLine": _yes, "ImproperConnectionState": _yes},
     "urllib": {"HTTPError": _by_status, "ContentTooShortError": _yes, "URLError": _no},  # its `reason` counts
-    "sqlite3": {"OperationalError": _by_sqlite, "DatabaseError": _by_sqlite},
+    "sqlite3": {
+        "OperationalError": _by_sqlite,
+        "ProgrammingError": _by_thread,
+        "DatabaseError": _by_sqlite,
+    },
     "requests": {
         "HTTPError": _by_status,
         "ConnectionError": _yes,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
-from agentrl.renderers.making import make_renderer
+from agentrl.renderers.base import ParsedMessage, Renderer
+from agentrl.renderers.hermes import HermesRenderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
-from agentrl_envs import Env
+from agentrl_envs import Env, ToolSpec
 
 END = "<|end|>"
 TEMPLATE = (
@@ -32,6 +34,17 @@ class Tokenizer(ByteTokenizer):
         return self.encode(text) if options.get("tokenize", True) else text
 
 
+class Thinking(HermesRenderer):
+    """Keeps thoughts apart from the text of a message, as families of the format `native` do."""
+
+    def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedMessage:
+        parsed = super().parse(token_ids, tools)
+        thoughts, _, content = parsed.text.rpartition("</think>")
+        return replace(
+            parsed, message={**parsed.message, "content": content, "reasoning_content": f"{thoughts}</think>"}
+        )
+
+
 def tool_call(name: str, /, **arguments: Any) -> str:
     """A message of the model that calls a tool."""
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>{END}"
@@ -43,12 +56,13 @@ async def play(
     script: Sequence[str],
     *,
     limits: RolloutSettings | None = None,
+    renderer: Renderer | None = None,
 ) -> Episode:
     """One episode in which the model says what stands in the script, message by message."""
     return await run_episode(
         env,
         ScriptedPolicy(list(script), tokenizer=Tokenizer()),
-        make_renderer(Tokenizer(), "hermes"),
+        renderer or HermesRenderer(Tokenizer()),
         row=row,
         dispatch=Dispatch("t0", 0, "p0", 0, seed=1),
         settings=limits or RolloutSettings(max_tokens=20_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from agentrl.config.settings import RolloutSettings
 from agentrl.episode import StopReason
 from agentrl_envs import load_env
 from agentrl_envs.errors import EnvError, EnvNotFound, SettingsError
-from tests.adapters.playing import END, play, shown, tool_call
+from tests.adapters.playing import END, Thinking, Tokenizer, play, shown, tool_call
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TASKS = str(Path(__file__).parent / "vf_tasks.py")
@@ -65,6 +66,45 @@ async def test_several_turns_and_their_end() -> None:
     assert "did not end within its own" in str((await play(slow, row_of(slow), [f"2?{END}"])).failure)
 
 
+async def test_equal_messages_keep_their_own_tokens() -> None:
+    """verifiers sees the same text three times; the thoughts before it differ."""
+    env, renderer = env_of(kind="guessing"), Thinking(Tokenizer())
+    thoughts = ("low", "lower", "lowest")
+    script = [*(f"<think>{n}</think>2?{END}" for n in thoughts), f"<think>up</think>4?{END}"]
+    shot = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2?"}]
+    for prompt in ([], shot):
+        row = {**row_of(env), "prompt": [*prompt, {"role": "user", "content": "2 + 2?"}]}
+        episode = await play(env, row, script, renderer=renderer)
+        assert (episode.failure, len(episode.turns), len(episode.segments)) == (None, 4, 1)
+
+
+async def test_an_edited_result_is_shown_as_edited() -> None:
+    env = env_of(kind="forgetful")
+    calls = [tool_call("add", first=20, second=n) for n in (1, 2)]
+    episode = await play(env, row_of(env), [*calls, f"4{END}"])
+    assert episode.failure is None
+    last = Tokenizer().decode(episode.segments[-1].token_ids)
+    assert ("21" in last, "(left out)" in last, "22" in last) == (False, True, True)
+
+
+@pytest.mark.parametrize("kind", ["meeting", "meeting_tools", "grouped_meeting"])
+async def test_what_blocks_in_one_rollout_stops_no_other(kind: str) -> None:
+    """Three rollouts meet at a barrier inside of a sync function; one after another they would not."""
+    env = env_of(kind=kind)
+    row = row_of(env)
+    script = [*([tool_call("meet")] if kind == "meeting_tools" else []), f"4{END}"]
+    episodes = await asyncio.gather(*(play(env, row, script) for _ in range(3)))
+    assert [(one.failure, one.reward) for one in episodes] == [(None, 0.5)] * 3
+    results = [call.result for one in episodes for turn in one.turns for call in turn.tool_calls]
+    assert results == (["met"] * 3 if kind == "meeting_tools" else [])
+
+
+async def test_a_connection_of_another_thread_is_no_error_of_the_model() -> None:
+    env = env_of(kind="looking_up")
+    episode = await play(env, row_of(env), [tool_call("look_up"), f"4{END}"])
+    assert "can only be used in that same thread" in str(episode.failure)
+
+
 async def test_a_limit_of_the_episode_ends_the_rollout() -> None:
     env = env_of(kind="guessing")
     few = load_env(f"verifiers:{TASKS}", {"arguments": {"kind": "guessing"}, "max_turns": 2})
@@ -80,6 +120,12 @@ async def test_a_reward_function_that_raises() -> None:
     assert (wrong.failure, wrong.reward, wrong.counts["verifiers/reward_errors"]) == (None, 0.0, 1)
     lost = await play(judged, row_of(judged), [f"4{END}"])
     assert "the judge does not answer" in str(lost.failure), "a judge out of reach is no reward of 0"
+    among = env_of(kind="grouped_judged")
+    lost = await play(among, row_of(among), [f"4{END}"])
+    assert "the judge does not answer" in str(lost.failure), "nor is one of an environment in a group"
+    leaving = env_of(kind="leaving")
+    left = await play(leaving, row_of(leaving), [f"4{END}"])
+    assert (left.failure, left.reward, left.counts["verifiers/reward_errors"]) == (None, 0.0, 1)
 
 
 def test_rows_are_the_environments_own() -> None:

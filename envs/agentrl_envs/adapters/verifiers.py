@@ -11,6 +11,7 @@ import contextvars
 import functools
 import inspect
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,13 @@ from ..messages import Message, ToolResult, ToolSpec
 from ..model import Model
 from ..raised import error_text
 from ..registry import load_file
+from ..user_code import CallThread
 from .making import make_class
 
 __all__ = ["VerifiersEnv", "verifiers_env"]
 
 _raised: contextvars.ContextVar[list[Exception]] = contextvars.ContextVar("raised")
-"""What the reward functions of the running rollout raised: their rubric takes it for a reward of 0."""
+"""What functions of the running rollout raised; to its rubric, one of a reward function is a reward of 0."""
 
 
 class VerifiersEnv(Env):
@@ -117,7 +119,7 @@ async def _rollout(env: VerifiersEnv, row: Mapping[str, Any], answer: Answer) ->
 
     output = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), _loop()))
     lost = next((error for error in raised if is_infrastructure(error)), None)
-    why = lost and f"a reward function raised {error_text(lost)}"
+    why = lost and f"a reward function or a tool raised {error_text(lost)}"
     if (error := output.get("error")) is not None:
         why = error.get("error_chain_repr", error) if isinstance(error, Mapping) else error
     if why is None and output.get("stop_condition") == "timeout_reached":
@@ -131,7 +133,11 @@ async def _rollout(env: VerifiersEnv, row: Mapping[str, Any], answer: Answer) ->
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """A loop in a thread of its own: what environments do without awaiting does not stop other episodes."""
+    """One loop for all rollouts, in a thread of its own: what blocks in it stops no other environment.
+
+    No pool: clients and semaphores that an environment keeps belong to one loop. Its sync functions run in
+    threads beside it (`_beside`); a coroutine that blocks holds up all rollouts.
+    """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="verifiers", daemon=True).start()
     return loop
@@ -143,7 +149,8 @@ class _Messages:
     def __init__(self, speaker: Model, loop: asyncio.AbstractEventLoop, max_turns: int) -> None:
         self._speaker, self._loop, self._max_turns = speaker, loop, max_turns
         self._spoken: list[tuple[Any, Any]] = []
-        self._results: dict[str, Message] = {}
+        self._results: dict[str, tuple[str, Message]] = {}
+        self._talk: list[tuple[Any, Message]] = []
         self._cut = False
         self.last: str | None = None
 
@@ -160,34 +167,59 @@ class _Messages:
 
             raise OverlongPromptError("a limit of the episode leaves no room for another message")
         specs = [ToolSpec(t.name, t.description, dict(t.parameters), False, 0.0) for t in tools]
-        said = await self._speaker.complete([self._ours(one) for one in self._noted(messages)], specs)
+        self._note(messages)
+        self._talk = self._ours(messages)
+        said = await self._speaker.complete([ours for _, ours in self._talk], specs)
         self._cut = said.cut is not None
         text = str(said.message.get("content") or "")
-        self._spoken.append(((text, tuple(call.id for call in said.tool_calls)), said))
+        self._spoken.append((("assistant", text, tuple(call.id for call in said.tool_calls)), said))
+        self._talk.append((self._spoken[-1][0], said.message))
         self.last = None if said.tool_calls or self._cut else said.text
         return text, said.tool_calls, self._cut
 
-    def _noted(self, messages: Sequence[Any]) -> Sequence[Any]:
-        """The messages, after the results of the newest calls were recorded."""
+    def _note(self, messages: Sequence[Any]) -> None:
+        """Record the results of the newest calls."""
         new = [m for m in messages if m.role == "tool" and m.tool_call_id not in self._results]
         calls = {call.id: (said, call) for _, said in self._spoken for call in said.tool_calls}
         for one in new:
             if one.tool_call_id in calls:
                 said, call = calls[one.tool_call_id]
                 result = ToolResult(call.id, call.name, _text(one.content), True, 0.0)
-                [self._results[call.id]] = self._speaker.acted(said, [result])
-        return messages
+                [message] = self._speaker.acted(said, [result])
+                self._results[call.id] = (result.text, message)
 
-    def _ours(self, message: Any) -> Message:
-        """A message as our model has it; what it said itself is given back exactly."""
-        if message.role == "tool" and message.tool_call_id in self._results:
-            return self._results[message.tool_call_id]
-        if message.role == "assistant":
-            calls = tuple(call.id for call in message.tool_calls or ())
-            for key, said in self._spoken:
-                if key == (_text(message.content), calls):
-                    return said.message
-        return {"role": message.role, "content": _text(message.content)}
+    def _ours(self, messages: Sequence[Any]) -> list[tuple[Any, Message]]:
+        """The messages as our model has them, each with what verifiers shows of it.
+
+        What the model said itself is given back exactly. Its messages may differ in what verifiers does not
+        show, such as their thoughts, so equal ones are told apart by their place: where the history goes on
+        from the last one by that, where it was edited by their order.
+        """
+        left = list(self._spoken)
+        talk: list[tuple[Any, Message]] = []
+        goes_on = True
+        for place, message in enumerate(messages):
+            key = _shown(message)
+            goes_on = goes_on and place < len(self._talk) and self._talk[place][0] == key
+            if goes_on:
+                ours = self._talk[place][1]
+            elif message.role == "tool" and message.tool_call_id in self._results:
+                text, ours = self._results[message.tool_call_id]
+                ours = ours if text == key[1] else {**ours, "content": key[1]}
+            else:
+                said = next((said for shown, said in left if shown == key), None)
+                ours = said.message if said else {"role": message.role, "content": key[1]}
+            left = [one for one in left if one[1].message is not ours]
+            talk.append((key, ours))
+        return talk
+
+
+def _shown(message: Any) -> tuple[str, str, Any]:
+    """What verifiers shows of a message: its role, its text, and the calls it makes or answers."""
+    if message.role == "tool":
+        return "tool", _text(message.content), message.tool_call_id
+    calls = tuple(call.id for call in getattr(message, "tool_calls", None) or ())
+    return message.role, _text(message.content), calls
 
 
 def _text(content: Any) -> str:
@@ -259,32 +291,52 @@ def _loaded(env_id: str, arguments: str) -> Any:
         raise kind(f"verifiers:{env_id} cannot be loaded: {error_text(error)}") from error
     if environment.requires_group_rollouts:
         raise EnvError(f"verifiers:{env_id} rewards groups of rollouts, and an episode here stands alone")
-    _watch(environment.rubric)
+    _prepare(environment)
     return environment
 
 
+def _prepare(environment: Any) -> None:
+    """Let its sync tools and reward functions run in threads, and note what reward functions raise."""
+    for inner in getattr(environment, "envs", ()):  # of an EnvGroup
+        _prepare(inner)
+    tools = getattr(environment, "tool_map", {})
+    tools.update({name: _beside(tool, noted=False) for name, tool in tools.items()})
+    _watch(environment.rubric)
+
+
 def _watch(rubric: Any) -> None:
-    """Note what reward functions raise, in all rubrics of a rubric."""
     for inner in getattr(rubric, "rubrics", ()):
         _watch(inner)
     weights = getattr(rubric, "weights", ())
     rubric.funcs[:] = [
-        _watched(function) if weight else function
-        for function, weight in zip(rubric.funcs, weights, strict=True)
+        _beside(function, noted=bool(weight)) for function, weight in zip(rubric.funcs, weights, strict=True)
     ]
 
 
-def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+def _beside(function: Callable[..., Any], *, noted: bool) -> Callable[..., Any]:
+    """The function, async; where it is not so already, in a thread. What it raises may be `noted`."""
+    if getattr(function, "runs_beside", False):  # two environments may share a rubric
+        return function
+
     @functools.wraps(function)
-    async def watched(*arguments: Any, **named: Any) -> Any:
+    async def beside(*arguments: Any, **named: Any) -> Any:
+        call = functools.partial(function, *arguments, **named)
         try:
-            value = function(*arguments, **named)
+            if inspect.iscoroutinefunction(function):
+                return await call()
+            value, error = await CallThread("verifiers-function").start(call)
+            if error is not None:
+                # SystemExit would end the loop.
+                raise error if isinstance(error, Exception) else RuntimeError(error_text(error))
             return await value if inspect.isawaitable(value) else value
         except Exception as error:
-            _raised.get([]).append(error)
+            # Meant for us, not for the model: a connection that was opened in another thread.
+            if noted or (isinstance(error, sqlite3.ProgrammingError) and is_infrastructure(error)):
+                _raised.get([]).append(error)
             raise
 
-    return watched
+    beside.runs_beside = True  # pyrefly: ignore[missing-attribute]
+    return beside
 
 
 def verifiers_env(rest: str, settings: Mapping[str, Any]) -> type[VerifiersEnv]:
