@@ -8,7 +8,7 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agentrl.cli.command import add_command
 
@@ -109,19 +109,32 @@ def write_project(path: Path, kind: str) -> None:
         for file in (PROJECTS / kind).glob("*.py"):
             shutil.copyfile(file, folder / file.name)
         shutil.copyfile(PROJECTS / "settings.toml", folder / "settings.toml")
-        for name, split, count in (("rows", "train", ROWS), ("held_out", "test", HELD_OUT)):
-            lines = [json.dumps(row) + "\n" for row in project_rows(kind, split, count)]
+        rows = {"rows": project_rows(kind, "train", ROWS), "held_out": project_rows(kind, "test", HELD_OUT)}
+        for name, several in rows.items():
+            lines = [json.dumps(row) + "\n" for row in several]
             (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def project_rows(kind: str, split: str, count: int) -> Sequence[Mapping[str, Any]]:
+def project_rows(kind: str, split: Literal["train", "test"], count: int) -> Sequence[Mapping[str, Any]]:
     """Rows that a project begins with."""
     from agentrl_envs.arithmetic import arithmetic_rows
 
-    if kind != "game":
-        return arithmetic_rows(count, split="train" if split == "train" else "test")
-    rng = random.Random(split)
-    return [{"id": f"{split}-{number}", "secret": rng.randint(1, 9)} for number in range(count)]
+    rows = game_rows(split) if kind == "game" else arithmetic_rows(count, split=split)
+    return rows[:count]
+
+
+def game_rows(split: Literal["train", "test"]) -> list[dict[str, Any]]:
+    """All rows of the game, shuffled: a number and a range around it. A number belongs to one split."""
+    numbers = list(range(10, 100))
+    random.Random("game").shuffle(numbers)
+    kept = numbers[: len(numbers) // 4] if split == "test" else numbers[len(numbers) // 4 :]
+    rows = [
+        {"id": f"{low}-{low + 8} hides {secret}", "low": low, "high": low + 8, "secret": secret}
+        for secret in kept
+        for low in range(secret - 8, secret + 1)
+    ]
+    random.Random(split).shuffle(rows)
+    return rows
 
 
 def class_name(path: Path) -> str:

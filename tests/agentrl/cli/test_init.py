@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from agentrl.cli.init import KINDS
+from agentrl.cli.init import HELD_OUT, KINDS, ROWS
 from agentrl.cli.main import main
 from agentrl.storage.metrics import read_metrics
 from agentrl_envs import registry
@@ -49,6 +50,21 @@ def test_a_project_is_checked_and_trains_two_steps(project: Path, capsys: pytest
     assert [row["step"] for row in steps] == [1, 2]
     assert all(row["tokens_learned"] > 0 for row in steps)
     assert sum(row["kind"] == "eval" for row in rows) == 2
+
+
+@pytest.mark.parametrize("project", KINDS, indirect=True)
+def test_no_held_out_row_is_learned_from(project: Path):
+    learned, held_out = (
+        [json.loads(line) for line in (project / name).read_text().splitlines()]
+        for name in ("rows.jsonl", "held_out.jsonl")
+    )
+    assert (len(learned), len(held_out)) == (ROWS, HELD_OUT)
+    examples = registry.load_env(project / "environment.py").example_rows
+    asked = [{frozenset({**row, "id": ""}.items()) for row in rows} for rows in (learned, held_out, examples)]
+    assert [len(rows) for rows in asked[:2]] == [ROWS, HELD_OUT]
+    assert not asked[1] & (asked[0] | asked[2])
+    if "secret" in learned[0]:
+        assert not {row["secret"] for row in held_out} & {row["secret"] for row in [*learned, *examples]}
 
 
 def test_what_it_writes_is_told_and_nothing_is_overwritten(

@@ -1,5 +1,8 @@
 """Plays the game with guesses that are written here: no model, no GPU."""
 
+import json
+from pathlib import Path
+
 import pytest
 from environment import Guess
 
@@ -9,15 +12,27 @@ from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 
 def play(*guesses):
     policy = ScriptedPolicy([f"{guess}<|end|>" for guess in guesses], tokenizer=ByteTokenizer())
-    return run_episode(Guess, {"id": "one", "secret": 7}, policy=policy, renderer="code")
+    return run_episode(
+        Guess, {"id": "one", "low": 31, "high": 39, "secret": 37}, policy=policy, renderer="code"
+    )
 
 
 def test_the_game_says_where_the_number_is():
-    told = [text for speaker, text in play(3, 9, 7).conversation() if speaker == "environment"]
+    told = [text for speaker, text in play(33, 39, 37).conversation() if speaker == "environment"]
     assert "higher" in told[1]
     assert "lower" in told[2]
 
 
-@pytest.mark.parametrize(("guesses", "reward"), [((7,), 1.0), ((3, 9, 7), 0.8), ((1, 2, 3, 4, 5), 0.0)])
+@pytest.mark.parametrize(
+    ("guesses", "reward"), [((37,), 1.0), ((33, 39, 37), 0.8), ((31, 32, 33, 34, 35), 0.0)]
+)
 def test_sooner_pays_more(guesses, reward):
     assert play(*guesses).reward == pytest.approx(reward)
+
+
+def test_no_held_out_number_is_learned_from():
+    learned, held_out = (
+        {json.loads(line)["secret"] for line in Path(__file__).with_name(name).read_text().splitlines()}
+        for name in ("rows.jsonl", "held_out.jsonl")
+    )
+    assert not learned & held_out
