@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from agentrl.cli.command import add_command
@@ -63,13 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
     settings = settings_of(ServeSettings, options.env, "env.name", options.settings)
     if settings.serve.address:
-        from agentrl_envs.isolation.remote import serve_remotely
-
-        serve_remotely(
-            settings.env.name,
-            settings.serve.address,
-            lambda address: print(f"serving {settings.env.name} at {address}", flush=True),
-        )
+        _serve_runs(settings)
     env = env_class(settings.env.name, settings.env.settings, settings.env)
     rows = load_data(settings.data, env, "agentrl serve") if settings.data.train else tuple(env.example_rows)
     if not rows:
@@ -78,6 +72,31 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--row {settings.serve.row}: there are {len(rows)} rows, counted from 0")
     event_loop.run(_serve(env, settings, rows[settings.serve.row]))
     return 0
+
+
+def _serve_runs(settings: ServeSettings) -> None:
+    """Serve runs of agentrl until this process is ended."""
+    from agentrl.errors import ConfigError
+    from agentrl_envs.isolation.remote import serve_remotely
+
+    env, address = settings.env, settings.serve.address
+    used = ServeSettings(
+        PlayedEnvSettings(name=env.name, settings=env.settings), serve=ServingSettings(address=address)
+    )
+    sections = [(one.name, getattr(settings, one.name), getattr(used, one.name)) for one in fields(settings)]
+    unused = [
+        f"{name}.{one.name}"
+        for name, given, known in sections
+        for one in fields(given)
+        if getattr(given, one.name) != getattr(known, one.name)
+    ]
+    if unused:
+        raise ConfigError(
+            f"not with serve.address, because each run that connects brings its own: {', '.join(unused)}"
+        )
+    serve_remotely(
+        env.name, address, lambda bound: print(f"serving {env.name} at {bound}", flush=True), env.settings
+    )
 
 
 async def _serve(env: Any, settings: ServeSettings, row: Any) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 import agentrl_envs.isolation.host as host
+import agentrl_envs.isolation.remote as remote
+from agentrl.cli.main import main
 from agentrl.config.loading import load_settings
 from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode, StopReason
@@ -319,7 +321,9 @@ def test_another_interpreter_needs_no_agentrl() -> None:
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server of the shop."""
     monkeypatch.setenv("AGENTRL_ENV_KEY", "a key of some length")
-    command = [sys.executable, "-m", "agentrl.cli.main", "serve", SHOP, "--serve.address=127.0.0.1:0"]
+    run = 'ulimit -n 40; exec "$@"'
+    serve = [sys.executable, "-m", "agentrl.cli.main", "serve", SHOP, "--serve.address=127.0.0.1:0"]
+    command = ["sh", "-c", run, "sh", *serve]
     roots = [str(ROOT), str(ROOT / "envs"), str(ROOT / "sandbox")]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
@@ -342,8 +346,95 @@ async def test_an_environment_on_another_machine(address: str, monkeypatch: pyte
     assert died.failure.message == f"the environment at {address} died in 'call': the connection was lost"
     assert (await play(env_class, [f"\\boxed{{42}}{END}"], discount=5)).reward == 1.0
     monkeypatch.setenv("AGENTRL_ENV_KEY", "another key of some length")
-    with pytest.raises(ServerFailure, match="died in 'load': the connection was lost"):
+    with pytest.raises(EnvError, match="key in AGENTRL_ENV_KEY is not the server's") as raised:
         load_env(f"remote:{address}", {"discount": 6})
+    assert "of some length" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_server_outlives_more_connections_than_it_has_room_for(address: str) -> None:
+    place = remote._place(address, "")
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(place))
+        time.sleep(0.5)
+    assert load_env(f"remote:{address}", {"discount": 7}).__name__ == "Shop"
+
+
+def test_a_key_that_comes_byte_by_byte_has_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_KEY_S", 0.2)
+    ours, theirs = socket.socketpair()
+    waiting = threading.Thread(target=remote._admit, args=(theirs, b"k" * 32, SHOP))
+    waiting.start()
+    began = time.monotonic()
+    with ours, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while time.monotonic() - began < 1.5:
+            ours.sendall(b"k")
+            time.sleep(0.1)
+    assert time.monotonic() - began < 1.0
+    waiting.join(5.0)
+    assert not waiting.is_alive()
+
+
+class Listens(Exception):
+    """Ends a server that has told its address."""
+
+
+def listens(address: str) -> None:
+    with socket.create_connection(remote._place(address, ""), 5.0):
+        raise Listens(address)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+def test_a_server_listens_at_an_address_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTRL_ENV_KEY", "a key of some length")
+    with pytest.raises(Listens, match=r"\[::1\]:\d+"):
+        remote.serve_remotely(SHOP, "[::1]:0", listens)
+
+
+@pytest.mark.parametrize(
+    ("spec", "address", "said"),
+    [
+        ("/nonexistent_env.py", "127.0.0.1:0", "no file"),
+        (SHOP, "127.0.0.1:99999", "want HOST:PORT"),
+        (SHOP, "9000", "want HOST:PORT"),
+        (SHOP, "no.such.host.invalid:0", "cannot listen at 'no.such.host.invalid:0'"),
+    ],
+)
+def test_what_cannot_be_served_announces_nothing(
+    monkeypatch: pytest.MonkeyPatch, spec: str, address: str, said: str
+) -> None:
+    monkeypatch.setenv("AGENTRL_ENV_KEY", "a key of some length")
+    with pytest.raises(EnvError, match=said):
+        remote.serve_remotely(spec, address, listens)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--row=3"], ": serve.row\n"),
+        (["--data=rows.jsonl", "--serve.submit=true"], ": data.train, serve.submit\n"),
+        (["--sandbox=docker"], ": sandbox.backend\n"),
+    ],
+)
+def test_serving_runs_refuses_what_each_run_brings(
+    flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AGENTRL_ENV_KEY", raising=False)
+    assert main(["serve", SHOP, "--serve.address=127.0.0.1:0", *flags]) == 1
+    told = capsys.readouterr().err
+    assert "not with serve.address" in told
+    assert told.endswith(said)
+
+
+def test_what_answers_no_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTRL_ENV_KEY", "a key of some length")
+    monkeypatch.setattr(remote, "_CONNECT_S", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(ServerFailure, match=r"did not answer the key: timed out"),
+    ):
+        load_env("remote:{}:{}".format(*server.getsockname()), {"discount": 8})
 
 
 def test_a_remote_environment_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
