@@ -128,7 +128,7 @@ async def _check(env_class: Any, rows: Sequence[Mapping[str, Any]], settings: Ch
     from agentrl_envs.check import check_env
 
     told: dict[str, Any] = {
-        "settings": with_secrets(settings.env.settings),
+        "settings": with_secrets(settings.env.settings, env_class.reads_variables),
         "answer_field": settings.check.answer_field,
         "truth_reward": settings.check.truth_reward,
     }

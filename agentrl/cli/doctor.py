@@ -267,7 +267,7 @@ class Look:
                 specs = env_class(env.name, env.settings, env).tool_specs()
                 tools = ", ".join(spec.name for spec in specs) or "no tools"
                 self.notes.append(f"environment {env.name}: {tools}")
-            except EnvError as error:
+            except (EnvError, ConfigError) as error:
                 self.problems.append(str(error))
                 known = False
         begun = self._begun()

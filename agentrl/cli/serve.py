@@ -100,9 +100,11 @@ def _serve_runs(settings: ServeSettings) -> None:
 
 
 async def _serve(env: Any, settings: ServeSettings, row: Any) -> None:
+    from agentrl.config.secrets import with_secrets
     from agentrl.tasks.task import make_sandbox
     from agentrl_envs.mcp.serving import serve_env
 
     async with make_sandbox(settings.sandbox) as sandbox:
-        made = env(sandbox=sandbox, **env.check_settings(settings.env.settings))
+        told = env.check_settings(with_secrets(settings.env.settings, env.reads_variables))
+        made = env(sandbox=sandbox, **told)
         await serve_env(made, row, submit=settings.serve.submit)

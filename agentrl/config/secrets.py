@@ -1,57 +1,58 @@
 """Settings that hold keys, passwords and tokens: never written, only the variables that they are read from.
 
 A run writes its settings into files, pages and tracking services. So a secret is given as `"$NAME"`, a
-variable that is read when an environment is made, and is refused as it is.
+variable that is read when an environment is loaded and made, and is refused as it is.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from agentrl.errors import ConfigError
-
-HIDDEN = "***"
-_SECRET = re.compile(
-    r"api_?key|secret|password|passwd|credential|authorization|cookie"
-    r"|(auth|access|bearer|hub|hf)_?token|^token$|(?-i:[A-Z0-9]_(KEY|TOKEN)$)",
-    re.I,
+from agentrl_envs import EnvError
+from agentrl_envs.secret_text import (
+    HIDDEN,
+    exposed_in,
+    exposed_in_words,
+    filled_text,
+    filled_words,
+    is_reference,
+    is_secret,
+    masked,
+    variables_in,
+    with_variables,
 )
-_LIKE_A_KEY = re.compile(
-    r"\b(sk-[\w-]{20,}|hf_\w{20,}|gh[pousr]_\w{20,}|xox[abp]-[\w-]{10,}|AKIA[0-9A-Z]{16})\b"
-)
-_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
-_FLAG = re.compile(r"--([\w.-]+)(?:=(.*))?", re.S)
 
+__all__ = [
+    "HIDDEN",
+    "check_secrets",
+    "is_secret",
+    "told_without_secrets",
+    "with_secrets",
+    "without_secrets",
+    "words_with_secrets",
+]
 
-def is_secret(name: str) -> bool:
-    """Whether a setting of that name holds what nobody else should read."""
-    return bool(_SECRET.search(name.rpartition(".")[2].replace("-", "_")))
+_FILLED = re.compile(r"env(\.name|\.settings\..*)|engine\.args")
+"""Settings in which variables are read."""
+_SHORTEST = 6
+"""Characters of what is replaced in messages; what is shorter stands in any text."""
+_COMMAND = re.compile(r"(^env\.name|[._](command|cmd))$")
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
     """A nested value in which whatever is called a key, a password or an access token reads `***`."""
     if isinstance(value, dict):
-        return {key: without_secrets(item, str(key)) for key, item in value.items()}
+        return {key: without_secrets(item, _of(name, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(item, name) for item in value]
-    return HIDDEN if value and is_secret(name) else value
-
-
-def without_secret_flags(words: Sequence[str]) -> list[str]:
-    """Words of a command; what follows a flag that names a secret is `***`."""
-    shown, hide = [], False
-    for word in words:
-        flag = _FLAG.fullmatch(word)
-        secret = flag is not None and is_secret(flag[1])
-        shown.append(
-            f"--{flag[1]}={HIDDEN}" if flag and secret and flag[2] is not None else HIDDEN if hide else word
-        )
-        hide = secret and flag is not None and flag[2] is None
-    return shown
+    if value and is_secret(name):
+        return HIDDEN
+    return masked(value) if isinstance(value, str) and exposed_in(value) else value
 
 
 def check_secrets(settings: Mapping[str, Any]) -> None:
@@ -63,51 +64,108 @@ def check_secrets(settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: there is one; names it and shows nothing of it.
     """
-    found = list(_exposed(settings, ""))
-    if found:
-        names = " and ".join(name for name, _ in found)
-        raise ConfigError(
-            f"{names} would be written into the files of the run: {found[0][1]}; put it into a variable "
-            f'of the environment and name that, {found[0][0]} = "$NAME"'
-        )
+    found = list(dict.fromkeys(_exposed(settings, "", "")))
+    if not found:
+        return
+    names = " and ".join(dict.fromkeys(name for name, _ in found))
+    name, why = found[0]
+    mend = (
+        f'put it into a variable of the environment and name that, {name} = "$NAME" (in a URL or an argument '
+        "$NAME stands in its place)"
+        if _FILLED.fullmatch(name)
+        else f"{name} cannot hold one, and no $NAME is read there; endpoints and partners have their keys in "
+        "the variables that docs/configuration.md names"
+    )
+    raise ConfigError(f"{names} would be written into the files of the run: {why}; {mend}")
 
 
-def _exposed(value: Any, name: str) -> Iterator[tuple[str, str]]:
+def _of(above: str, key: object) -> str:
+    """The name that says whether a value is secret: all is, below a name that is."""
+    return above if is_secret(above) else str(key)
+
+
+def _exposed(value: Any, place: str, name: str) -> Iterator[tuple[str, str]]:
     """(dotted name, why) of every secret."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _exposed(item, f"{name}.{key}" if name else str(key))
+            yield from _exposed(item, f"{place}.{key}" if place else str(key), _of(name, key))
     elif isinstance(value, list | tuple):
-        texts = [item for item in value if isinstance(item, str)]
-        if texts != without_secret_flags(texts):
-            yield name, "an argument names a key or a password"
+        if exposed_in_words([item if isinstance(item, str) else "" for item in value]):
+            yield place, "an argument names a key or a password"
         for item in value:
-            yield from _exposed(item, name)
-    elif isinstance(value, str) and value and not _VARIABLE.search(value):
-        if is_secret(name):
-            yield name, "it is called a key, a password or a token"
-        elif _LIKE_A_KEY.search(value):
-            yield name, "it holds what looks like a key"
-        elif "://" in value and urlsplit(value).password:
-            yield name, "the URL holds a password"
+            yield from _exposed(item, place, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if re.search(r"passw|api_?key|passphrase", name, re.I) and is_secret(name):
+            yield place, "it is called a key, a password or a token"
+    elif isinstance(value, str) and value and (why := _why(value, place, name)):
+        yield place, why
 
 
-def with_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _why(text: str, place: str, name: str) -> str:
+    """Why a text may not be written; empty where it may."""
+    refers = bool(_FILLED.fullmatch(place))
+    if is_secret(name) and not (refers and is_reference(text)):
+        return "it is called a key, a password or a token"
+    if why := exposed_in(text, refers):
+        return why
+    if _COMMAND.search(place):
+        try:
+            words = shlex.split(text.partition(":")[2] if place == "env.name" else text)
+        except ValueError:
+            words = text.split()
+        if exposed_in_words(words):
+            return "an argument names a key or a password"
+    return ""
+
+
+def with_secrets(settings: Mapping[str, Any], own: Container[str] = ()) -> dict[str, Any]:
     """Settings of an environment in which `"$NAME"`, where a secret is wanted, is what that variable holds.
+
+    Args:
+        settings: as they were written.
+        own: names of those in which the environment reads variables itself (`Env.reads_variables`).
 
     Raises:
         ConfigError: there is no such variable.
     """
-    return {key: _filled(value, key) for key, value in settings.items()}
+    try:
+        return {
+            key: value if key in own else _filled(value, key, _of("", key)) for key, value in settings.items()
+        }
+    except EnvError as error:
+        raise ConfigError(str(error)) from None
 
 
-def _filled(value: Any, name: str) -> Any:
-    if isinstance(value, dict) and name != "headers":  # in which an environment fills in its own
-        return {key: _filled(item, str(key)) for key, item in value.items()}
-    if not isinstance(value, str) or not is_secret(name) or not (variable := _VARIABLE.fullmatch(value)):
+def told_without_secrets(text: str, settings: Mapping[str, Any]) -> str:
+    """A message about an environment, without what its name and the variables of its settings hold."""
+    for name in variables_in(repr(settings)):
+        if len(held := os.environ.get(name, "")) >= _SHORTEST:
+            text = text.replace(held, f"${name}")
+    return masked(text)
+
+
+def words_with_secrets(words: Sequence[str]) -> list[str]:
+    """Arguments of a program in which `$NAME`, where a secret is wanted, is what that variable holds.
+
+    Raises:
+        ConfigError: there is no such variable.
+    """
+    try:
+        return filled_words(words)
+    except EnvError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _filled(value: Any, place: str, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _filled(item, f"{place}.{key}", _of(name, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        texts = filled_words([item if isinstance(item, str) else "" for item in value])
+        items = [
+            text if isinstance(item, str) and text != item else _filled(item, place, name)
+            for item, text in zip(value, texts, strict=True)
+        ]
+        return type(value)(items)
+    if not isinstance(value, str):
         return value
-    if variable[1] not in os.environ:
-        raise ConfigError(
-            f"{name} is read from the variable {variable[1]}, which is not set: export {variable[1]}=..."
-        )
-    return os.environ[variable[1]]
+    return with_variables(value, place) if is_secret(name) and is_reference(value) else filled_text(value)

@@ -117,7 +117,7 @@ async def _run(
     experiment: Experiment, task: Task, place: _Place, on_progress: OnProgress | None
 ) -> dict[str, Any]:
     data, folder, rollout, measure = task.data, place.folder, experiment.rollout, experiment.eval
-    settings = with_secrets(experiment.env.settings)
+    settings = with_secrets(experiment.env.settings, task.env.reads_variables)
 
     def make_env(seed: int) -> Env:
         return task.env(sandbox=place.sandbox, grader=task.grader, rng=random.Random(seed), **settings)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agentrl.config.secrets import without_secret_flags
+from agentrl_envs.secret_text import masked_words
 
 PACKAGES = ("agentrl", "numpy", "torch", "transformers", "vllm", "openai", "math-verify", "sympy")
 
@@ -25,6 +25,6 @@ def versions() -> dict[str, str]:
 
 
 def command(words: Sequence[str] | None = None) -> list[str]:
-    """The words of a command, `sys.argv` by default; what follows a flag that names a secret is `***`."""
+    """The words of a command, `sys.argv` by default; passwords and keys in them are `***`."""
     program, *given = sys.argv if words is None else words
-    return [Path(program).name, *without_secret_flags(given)]
+    return [Path(program).name, *masked_words(given)]

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.secrets import with_secrets
+from agentrl.config.secrets import told_without_secrets, with_secrets
 from agentrl.config.settings import DataSettings, EnvSettings, IsolationSettings, SandboxSettings
 from agentrl.errors import ConfigError
 from agentrl.weights.model_files import hub_trouble, stay_offline
 from agentrl_envs import Env, EnvError, load_env, load_rows, usable_rows
 from agentrl_envs.graders import default_grader
 from agentrl_envs.raised import error_text, place
+from agentrl_envs.registry import reads_variables
+from agentrl_envs.secret_text import masked
 from agentrl_sandbox import Limits, Sandbox, open_sandbox
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Task:
         """The environment's object for one episode."""
         rng = None if seed is None else random.Random(seed)
         try:
-            return self.env(sandbox=sandbox, rng=rng, **with_secrets(self.settings))
+            return self.env(sandbox=sandbox, rng=rng, **with_secrets(self.settings, self.env.reads_variables))
         except BaseException as error:
             if isinstance(error, EnvError | ConfigError | KeyboardInterrupt):
                 raise
@@ -117,11 +119,12 @@ def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, .
         raise ConfigError("no environment: give [env] with a name, or a file on the command line")
     tasks: list[Task] = []
     for number, settings in enumerate(envs):
-        where = f"env {settings.name!r}" if len(envs) == 1 else f"env {number + 1} ({settings.name!r})"
+        shown = masked(settings.name)
+        where = f"env {shown!r}" if len(envs) == 1 else f"env {number + 1} ({shown!r})"
         try:
             env = env_class(settings.name, settings.settings, settings)
             checked = env.check_settings(settings.settings)
-        except EnvError as error:
+        except (EnvError, ConfigError) as error:
             raise ConfigError(f"{where}: {error}") from error
         source = settings.data if settings.data.train else data
         if not source.train:
@@ -138,14 +141,25 @@ def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, .
 def env_class(name: str, settings: Mapping[str, Any], how: IsolationSettings) -> type[Env]:
     """The environment class of a name, in processes of its own where the settings want that.
 
+    Args:
+        name: as `load_env` takes it.
+        settings: as they were written; `"$NAME"` is read where it is loaded, and nowhere kept.
+        how: whether it has processes of its own.
+
     Raises:
         EnvError: it cannot be loaded.
+        ConfigError: a variable that the settings name is not set.
     """
-    if how.isolation == "none":
-        return load_env(name, settings)
-    from agentrl_envs.isolation import Isolation, isolated
+    given = with_secrets(settings, reads_variables(name))
+    try:
+        if how.isolation == "none":
+            return load_env(name, given)
+        from agentrl_envs.isolation import Isolation, isolated
 
-    return isolated(name, settings, Isolation(how.python, how.workers, how.memory_mb))
+        return isolated(name, given, Isolation(how.python, how.workers, how.memory_mb))
+    except EnvError as error:
+        error.args = (told_without_secrets(str(error), settings),)
+        raise
 
 
 def make_sandbox(settings: SandboxSettings) -> Sandbox:

@@ -130,7 +130,7 @@ class Choices:
     def _choose_rows(self, named: EnvSettings) -> None:
         try:
             env = env_class(named.name, named.settings, named)
-        except EnvError:
+        except (EnvError, ConfigError):
             return  # told by who loads it for the run
         if hasattr(env, "generate_rows"):
             self.take("data.train", f"generated:train:{ROWS}", f"{env.__name__} makes its own rows")

@@ -87,6 +87,8 @@ class Env(Speaking):
     """Errors of tools that the model is told although they would fail the episode (`ConnectionError`)."""
     failing_errors: ClassVar[tuple[type[BaseException], ...]] = ()
     """Errors of tools that fail the episode although the model would be told (`AssertionError`)."""
+    reads_variables: ClassVar[tuple[str, ...]] = ()
+    """Settings in which the class itself reads `$NAME`, so that nobody does it before."""
     system_prompt: ClassVar[str | None] = None
     """System message. None: whatever the renderer says of itself; "": none at all."""
 

@@ -22,6 +22,7 @@ from .messages import text_of
 from .model import Access, GatewayCalls
 from .processes import Ended, ProcessLimits, Program
 from .question import QuestionEnv
+from .secret_text import filled_words, masked
 
 __all__ = ["ProgramEnv", "program_env"]
 
@@ -124,7 +125,7 @@ class ProgramEnv(QuestionEnv):
         if ended.cut:
             self.speaker.count("program/output_cut")
         if ended.code != 0 and calls.limit is None:
-            raise EnvError(f"the program {self.command!r} failed: {ended.why}")
+            raise EnvError(f"the program {masked(self.command)!r} failed: {ended.why}")
         return ended if ended.code == 0 else None
 
     def _variables(self, access: Access, shown: Mapping[str, Any]) -> dict[str, str]:
@@ -158,15 +159,17 @@ class ProgramEnv(QuestionEnv):
         try:
             self._handed_in = await asyncio.wait_for(access.calls.reward(), 0.1)
         except TimeoutError:
-            raise EnvError(f"the grader {self.grade_command!r} handed in no reward: {ended.why}") from None
+            raise EnvError(
+                f"the grader {masked(self.grade_command)!r} handed in no reward: {ended.why}"
+            ) from None
 
 
 def filled(command: str, row: Mapping[str, Any]) -> list[str]:
-    """The arguments of a command: `{field}` replaced by the row's field, files by their whole path."""
+    """The arguments of a command: `{field}` by the row's field, `$NAME` read, files by their path."""
     try:
-        arguments = shlex.split(command)
+        arguments = filled_words(shlex.split(command))
     except ValueError as error:
-        raise EnvError(f"the command {command!r} cannot be read: {error}") from error
+        raise EnvError(f"the command {masked(command)!r} cannot be read: {error}") from error
     # Files are meant from where the run was started; programs start in a folder of their own.
     arguments = [os.path.abspath(one) if os.path.isfile(one) else one for one in arguments]
     # In one pass: what a row's own text has in braces is text.

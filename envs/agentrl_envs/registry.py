@@ -24,7 +24,16 @@ from .errors import EnvError, EnvNotFound
 from .raised import error_text, place
 from .user_code import ends_caller
 
-__all__ = ["get_env", "hold_env", "load_env", "load_file", "name_of", "register", "registered"]
+__all__ = [
+    "get_env",
+    "hold_env",
+    "load_env",
+    "load_file",
+    "name_of",
+    "reads_variables",
+    "register",
+    "registered",
+]
 
 E = TypeVar("E", bound=type[Env])
 _ENVIRONMENTS: dict[str, type[Env]] = {}
@@ -163,6 +172,11 @@ def load_env(spec: str | Path | type[Env], settings: Mapping[str, Any] | None = 
     if colon or "." in text:
         return _from_module(text if colon else ":".join(text.rpartition(".")[::2]))
     return get_env(text)
+
+
+def reads_variables(spec: str) -> tuple[str, ...]:
+    """Settings in which the environment that `spec` names reads `$NAME` itself while it is loaded."""
+    return ("variables", "headers") if spec.startswith(("mcp:", "remote:")) else ()
 
 
 def _of_scheme(scheme: str, rest: str, settings: Mapping[str, Any]) -> type[Env]:

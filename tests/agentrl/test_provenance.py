@@ -4,6 +4,7 @@ import pytest
 
 from agentrl.config.secrets import without_secrets
 from agentrl.storage.provenance import command, versions
+from agentrl_envs.secret_text import masked
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,37 @@ from agentrl.storage.provenance import command, versions
         ),
         (["agentrl", "train", "--tracker.clock_tokens=5"], "agentrl train --tracker.clock_tokens=5"),
         ([""], ""),
+        (
+            ["agentrl", "train", "mcp:https://me:hidden@host/mcp?page=2&api_key=hidden", "--steps", "3"],
+            "agentrl train mcp:https://me:***@host/mcp?page=2&api_key=*** --steps 3",
+        ),
+        (
+            [
+                "agentrl",
+                "train",
+                "--env.name=mcp:npx s --api-key hidden -v",
+                "--env.name",
+                "mcp:A_PAT=hidden s",
+            ],
+            "agentrl train --env.name=mcp:npx s --api-key *** -v --env.name mcp:A_PAT=*** s",
+        ),
+        (
+            [
+                "agentrl",
+                "train",
+                "--env.settings={password='x y', n=1, headers={Authorization=\"Bearer x\"}}",
+            ],
+            "agentrl train --env.settings={password='***', n=1, headers={Authorization=\"***\"}}",
+        ),
+        (
+            ["agentrl", "train", '--env.settings={"args": ["--api-key", "x"], "GH_PAT": "x", "n": "1"}'],
+            'agentrl train --env.settings={"args": ["--api-key", "***"], "GH_PAT": "***", "n": "1"}',
+        ),
+        (["agentrl", "train", "--env.settings.api_key=$KEY"], "agentrl train --env.settings.api_key=$KEY"),
+        (
+            ["agentrl", "train", "--rollout.stop=a=b", "--data.map=key=id"],
+            "agentrl train --rollout.stop=a=b --data.map=key=id",
+        ),
     ],
 )
 def test_a_command_is_kept_without_its_secrets(given: list[str], shown: str) -> None:
@@ -37,3 +69,11 @@ def test_nested_values_lose_their_secrets() -> None:
         "urls": ["a"],
         "max_tokens": 5,
     }
+
+
+def test_a_message_of_others_is_shown_without_secrets() -> None:
+    told = "Client error '401' for url 'https://me:hidden@host/mcp?page=2&key=hidden#a': Unexpected token: }"
+    assert masked(told) == (
+        "Client error '401' for url 'https://me:***@host/mcp?page=2&key=***#a': Unexpected token: }"
+    )
+    assert masked(f"it wrote: key = value, sk-{'hidden' * 4}") == "it wrote: key = value, ***"

@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agentrl.config.secrets import words_with_secrets
 from agentrl.errors import PolicyError, PolicyUnavailable
 from agentrl.inference.vllm.client import VLLMClient
 from agentrl.weights import adapter_files
@@ -149,7 +150,7 @@ def server_command(spec: ServerSpec, port: int) -> list[str]:
         # A prompt that is read in pieces makes vLLM 0.32 take back a random draw, which a seeded generator of
         # the CPU cannot: the server would die of it ("CPU Generator does not use offset").
         command += ["--no-enable-chunked-prefill"]
-    return [*command, *spec.args]
+    return [*command, *words_with_secrets(spec.args)]
 
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -299,7 +299,7 @@ class Host:
 
 
 _TOLD = ("max_turns", "reward_range", "tool_timeout_s", "hook_timeout_s", "required_fields", "example_rows")
-_TOLD += ("system_prompt",)
+_TOLD += ("system_prompt", "reads_variables")
 
 
 async def _serve_forever(peer: socket.socket, spec: str) -> None:

@@ -251,7 +251,7 @@ def _isolated(spec: str, settings_text: str, how: Isolation) -> type[Env]:
     with hosts.ready() as host:
         about = host.about
     members: dict[str, Any] = dict(about["attributes"])
-    for name in ("reward_range", "required_fields"):
+    for name in ("reward_range", "required_fields", "reads_variables"):
         members[name] = tuple(members[name])
     members |= {"hosts": hosts, "about": about, "__module__": __name__, "__doc__": about["doc"]}
     members["reward"] = _graded if about["grades"] else _not_graded

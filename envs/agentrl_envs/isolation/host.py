@@ -27,6 +27,7 @@ from typing import IO, Any
 
 from ..errors import EnvError, ServerFailure
 from ..processes import end_of
+from ..secret_text import masked
 from ..threads import THREADS
 from .channel import PROTOCOL, Channel, Refused
 from .remote import connect
@@ -71,7 +72,7 @@ class Place:
     """
 
     spec: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(repr=False)
     python: str = ""
     memory_mb: int = 0
     address: str = ""
@@ -124,7 +125,7 @@ class Host:
     def __str__(self) -> str:
         if self.place.address:
             return f"the environment at {self.place.address}"
-        return f"the process of the environment {self.place.spec!r} (pid {self.pid})"
+        return f"the process of the environment {masked(self.place.spec)!r} (pid {self.pid})"
 
     def load(self) -> None:
         """Let it load the environment. EnvError, as of `load_env`, when that fails."""
