@@ -25,15 +25,18 @@ pytest.importorskip("mcp", reason="no package mcp (pip install 'agentrl[mcp]')")
 
 import agentrl
 from agentrl.config.loading import load_settings
-from agentrl.config.settings import RolloutSettings
+from agentrl.config.settings import EnvSettings, RolloutSettings
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl.storage.metrics import read_metrics
+from agentrl.tasks.task import Task
+from agentrl.tasks.task import env_class as class_of
 from agentrl_envs import Env, EnvError, ToolCall, ToolResult, load_env
 from agentrl_envs.check import check_env
 from agentrl_envs.errors import ServerFailure
 from agentrl_envs.isolation import Isolation, end_hosts, isolated
+from agentrl_envs.mcp.session import Server
 from tests.adapters.playing import END, Tokenizer, tool_call
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -44,6 +47,18 @@ COMMAND = shlex.join([sys.executable, str(SERVER)])
 VARIABLES = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 EXAMPLE = shlex.join([sys.executable, str(ROOT / "examples" / "agents" / "mcp_server.py")])
 OURS = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "sandbox"), VARIABLES["PYTHONPATH"]]))}
+KEYED = """
+from agentrl_envs import Env, tool
+class Keyed(Env):
+    api_key: str = ""
+    example_rows = ({"problem": "1"},)
+    def prompt(self, row): return row["problem"]
+    def reward(self, row, answer): return 0.0
+    @tool
+    def key(self) -> str:
+        "The key."
+        return self.api_key
+"""
 ROW = {"problem": "What is 19 + 23?", "answer": "42"}
 
 
@@ -232,8 +247,25 @@ async def test_an_episode_that_is_cancelled_leaves_no_server() -> None:
         (
             "http://127.0.0.1:9/mcp",
             {"headers": {"Authorization": "Bearer $NO_SUCH_KEY"}},
-            "a variable that is not set",
+            "the header Authorization .* is read from the variable NO_SUCH_KEY, which is not set",
         ),
+        (
+            "http://127.0.0.1:9/mcp",
+            {"headers": {"Authorization": "Basic $HOME:$NO_SUCH_KEY"}},
+            "the variable NO_SUCH_KEY, which is not set",
+        ),
+        (COMMAND, {"variables": {"GH_PAT": "$NO_SUCH_KEY"}}, "the variable GH_PAT .*NO_SUCH_KEY, which"),
+        (
+            f"{COMMAND} --api-key $NO_SUCH_KEY",
+            {},
+            "^what follows '--api-key' is read from the variable NO_SUCH_KEY, which is not set: export",
+        ),
+        (
+            "http://127.0.0.1:9/mcp?key=hidden",
+            {},
+            r"server 'http://127.0.0.1:9/mcp\?key=\*\*\*' does not start",
+        ),
+        ("no_such_program --api-key hidden", {}, r"server 'no_such_program --api-key \*\*\*' does not"),
         ("sh 'open", {}, "cannot be read: No closing quotation"),
         (COMMAND, {"share": True}, "unknown setting 'share'.*did you mean 'shared'"),
     ],
@@ -241,9 +273,41 @@ async def test_an_episode_that_is_cancelled_leaves_no_server() -> None:
 def test_what_cannot_be_used_is_said_before_anything_runs(
     where: str, settings: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(EnvError, match=said):
+    with pytest.raises(EnvError, match=said) as refused:
         notes(where, **settings)
+    assert "hidden" not in str(refused.value)
     assert servers() == []
+
+
+async def test_variables_are_read_when_a_server_is_asked_and_when_it_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GONE", "total")
+    monkeypatch.setenv("AT_NIGHT", "k$x")
+    written = EnvSettings(
+        name=f"mcp:{COMMAND}",
+        settings={"variables": {**VARIABLES, "NOTES_WITHOUT": "$GONE", "A_KEY": "$AT_NIGHT"}},
+    )
+    loaded = class_of(written.name, written.settings, written)
+    assert "total" not in [spec.name for spec in loaded.tool_specs()]
+    env = Task(written.name, loaded, loaded.check_settings(written.settings), 1.0, (ROW,)).make(None, None)
+    await env.start(ROW)  # with the same tools: it was started with the same variables
+    await env.aclose()
+    for variable in ("GONE", "AT_NIGHT"):
+        assert os.environ[variable] not in repr((vars(loaded)["server"], env.variables))
+    server = Server("serve --api-key $AT_NIGHT --about=$GONE")
+    assert server.arguments() == ["serve", "--api-key", "k$x", "--about=$GONE"]
+
+
+async def test_a_served_environment_has_what_its_variables_hold(tmp_path: Path) -> None:
+    (tmp_path / "keyed.py").write_text(KEYED)
+    (tmp_path / "keyed.toml").write_text(
+        f'[env]\nname = "{tmp_path}/keyed.py"\n[env.settings]\napi_key = "$SEARCH_KEY"\n'
+    )
+    where = shlex.join([sys.executable, "-m", "agentrl.cli.main", "serve", str(tmp_path / "keyed.toml")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "envs"), OURS["PYTHONPATH"]])
+    async with episode(where, variables={"PYTHONPATH": paths, "SEARCH_KEY": "the key"}) as env:
+        assert (await use(env, "key")).text == "the key"
 
 
 async def test_the_example_goes_through_three_tool_calls() -> None:

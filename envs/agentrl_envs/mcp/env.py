@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from ..errors import EnvError, ServerFailure, ToolError
 from ..question import QuestionEnv
+from ..secret_text import masked, with_variables
 from ..tools import schema_tool, tool_name
 from .results import told
 from .session import PING_S, McpSession, Server, Timeout, Tool, apart, changes
@@ -38,6 +39,7 @@ class McpEnv(QuestionEnv):
     max_turns = 16
     hook_timeout_s = 600.0
     tool_timeout_s = 30.0
+    reads_variables = ("variables", "headers")
     server: ClassVar[str] = ""
     """The command or the URL."""
     offered: ClassVar[tuple[Tool, ...]] = ()
@@ -46,7 +48,7 @@ class McpEnv(QuestionEnv):
     shared: bool = False
     """One server (over HTTP: one session) for all episodes of this process, for servers that keep nothing."""
     variables: dict[str, str] = {}  # noqa: RUF012 - every instance has a copy of its own
-    """Variables of the server's environment, beside `PATH`, `HOME` and a few more."""
+    """Variables of the server's environment, beside `PATH`, `HOME` and a few more; `$NAME` as in headers."""
     headers: dict[str, str] = {}  # noqa: RUF012 - every instance has a copy of its own
     """Headers of requests over HTTP; `$NAME` in a value is a variable of this process's environment."""
     folder: str = ""
@@ -111,7 +113,7 @@ class McpEnv(QuestionEnv):
         """ServerFailure where a tool is gone or has another schema than when the run began."""
         if difference := changes(self.offered, now):
             self._count("mcp/tools_changed")
-            raise ServerFailure(f"the MCP server {self.server!r} has changed its tools: {difference}")
+            raise ServerFailure(f"the MCP server {masked(self.server)!r} has changed its tools: {difference}")
 
 
 _OF_SERVER = ("variables", "headers", "folder", "start_s")
@@ -119,23 +121,22 @@ _OF_SERVER = ("variables", "headers", "folder", "start_s")
 
 
 def server_of(where: str, settings: Mapping[str, Any]) -> Server:
-    """The server of a command or a URL. EnvError for a header whose variable is not set."""
+    """The server of a command or a URL. EnvError for a variable that is not set."""
 
-    def filled(name: str, value: str) -> str:
-        text = os.path.expandvars(value)
-        if "$" in text and text == value:
-            raise EnvError(
-                f"the header {name} of the MCP server {where!r} needs a variable that is not set: {value}"
-            )
-        return text
+    def filled(kind: str, given: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        what = f"of the MCP server {masked(where)!r}"
+        read = {name: with_variables(value, f"the {kind} {name} {what}") for name, value in given.items()}
+        return tuple(sorted(read.items()))
 
-    return Server(
+    server = Server(
         where,
-        tuple(sorted(settings["variables"].items())),
-        tuple(sorted((name, filled(name, value)) for name, value in settings["headers"].items())),
+        filled("variable", settings["variables"]),
+        filled("header", settings["headers"]),
         settings["folder"],
         settings["start_s"],
     )
+    server.address() if server.is_url else server.arguments()  # said now, and not as a server's failure
+    return server
 
 
 def mcp_env(where: str, settings: Mapping[str, Any] | None = None) -> type[McpEnv]:
@@ -160,18 +161,19 @@ def _class_of(where: str, settings_text: str) -> type[McpEnv]:
     if missing := set(given["only"]) - {tool.name for tool in offered}:
         has = ", ".join(tool.name for tool in offered)
         raise EnvError(
-            f"the MCP server {where!r} has no tool {', '.join(sorted(missing))}; it has: {has or 'none'}"
+            f"the MCP server {masked(where)!r} has no tool {', '.join(sorted(missing))}; "
+            f"it has: {has or 'none'}"
         )
     chosen = tuple(tool for tool in offered if not given["only"] or tool.name in given["only"])
     if not chosen:
-        raise EnvError(f"the MCP server {where!r} has no tools")
+        raise EnvError(f"the MCP server {masked(where)!r} has no tools")
     # The call waits longer than the tool may take, so as to see whether the server is still there.
     limit_s = given["tool_timeout_s"] + PING_S + 5.0
     members: dict[str, Any] = {"server": where, "offered": chosen, "__module__": __name__}
     for tool in chosen:
         name = tool_name(tool.name)
         if f"tool_{name}" in members:
-            raise EnvError(f"the MCP server {where!r} has two tools that a model would call {name!r}")
+            raise EnvError(f"the MCP server {masked(where)!r} has two tools that a model would call {name!r}")
         members[f"tool_{name}"] = schema_tool(
             name,
             tool.description,

@@ -15,7 +15,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import IO, Any, TypeVar
 
@@ -23,6 +23,7 @@ from ..errors import EnvError, ServerFailure
 from ..processes import MARK, end_of, inherited, kill_marked
 from ..program import filled
 from ..raised import error_text
+from ..secret_text import filled_text, masked
 
 try:
     import httpx2
@@ -74,8 +75,8 @@ class Server:
     """
 
     where: str
-    variables: tuple[tuple[str, str], ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
+    variables: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     folder: str = ""
     start_s: float = 60.0
 
@@ -84,15 +85,19 @@ class Server:
         """Whether it is reached over HTTP."""
         return self.where.startswith(("http://", "https://"))
 
+    def address(self) -> str:
+        """The URL with what its variables hold. EnvError where one is not set."""
+        return filled_text(self.where)
+
     def arguments(self) -> list[str]:
-        """The command, the program first. EnvError when it cannot be read."""
+        """The command, the program first. EnvError when it cannot be read, or a variable is not set."""
         arguments = filled(self.where, {})
         if not arguments:
             raise EnvError("no command follows mcp:")
         return arguments
 
     def __str__(self) -> str:
-        return f"the MCP server {self.where!r}"
+        return f"the MCP server {masked(self.where)!r}"
 
 
 class McpSession:
@@ -170,9 +175,8 @@ class McpSession:
         """ServerFailure where it does not answer a ping; `what` begins the sentence."""
         if not await self._answers(PING_S):
             self._ended = True
-            raise ServerFailure(
-                f"{what} {self.server} does not answer a ping within {PING_S:g} s either{self._said()}"
-            )
+            text = f"{what} {self.server} does not answer a ping within {PING_S:g} s either{self._said()}"
+            raise ServerFailure(masked(text))
 
     async def listed(self) -> tuple[Tool, ...]:
         """The tools that it has now. ServerFailure where it does not say."""
@@ -206,7 +210,7 @@ class McpSession:
 
     def failure(self, what: str) -> ServerFailure:
         """The error that says what the server did."""
-        return ServerFailure(f"{self.server} {what}{self._said()}")
+        return ServerFailure(masked(f"{self.server} {what}{self._said()}"))
 
     async def _hold(self, ready: asyncio.Future[None]) -> None:
         try:
@@ -237,7 +241,7 @@ class McpSession:
                 headers=dict(self.server.headers), timeout=limits, verify=_certificates()
             )
             await stack.enter_async_context(http)
-            transport = streamable_http_client(self.server.where, http_client=http)
+            transport = streamable_http_client(self.server.address(), http_client=http)
         else:
             self._log = log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the session
             variables = {**inherited(), **dict(self.server.variables), MARK: self._mark}
