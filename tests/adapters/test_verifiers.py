@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("verifiers", reason="make test-agents installs it")
 
 from agentrl.cli.main import main
-from agentrl.config.settings import RolloutSettings
+from agentrl.config.settings import EnvSettings, RolloutSettings
 from agentrl.episode import StopReason
+from agentrl.tasks.task import Task, env_class
 from agentrl_envs import load_env
 from agentrl_envs.errors import EnvError, EnvNotFound, SettingsError
 from tests.adapters.playing import END, Thinking, Tokenizer, play, shown, tool_call
@@ -162,3 +163,24 @@ def test_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert "answer None: reward 0.5, want 0" in capsys.readouterr().out, (
         "it pays short answers, empty ones too"
     )
+
+
+async def test_arguments_are_those_of_the_episode_and_read_from_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keyed.py"
+    file.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(TASKS).parent)!r})\n"
+        "import vf_tasks\n"
+        "def load_environment(judge_api_key, kind='single'):\n"
+        "    assert judge_api_key == 'the key', judge_api_key\n"
+        "    return vf_tasks.load_environment(kind)\n"
+    )
+    monkeypatch.setenv("JUDGE_KEY", "the key")
+    written = EnvSettings(name=f"verifiers:{file}", settings={"arguments": {"judge_api_key": "$JUDGE_KEY"}})
+    env = env_class(written.name, written.settings, written)
+    row = row_of(env)
+    task = Task(written.name, env, env.check_settings(written.settings), 1.0, (row,))
+    episode = await play(lambda: task.make(None, None), row, [f"It is 4{END}"])
+    assert (episode.failure, episode.reward) == (None, 1.0)
+    assert "the key" not in repr(vars(env)) + repr(task)

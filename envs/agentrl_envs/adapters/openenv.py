@@ -18,6 +18,7 @@ from ..env import Env
 from ..errors import EnvError, EnvNotFound, ToolError, ToolFailure
 from ..messages import Finish
 from ..raised import error_text
+from ..secret_text import masked
 from ..tools import schema_tool, tool_name
 from .making import make_class
 
@@ -99,7 +100,7 @@ class _Link:
     """One connection to a server, which has one environment for it."""
 
     def __init__(self, url: str, session: Any, socket: Any) -> None:
-        self._who, self._session, self._socket = f"the OpenEnv server at {url}", session, socket
+        self._who, self._session, self._socket = f"the OpenEnv server at {masked(url)}", session, socket
 
     @classmethod
     async def open(cls, url: str, limit_s: float) -> _Link:
@@ -113,7 +114,7 @@ class _Link:
         except BaseException as error:
             await session.close()
             if isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
-                raise ToolFailure(f"no OpenEnv server at {url}: {error_text(error)}") from error
+                raise ToolFailure(masked(f"no OpenEnv server at {url}: {error_text(error)}")) from error
             raise
         return cls(url, session, socket)
 
@@ -171,11 +172,11 @@ def openenv_env(rest: str, settings: Mapping[str, Any]) -> type[OpenEnv]:
     url = rest.rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise EnvNotFound(
-            f'"openenv:{rest}": want the address of a server, such as openenv:http://localhost:8000'
+            f'"openenv:{masked(rest)}": want the address of a server, such as openenv:http://localhost:8000'
         )
     with ThreadPoolExecutor(1) as thread:  # the caller may be inside of an event loop
         tools = thread.submit(asyncio.run, _offered(url)).result()
-    body: dict[str, Any] = {"url": url, "__doc__": f"A task of the server at {url}."}
+    body: dict[str, Any] = {"url": url, "__doc__": f"A task of the server at {masked(url)}."}
     for name, description, schema in tools:
         called = tool_name(name)
         if f"tool_{called}" in body:
@@ -206,7 +207,9 @@ async def _offered(url: str) -> Sequence[tuple[str, str, Mapping[str, Any]]]:
             response.raise_for_status()
             action = (await response.json())["action"]
     except (aiohttp.ClientError, OSError, ValueError, TypeError, KeyError) as error:
-        raise EnvNotFound(f"no OpenEnv server answers at {url}/schema: {error_text(error)}") from error
+        raise EnvNotFound(
+            masked(f"no OpenEnv server answers at {url}/schema: {error_text(error)}")
+        ) from error
     properties = action.get("properties", {})
     if not {"tool_name", "arguments"} <= set(properties):
         own = {key: value for key, value in properties.items() if key != "metadata"}
@@ -216,7 +219,7 @@ async def _offered(url: str) -> Sequence[tuple[str, str, Mapping[str, Any]]]:
     try:
         listed = await link.ask("step", {"type": "list_tools"}, 30)
     except ToolError as error:
-        raise EnvError(f"the OpenEnv server at {url} does not list its tools: {error}") from error
+        raise EnvError(f"the OpenEnv server at {masked(url)} does not list its tools: {error}") from error
     finally:
         await link.close()
     tools = listed["observation"]["tools"]

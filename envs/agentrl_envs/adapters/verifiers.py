@@ -24,6 +24,7 @@ from ..messages import Message, ToolResult, ToolSpec
 from ..model import Model
 from ..raised import error_text
 from ..registry import load_file
+from ..secret_text import masked
 from ..user_code import CallThread
 from .making import make_class
 
@@ -39,7 +40,6 @@ class VerifiersEnv(Env):
     max_turns = 64
     required_fields = ("prompt", "example_id")
     env_id: ClassVar[str] = ""
-    given: ClassVar[str] = "{}"
 
     arguments: dict[str, Any] = {}  # noqa: RUF012 - a setting; each instance has its own
     """Arguments of `load_environment`."""
@@ -70,6 +70,11 @@ class VerifiersEnv(Env):
         return (await _rollout(self, row, said))["reward"]
 
     @classmethod
+    def loaded(cls) -> Any:
+        """The environment with the arguments that the class was made with."""
+        return _loaded(cls.env_id, _key({}))
+
+    @classmethod
     def generate_rows(
         cls, count: int, *, split: Literal["train", "test"], seed: int = 0
     ) -> list[dict[str, Any]]:
@@ -78,7 +83,7 @@ class VerifiersEnv(Env):
         Raises:
             SettingsError: it has none, or fewer rows.
         """
-        rows = _rows(_loaded(cls.env_id, cls.given), split, count, seed)
+        rows = _rows(cls.loaded(), split, count, seed)
         if not rows:
             raise SettingsError(f"verifiers:{cls.env_id} has no evaluation set: name rows of yours")
         if len(rows) < count:
@@ -98,6 +103,10 @@ def _rows(environment: Any, split: str, count: int, seed: int = 0) -> list[dict[
     return [{"id": f"{split}-{row['example_id']}", **row} for row in get(count, seed or None).to_list()]
 
 
+def _key(arguments: Mapping[str, Any]) -> str:
+    return json.dumps(arguments, sort_keys=True)
+
+
 Answer = Callable[[Sequence[Any], Sequence[Any]], Any]
 """Says the next message: messages and tools of verifiers to text, calls, and whether a limit cut it."""
 
@@ -108,7 +117,8 @@ async def _rollout(env: VerifiersEnv, row: Mapping[str, Any], answer: Answer) ->
     Raises:
         EnvError: it failed, ran into its own time limit, or a reward function lost its service.
     """
-    environment = _loaded(env.env_id, env.given)
+    # What the class was made with may be said anew, with secrets that no class keeps.
+    environment = _loaded(env.env_id, _key(env.arguments)) if env.arguments else env.loaded()
     raised: list[Exception] = []
 
     async def run() -> Mapping[str, Any]:
@@ -288,7 +298,7 @@ def _loaded(env_id: str, arguments: str) -> Any:
         raise
     except Exception as error:
         kind = EnvNotFound if isinstance(error.__cause__, ModuleNotFoundError) else EnvError
-        raise kind(f"verifiers:{env_id} cannot be loaded: {error_text(error)}") from error
+        raise kind(masked(f"verifiers:{env_id} cannot be loaded: {error_text(error)}")) from error
     if environment.requires_group_rollouts:
         raise EnvError(f"verifiers:{env_id} rewards groups of rollouts, and an episode here stands alone")
     _prepare(environment)
@@ -344,6 +354,7 @@ def verifiers_env(rest: str, settings: Mapping[str, Any]) -> type[VerifiersEnv]:
     import verifiers  # noqa: F401 - says what is missing before anything else does
 
     made, given = make_class(VerifiersEnv, {"env_id": rest, "__doc__": f"{rest} of verifiers."}, settings)
-    made.given = json.dumps(given.get("arguments", {}), sort_keys=True)
-    made.example_rows = tuple(_rows(_loaded(rest, made.given), "train", 8))
+    key = _key(given.get("arguments", {}))
+    made.loaded = classmethod(lambda cls: _loaded(cls.env_id, key))
+    made.example_rows = tuple(_rows(_loaded(rest, key), "train", 8))
     return made
