@@ -76,8 +76,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _serve_runs(settings: ServeSettings) -> None:
     """Serve runs of agentrl until this process is ended."""
+    from agentrl.config.secrets import with_secrets
     from agentrl.errors import ConfigError
     from agentrl_envs.isolation.remote import serve_remotely
+    from agentrl_envs.registry import reads_variables
+    from agentrl_envs.secret_text import masked
 
     env, address = settings.env, settings.serve.address
     used = ServeSettings(
@@ -95,7 +98,10 @@ def _serve_runs(settings: ServeSettings) -> None:
             f"not with serve.address, because each run that connects brings its own: {', '.join(unused)}"
         )
     serve_remotely(
-        env.name, address, lambda bound: print(f"serving {env.name} at {bound}", flush=True), env.settings
+        env.name,
+        address,
+        lambda bound: print(f"serving {masked(env.name)} at {bound}", flush=True),
+        with_secrets(env.settings, reads_variables(env.name)),
     )
 
 
