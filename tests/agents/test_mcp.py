@@ -36,6 +36,7 @@ from agentrl_envs import Env, EnvError, ToolCall, ToolResult, load_env
 from agentrl_envs.check import check_env
 from agentrl_envs.errors import ServerFailure
 from agentrl_envs.isolation import Isolation, end_hosts, isolated
+from agentrl_envs.mcp import env as env_module
 from agentrl_envs.mcp.session import Server
 from tests.adapters.playing import END, Tokenizer, tool_call
 
@@ -195,6 +196,46 @@ async def test_over_http_every_episode_has_a_session_and_leaves_none(address: st
         assert (await use(other, "total", numbers=[1])).text == "1"
         said = await use(env, "refuse")
         assert said.status == "error"
+
+
+async def test_a_shared_server_ends_when_it_was_idle_for_long_and_no_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(env_module, "_LINGER_S", 3.0)
+    async with episode(shared=True):
+        pids = servers()
+    await asyncio.sleep(2.0)
+    async with episode(shared=True):
+        pass
+    await asyncio.sleep(1.5)  # the first has left longer ago than servers are kept
+    assert servers() == pids
+    assert await none_is_left()
+
+
+async def test_cancelled_while_a_shared_server_starts_an_episode_keeps_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(env_module, "_LINGER_S", 0.5)
+    env_class, settings = notes(shared=True)
+    starting = asyncio.ensure_future(env_class(**settings).start(ROW))
+    for _ in range(1000):
+        if servers():
+            break
+        await asyncio.sleep(0.01)
+    assert servers()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert await none_is_left()
+
+
+async def none_is_left() -> bool:
+    """Whether no server is left, soon."""
+    for _ in range(100):
+        if not servers():
+            return True
+        await asyncio.sleep(0.1)
+    return False
 
 
 async def test_a_shared_server_serves_all_and_is_started_again() -> None:

@@ -222,6 +222,8 @@ class _Shared:
     def __init__(self) -> None:
         self._open: dict[tuple[asyncio.AbstractEventLoop, Server], asyncio.Task[McpSession]] = {}
         self._users: dict[int, int] = {}
+        self._ends: dict[int, asyncio.TimerHandle] = {}
+        """When each that nobody uses is ended."""
 
     async def join(self, server: Server) -> McpSession:
         """The open session of a server; it is started where there is none, or where it is lost."""
@@ -229,8 +231,13 @@ class _Shared:
         task = self._open.get(key)
         if task is None or (task.done() and (task.exception() is not None or task.result().ended)):
             task = self._open[key] = apart(_started(server))
-        session = await asyncio.shield(task)
+        try:
+            session = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._linger_started)  # it starts all the same, and is for others
+            raise
         self._users[id(session)] = self._users.get(id(session), 0) + 1
+        self._stay(session)
         return session
 
     async def leave(self, session: McpSession) -> None:
@@ -239,12 +246,27 @@ class _Shared:
         if session.ended:
             await self._end(session)
         elif not left:
-            asyncio.get_running_loop().call_later(_LINGER_S, lambda: apart(self._end(session)))
+            self._linger(session)
+
+    def _linger_started(self, task: asyncio.Task[McpSession]) -> None:
+        if not task.cancelled() and task.exception() is None and not self._users.get(id(task.result())):
+            self._linger(task.result())
+
+    def _linger(self, session: McpSession) -> None:
+        """End it after a while, unless somebody joins."""
+        self._stay(session)
+        loop = asyncio.get_running_loop()
+        self._ends[id(session)] = loop.call_later(_LINGER_S, lambda: apart(self._end(session)))
+
+    def _stay(self, session: McpSession) -> None:
+        if end := self._ends.pop(id(session), None):
+            end.cancel()
 
     async def _end(self, session: McpSession) -> None:
         if not session.ended and self._users.get(id(session)):
             return
         self._users.pop(id(session), None)
+        self._stay(session)
         self._open = {
             key: task
             for key, task in self._open.items()
