@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents test-programs test-adapters test-families test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents agents-environments test-programs test-adapters test-families test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -55,8 +55,8 @@ test-faults: $(STAMP)-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "faults" tests/faults
 
 # What some of the hostile programs import; never the trainer's own packages.
-$(LIBRARIES)/.installed:
-	$(PYTHON) -m pip --disable-pip-version-check install --quiet --target $(LIBRARIES) numpy sympy matplotlib
+$(LIBRARIES)/.installed: Makefile
+	$(PYTHON) -m pip --disable-pip-version-check install --quiet --upgrade --target $(LIBRARIES) numpy sympy matplotlib
 	@touch $@
 
 ## make test-ui       the page in a headless Chromium, with accessibility checks, in an environment of its own
@@ -80,8 +80,13 @@ test-vllm:
 	scripts/test_vllm.sh -q
 
 ## make test-agents   programs of smolagents, the OpenAI Agents SDK and curl, and environments of reasoning-gym, Gymnasium, ...
-test-agents: $(STAMP)-dev
+test-agents: $(STAMP)-dev agents-environments
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-programs test-adapters
+
+# By itself: the limit on the tests is none on downloads.
+agents-environments:
+	PYTHON=$(PYTHON) scripts/test_agents.sh --build
+	PYTHON=$(PYTHON) scripts/test_adapters.sh --build
 
 test-programs: $(STAMP)-dev
 	PYTHON=$(PYTHON) TEST_PYTHON=$(BIN)/python scripts/test_agents.sh -q
@@ -91,11 +96,17 @@ test-adapters:
 
 ## make test-families model families by the package renderers, and against the templates and the trainer of TRL (.venv-families)
 FAMILIES ?= .venv-families
-test-families: $(STAMP)-dev
-	test -e $(FAMILIES)/.installed || { $(PYTHON) -m pip --disable-pip-version-check install --quiet --no-deps -c constraints.txt \
+test-families: $(STAMP)-dev $(FAMILIES)/.installed
+	AGENTRL_REQUIRE_ADAPTERS=1 PYTHONPATH=$(abspath $(FAMILIES)) $(BIN)/python -m pytest -q \
+	  tests/agentrl/test_native_renderer.py tests/adapters/test_trl.py
+
+# --upgrade: without it, pip leaves the half of a package that an interrupted run wrote. Only what has a stamp goes.
+$(FAMILIES)/.installed: Makefile pyproject.toml constraints.txt
+	test ! -e $@ || rm -rf $(FAMILIES)
+	$(PYTHON) -m pip --disable-pip-version-check install --quiet --no-deps -c constraints.txt --upgrade \
 	  --target $(FAMILIES) renderers openai-harmony tiktoken prime-pydantic-config httpx httpcore requests urllib3 charset-normalizer \
-	  'trl==1.16.0' datasets pyarrow pandas dill multiprocess xxhash python-dateutil pytz six tzdata && touch $(FAMILIES)/.installed; }
-	PYTHONPATH=$(abspath $(FAMILIES)) $(BIN)/python -m pytest -q tests/agentrl/test_native_renderer.py tests/adapters/test_trl.py
+	  'trl==1.16.0' datasets pyarrow pandas dill multiprocess xxhash python-dateutil pytz six tzdata
+	@touch $@
 
 ## make test-chaos    runs killed at every durable write and at a hundred random moments (STORM=100)
 STORM ?= 100

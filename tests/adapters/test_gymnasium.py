@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("gymnasium", reason="make test-agents installs it")
+from tests.needed import needed
+
+needed("gymnasium", "make test-agents installs it")
 
 from agentrl.cli.main import main
 from agentrl_envs import load_env

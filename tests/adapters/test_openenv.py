@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import socket
 import subprocess
 import sys
@@ -15,7 +14,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("openenv", reason="make test-agents installs it")
+from tests.needed import needed
+
+needed("openenv", "make test-agents installs it")
 
 from agentrl.cli.main import main
 from agentrl_envs import load_env
@@ -84,8 +85,7 @@ async def test_a_server_that_hangs_or_says_too_much_is_no_reward(counting: str) 
 
 
 async def test_tools_that_the_server_lists() -> None:
-    if importlib.util.find_spec("fastmcp") is None:
-        pytest.skip("fastmcp is not installed")
+    needed("fastmcp", "make test-agents installs it")
     with served("tools") as (url, _):
         env = load_env(f"openenv:{url}", {"instructions": "Use the tool."})
         script = [tool_call("add", first=2, second=2), tool_call("add", first=-1, second=2), f"4{END}"]
@@ -97,6 +97,7 @@ async def test_tools_that_the_server_lists() -> None:
 
 
 def test_two_tools_of_one_name_are_refused() -> None:
+    needed("fastmcp", "make test-agents installs it")
     with (
         served("twins") as (url, _),
         pytest.raises(EnvError, match="has two tools that a model would call 'first_one'"),

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("reasoning_gym", reason="make test-agents installs it")
+from tests.needed import needed
+
+needed("reasoning_gym", "make test-agents installs it")
 
 from agentrl.cli.main import main
 from agentrl_envs import load_env

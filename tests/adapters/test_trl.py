@@ -11,6 +11,7 @@ from agentrl.cli.main import main
 from agentrl_envs import load_env
 from agentrl_envs.errors import EnvError, EnvNotFound, SettingsError
 from tests.adapters.playing import END, play, shown, tool_call
+from tests.needed import needed
 
 TASKS = Path(__file__).parent / "trl_tasks.py"
 
@@ -99,7 +100,7 @@ def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_trl_itself_offers_the_same_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("torch", "datasets", "trl"):
-        pytest.importorskip(package, reason="make test-families installs it")
+        needed(package, "make test-families installs it")
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     import pyarrow
     import trl

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("verifiers", reason="make test-agents installs it")
+from tests.needed import needed
+
+needed("verifiers", "make test-agents installs it")
 
 from agentrl.cli.main import main
 from agentrl.config.settings import EnvSettings, RolloutSettings

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("renderers", reason='needs pip install "agentrl[native]"')
-pytest.importorskip("tokenizers")
+from tests.needed import missing, needed
+
+needed("renderers", 'needs pip install "agentrl[native]"')
+needed("tokenizers", 'needs pip install "agentrl[train]"')
 
 from agentrl.errors import RendererError
 from agentrl.renderers.making import generation_ends, make_renderer, read_options
@@ -191,8 +193,9 @@ EXPECTED = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(TRL is None, reason="needs the templates of TRL's wheel (make test-adapters)")
 @pytest.mark.parametrize("name", EXPECTED)
 def test_families_are_recognised_by_the_templates_that_models_ship(name):
+    if TRL is None:
+        missing("needs the templates of TRL's wheel (make test-families)")
     tokenizer = synthetic(template=(TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
     assert family_of(tokenizer) == EXPECTED[name]

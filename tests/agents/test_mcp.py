@@ -21,7 +21,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("mcp", reason="no package mcp (pip install 'agentrl[mcp]')")
+from tests.needed import needed
+
+needed("mcp", "no package mcp (pip install 'agentrl[mcp]')")
 
 import agentrl
 from agentrl.config.loading import load_settings
@@ -369,7 +371,7 @@ async def test_the_example_goes_through_three_tool_calls() -> None:
 
 
 def test_the_example_is_trained_for_two_steps(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
+    needed("torch", "the learner needs torch (pip install agentrl[train])")
     from agentrl.training.train import train
 
     rows = [{"id": str(n), "problem": f"{n}*8+1", "answer": str(n * 8 + 1)} for n in range(20, 28)]

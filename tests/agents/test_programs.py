@@ -1,7 +1,7 @@
 """Agents of other people's libraries, in processes of their own: unchanged, token-exact, and trained.
 
 They need those libraries in an environment of their own: `make test-agents` makes it. AGENTRL_AGENTS_PYTHON names
-its interpreter; without one, these tests are skipped.
+its interpreter; without one, these tests are skipped, or fail where AGENTRL_REQUIRE_ADAPTERS is set.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl.storage.metrics import read_metrics
 from agentrl_envs.program import program_env
+from tests.needed import missing, needed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "agents"
@@ -50,11 +51,11 @@ def command(name: str) -> str:
     """How an example is started; skips the test where its library is not there."""
     if name.endswith(".sh"):
         if shutil.which("curl") is None:
-            pytest.skip("no curl on this machine")
+            missing("no curl on this machine")
         return shlex.join(["sh", str(EXAMPLES / name)])
     module = {"smolagents_agent.py": "smolagents", "openai_agents_agent.py": "agents"}[name]
     if why := lacks(module):
-        pytest.skip(why)
+        missing(why)
     return shlex.join([PYTHON, str(EXAMPLES / name)])
 
 
@@ -98,7 +99,7 @@ async def test_a_program_goes_through_three_tool_calls_in_one_segment(name: str)
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_is_trained_for_two_steps(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="the learner needs torch (pip install agentrl[train])")
+    needed("torch", "the learner needs torch (pip install agentrl[train])")
     from agentrl.training.train import train
 
     started = command(name)
