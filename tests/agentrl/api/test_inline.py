@@ -113,7 +113,7 @@ class Twice:
         if self.steps == 2:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.5)  # the first waits for this step, the second does not
+                time.sleep(2.0)  # the first waits for this step, the second does not
         return -(inputs.current - inputs.behaviour).exp() * inputs.advantage, {}
 
 
