@@ -290,3 +290,24 @@ def test_what_a_page_is_served_from_holds_none(tmp_path: Path):
 
     (row,) = describe_tasks([Task("holding", Holding, {}, 1.0, ({"id": "1"},))])
     assert CANARY not in json.dumps(row)
+
+
+def test_serving_runs_reads_variables_before_it_listens(monkeypatch: pytest.MonkeyPatch, capsys):
+    from agentrl.cli.main import main
+
+    monkeypatch.delenv("SEARCH_KEY", raising=False)
+    monkeypatch.delenv("AGENTRL_ENV_KEY", raising=False)  # without which it serves nothing in any case
+    words = ["serve", "arithmetic", "--serve.address=127.0.0.1:0", "--env.settings.api_key=$SEARCH_KEY"]
+    assert main(words) == 1
+    assert "api_key is read from the variable SEARCH_KEY, which is not set" in capsys.readouterr().err
+
+
+def test_no_example_is_taken_for_a_secret():
+    from dataclasses import asdict
+
+    from agentrl.config.loading import load_settings
+
+    files = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
+    assert files
+    for file in files:
+        check_secrets(asdict(load_settings(file)))
