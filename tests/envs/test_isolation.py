@@ -265,6 +265,28 @@ async def test_cancelled_while_its_process_starts_an_episode_keeps_none(
     assert await soon(lambda: children() <= before)
 
 
+async def test_an_episode_that_is_closed_while_it_begins_begins_no_further(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import asyncio, pathlib\nfrom agentrl import Env\n"
+        "class Slow(Env):\n"
+        "    async def setup(self):\n"
+        f"        pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "        await asyncio.sleep(0.3)\n"
+        f"        pathlib.Path({str(tmp_path / 'done')!r}).touch()\n"
+        "    def prompt(self, row): return 'a'\n"
+        "    def reward(self, row, answer): return 0.0\n"
+    )
+    env = isolated(f"{tmp_path / 'slow.py'}")()
+    starting = asyncio.ensure_future(env.start(ROW))
+    assert await soon((tmp_path / "begun").exists)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await env.aclose()
+    await asyncio.sleep(0.5)
+    assert not (tmp_path / "done").exists()
+
+
 async def test_what_cannot_be_left_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     env_class: Any = isolated(SHOP)
 

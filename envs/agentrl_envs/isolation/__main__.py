@@ -191,6 +191,8 @@ class Host:
             self._loop.call_soon_threadsafe(self._begin, frame)
 
     def _begin(self, frame: dict[str, Any]) -> None:
+        if frame["do"] == "start":  # before its task runs: a close that comes meanwhile ends that too
+            self._episodes[frame["episode"]] = Episode(self._channel, frame["episode"])
         task = self._loop.create_task(self._serve(frame))
         episode = self._episodes.get(frame.get("episode", -1))
         if episode is not None and frame["do"] != "close":
@@ -251,7 +253,7 @@ class Host:
         return [dict(row) for row in rows]
 
     async def _do_start(self, frame: dict[str, Any]) -> Any:
-        episode = self._episodes[frame["episode"]] = Episode(self._channel, frame["episode"])
+        episode = self._episodes[frame["episode"]]
         env = episode.begin(self._class, frame)
         messages = await env.start(episode.row)
         env._context = HostedContext(episode, messages, env.tool_specs())
