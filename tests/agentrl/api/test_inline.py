@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,16 @@ async def test_a_run_in_a_running_loop_takes_everything_ready_made(place: Path):
     assert agentrl.replay(run).same
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGINT is heard, also where the tests were started in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard")
 async def test_an_interrupt_in_a_running_loop_ends_a_run_cleanly_and_it_goes_on(place: Path):
     def stop(row: dict[str, Any]) -> None:
         if row["kind"] == "step":
@@ -129,11 +139,13 @@ def pressed_twice() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard")
 def test_a_second_interrupt_ends_at_once_and_tells_what_is_lost(place: Path):
     pressed_twice()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard")
 async def test_a_second_interrupt_in_a_running_loop(place: Path):
     pressed_twice()
 
