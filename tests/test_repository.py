@@ -45,6 +45,14 @@ def script(name: str) -> Any:
     return importlib.import_module(f"scripts.{name}")
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    house = script("house")
+    files = house.modules(ROOT)
+    graph = house.import_graph(files)
+    assert len(graph) > 100
+    assert (house.circles(graph), house.circles(house.between_rooms(graph, files))) == ([], [])
+
+
 def test_the_pages_of_algorithms_are_current() -> None:
     pages = script("algorithm_pages").pages()
     folder = ROOT / "docs/algorithms"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.cli.options import add_settings
+from agentrl.cli.run_settings import said_in, settings_of
 from agentrl.cluster.fitting import Planner, fit, flag, lacking, remedy
 from agentrl.cluster.memory import Need, Plan, make_plans
 from agentrl.cluster.model_shape import ModelShape
@@ -93,8 +94,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the diagnosis; 1 when the run that was asked about cannot work here."""
-    from agentrl.cli.train import said_in, settings_of
-
     settings = settings_of(options.config, options.settings)
     machine = inspect_machine()
     if options.gpus:

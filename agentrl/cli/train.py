@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agentrl.cli.command import add_command
 from agentrl.cli.options import add_preset, add_settings
+from agentrl.cli.run_settings import said_in, settings_of
 from agentrl.config.settings import Settings
 from agentrl.config.short_names import TRAIN
 
@@ -39,22 +39,6 @@ def add_parser(subparsers: Any) -> None:
     add_settings(parser, Settings, TRAIN)
     add_preset(parser)
     parser.set_defaults(handler=run)
-
-
-def settings_of(file: str, flags: Sequence[str]) -> Settings:
-    """Settings of a run from a settings file (.toml) or an environment, and flags; no file takes defaults."""
-    from agentrl.config import loading
-
-    if file.endswith(".toml"):
-        return loading.load_settings(Path(file), flags)
-    return loading.load_settings(None, [*([f"--env.name={file}"] if file else []), *flags])
-
-
-def said_in(file: str, flags: Sequence[str]) -> frozenset[str] | None:
-    """What was said of a run without a settings file, whose other settings are chosen; None with one."""
-    from agentrl.config import loading
-
-    return None if file.endswith(".toml") else loading.said([f"--env.name={file}", *flags])
 
 
 def run(options: argparse.Namespace) -> int:

@@ -47,7 +47,7 @@ _SHIPPED = {
 _SCHEMES = {
     "program": "agentrl_envs.program:program_env",
     "mcp": "agentrl_envs.mcp.env:mcp_env",
-    "remote": "agentrl_envs.isolation.remote:remote_env",
+    "remote": "agentrl_envs.isolation.environment:remote_env",
     "reasoning_gym": "agentrl_envs.adapters.reasoning_gym:reasoning_gym_env",
     "gymnasium": "agentrl_envs.adapters.gymnasium:gymnasium_env",
     "trl": "agentrl_envs.adapters.trl:trl_env",

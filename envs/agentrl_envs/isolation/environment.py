@@ -22,7 +22,7 @@ from ..raised import error_text
 from .host import Host, Hosts, Place
 from .wire import result_of, reward_of, spec_of, told_error, told_transcript
 
-__all__ = ["Isolation", "isolated"]
+__all__ = ["Isolation", "isolated", "remote_env"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +242,15 @@ def isolated(spec: str, settings: Mapping[str, Any] | None = None, how: Isolatio
         EnvError: as `load_env`, or the process does not start.
     """
     return _isolated(spec, json.dumps(dict(settings or {}), sort_keys=True, default=str), how or Isolation())
+
+
+def remote_env(address: str, settings: Mapping[str, Any]) -> type[Env]:
+    """The environment of `env.name = "remote:HOST:PORT"`.
+
+    Raises:
+        EnvError: nobody answers there, or not with what is expected.
+    """
+    return isolated(f"remote:{address}", settings, Isolation(address=address))
 
 
 @lru_cache(maxsize=64)

@@ -21,11 +21,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..env import Env
 from ..errors import EnvError, ServerFailure
 from ..registry import load_env
 
-__all__ = ["KEY", "connect", "remote_env", "serve_remotely"]
+__all__ = ["KEY", "connect", "serve_remotely"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +43,6 @@ sys.path[:] = sys.argv[3:]
 from agentrl_envs.isolation.__main__ import main
 main()
 """
-
-
-def remote_env(address: str, settings: Mapping[str, Any]) -> type[Env]:
-    """The environment of `env.name = "remote:HOST:PORT"`.
-
-    Raises:
-        EnvError: nobody answers there, or not with what is expected.
-    """
-    from .environment import Isolation, isolated
-
-    return isolated(f"remote:{address}", settings, Isolation(address=address))
 
 
 def connect(address: str) -> socket.socket:

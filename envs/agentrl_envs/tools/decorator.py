@@ -20,6 +20,7 @@ from typing import Any, TypeVar, overload
 from ..errors import EnvError
 from ..messages import ToolSpec
 from .schema import BadValue, coerce, schema_of
+from .schema_hints import hint_of
 
 __all__ = ["BoundTool", "bind_arguments", "describe_tool", "tool", "tools_of"]
 
@@ -158,8 +159,6 @@ def describe_tool(function: Callable[..., Any], attribute: str, default_timeout_
 def _of_schema(
     name: str, attribute: str, mark: ToolMark, is_async: bool, default_timeout_s: float
 ) -> BoundTool:
-    from .foreign import hint_of
-
     schema = dict(mark.schema or {})
     timeout_s = mark.timeout_s or default_timeout_s
     spec = ToolSpec(name, mark.description or name, schema, mark.parallel, timeout_s)

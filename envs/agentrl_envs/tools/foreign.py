@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Union
+from typing import Any
 
 from ..errors import EnvError
 from .decorator import ToolMark, set_mark
+from .schema_hints import as_schema
 
-__all__ = ["hint_of", "schema_tool", "tool_name", "written_out"]
+__all__ = ["schema_tool", "tool_name", "written_out"]
 
 _MOST_NODES = 2_000
 """Parts of one schema once its references are written out; what is longer fills the context of a model."""
-_NAMED = {"string": str, "integer": int, "number": float, "boolean": bool, "null": type(None)}
 
 
 def schema_tool(
@@ -49,7 +49,7 @@ def schema_tool(
         raise EnvError(
             f"tool {name!r}: its schema must be that of an object with properties, got {parameters!r:.200}"
         )
-    properties = {key: _object(value) for key, value in parameters.get("properties", {}).items()}
+    properties = {key: as_schema(value) for key, value in parameters.get("properties", {}).items()}
     required = [key for key in parameters.get("required", ()) if key in properties]
     whole = {**parameters, "type": "object", "properties": properties, "required": required}
     return set_mark(function, ToolMark(name, parallel, timeout_s, description, whole))
@@ -132,34 +132,3 @@ def _merged(schema: dict[str, Any]) -> dict[str, Any]:
             else:
                 merged.setdefault(key, value)
     return merged
-
-
-def _object(schema: Any) -> dict[str, Any]:
-    """A schema may be `true`, which allows everything."""
-    return dict(schema) if isinstance(schema, Mapping) else {}
-
-
-_MADE_OF: Mapping[str, Any] = {"literal": Literal, "union": Union, "list": list, "dict": dict}
-"""What a hint is made of by a subscript, which a type checker would take for an annotation."""
-
-
-def hint_of(schema: Mapping[str, Any]) -> Any:
-    """The type hint by which an argument is read; what a hint cannot say is left to the tool's own check."""
-    choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if isinstance(choices, list) and choices:
-        plain = all(isinstance(one, str | int | float | bool | None) for one in choices)
-        return _MADE_OF["literal"][tuple(choices)] if plain else Any
-    several = schema.get("anyOf") or schema.get("oneOf")
-    if isinstance(several, list) and several:
-        return _MADE_OF["union"][tuple(hint_of(_object(one)) for one in several)]
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        return _MADE_OF["union"][tuple(hint_of({**schema, "type": one}) for one in kind)] if kind else Any
-    if kind == "array":
-        items = schema.get("items")
-        return _MADE_OF["list"][hint_of(items)] if isinstance(items, Mapping) else list
-    if kind == "object":
-        more = schema.get("additionalProperties")
-        closed = schema.get("properties") or not isinstance(more, Mapping)
-        return dict if closed else _MADE_OF["dict"][str, hint_of(_object(more))]
-    return _NAMED.get(kind, Any) if isinstance(kind, str) else Any
