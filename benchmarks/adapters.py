@@ -71,6 +71,8 @@ def over_http() -> Iterator[str]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.1)
+        else:
+            raise SystemExit(f"the server at port {port} did not listen within a minute")
         yield f"http://127.0.0.1:{port}/mcp"
     finally:
         process.kill()

@@ -162,7 +162,7 @@ class EpisodeBuffer:
         if self.stale_policy != "drop":
             return []
         old = [unit for unit in self._ready if self._deadline(unit) < self.version]
-        self._ready = [unit for unit in self._ready if unit not in old]
+        self._ready = [unit for unit in self._ready if self._deadline(unit) >= self.version]
         self._accepted -= sum(map(len, old))
         return old
 

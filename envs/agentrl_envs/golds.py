@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from .dataset import prompt_id
 from .env import Env
 from .graders import Grader, Verdict
+from .threads import run_apart
 
 __all__ = ["BadGold", "asks_grader", "usable_rows"]
 
@@ -56,9 +56,7 @@ def usable_rows(env: type[Env], rows: Sequence[Row], grader: Grader) -> tuple[li
     async def look() -> list[str]:
         return await asyncio.gather(*(_fault(row.get("answer"), grader) for row in rows))
 
-    with ThreadPoolExecutor(1) as thread:  # the caller may be inside of an event loop
-        faults = thread.submit(asyncio.run, look()).result()
-    pairs = list(zip(rows, faults, strict=True))
+    pairs = list(zip(rows, run_apart(look()), strict=True))
     aside = [BadGold(prompt_id(row), row.get("answer"), fault) for row, fault in pairs if fault]
     return [row for row, fault in pairs if not fault], aside
 

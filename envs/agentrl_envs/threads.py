@@ -6,15 +6,16 @@ what the jobs do.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["THREADS", "Thread", "Threads"]
+__all__ = ["THREADS", "Thread", "Threads", "run_apart"]
 
 IDLE_S = 5.0
 """A thread that had nothing to do for so long ends."""
@@ -112,3 +113,8 @@ class Threads:
 
 THREADS = Threads()
 os.register_at_fork(after_in_child=THREADS.forget)
+
+
+def run_apart(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, from a function that may itself be called inside of an event loop."""
+    return THREADS.submit(partial(asyncio.run, coroutine)).result()

@@ -398,6 +398,24 @@ def test_a_key_that_comes_byte_by_byte_has_one_limit(monkeypatch: pytest.MonkeyP
     assert not waiting.is_alive()
 
 
+def test_what_was_overheard_opens_nothing() -> None:
+    answers, overheard = [], b""
+    for _ in range(2):  # the right answer, then the same once more
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            ours = socket.create_connection(listening.getsockname())
+            theirs, _ = listening.accept()
+        waiting = threading.Thread(target=remote._admit, args=(theirs, b"k" * 32, SHOP))
+        waiting.start()
+        with ours:
+            nonce = remote._received(ours, remote._NONCE, 5.0)
+            overheard = overheard or remote._signed(b"k" * 32, nonce)
+            ours.sendall(overheard)
+            answers.append(remote._received(ours, 1, 5.0))
+        waiting.join(20.0)
+        assert not waiting.is_alive()
+    assert answers == [b"+", b"-"]
+
+
 class Listens(Exception):
     """Ends a server that has told its address."""
 

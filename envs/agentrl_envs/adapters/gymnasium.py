@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +19,11 @@ from ..errors import EnvError, EnvNotFound
 from ..messages import Finish
 from ..raised import error_text
 from ..registry import load_file
-from .making import make_class
+from .making import make_class, seeded_rows
 
 __all__ = ["Gymnasium", "gymnasium_env"]
 
 _MARKED = re.compile(r"\x1b\[[\d;]+m(.*?)\x1b\[0m", re.DOTALL)
-_SEEDS = 2**30
 
 
 class Gymnasium(Env):
@@ -87,9 +85,7 @@ class Gymnasium(Env):
         cls, count: int, *, split: Literal["train", "test"], seed: int = 0
     ) -> list[dict[str, Any]]:
         """`count` rows `{"id", "seed"}`; no seed belongs to both splits."""
-        first = _SEEDS if split == "test" else 0
-        seeds = random.Random(f"{cls.id}/{split}/{seed}").sample(range(first, first + _SEEDS), count)
-        return [{"id": f"{split}-{one}", "seed": one} for one in seeds]
+        return seeded_rows(cls.id, count, split, seed)
 
     def _draws(self) -> bool:
         """Whether the game can be shown as text, and its observations are none."""

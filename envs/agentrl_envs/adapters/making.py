@@ -1,13 +1,17 @@
-"""What makers of classes share: settings checked while the class is made, and the range of its rewards."""
+"""What makers of classes share: settings checked while the class is made, range of rewards, rows of seeds."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SettingsError
 
-__all__ = ["make_class"]
+__all__ = ["make_class", "seeded_rows"]
+
+_SEEDS = 2**30
+"""Seeds of each split."""
 
 
 def make_class(
@@ -28,3 +32,10 @@ def make_class(
             raise SettingsError(f"{base.__name__}: lowest {low:g} is not below highest {high:g}")
         made.reward_range = (low, high)
     return made, given
+
+
+def seeded_rows(name: str, count: int, split: str, seed: int) -> list[dict[str, Any]]:
+    """`count` rows `{"id", "seed"}`, for what a seed is enough for; no seed is in both splits."""
+    first = _SEEDS if split == "test" else 0
+    seeds = random.Random(f"{name}/{split}/{seed}").sample(range(first, first + _SEEDS), count)
+    return [{"id": f"{split}-{one}", "seed": one} for one in seeds]

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from ..env import Env
@@ -19,8 +17,9 @@ from ..errors import EnvError, EnvNotFound, ToolError, ToolFailure
 from ..messages import Finish
 from ..raised import error_text
 from ..secret_text import masked
-from ..tools import schema_tool, tool_name
-from .making import make_class
+from ..threads import run_apart
+from ..tools import SchemaTool, schema_tools
+from .making import make_class, seeded_rows
 
 __all__ = ["OpenEnv", "openenv_env"]
 
@@ -29,7 +28,6 @@ _TOLD = ("VALIDATION_ERROR", "EXECUTION_ERROR")
 """Errors of the server that an action caused; the model is told."""
 _MOST_BYTES = 8 * 2**20
 """Of one message of the server."""
-_SEEDS = 2**30
 _NOTHING = (None, "", [], {})
 """What a field of an observation says nothing with."""
 
@@ -91,9 +89,7 @@ class OpenEnv(Env):
         cls, count: int, *, split: Literal["train", "test"], seed: int = 0
     ) -> list[dict[str, Any]]:
         """`count` rows `{"id", "seed"}`; no seed belongs to both splits."""
-        first = _SEEDS if split == "test" else 0
-        seeds = random.Random(f"{cls.url}/{split}/{seed}").sample(range(first, first + _SEEDS), count)
-        return [{"id": f"{split}-{one}", "seed": one} for one in seeds]
+        return seeded_rows(cls.url, count, split, seed)
 
 
 class _Link:
@@ -174,31 +170,27 @@ def openenv_env(rest: str, settings: Mapping[str, Any]) -> type[OpenEnv]:
         raise EnvNotFound(
             f'"openenv:{masked(rest)}": want the address of a server, such as openenv:http://localhost:8000'
         )
-    with ThreadPoolExecutor(1) as thread:  # the caller may be inside of an event loop
-        tools = thread.submit(asyncio.run, _offered(url)).result()
     body: dict[str, Any] = {"url": url, "__doc__": f"A task of the server at {masked(url)}."}
-    for name, description, schema in tools:
-        called = tool_name(name)
-        if f"tool_{called}" in body:
-            raise EnvError(f"the OpenEnv server at {url} has two tools that a model would call {called!r}")
-        body[f"tool_{called}"] = _tool(name, description, schema)
+    body |= schema_tools(f"the OpenEnv server at {masked(url)}", run_apart(_offered(url)))
     return make_class(OpenEnv, body, settings)[0]
 
 
-def _tool(name: str, description: str, schema: Mapping[str, Any]) -> Any:
-    by_name = schema.get("x-agentrl-action") is None
+def _called(name: str) -> Callable[..., Any]:
+    """A method that calls a tool of the server by name."""
 
     async def call(self: OpenEnv, **arguments: Any) -> str:
-        if not by_name:
-            return await self.step(arguments)
         return await self.step({"type": "call_tool", "tool_name": name, "arguments": arguments})
 
-    shown = {key: value for key, value in schema.items() if key != "x-agentrl-action"}
-    return schema_tool(tool_name(name), description or name, shown, call)
+    return call
 
 
-async def _offered(url: str) -> Sequence[tuple[str, str, Mapping[str, Any]]]:
-    """Name, description and schema of each tool of a server."""
+async def _act(self: OpenEnv, **arguments: Any) -> str:
+    """Take an action of a server that has no tools."""
+    return await self.step(arguments)
+
+
+async def _offered(url: str) -> list[SchemaTool]:
+    """The tools of a server, or the one that its actions are."""
     import aiohttp
 
     try:
@@ -213,8 +205,8 @@ async def _offered(url: str) -> Sequence[tuple[str, str, Mapping[str, Any]]]:
     properties = action.get("properties", {})
     if not {"tool_name", "arguments"} <= set(properties):
         own = {key: value for key, value in properties.items() if key != "metadata"}
-        schema = {**action, "properties": own, "x-agentrl-action": True}
-        return [("step", str(action.get("description") or "Take one step."), schema)]
+        text = str(action.get("description") or "Take one step.")
+        return [SchemaTool("step", text, {**action, "properties": own}, _act)]
     link = await _Link.open(url, 30)
     try:
         listed = await link.ask("step", {"type": "list_tools"}, 30)
@@ -222,8 +214,12 @@ async def _offered(url: str) -> Sequence[tuple[str, str, Mapping[str, Any]]]:
         raise EnvError(f"the OpenEnv server at {masked(url)} does not list its tools: {error}") from error
     finally:
         await link.close()
-    tools = listed["observation"]["tools"]
-    return [(tool["name"], tool.get("description") or "", tool.get("input_schema") or {}) for tool in tools]
+    return [
+        SchemaTool(
+            one["name"], one.get("description") or "", one.get("input_schema") or {}, _called(one["name"])
+        )
+        for one in listed["observation"]["tools"]
+    ]
 
 
 def _text(observation: Any) -> str:

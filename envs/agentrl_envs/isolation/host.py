@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +29,7 @@ from ..processes import end_of
 from ..secret_text import masked
 from ..threads import THREADS
 from .channel import PROTOCOL, Channel, Refused
+from .command import command
 from .remote import connect
 from .wire import error_of, told_error
 
@@ -46,16 +46,6 @@ _END_S = 15.0
 _LOOK_S = 1.0
 
 Handler = Callable[[Mapping[str, Any]], None]
-
-_BOOT = """
-import sys
-try:
-    import agentrl_envs.isolation
-except ModuleNotFoundError:
-    sys.path += sys.argv[3:]
-from agentrl_envs.isolation.__main__ import main
-main()
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +92,10 @@ class Host:
         """Start the process; the connection to it."""
         self._log = log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         ours, theirs = socket.socketpair()
-        mine = not place.python
-        paths = [path for path in sys.path if path] if mine else _roots()
-        boot = "import sys; sys.path[:] = sys.argv[3:]\n" + _BOOT if mine else _BOOT
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [place.python or sys.executable, "-c", boot, str(theirs.fileno()), "", *paths],
+                    command(theirs.fileno(), python=place.python),
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -247,14 +234,6 @@ class Host:
             self.kill(f"was killed: it had {resident} MB of memory, more than twice env.memory_mb")
         elif resident > self.place.memory_mb:
             self.worn = True
-
-
-def _roots() -> list[str]:
-    """Where another interpreter finds this package, if it has none of its own."""
-    import agentrl_sandbox
-
-    files = (Path(__file__).parents[1], Path(agentrl_sandbox.__file__).parent)
-    return list(dict.fromkeys(str(file.parent) for file in files))
 
 
 @dataclass

@@ -1,21 +1,20 @@
 """Environments on other machines: the protocol of `channel.py` over TCP, a process for each connection.
 
-Whoever connects sends the SHA-256 of the key first, and is told with one byte whether it is the server's.
-Nothing is encrypted: for a private network. The environment is the server's choice; who connects gives its
-settings. Knows nothing of episodes.
+The server sends a nonce first; whoever connects answers with its HMAC-SHA-256 under the key, and is told with
+one byte whether the key is the server's. Nothing is encrypted after that: for a private network. The
+environment is the server's choice; who connects gives its settings. Knows nothing of episodes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import hmac
 import logging
 import os
+import secrets
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 
 from ..errors import EnvError, ServerFailure
 from ..registry import load_env
+from .command import command
 
 __all__ = ["KEY", "connect", "serve_remotely"]
 
@@ -37,12 +37,8 @@ _AGAIN_S = 1.0
 _ACCEPTED, _REFUSED = b"+", b"-"
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
 """Why a connection cannot be accepted now, and another can later."""
-_BOOT = """
-import sys
-sys.path[:] = sys.argv[3:]
-from agentrl_envs.isolation.__main__ import main
-main()
-"""
+_NONCE = 16
+"""Bytes that the server sends first, and that the key signs: what was overheard opens nothing."""
 
 
 def connect(address: str) -> socket.socket:
@@ -63,7 +59,7 @@ def connect(address: str) -> socket.socket:
     try:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        peer.sendall(key)
+        peer.sendall(_signed(key, _received(peer, _NONCE, _CONNECT_S)))
         answer = _received(peer, len(_ACCEPTED), _CONNECT_S)
         peer.settimeout(None)
     except OSError as error:
@@ -132,14 +128,15 @@ def _admit(peer: socket.socket, key: bytes, spec: str) -> None:
     """Start a process for a connection that says the key, and wait for its end."""
     with peer:
         try:
-            said = _received(peer, len(key), _KEY_S)
-            if not hmac.compare_digest(said, key):
+            peer.sendall(nonce := secrets.token_bytes(_NONCE))
+            wanted = _signed(key, nonce)
+            if not hmac.compare_digest(_received(peer, len(wanted), _KEY_S), wanted):
                 peer.sendall(_REFUSED)
                 return
             peer.settimeout(None)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(peer.fileno()), spec, *filter(None, sys.path)],
+                command(peer.fileno(), spec=spec),
                 pass_fds=[peer.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -179,4 +176,8 @@ def _key() -> bytes:
     key = os.environ.get(KEY, "")
     if len(key) < 16:
         raise EnvError(f"an environment on another machine needs a key of 16 characters or more in {KEY}")
-    return hashlib.sha256(key.encode()).digest()
+    return key.encode()
+
+
+def _signed(key: bytes, nonce: bytes) -> bytes:
+    return hmac.digest(key, nonce, "sha256")

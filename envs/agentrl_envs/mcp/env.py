@@ -12,14 +12,14 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from ..errors import EnvError, ServerFailure, ToolError
 from ..question import QuestionEnv
 from ..secret_text import masked, with_variables
-from ..tools import schema_tool, tool_name
+from ..threads import run_apart
+from ..tools import SchemaTool, schema_tools
 from .results import told
 from .session import PING_S, McpSession, Server, Timeout, Tool, apart, changes
 
@@ -156,8 +156,7 @@ def mcp_env(where: str, settings: Mapping[str, Any] | None = None) -> type[McpEn
 def _class_of(where: str, settings_text: str) -> type[McpEnv]:
     settings = McpEnv.check_settings(json.loads(settings_text))
     given = {name: settings.get(name, getattr(McpEnv, name)) for name in McpEnv.setting_types()}
-    with ThreadPoolExecutor(1) as thread:  # the caller may be inside of an event loop
-        offered = thread.submit(asyncio.run, _tools_of(server_of(where, given))).result()
+    offered = run_apart(_tools_of(server_of(where, given)))
     if missing := set(given["only"]) - {tool.name for tool in offered}:
         has = ", ".join(tool.name for tool in offered)
         raise EnvError(
@@ -169,20 +168,14 @@ def _class_of(where: str, settings_text: str) -> type[McpEnv]:
         raise EnvError(f"the MCP server {masked(where)!r} has no tools")
     # The call waits longer than the tool may take, so as to see whether the server is still there.
     limit_s = given["tool_timeout_s"] + PING_S + 5.0
-    members: dict[str, Any] = {"server": where, "offered": chosen, "__module__": __name__}
-    for tool in chosen:
-        name = tool_name(tool.name)
-        if f"tool_{name}" in members:
-            raise EnvError(f"the MCP server {masked(where)!r} has two tools that a model would call {name!r}")
-        members[f"tool_{name}"] = schema_tool(
-            name,
-            tool.description,
-            tool.schema,
-            _method(tool.name),
-            parallel=tool.read_only,
-            timeout_s=limit_s,
-        )
-    return type("McpEnv", (McpEnv,), members)
+    methods = schema_tools(
+        f"the MCP server {masked(where)!r}",
+        (
+            SchemaTool(one.name, one.description, one.schema, _method(one.name), one.read_only, limit_s)
+            for one in chosen
+        ),
+    )
+    return type("McpEnv", (McpEnv,), {"server": where, "offered": chosen, "__module__": __name__, **methods})
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -7,14 +7,15 @@ comes back to itself, the inner one is shown as its bare type. Knows nothing of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EnvError
 from .decorator import ToolMark, set_mark
 from .schema_hints import as_schema
 
-__all__ = ["schema_tool", "tool_name", "written_out"]
+__all__ = ["SchemaTool", "schema_tool", "schema_tools", "tool_name", "written_out"]
 
 _MOST_NODES = 2_000
 """Parts of one schema once its references are written out; what is longer fills the context of a model."""
@@ -53,6 +54,41 @@ def schema_tool(
     required = [key for key in parameters.get("required", ()) if key in properties]
     whole = {**parameters, "type": "object", "properties": properties, "required": required}
     return set_mark(function, ToolMark(name, parallel, timeout_s, description, whole))
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaTool:
+    """A tool of somebody else's; see `schema_tool`."""
+
+    name: str
+    """What its owner calls it."""
+    description: str
+    schema: Mapping[str, Any]
+    function: Callable[..., Any]
+    parallel: bool = False
+    timeout_s: float | None = None
+
+
+def schema_tools(owner: str, tools: Iterable[SchemaTool]) -> dict[str, Callable[..., Any]]:
+    """The methods of a class that has these tools, by attribute.
+
+    Raises:
+        EnvError: two of them have one name for a model, or as of `schema_tool`; names the `owner`.
+    """
+    methods: dict[str, Callable[..., Any]] = {}
+    for one in tools:
+        name = tool_name(one.name)
+        if f"tool_{name}" in methods:
+            raise EnvError(f"{owner} has two tools that a model would call {name!r}")
+        methods[f"tool_{name}"] = schema_tool(
+            name,
+            one.description or one.name,
+            one.schema,
+            one.function,
+            parallel=one.parallel,
+            timeout_s=one.timeout_s,
+        )
+    return methods
 
 
 def tool_name(given: str) -> str:
