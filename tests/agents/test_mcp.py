@@ -25,13 +25,10 @@ from tests.needed import needed
 
 needed("mcp", "no package mcp (pip install 'agentrl[mcp]')")
 
-import agentrl
-from agentrl.config.loading import load_settings
 from agentrl.config.settings import EnvSettings, RolloutSettings
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
-from agentrl.storage.metrics import read_metrics
 from agentrl.tasks.task import Task
 from agentrl.tasks.task import env_class as class_of
 from agentrl_envs import Env, EnvError, ToolCall, ToolResult, load_env
@@ -41,10 +38,10 @@ from agentrl_envs.isolation import Isolation, end_hosts, isolated
 from agentrl_envs.mcp import env as env_module
 from agentrl_envs.mcp.session import Server
 from tests.adapters.playing import END, Tokenizer, tool_call
+from tests.agents.training import two_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
-DEMO = Path(agentrl.__file__).parent / "demo"
 SERVER = Path(__file__).parent / "servers" / "notes.py"
 COMMAND = shlex.join([sys.executable, str(SERVER)])
 VARIABLES = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
@@ -372,33 +369,8 @@ async def test_the_example_goes_through_three_tool_calls() -> None:
 
 def test_the_example_is_trained_for_two_steps(tmp_path: Path) -> None:
     needed("torch", "the learner needs torch (pip install agentrl[train])")
-    from agentrl.training.train import train
-
-    rows = [{"id": str(n), "problem": f"{n}*8+1", "answer": str(n * 8 + 1)} for n in range(20, 28)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = (DEMO / "demo.toml").read_text()
-    settings = settings.replace('name = "arithmetic"', f"name = {json.dumps(f'mcp:{EXAMPLE}')}")
-    settings = settings.replace(
-        "[model]",
-        f"[env.settings]\nshared = true\nvariables = {{PYTHONPATH = {json.dumps(OURS['PYTHONPATH'])}}}\n\n[model]",
-        1,
-    )
-    (tmp_path / "run.toml").write_text(settings.replace("generated:train:250", str(tmp_path / "rows.jsonl")))
-    flags: list[Any] = [
-        f"--model.path={DEMO / 'model'}",
-        f"--run.directory={tmp_path}",
-        "--run.name=run",
-        "--run.steps=2",
-        "--stream.batch=3",
-        "--stream.in_flight=3",
-        "--eval.data=",
-        "--learner.mini_batch=3",
-        "--checkpoint.every=2",
-    ]
-    train(load_settings(tmp_path / "run.toml", flags))
-    steps = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "step"]
-    assert [row["step"] for row in steps] == [1, 2]
-    assert all(row["tokens_learned"] > 0 for row in steps)
+    variables = f"shared = true\nvariables = {{PYTHONPATH = {json.dumps(OURS['PYTHONPATH'])}}}"
+    steps = two_steps(tmp_path, f"mcp:{EXAMPLE}", variables)
     assert sum(row["tool_calls_mean"] for row in steps) > 0
 
 

@@ -6,7 +6,6 @@ its interpreter; without one, these tests are skipped, or fail where AGENTRL_REQ
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -14,24 +13,20 @@ import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import agentrl
-from agentrl.config.loading import load_settings
 from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Episode
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
-from agentrl.storage.metrics import read_metrics
 from agentrl_envs.program import program_env
+from tests.agents.training import two_steps
 from tests.needed import missing, needed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "agents"
-DEMO = Path(agentrl.__file__).parent / "demo"
 PYTHON = os.environ.get("AGENTRL_AGENTS_PYTHON", str(Path(__file__).parents[2] / ".venv-agents/bin/python"))
 
 
@@ -100,27 +95,5 @@ async def test_a_program_goes_through_three_tool_calls_in_one_segment(name: str)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_is_trained_for_two_steps(name: str, tmp_path: Path) -> None:
     needed("torch", "the learner needs torch (pip install agentrl[train])")
-    from agentrl.training.train import train
-
-    started = command(name)
-    rows = [{"id": str(n), "problem": f"{n}*8+1", "answer": str(n * 8 + 1)} for n in range(20, 28)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = (DEMO / "demo.toml").read_text()
-    settings = settings.replace('name = "arithmetic"', f"name = {json.dumps(f'program:{started}')}")
-    (tmp_path / "run.toml").write_text(settings.replace("generated:train:250", str(tmp_path / "rows.jsonl")))
-    flags: list[Any] = [
-        f"--model.path={DEMO / 'model'}",
-        f"--run.directory={tmp_path}",
-        "--run.name=run",
-        "--run.steps=2",
-        "--stream.batch=3",
-        "--stream.in_flight=3",
-        "--eval.data=",
-        "--learner.mini_batch=3",
-        "--checkpoint.every=2",
-    ]
-    train(load_settings(tmp_path / "run.toml", flags))
-    rows_of_steps = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "step"]
-    assert [row["step"] for row in rows_of_steps] == [1, 2]
-    assert all(row["counts"]["gateway/requests"] >= 3 for row in rows_of_steps)
-    assert all(row["tokens_learned"] > 0 for row in rows_of_steps)
+    steps = two_steps(tmp_path, f"program:{command(name)}")
+    assert all(row["counts"]["gateway/requests"] >= 3 for row in steps)
