@@ -40,12 +40,13 @@ class {name}(MathWithPython):
     # From MathWithPython: the tool `python`, one interpreter per episode. A tool of your own is a method,
     # `@tool def search(self, query: str) -> str`, with `from agentrl import tool` (docs/environments.md).
 
+    system_prompt = ""  # the bundled model has no words to spare; None lets tools and format be explained
     max_turns = 4
     required_fields = ("problem", "answer")
-    example_rows = ({{"problem": "What is 17 * 23?", "answer": "391"}},)  # what `agentrl check` tries
+    example_rows = ({{"problem": "17*23", "answer": "391"}},)  # what `agentrl check` tries
 
     def prompt(self, row):
-        return row["problem"] + "\\nPut the final answer in \\\\boxed{{}}."
+        return row["problem"]  # for other models: + "\\nPut the final answer in \\\\boxed{{}}."
 
     def reward(self, row, answer):
         return self.grade(answer, row["answer"])
