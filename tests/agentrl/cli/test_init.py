@@ -82,3 +82,15 @@ def test_what_it_writes_is_told_and_nothing_is_overwritten(
     assert main(["init", "mine", "--kind", "game"]) == 1
     assert "exists; name another folder" in capsys.readouterr().err
     assert (tmp_path / "mine" / "environment.py").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_file_it_writes_learns_as_its_first_lines_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "my_env.py"]) == 0
+    assert main(["train", "my_env.py", "--steps=12", "--quiet"]) == 0
+    summary = json.loads(next((tmp_path / "runs").glob("*/summary.json")).read_text())
+    # It is .14 and .55; before, no answer was ever right, and nothing could be learned from.
+    assert summary["reward_first"] > 0.05
+    assert summary["reward_last"] > summary["reward_first"] + 0.15
