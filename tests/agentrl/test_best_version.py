@@ -93,14 +93,19 @@ def test_the_best_version_is_kept_through_interruptions(
     assert expected[:2] == first_best(tmp_path / "whole")
     assert 0 < expected[0] < 6  # neither of the ends, which are kept anyway
     # Wherever the disk goes: also between the score and the weights, and between two renames.
+    interrupted = 0
     for moment in range(20, count.passages, 29):
         path = tmp_path / f"cut-{moment}"
         count.passages, count.fails_at = 0, moment
-        assert not asyncio.run(attempt(path))
+        ended = asyncio.run(attempt(path))
         count.fails_at = 0
-        assert asyncio.run(attempt(path))
+        if not ended:
+            interrupted += 1
+            assert asyncio.run(attempt(path))
         assert kept(path) == expected, moment
         assert not list(path.glob(".best*"))
+    # Rows are written in groups, so one run makes more writes than another: the last moments may lie beyond.
+    assert interrupted >= 4
 
 
 class Counted:
