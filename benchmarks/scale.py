@@ -1,7 +1,7 @@
 """How far one process carries: episodes in flight, turns a second, bytes a token, prompts of the tracker.
 
 `python -m benchmarks.scale`: 10,000 episodes in flight with a scripted policy through the real
-dispatcher, rollout, renderer, environment, recorder and ledger; memory per token of episodes held;
+orchestrator, rollout, renderer, environment, recorder and ledger; memory per token of episodes held;
 a tracker with a million prompts. CPU seconds and a JSON line.
 """
 
@@ -15,6 +15,7 @@ import tempfile
 import time
 import tracemalloc
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,21 @@ import numpy as np
 
 from agentrl.algorithms.prompt_sampler import PromptSampler
 from agentrl.algorithms.value_tracker import ValueTracker
-from agentrl.config.settings import RolloutSettings, SamplerSettings, TrackerSettings
+from agentrl.config.loading import load_settings
+from agentrl.config.settings import SamplerSettings, TrackerSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.inference.policy import FinishReason, Generation
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
-from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl.storage.durable import write_file
-from agentrl.storage.ledger import Ledger
-from agentrl.storage.recorder import EpisodeRecorder
+from agentrl.storage.run_folder import RunFolder
+from agentrl.tasks.task import Task
+from agentrl.training.assembly import assemble
 from agentrl.training.collector import rare_collections
-from agentrl.training.dispatcher import Dispatcher
+from agentrl.training.plan import RunPlan
+from agentrl.weights.handle import WeightHandle
 from agentrl_envs import Env, tool
+from agentrl_sandbox import open_sandbox
 
 TURNS = 4
 
@@ -64,6 +68,7 @@ class _Prepared(ScriptedPolicy):
         super().__init__([answer])
         self._messages = [self._message(call), self._message(answer)]
         self._said: dict[str, int] = {}
+        self.turns = self.peak = self._asking = 0
 
     def _message(self, text: str) -> Generation:
         ids = array("i", self.tokenizer.encode(text))
@@ -75,70 +80,61 @@ class _Prepared(ScriptedPolicy):
     ) -> Generation:
         """A call while turns are left, then an answer."""
         turn = self._said[session] = self._said.get(session, 0) + 1
+        self.turns += 1
+        self._asking += 1
+        self.peak = max(self.peak, self._asking)
         await asyncio.sleep(1.0)  # so that all of them really are in flight together
+        self._asking -= 1
         return self._messages[turn == TURNS]
 
 
-class _Stream:
-    """A ledger and a recorder around the dispatcher, as training has them."""
+class _Learner:
+    """Learns nothing, so that what is measured is the loop around it."""
 
-    def __init__(self, count: int, ledger: Ledger, recorder: EpisodeRecorder) -> None:
-        self._count, self._ledger, self._recorder = count, ledger, recorder
-        self.started = self.ended = self.turns = self.peak = 0
-        self.done = asyncio.Event()
+    async def step(self, episodes: Sequence[Episode], advantages: Any, **more: Any) -> dict[str, Any]:
+        """The numbers that the loop reads."""
+        return {"drift": 0.0, "tokens_learned": sum(episode.num_trainable for episode in episodes)}
 
-    def next(self) -> Dispatch | None:
-        if self.started == self._count:
-            return None
-        key = f"t{self.started}"
-        self.started += 1
-        self.peak = max(self.peak, self.started - self.ended)
-        self._ledger.dispatched(key, "p", 0)
-        return Dispatch(key, self.started - 1, "p", 0, seed=self.started)
+    async def handle(self, version: int, attempt: int) -> WeightHandle:
+        """Nothing to fetch."""
+        return WeightHandle(version=version, attempt=attempt, source=self)
 
-    def finished(self, episode: Episode) -> None:
-        self._recorder.record(episode, lambda: self._written(episode))
+    async def save(self, folder: Path) -> None:
+        """A checkpoint without weights."""
+        folder.mkdir(exist_ok=True)
 
-    def _written(self, episode: Episode) -> None:
-        self._ledger.finished(episode.episode_id)
-        self.turns += len(episode.turns)
-        self.ended += 1
-        if self.ended == self._count:
-            self.done.set()
-
-    def failed(self, episode: Episode) -> None:
-        raise AssertionError(episode.failure)
-
-    def cancelled(self, dispatch: Dispatch) -> None:
-        raise AssertionError(dispatch)
+    save_weights = save
 
 
 async def _play_all(episodes: int, tokens: int, folder: Path) -> dict[str, float]:
     filler = "x" * (tokens // TURNS - 40)
     policy = _Prepared(f"{filler}<code>\n```python\n1\n```\n</code>", f"{filler}<|end|>")
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
-    ledger, recorder = Ledger(folder / "ledger.jsonl"), EpisodeRecorder(folder / "episodes")
-    stream = _Stream(episodes, ledger, recorder)
-
-    async def play(dispatch: Dispatch) -> Episode:
-        return await run_episode(
-            Talk, policy, renderer, row={"problem": "p"}, dispatch=dispatch, settings=RolloutSettings()
-        )
-
-    dispatcher = Dispatcher(stream, play, episodes)
+    flags = {"batch": episodes, "in_flight": episodes, "staleness": 0}
+    settings = load_settings(
+        None,
+        ["--run.steps=1", "--tracker.initial_rollouts=0", f"--learner.mini_batch={episodes}"]
+        + [f"--stream.{name}={value}" for name, value in flags.items()],
+    )
+    rows = tuple({"id": f"p{index}", "problem": "p"} for index in range(episodes))
+    plan = RunPlan(settings, (Task("talk", Talk, {}, 1.0, rows),), ())
+    learner: Any = _Learner()
     started, cpu = time.perf_counter(), time.process_time()
-    running = asyncio.ensure_future(dispatcher.run())
-    await stream.done.wait()
+    async with assemble(
+        plan,
+        RunFolder.create(folder, "run"),
+        policy=policy,
+        learner=learner,
+        renderer=renderer,
+        sandbox=open_sandbox("broken"),
+    ) as run:
+        await run.run()
     wall, used = time.perf_counter() - started, time.process_time() - cpu
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await recorder.close()
-    ledger.close()
     return {
         "episodes": episodes,
         "tokens_each": tokens,
-        "in_flight_peak": stream.peak,
-        "turns_per_cpu_s": stream.turns / used,
+        "in_flight_peak": policy.peak,
+        "turns_per_cpu_s": policy.turns / used,
         "cpu_s": used,
         "wall_s": wall,
     }
@@ -169,15 +165,15 @@ def tracker(prompts: int) -> dict[str, float]:
     sampler = PromptSampler(value_tracker, SamplerSettings(), seed=0)
     draw_s, refill_s = [], []
     for _ in range(7):
-        started = time.perf_counter()
+        started = time.process_time()
         drawn = [sampler.draw() for _ in range(2048)]
-        draw_s.append(time.perf_counter() - started)
-        started = time.perf_counter()
+        draw_s.append(time.process_time() - started)
+        started = time.process_time()
         for prompt in drawn:
             assert prompt is not None
             value_tracker.fold(prompt, float(prompt % 2), start_clock=0.0)
             sampler.folded(prompt)
-        refill_s.append((time.perf_counter() - started) / len(drawn))
+        refill_s.append((time.process_time() - started) / len(drawn))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         state = {**value_tracker.state_dict(), **{f"s/{k}": v for k, v in sampler.state_dict().items()}}
@@ -193,8 +189,8 @@ def tracker(prompts: int) -> dict[str, float]:
         load_s = time.perf_counter() - started
     return {
         "prompts": prompts,
-        "draw_2048_ms": 1e3 * float(np.median(draw_s)),
-        "fold_and_refill_ms": 1e3 * float(np.median(refill_s)),
+        "draw_2048_cpu_ms": 1e3 * float(np.median(draw_s)),
+        "fold_and_refill_cpu_ms": 1e3 * float(np.median(refill_s)),
         "save_s": save_s,
         "load_s": load_s,
     }
