@@ -101,7 +101,7 @@ class _Learner:
 
     async def save(self, folder: Path) -> None:
         """A checkpoint without weights."""
-        folder.mkdir(exist_ok=True)
+        await asyncio.to_thread(folder.mkdir, exist_ok=True)
 
     save_weights = save
 
