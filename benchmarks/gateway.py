@@ -5,19 +5,24 @@
     python -m benchmarks.gateway latency        an engine that answers at once, one conversation
     python -m benchmarks.gateway compaction     a task of three contexts, with and without
 
-Each prints a JSON line. The client of the gateway runs in the same process, so its time is counted against it.
+Each prints a JSON line. The agents run in a process of their own, as programs do: processor time is that of the
+process that has the engine and the gateway, and what the agents take is said beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 
@@ -62,32 +67,17 @@ class Direct(Env):
 
 
 class Through(Env):
-    """The same agent as a client of the gateway."""
+    """The same agent as a client of the gateway, in the process of the agents."""
 
     max_turns = 8
+    agents: ClassVar[Agents]
 
     async def play(self, row: Any) -> str | None:
         """A loop over requests."""
-        messages: list[Any] = [{"role": "user", "content": row["problem"]}]
         async with self.speaker.serve() as access:
-            head = {"Authorization": f"Bearer {access.key}"}
-            async with aiohttp.ClientSession(access.url, headers=head) as http:
-                for _ in range(self.max_turns):
-                    body = {"model": "m", "messages": messages, "tools": [TOOL]}
-                    began = time.perf_counter()
-                    async with http.post("/v1/chat/completions", json=body) as answer:
-                        if answer.status != 200:
-                            return None
-                        said = (await answer.json())["choices"][0]["message"]
-                    LATENCIES.append(time.perf_counter() - began)
-                    messages.append(said)
-                    if not said.get("tool_calls"):
-                        return said["content"]
-                    messages += [
-                        {"role": "tool", "tool_call_id": c["id"], "content": "5561"}
-                        for c in said["tool_calls"]
-                    ]
-        return None
+            answer, seconds = await self.agents.play(access.url, access.key, row["problem"])
+        LATENCIES.extend(seconds)
+        return answer
 
     async def reward(self, row: Any, answer: str | None) -> bool:
         """Nothing is learned here."""
@@ -95,6 +85,91 @@ class Through(Env):
 
 
 LATENCIES: list[float] = []
+"""Seconds of each request, as its agent sees them."""
+
+
+class Agents:
+    """The process of the agents; a line of JSON for each episode, and one back."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._waiting: list[asyncio.Future[Any]] = []
+        self._reading = asyncio.ensure_future(self._read())
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def started(cls) -> AsyncIterator[Agents]:
+        """The process, while the context is open."""
+        pipe, command = asyncio.subprocess.PIPE, (sys.executable, "-m", "benchmarks.gateway", "agents")
+        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+        agents = cls(process)
+        try:
+            yield agents
+        finally:
+            process.stdin.close()
+            await process.wait()
+            await agents._reading
+
+    async def _read(self) -> None:
+        async for line in self._process.stdout:
+            number, *result = json.loads(line)
+            self._waiting[number].set_result(result)
+
+    async def _ask(self, *given: Any) -> Any:
+        self._waiting.append(asyncio.get_running_loop().create_future())
+        line = json.dumps([len(self._waiting) - 1, *given])
+        self._process.stdin.write(f"{line}\n".encode())
+        return await self._waiting[-1]
+
+    async def play(self, url: str, key: str, problem: str) -> tuple[str | None, list[float]]:
+        """Play one episode: its answer, and the seconds of each request."""
+        answer, seconds = await self._ask(url, key, problem)
+        return answer, seconds
+
+    async def cpu_seconds(self) -> float:
+        """What the process has used."""
+        (seconds,) = await self._ask()
+        return seconds
+
+
+async def be_agents() -> None:
+    """Play what is asked on standard input, until it ends."""
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader(loop=loop)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    tasks = set()
+
+    async def one(number: int, *given: Any) -> None:
+        result = await agent(http, *given) if given else (time.process_time(),)
+        print(json.dumps([number, *result]), flush=True)
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        async for line in lines:
+            task = asyncio.ensure_future(one(*json.loads(line)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+
+async def agent(
+    http: aiohttp.ClientSession, url: str, key: str, problem: str
+) -> tuple[str | None, list[float]]:
+    """A loop over requests: the answer, and the seconds of each."""
+    messages: list[Any] = [{"role": "user", "content": problem}]
+    head = {"Authorization": f"Bearer {key}"}
+    seconds = []
+    for _ in range(Through.max_turns):
+        body = {"model": "m", "messages": messages, "tools": [TOOL]}
+        began = time.perf_counter()
+        async with http.post(f"{url}/v1/chat/completions", json=body, headers=head) as answer:
+            if answer.status != 200:
+                return None, seconds
+            said = (await answer.json())["choices"][0]["message"]
+        seconds.append(time.perf_counter() - began)
+        messages.append(said)
+        if not said.get("tool_calls"):
+            return said["content"], seconds
+        messages += [{"role": "tool", "tool_call_id": c["id"], "content": "5561"} for c in said["tool_calls"]]
+    return None, seconds
 
 
 async def episodes(
@@ -133,22 +208,40 @@ async def speed(rounds: int, count: int) -> dict[str, Any]:
     policy = TransformersPolicy(learner.model, tokenizer, slots=64, context_tokens=512)
     await policy.start()
     renderer = make_renderer(tokenizer, "code")
-    ways: dict[str, list[tuple[float, float]]] = {"direct": [], "gateway": []}
-    for _ in range(rounds):
-        for name, env in (("direct", Direct), ("gateway", Through)):
-            tokens, seconds, cpu = await episodes(env, policy, renderer, count, 64)
-            ways[name].append((tokens / seconds, tokens / cpu))
-    await policy.close()
-    rate = {name: statistics.median(a for a, _ in values) for name, values in ways.items()}
-    of_cpu = {name: statistics.median(b for _, b in values) for name, values in ways.items()}
+    try:
+        return {"what": "speed", **await both_ways(policy, renderer, rounds, count)}
+    finally:
+        await policy.close()
+
+
+async def both_ways(policy: Policy, renderer: Renderer, rounds: int, count: int) -> dict[str, Any]:
+    """Tokens a second, 64 conversations in flight: both ways in turn, so that other work weighs on both alike."""
+    wall: list[dict[str, float]] = []
+    cpu: list[dict[str, float]] = []
+    async with Agents.started() as Through.agents:
+        for number in range(-1, rounds):  # the first is warming up
+            wall.append({})
+            cpu.append({})
+            for env in (Direct, Through) if number % 2 else (Through, Direct):
+                before = await Through.agents.cpu_seconds()
+                tokens, seconds, used = await episodes(env, policy, renderer, count, 64)
+                wall[-1][env.__name__], cpu[-1][env.__name__] = tokens / seconds, tokens / used
+                if env is Through:
+                    cpu[-1]["agents_share"] = (await Through.agents.cpu_seconds() - before) / used
+    wall, cpu = wall[1:], cpu[1:]
     return {
-        "what": "speed",
         "in_flight": 64,
-        "tokens_per_s": rate,
-        "tokens_per_cpu_s": of_cpu,
-        "ratio": rate["gateway"] / rate["direct"],
-        "ratio_cpu": of_cpu["gateway"] / of_cpu["direct"],
-        "rounds": ways,
+        "rounds": rounds,
+        "tokens_per_s": {
+            name: statistics.median(row[name] for row in wall) for name in ("Direct", "Through")
+        },
+        "ratio": statistics.median(row["Through"] / row["Direct"] for row in wall),
+        "ratio_cpu": statistics.median(row["Through"] / row["Direct"] for row in cpu),
+        "ratios": [round(row["Through"] / row["Direct"], 3) for row in wall],
+        "ratios_cpu": [round(row["Through"] / row["Direct"], 3) for row in cpu],
+        # Processor time of the agents for one second of the engine and the gateway.
+        "agents_share": statistics.median(row["agents_share"] for row in cpu),
+        "load": os.getloadavg()[0],
     }
 
 
@@ -160,18 +253,7 @@ async def served(rounds: int, count: int) -> dict[str, Any]:
 
     policy = ScriptedPolicy(script, tokenizer=ByteTokenizer(), seconds=lambda _, tokens: 0.02 * tokens)
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
-    ways: dict[str, list[float]] = {"direct": [], "gateway": []}
-    for _ in range(rounds):
-        for name, env in (("direct", Direct), ("gateway", Through)):
-            tokens, seconds, _ = await episodes(env, policy, renderer, count, 64)
-            ways[name].append(tokens / seconds)
-    rate = {name: statistics.median(values) for name, values in ways.items()}
-    return {
-        "what": "served",
-        "in_flight": 64,
-        "tokens_per_s": rate,
-        "ratio": rate["gateway"] / rate["direct"],
-    }
+    return {"what": "served", **await both_ways(policy, renderer, rounds, count)}
 
 
 async def latency(requests: int) -> dict[str, Any]:
@@ -194,24 +276,33 @@ async def latency(requests: int) -> dict[str, Any]:
         return result
 
     policy.generate = timed  # type: ignore[method-assign]
-    await episodes(Through, policy, renderer, requests // 8, 1)
-    added = [a - b for a, b in zip(LATENCIES, directly, strict=True)]
+    async with Agents.started() as Through.agents:
+        await episodes(Through, policy, renderer, requests // 8, 1)
+        added = [a - b for a, b in zip(LATENCIES, directly, strict=True)]
+        medians = await cpu_a_request(policy, renderer, directly, requests // 40)
     cut = statistics.quantiles(added, n=100)
-    cpu: dict[str, list[float]] = {"direct": [], "gateway": []}
-    for _ in range(5):
-        for name, env in (("direct", Direct), ("gateway", Through)):
-            asked = len(directly)
-            _, _, seconds = await episodes(env, policy, renderer, requests // 40, 1)
-            cpu[name].append(1e3 * seconds / (len(directly) - asked))
-    medians = {name: statistics.median(values) for name, values in cpu.items()}
     return {
         "what": "latency",
         "requests": len(added),
         "added_ms": {p: 1e3 * cut[p - 1] for p in (10, 50, 90, 99)},
-        # Of client and server together, and of what an episode costs by itself.
+        # Of the engine and the gateway, and of what an episode costs by itself.
         "cpu_ms_a_request": medians,
-        "added_cpu_ms": medians["gateway"] - medians["direct"],
+        "added_cpu_ms": medians["Through"] - medians["Direct"],
+        "load": os.getloadavg()[0],
     }
+
+
+async def cpu_a_request(
+    policy: Policy, renderer: Renderer, asked: Sequence[Any], count: int
+) -> dict[str, float]:
+    """Milliseconds of the processor for one request; `asked` grows by one with each."""
+    cpu: dict[str, list[float]] = {"Direct": [], "Through": []}
+    for _ in range(5):
+        for env in (Direct, Through):
+            before = len(asked)
+            _, _, seconds = await episodes(env, policy, renderer, count, 1)
+            cpu[env.__name__].append(1e3 * seconds / (len(asked) - before))
+    return {name: statistics.median(values) for name, values in cpu.items()}
 
 
 SERIES = '''
@@ -291,12 +382,14 @@ def compaction(steps: int, context: int) -> dict[str, Any]:
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("speed", "served", "latency", "compaction"))
+    parser.add_argument("what", choices=("speed", "served", "latency", "compaction", "agents"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=128)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--context", type=int, default=128)
     options = parser.parse_args()
+    if options.what == "agents":
+        return asyncio.run(be_agents())
     if options.what == "speed":
         row = asyncio.run(speed(options.rounds, options.episodes))
     elif options.what == "served":

@@ -245,8 +245,11 @@ async def test_a_message_that_nobody_read_is_not_learned_from() -> None:
     async def agent(access: Access) -> None:
         session: Any = access.calls
         from agentrl.rollout.gateway.chat import read
+        from agentrl.rollout.gateway.request import Kept
 
-        asked = [read({"model": "m", "messages": [{"role": "user", "content": text}]}) for text in "ab"]
+        asked = [
+            read({"model": "m", "messages": [{"role": "user", "content": text}]}, Kept()) for text in "ab"
+        ]
         first, second = [await session.answer(one) for one in asked]
         session.undelivered(asked[0], first)
         session.undelivered(asked[1], second)

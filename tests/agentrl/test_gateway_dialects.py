@@ -12,7 +12,7 @@ import pytest
 from agentrl.episode import Episode
 from agentrl.rollout.gateway import anthropic, chat, responses
 from agentrl.rollout.gateway.history import History
-from agentrl.rollout.gateway.request import Refused
+from agentrl.rollout.gateway.request import Kept, Refused
 from agentrl.rollout.gateway.server import read_request
 from agentrl_envs.model import Access
 from tests.agentrl.test_gateway import ASK, CODE, PYTHON, Direct, client, play, through
@@ -212,7 +212,7 @@ def test_a_value_of_another_type_is_refused_and_breaks_nothing(dialect: Any) -> 
         if not isinstance(body, dict):
             continue
         try:
-            request = read_request(dialect, body, {})
+            request = read_request(dialect, body, Kept())
         except Refused as error:
             refused.append(error.status)
         else:
@@ -223,3 +223,27 @@ def test_a_value_of_another_type_is_refused_and_breaks_nothing(dialect: Any) -> 
     assert read > 20
     assert len(refused) > 100
     assert set(refused) <= {400, 404}
+
+
+@pytest.mark.parametrize("dialect", [chat, anthropic])
+def test_what_was_read_before_is_not_read_again_and_an_edit_is_seen(dialect: Any) -> None:
+    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": text} for text in "abc"]}
+    kept = Kept()
+    first = read_request(dialect, body, kept).messages
+    edited = [*body["messages"][:1], {"role": "user", "content": "x"}, *body["messages"][2:]]
+    second = read_request(dialect, {**body, "messages": edited}, kept).messages
+    assert [message["content"] for message in second] == ["a", "x", "c"]
+    assert [one is other for one, other in zip(first, second, strict=True)] == [True, False, True]
+    shorter = read_request(dialect, {**body, "messages": edited[2:]}, kept).messages
+    assert [message["content"] for message in shorter] == ["c"]
+
+
+def test_a_conversation_is_looked_through_from_where_the_last_request_ended() -> None:
+    history = History()
+    ask, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": []}
+    history.add([ask], said, ("b", "b"), [])
+    told: Any = [ask, {"role": "assistant", "content": "b and more"}]
+    assert history.known(told) == [ask, said]
+    # What was added to a message of ours waits for the next one, in a later request too.
+    assert history.known([*told, {"role": "user", "content": "c"}])[2]["content"] == "and more\n\nc"
+    assert history.known([*told, {"role": "user", "content": "d"}])[2]["content"] == "and more\n\nd"

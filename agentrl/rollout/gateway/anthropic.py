@@ -10,6 +10,7 @@ from agentrl.rollout.gateway.history import plain_call
 from agentrl.rollout.gateway.request import (
     Answer,
     ChatRequest,
+    Kept,
     Parameters,
     Refused,
     read_limit,
@@ -41,7 +42,7 @@ PARAMETERS = Parameters(
 )
 
 
-def read(body: Mapping[str, Any]) -> ChatRequest:
+def read(body: Mapping[str, Any], kept: Kept) -> ChatRequest:
     """A request in the completer's terms.
 
     Raises:
@@ -50,14 +51,14 @@ def read(body: Mapping[str, Any]) -> ChatRequest:
     ignored = PARAMETERS.check(body)
     system = body.get("system")
     first: list[Message] = [{"role": "system", "content": read_text(system, "system")}] if system else []
-    messages = read_messages(body, _messages, first)
+    messages = read_messages(body, kept, _messages, first)
     named = body.get("tool_choice")
     if named is not None and not isinstance(named, Mapping):
         raise Refused("bad_tool_choice", 'tool_choice must be an object, like {"type": "auto"}')
     choice = (named or {}).get("type")
     if choice in ("any", "tool"):
         ignored = (*ignored, "tool_choice")
-    tools = () if choice == "none" else tuple(_tool(tool) for tool in body.get("tools") or ())
+    tools = () if choice == "none" else kept.tools(body.get("tools"), _tool)
     stop, limit = read_stop(body.get("stop_sequences")), read_limit(body, "max_tokens")
     return ChatRequest(
         messages=messages,

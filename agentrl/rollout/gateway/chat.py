@@ -10,6 +10,7 @@ from agentrl.rollout.gateway.history import plain_call
 from agentrl.rollout.gateway.request import (
     Answer,
     ChatRequest,
+    Kept,
     Parameters,
     Refused,
     read_limit,
@@ -82,18 +83,18 @@ PARAMETERS = Parameters(
 )
 
 
-def read(body: Mapping[str, Any]) -> ChatRequest:
+def read(body: Mapping[str, Any], kept: Kept) -> ChatRequest:
     """A request in the completer's terms.
 
     Raises:
         Refused: it asks for what cannot be done.
     """
     ignored = PARAMETERS.check(body)
-    messages = read_messages(body, lambda message, where: [_message(message, where)])
+    messages = read_messages(body, kept, lambda message, where: [_message(message, where)])
     choice = body.get("tool_choice")
     if choice not in (None, "none", "auto"):
         ignored = (*ignored, "tool_choice")
-    tools = () if choice == "none" else tuple(_tool(tool) for tool in body.get("tools") or ())
+    tools = () if choice == "none" else kept.tools(body.get("tools"), _tool)
     limit = read_limit(body, "max_completion_tokens", "max_tokens")
     return ChatRequest(
         messages=messages,

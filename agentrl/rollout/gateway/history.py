@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentrl_envs import Message
@@ -32,12 +32,35 @@ class Given:
     call_ids: tuple[str, ...]
 
 
+@dataclass(slots=True)
+class _Known:
+    """A conversation as far as it was looked through."""
+
+    messages: list[Message] = field(default_factory=list[Message])
+    """As the program sent them."""
+    known: list[Message] = field(default_factory=list[Message])
+    """With those that were given in their own form."""
+    names: dict[str, str] = field(default_factory=dict[str, str])
+    """Of the tools that were called, by the id of the call."""
+    carried: str = ""
+    """What was added to a message of ours, until it stands before the next one."""
+
+    def begins(self, messages: Sequence[Message]) -> bool:
+        """Whether `messages` begin with these."""
+        return list(messages[: len(self.messages)]) == self.messages
+
+    def copy(self) -> _Known:
+        """One of its own, to go on with."""
+        return _Known(list(self.messages), list(self.known), dict(self.names), self.carried)
+
+
 class History:
     """What one episode's programs were given."""
 
     def __init__(self) -> None:
         self._given: dict[Key, list[Given]] = {}
         self._by_length: dict[int, list[Given]] = {}
+        self._newest = _Known()
 
     def add(
         self,
@@ -53,25 +76,29 @@ class History:
 
     def known(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation with the messages that were given in their own form."""
-        out: list[Message] = []
-        names: dict[str, str] = {}
-        carried = ""
-        for message in messages:
-            if message["role"] == "assistant":
-                found, rest = self._recognised(message, out)
-                carried = f"{carried}\n{rest}".strip() if rest else carried
-                shown = found or message
-                for call in message.get("tool_calls") or shown.get("tool_calls") or ():
-                    names[call["id"]] = call["function"]["name"]
-                out.append(shown)
-                continue
-            if message["role"] == "tool":
-                message = {**message, "name": names.get(message["tool_call_id"], message.get("name") or "")}
-            if carried and message["role"] != "system":
-                message = {**message, "content": f"{carried}\n\n{message['content']}"}
-                carried = ""
-            out.append(message)
-        return out
+        # Nearly every request is the one before with a few messages more.
+        known = self._newest.copy() if self._newest.begins(messages) else _Known()
+        for message in messages[len(known.messages) :]:
+            self._add_known(known, message)
+        self._newest = known
+        return list(known.known)
+
+    def _add_known(self, to: _Known, message: Message) -> None:
+        to.messages.append(message)
+        if message["role"] == "assistant":
+            found, rest = self._recognised(message, to.known)
+            to.carried = f"{to.carried}\n{rest}".strip() if rest else to.carried
+            shown = found or message
+            for call in message.get("tool_calls") or shown.get("tool_calls") or ():
+                to.names[call["id"]] = call["function"]["name"]
+            to.known.append(shown)
+            return
+        if message["role"] == "tool":
+            message = {**message, "name": to.names.get(message["tool_call_id"], message.get("name") or "")}
+        if to.carried and message["role"] != "system":
+            message = {**message, "content": f"{to.carried}\n\n{message['content']}"}
+            to.carried = ""
+        to.known.append(message)
 
     def _recognised(self, message: Message, before: list[Message]) -> tuple[Message | None, str]:
         """The message that was given, if it was, and what the program added to it."""
@@ -115,7 +142,10 @@ def _canonical(arguments: Any) -> str:
             arguments = json.loads(arguments)
         except ValueError:
             return arguments.strip()
-    return json.dumps(arguments, sort_keys=True, ensure_ascii=False)
+    return _sorted(arguments)
+
+
+_sorted = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
 def plain_call(call_id: Any, name: Any, arguments: Any) -> dict[str, Any]:

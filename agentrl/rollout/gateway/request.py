@@ -64,25 +64,48 @@ class Answer:
     reply: Reply
     tool_calls: tuple[ToolCall, ...]
     """Its calls, where the request offered tools; without, all is text."""
+    calls: list[tuple[str, str, str]]
+    """Id, name and arguments as JSON of each call."""
     prompt_tokens: int
     completion_tokens: int
 
-    @property
-    def calls(self) -> list[tuple[str, str, str]]:
-        """Id, name and arguments as JSON of each call; a call that cannot be read keeps what was written."""
-        return [
-            (
-                call.id,
-                call.name or "unreadable",
-                call.raw if call.arguments is None else dumps(call.arguments),
-            )
-            for call in self.tool_calls
-        ]
+
+dumps = json.JSONEncoder(ensure_ascii=False).encode
+"""JSON as programs get it."""
 
 
-def dumps(value: Any) -> str:
-    """JSON as programs get it."""
-    return json.dumps(value, ensure_ascii=False)
+def told_calls(calls: Sequence[ToolCall]) -> list[tuple[str, str, str]]:
+    """Id, name and arguments as JSON of each call; a call that cannot be read keeps what was written."""
+    return [
+        (call.id, call.name or "unreadable", call.raw if call.arguments is None else dumps(call.arguments))
+        for call in calls
+    ]
+
+
+@dataclass(slots=True)
+class Kept:
+    """What earlier requests of a key leave for the next one: most of its conversation was read before."""
+
+    stored: dict[str, list[Message]] = field(default_factory=dict[str, list[Message]])
+    """Conversations by the id of their newest answer (`previous_response_id`)."""
+    _messages: list[tuple[Any, Sequence[Message]]] = field(default_factory=list)
+    """Those of the newest request by place, as they came and as they were read."""
+    _tools: tuple[Any, tuple[ToolSpec, ...]] = (None, ())
+
+    def messages(self, given: list[Any], read_one: Callable[[Any, str], Sequence[Message]]) -> list[Message]:
+        """The messages as `read_one` reads each; one that stood in its place before is the same object."""
+        before, now = self._messages, []
+        for at, message in enumerate(given):
+            same = at < len(before) and before[at][0] == message
+            now.append(before[at] if same else (message, read_one(message, f"messages[{at}]")))
+        self._messages = now
+        return [one for _, read in now for one in read]
+
+    def tools(self, given: Any, read_one: Callable[[Any], ToolSpec]) -> tuple[ToolSpec, ...]:
+        """The tools as `read_one` reads each; the same objects where they are those of the request before."""
+        if self._tools[0] != given:
+            self._tools = (given, tuple(read_one(tool) for tool in given or ()))
+        return self._tools[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +213,10 @@ def count_request(counts: Counter[str], request: ChatRequest) -> None:
 
 
 def read_messages(
-    body: Mapping[str, Any], read_one: Callable[[Any, str], Sequence[Message]], first: Sequence[Message] = ()
+    body: Mapping[str, Any],
+    kept: Kept,
+    read_one: Callable[[Any, str], Sequence[Message]],
+    first: Sequence[Message] = (),
 ) -> list[Message]:
     """The conversation of a request; `first` goes before its messages.
 
@@ -200,10 +226,7 @@ def read_messages(
     given = body.get("messages")
     if not isinstance(given, list) or not given:
         raise Refused("bad_messages", "messages must be a list of at least one message")
-    messages = [
-        *first,
-        *(one for at, message in enumerate(given) for one in read_one(message, f"messages[{at}]")),
-    ]
+    messages = [*first, *kept.messages(given, read_one)]
     if messages[-1]["role"] == "assistant":
         raise Refused(
             "prefilled", "the last message is the assistant's; the policy begins its messages itself"

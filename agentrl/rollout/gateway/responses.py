@@ -11,6 +11,7 @@ from agentrl.rollout.gateway.history import plain_call
 from agentrl.rollout.gateway.request import (
     Answer,
     ChatRequest,
+    Kept,
     Parameters,
     Refused,
     read_limit,
@@ -47,7 +48,7 @@ PARAMETERS = Parameters(
 )
 
 
-def read_stored(body: Mapping[str, Any], stored: Mapping[str, list[Message]]) -> ChatRequest:
+def read(body: Mapping[str, Any], kept: Kept) -> ChatRequest:
     """A request in the completer's terms, after the conversation that it names.
 
     Raises:
@@ -55,7 +56,7 @@ def read_stored(body: Mapping[str, Any], stored: Mapping[str, list[Message]]) ->
     """
     ignored = PARAMETERS.check(body)
     previous = body.get("previous_response_id")
-    before = [] if previous is None else stored.get(str(previous).removeprefix("resp_"))
+    before = [] if previous is None else kept.stored.get(str(previous).removeprefix("resp_"))
     if before is None:
         raise Refused("unknown_response", f"this episode has no response {previous!r}", 404)
     messages = [*before, *_messages(body.get("input"))]
@@ -67,7 +68,7 @@ def read_stored(body: Mapping[str, Any], stored: Mapping[str, list[Message]]) ->
     choice = body.get("tool_choice")
     if choice not in (None, "none", "auto"):
         ignored = (*ignored, "tool_choice")
-    tools = () if choice == "none" else tuple(_tool(tool) for tool in body.get("tools") or ())
+    tools = () if choice == "none" else kept.tools(body.get("tools"), _tool)
     return ChatRequest(
         messages=messages,
         tools=tools,

@@ -12,16 +12,15 @@ import json
 import logging
 import secrets
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from agentrl.rollout.episode_model import EpisodeModel
 from agentrl.rollout.gateway import anthropic, chat, responses
-from agentrl.rollout.gateway.request import MOST_BYTES, Answer, ChatRequest, Refused, dumps
+from agentrl.rollout.gateway.request import MOST_BYTES, Answer, ChatRequest, Kept, Refused, dumps
 from agentrl.rollout.gateway.session import Session, reward_of
-from agentrl_envs import Message
 from agentrl_envs.model import Access
 
 logger = logging.getLogger(__name__)
@@ -81,10 +80,10 @@ class Gateway:
             session: Session | None = None
             try:
                 session = self._session(request)
-                asked = read_request(dialect, await _body(request), session.stored)
+                asked = read_request(dialect, await _body(request), session.kept)
                 answer = await session.answer(asked)
                 if dialect is responses:
-                    session.stored[answer.id] = [*asked.messages, _said(answer)]
+                    session.kept.stored[answer.id] = [*asked.messages, _said(answer)]
             except Refused as error:
                 return _refusal(dialect, error, session)
             except asyncio.CancelledError:
@@ -149,15 +148,14 @@ async def serve(speaker: EpisodeModel) -> AsyncIterator[Access]:
         await asyncio.shield(gateway.close(session))
 
 
-def read_request(dialect: Any, body: Mapping[str, Any], kept: Mapping[str, Sequence[Message]]) -> ChatRequest:
-    """The request; a dialect that keeps conversations for its clients is given those that were kept.
+def read_request(dialect: Any, body: Mapping[str, Any], kept: Kept) -> ChatRequest:
+    """The request, read with what earlier ones of its key left.
 
     Raises:
         Refused: it asks for what cannot be done, or holds values of other types than its protocol's.
     """
-    stored = getattr(dialect, "read_stored", None)
     try:
-        return dialect.read(body) if stored is None else stored(body, kept)
+        return dialect.read(body, kept)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise Refused("bad_request", f"a value is of another type than the protocol's: {error}") from error
 

@@ -18,7 +18,7 @@ from agentrl.episode import StopReason
 from agentrl.rollout.completer import Exhausted, Reply
 from agentrl.rollout.episode_model import EpisodeModel
 from agentrl.rollout.gateway.history import History
-from agentrl.rollout.gateway.request import Answer, ChatRequest, Refused, count_request
+from agentrl.rollout.gateway.request import Answer, ChatRequest, Kept, Refused, count_request, told_calls
 from agentrl_envs import Message, ToolCall, ToolResult
 from agentrl_envs.model import ModelFailure
 
@@ -38,8 +38,7 @@ class Session:
     """The name under which the program asks for the policy: the first it asks for."""
     limit: StopReason | None = None
     """Why no request is answered any more."""
-    stored: dict[str, list[Message]] = field(default_factory=dict[str, list[Message]])
-    """Conversations by the id of their newest answer (`previous_response_id`)."""
+    kept: Kept = field(default_factory=Kept)
     _undelivered: list[tuple[ChatRequest, list[Message], Answer]] = field(default_factory=list)
     _calls: dict[str, Reply] = field(default_factory=dict[str, Reply])
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -193,6 +192,7 @@ class Session:
             text=text,
             reply=reply,
             tool_calls=calls,
+            calls=told_calls(calls),
             prompt_tokens=start,
             completion_tokens=end - start,
         )
