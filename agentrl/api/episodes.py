@@ -252,9 +252,9 @@ def subject_of(
     name = str(getattr(model, "folder", model))
     if endpoint:
         options = EndpointSettings(endpoint, name) if isinstance(endpoint, str) else endpoint
-        found = keywords.settings_of(settings, given)
+        found = keywords.settings_of(settings, given)[0]
         return found, SubjectOptions(endpoint=options, concurrency=found.engine.slots, seed=found.run.seed)
-    found = keywords.settings_of(run_settings(name) if settings is None else settings, given)
+    found = keywords.settings_of(run_settings(name) if settings is None else settings, given)[0]
     options = SubjectOptions(
         name,
         policy=policy,

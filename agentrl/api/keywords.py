@@ -27,25 +27,26 @@ _SHORT = {**short_names.TRAIN, "policy": "engine.kind"}
 Rows = Iterable[Mapping[str, Any]]
 
 
-def settings_of(what: Any, given: Mapping[str, Any]) -> Settings:
+def settings_of(what: Any, given: Mapping[str, Any]) -> tuple[Settings, frozenset[str] | None]:
     """Settings from a file, an environment or other settings, and keywords.
 
     Args:
         what: a settings file (.toml), settings, an environment (a class, a file, a name), or None.
         given: keywords; see `values_of`.
 
+    Returns:
+        The settings, and dotted names of what was said of them; None for a file or settings, which say all.
+
     Raises:
         ConfigError: with every mistake found.
     """
     if isinstance(what, Settings):
-        return loading.load_settings(
-            None, (), tables_of(tomllib.loads(loading.to_toml(what))) | values_of(given)
-        )
+        values = tables_of(tomllib.loads(loading.to_toml(what))) | values_of(given)
+        return loading.load_settings(None, (), values), None
     if isinstance(what, str | Path) and str(what).endswith(".toml"):
-        return loading.load_settings(Path(what), (), values_of(given))
-    if what is not None:
-        given = {"env": what, **given}
-    return loading.load_settings(None, (), values_of(given))
+        return loading.load_settings(Path(what), (), values_of(given)), None
+    values = values_of(given if what is None else {"env": what, **given})
+    return loading.load_settings(None, (), values), loading.said((), values)
 
 
 def tables_of(table: Mapping[str, Any]) -> dict[str, Any]:

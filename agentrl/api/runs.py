@@ -48,7 +48,7 @@ def load_settings(what: Settings | type[Env] | Path | str | None = None, /, **gi
         agentrl.errors.ConfigError: the settings have a mistake:
           learner.learning_rat: unknown setting 'learner.learning_rat'; did you mean 'learner.learning_rate'?
     """
-    return keywords.settings_of(what, given)
+    return keywords.settings_of(what, given)[0]
 
 
 def train(
@@ -62,7 +62,9 @@ def train(
     """Train a model, and return the run.
 
     Args:
-        what: a settings file (.toml); or an environment (a class, a file, a registered name); or settings.
+        what: a settings file (.toml); or an environment (a class, a file, a registered name); or settings. Of
+            an environment, what is not said is chosen for this machine, as by `agentrl train`: it is printed,
+            and written into the run's `config.toml`. A file and settings are taken as they are.
         listeners: functions that are told every row of metrics; they run in the event loop of the run.
         quiet: shows no progress.
         given: as for `load_settings`: `model`, `data` (a file, a name, or a list of rows), `steps`, ...,
@@ -84,9 +86,9 @@ def train(
     from agentrl.training import train as training
     from agentrl.training.parts import Options
 
-    settings = keywords.settings_of(what, given)
+    settings, said = keywords.settings_of(what, given)
     with progress(quiet=quiet) as live:
-        told = Options(listeners=(live.row, *listeners), on_ready=live.line)
+        told = Options(listeners=(live.row, *listeners), on_ready=live.line, said=said)
         summary = training.train(settings, told)
     return Run(Path(settings.run.directory) / summary["name"])
 

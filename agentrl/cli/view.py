@@ -15,9 +15,13 @@ EPILOG = """\
 examples:
   agentrl view                    the runs below runs/, the newest one first
   agentrl view runs/001
-  agentrl view runs/001 --with runs/002     with another one laid over
+  agentrl view runs/001 --with runs/002 runs/003     with others laid over
+  agentrl view runs/001 --reference demo    with the band of five runs of the demo behind it
   agentrl view runs/001 --write   only write runs/001/report.html, which opens from disk
 """
+
+OTHERS = 3
+"""Runs that a page lays over the first (as in static/app.js)."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,7 +36,19 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--port", type=number(Port), default=0, help="port; 0 takes a free one")
     parser.add_argument(
-        "--with", dest="other", type=Path, metavar="RUN", help="a second run to lay over the first"
+        "--with",
+        dest="others",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="RUN",
+        help=f"runs to lay over the first, at most {OTHERS}",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="a band to draw behind the curves: a name (demo, ...), a reference file, or a folder of runs",
     )
     parser.add_argument("--write", action="store_true", help="write report.html and serve nothing")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
@@ -44,19 +60,25 @@ def run(options: argparse.Namespace) -> int:
     from agentrl.cli.compare import comparison_values
     from agentrl.errors import ConfigError
     from agentrl.report import write_report
+    from agentrl.report.references import find_reference
     from agentrl.report.server import make_server
 
     folder = find_run(options.run) if options.write or options.run else find_folder()
-    other = None if options.other is None else find_run(options.other)
+    if len(options.others) > OTHERS:
+        raise ConfigError(f"--with takes at most {OTHERS} runs: more curves cannot be told apart")
+    others = [find_run(other) for other in options.others]
+    reference = None if options.reference is None else find_reference(options.reference)
     if options.write:
-        print(write_report(folder, other, comparison_values))
+        print(write_report(folder, others, comparison_values, reference))
         return 0
-    if other is not None and other.resolve().parent != folder.resolve().parent:
-        raise ConfigError(f"--with {other} must lie beside {folder} (or use --write, which takes any run)")
-    served, query = (
-        (folder.parent, f"#/overview?run={folder.name}&with={other.name}") if other else (folder, "")
-    )
-    with make_server(served, options.port, comparison_values) as server:
+    for other in others:
+        if other.resolve().parent != folder.resolve().parent:
+            raise ConfigError(
+                f"--with {other} must lie beside {folder} (or use --write, which takes any run)"
+            )
+    names = "/".join(other.name for other in others)
+    served, query = (folder.parent, f"#/overview?run={folder.name}&with={names}") if others else (folder, "")
+    with make_server(served, options.port, comparison_values, reference) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/{query}"
         print(f"{served}: {address} (Ctrl-C ends)", flush=True)
         if not options.no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

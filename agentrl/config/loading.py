@@ -67,10 +67,7 @@ def load(
     table, places = ({}, {}) if path is None else read(path)
     source = Place("settings" if path is None else str(path))
     converter = Converter(root, places)
-    _put_flags(converter, root, flags, table, places)
-    for key, value in (values or {}).items():
-        places[key] = Place(key)
-        _put(converter, key, value, places[key], table)
+    _put_all(converter, root, flags, values or {}, table, places)
     if path is not None:
         _find_files(root, table, path.parent)
     bundled.put_model(table)
@@ -82,15 +79,30 @@ def load(
     return settings
 
 
-def said(flags: Sequence[str]) -> frozenset[str]:
-    """Dotted names of the settings of a run that flags say, those of a preset that they name included.
+def said(flags: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> frozenset[str]:
+    """Dotted names of the settings of a run that flags and values say, and those of a preset that they name.
 
-    The flags are those of a `load_settings` that did not raise.
+    Both are those of a `load_settings` that did not raise.
     """
     table, places = Table(), dict[str, Place]()
-    _put_flags(Converter(Settings, places), Settings, flags, table, places)
+    _put_all(Converter(Settings, places), Settings, flags, values or {}, table, places)
     preset = presets.below(table)
     return frozenset({*places, *(f"{section}.{key}" for section in preset for key in preset[section])})
+
+
+def _put_all(
+    converter: Converter,
+    root: type,
+    flags: Sequence[str],
+    values: Mapping[str, Any],
+    table: Table,
+    places: dict[str, Place],
+) -> None:
+    """Put what flags say, and then values, into a table."""
+    _put_flags(converter, root, flags, table, places)
+    for key, value in values.items():
+        places[key] = Place(key)
+        _put(converter, key, value, places[key], table)
 
 
 def changed(settings: T, values: Mapping[str, Any], places: Mapping[str, Place] | None = None) -> T:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -76,19 +76,25 @@ def render_page(name: str, blocks: Iterable[str]) -> str:
     return page
 
 
-def live_page(name: str) -> str:
+def live_page(name: str, reference: Mapping[str, Any] | None = None) -> str:
     """The page that asks its server."""
-    return render_page(name, [script_data("data", {"mode": "live"})])
+    return render_page(name, [script_data("data", {"mode": "live", "reference": reference})])
 
 
-def write_report(path: Path, other: Path | None = None, compare: Compare | None = None) -> Path:
+def write_report(
+    path: Path,
+    others: Sequence[Path] = (),
+    compare: Compare | None = None,
+    reference: Mapping[str, Any] | None = None,
+) -> Path:
     """Write `report.html` of the run in `path` and return where it is.
 
     Args:
-        other: a second run whose curves are laid over.
+        others: runs whose curves are laid over.
         compare: how two evaluations beside the run are compared; without it none are.
+        reference: a band to draw behind the curves, from `references.find_reference`.
     """
     report = path / "report.html"
-    blocks = (script_data(name, value) for name, value in report_parts(path, other, compare))
+    blocks = (script_data(name, value) for name, value in report_parts(path, others, compare, reference))
     write_file(report, render_page(path.resolve().name, blocks).encode(errors="replace"), "report")
     return report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,17 @@ def choose_episodes(view: RunView) -> list[str]:
 
 
 def report_parts(
-    folder: Path, other: Path | None = None, compare: Compare | None = None
+    folder: Path,
+    others: Sequence[Path] = (),
+    compare: Compare | None = None,
+    reference: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """(name of the block, plain values): the data of the whole, then each episode."""
     view = RunView(folder)
     try:
         view.index.update()
         overviews = {
-            run["name"]: run for run in (view.overview(), *([read_compared(other)] if other else []))
+            run["name"]: run for run in (view.overview(), *(read_compared(other) for other in others))
         }
         episodes = list(_episodes(view))
         held = [identity for identity, _ in episodes]
@@ -75,6 +78,7 @@ def report_parts(
                 "prompts": prompts,
                 "attempts": _attempts(view, [row["prompt"] for row in prompts]),
                 "comparisons": _comparisons(folder, compare),
+                "reference": reference,
             },
         )
         yield from ((f"episode-{identity}", episode) for identity, episode in episodes)
@@ -91,7 +95,7 @@ def _comparisons(folder: Path, compare: Compare | None) -> list[dict[str, Any]]:
 
 
 def read_compared(folder: Path) -> dict[str, Any]:
-    """A second run, for its curves and evaluations only."""
+    """Another run, for its curves and evaluations only."""
     run = read_run(folder)
     return {**run, "episodes": 0, "episode_environments": [], "damaged": 0, "reasons": [], "saved": []}
 

@@ -7,7 +7,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,11 +34,15 @@ class Runs:
     Args:
         path: of a run, or of a folder of runs.
         compare: how two evaluations beside a run are compared; without it none are.
+        reference: a band that the page draws behind the curves.
     """
 
-    def __init__(self, path: Path, compare: Compare | None = None) -> None:
+    def __init__(
+        self, path: Path, compare: Compare | None = None, reference: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path.resolve()
         self.compare = compare
+        self.reference = reference
         self._views: dict[str, RunView] = {}
         self._ready: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
@@ -93,8 +97,8 @@ class ViewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, path: Path, port: int, compare: Compare | None = None) -> None:
-        self.runs = Runs(path, compare)
+    def __init__(self, runs: Runs, port: int) -> None:
+        self.runs = runs
         super().__init__((HOST, port), _Handler)
 
     def server_close(self) -> None:
@@ -108,14 +112,16 @@ class ViewServer(ThreadingHTTPServer):
         return name in ("127.0.0.1", "localhost", "[::1]") and port in ("", str(self.server_address[1]))
 
 
-def make_server(path: Path, port: int, compare: Compare | None = None) -> ViewServer:
+def make_server(
+    path: Path, port: int, compare: Compare | None = None, reference: Mapping[str, Any] | None = None
+) -> ViewServer:
     """A server of one run or of a folder of runs, at this machine's own address.
 
     Raises:
         ConfigError: the port cannot be had.
     """
     try:
-        return ViewServer(path, port, compare)
+        return ViewServer(Runs(path, compare, reference), port)
     except OSError as error:
         raise ConfigError(
             f"cannot listen at {HOST}:{port}: {error.strerror}; choose another --port"
@@ -133,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         address = urlsplit(self.path)
         if address.path == "/":
-            self._send("text/html", live_page(self.server.runs.path.name))
+            self._send("text/html", live_page(self.server.runs.path.name, self.server.runs.reference))
             return
         answer = ANSWERS.get(address.path.removeprefix("/api/")) if address.path.startswith("/api/") else None
         if answer is None:

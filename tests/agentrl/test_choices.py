@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from agentrl import train
+from agentrl.api import keywords
 from agentrl.cli.main import main
 from agentrl.cluster.model_shape import known_shapes
 from agentrl.cluster.placement import Gpu, Machine
 from agentrl.config import bundled, loading
 from agentrl.config.settings import Settings
+from agentrl.tasks.task import env_class
 from agentrl.training.choices import Choices, lines, longest_prompt
 
 CPU = Machine(cores=2, memory=16 * 2**30, memory_available=12 * 2**30, shared_memory=2**30)
@@ -53,6 +57,22 @@ def test_nothing_that_was_said_is_chosen():
     made.choose_lengths(known_shapes()[SMOLLM2], 100, 4)
     made.choose_devices(known_shapes()["Qwen/Qwen2.5-0.5B"])
     assert not set(told) & {choice.name for choice in made.made}
+
+
+def test_python_says_what_flags_say():
+    given = {"model": "x", "stream": {"batch": 16}, "preset": "rloo", "learner.learning_rate": 1e-5}
+    settings, said = keywords.settings_of("arithmetic", given)
+    flags = ["--env.name=arithmetic", "--model.path=x", "--stream.batch=16", "--preset=rloo"]
+    assert said == loading.said([*flags, "--learner.learning_rate=1e-5"])
+    assert {"stream.batch", "estimator.group_size"} <= said
+    assert settings.stream.batch == 16
+
+
+def test_settings_and_their_files_are_taken_as_they_are(tmp_path: Path):
+    (tmp_path / "run.toml").write_text('[model]\npath = "x"\n')
+    settings, said = keywords.settings_of(tmp_path / "run.toml", {"steps": 3})
+    assert said is None
+    assert keywords.settings_of(settings, {"steps": 4})[1] is None
 
 
 def test_a_preset_is_said():
@@ -141,6 +161,12 @@ def test_an_environment_alone_trains(
     assert written.data.train == "env:example_rows"
     start = json.loads((tmp_path / "runs" / "001" / "settings.jsonl").read_text().splitlines()[0])
     assert start["chosen"]["stream.batch"] == 8
+    # From Python the same is chosen, told and written, for a file and for a class.
+    for what, name in (("double.py", "file"), (env_class("double.py"), "class")):
+        run = train(what, steps=1, name=name)
+        named = dataclasses.replace(run.settings.run, name=written.run.name)
+        assert dataclasses.replace(run.settings, run=named, env=written.env) == written
+        assert "stream.batch = 8" in capsys.readouterr().err
     # Resumed, it is the run that it was, on any machine.
     assert main(["train", "--resume", "runs/001", "--run.steps=2", "--quiet"]) == 0
     again = loading.load_settings(tmp_path / "runs" / "001" / "config.toml")

@@ -12,6 +12,7 @@ import pytest
 
 from agentrl.cli.compare import comparison_values
 from agentrl.report import write_report
+from agentrl.report.references import band, collect
 from agentrl.report.server import make_server
 from tests.agentrl.report.run_files import HOSTILE, step_row, write_evaluations, write_run
 
@@ -45,7 +46,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     bidi = "right to left \u202eabc \u05e9\u05dc\u05d5\u05dd"
     run = write_run(folder / "runs" / "one", texts={3: HOSTILE, 5: "x" * 10_000_000, 7: bidi})
     write_evaluations(folder)
-    return write_report(run, write_run(folder / "runs" / "two", steps=4), comparison_values).as_uri()
+    return write_report(run, [write_run(folder / "runs" / "two", steps=4)], comparison_values).as_uri()
 
 
 @pytest.fixture
@@ -235,6 +236,37 @@ def test_ten_megabytes_are_shown_in_pieces(page: Any, report: str):
     # The file left this episode out, for it has 30 MB in all; the server has it.
     open_at(page, report, "episodes?q=t5")
     assert page.locator(".count b").inner_text() == "1"
+
+
+def test_a_reference_is_drawn_behind_the_curves(page: Any, tmp_path: Path):
+    """The band goes on where the run has not come yet."""
+    reference = collect(
+        [write_run(tmp_path / name, steps=steps) for name, steps in (("a", 9), ("b", 8))], "mine"
+    )
+    run = write_run(tmp_path / "runs" / "one")
+    address = write_report(run, reference=band(reference)).as_uri()
+    open_at(page, address, "overview?smooth=0.001")
+    sync_api.expect(page.locator(".reference")).to_contain_text(
+        "Reference mine (2 runs): held-out reward 0.20"
+    )
+    score = page.locator("[data-names~=score_mean]")
+    sync_api.expect(score.locator(".legend")).to_contain_text("score, reference mine 0.65")  # 0.2 + 9 * 0.05
+    drawn = page.evaluate("liveCharts.map(({plot}) => [plot.data[0].at(-1), plot.bands.length])")
+    assert drawn[0] == [9, 3]  # of score, of the baseline, of evaluations
+    open_at(page, address, "overview?x=time_s")
+    assert page.evaluate("liveCharts[0].plot.bands.length") == 1  # wall time is of the machine
+
+
+def test_three_runs_are_laid_over_another(page: Any, tmp_path: Path):
+    run, *others = (write_run(tmp_path / "runs" / name, steps=6) for name in ("one", "two", "three", "four"))
+    open_at(page, write_report(run, others).as_uri(), "overview")
+    page.get_by_label("Compare with").select_option("two")
+    page.get_by_label("and with").select_option("four")
+    sync_api.expect(page.locator("[data-names~=score_mean] .legend")).to_contain_text("score, four")
+    assert page.url.endswith("with=two%2Ffour")
+    sync_api.expect(page.get_by_label("and with")).to_have_count(2)
+    page.get_by_label("Compare with").select_option("")
+    sync_api.expect(page.locator("[data-names~=score_mean] .legend")).not_to_contain_text("score, two")
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 "use strict";
-// Which view is shown, of which run; the address says it all: #/view?run=001&with=002&id=t7
+// Which view is shown, of which run; the address says it all: #/view?run=001&with=002/003&id=t7
 
 const VIEWS = {
   overview: ["Overview", showOverview, "1"], episodes: ["Episodes", showEpisodes, "2"], prompts: ["Prompts", showPrompts, "3"], tracker: ["Tracker", showTracker, "4"],
@@ -7,6 +7,7 @@ const VIEWS = {
 };
 const DETAILS = { episode: [showEpisode, "episodes"], prompt: [showPrompt, "prompts"] };
 const main = document.getElementById("main");
+const OTHERS = 3;
 let runs = [], stamp = "", turn = 0, current = null, known = {};
 
 function readState() {
@@ -15,7 +16,7 @@ function readState() {
   const state = {
     view: VIEWS[view] || DETAILS[view] ? view : "overview", keys: {},
     get: (name) => parameters.get(name),
-    run: parameters.get("run") || runs[0]?.name, other: parameters.get("with") || "",
+    run: parameters.get("run") || runs[0]?.name, others: (parameters.get("with") || "").split("/").filter(Boolean).slice(0, OTHERS),
     link(to, query, keep) {
       const next = new URLSearchParams(keep ? parameters : {});
       for (const [name, value] of Object.entries({ run: parameters.get("run"), with: parameters.get("with"), ...query })) value ? next.set(name, value) : next.delete(name);
@@ -40,11 +41,11 @@ async function render({ keep = false } = {}) {
   const scroll = keep ? window.scrollY : 0;
   try {
     if (!state.run) { main.replaceChildren(empty("There is no run here yet.")); return; }
-    const run = await overviewOf(state.run), other = state.other ? await overviewOf(state.other) : null;
+    const [run, ...others] = await Promise.all([state.run, ...state.others].map(overviewOf));
     const show = (VIEWS[state.view] || [null, DETAILS[state.view]?.[0]])[1];
     const previous = liveCharts;
     liveCharts = [];
-    const parts = await show(state, run, other);
+    const parts = await show(state, run, others);
     if (mine !== turn) return;
     previous.forEach((chart) => { chart.observer.disconnect(); chart.plot.destroy(); });
     main.replaceChildren();
@@ -67,9 +68,11 @@ function drawNavigation(state) {
   const at = DETAILS[state.view]?.[1] || state.view;
   document.getElementById("views").replaceChildren(...Object.entries(VIEWS).map(([name, [title, , key]]) =>
     h("a", { href: state.link(name, {}), "aria-current": name === at ? "page" : null }, title, h("kbd", { "aria-hidden": "true" }, key))));
-  const choose = (name, title, first, chosen) => h("label", {}, h("span", {}, title), h("select", { onchange: (event) => { location.hash = state.link(state.view, { [name]: event.target.value }, VIEWS[state.view] !== undefined); } },
+  const choose = (title, first, chosen, query) => h("label", {}, h("span", {}, title), h("select", { onchange: (event) => { location.hash = state.link(state.view, query(event.target.value), VIEWS[state.view] !== undefined); } },
     first ? h("option", { value: "" }, first) : null, runs.map((run) => h("option", { value: run.name, selected: run.name === chosen, title: run.sentence }, `${run.name}${run.running ? " (running)" : ""}`))));
-  document.getElementById("runs").replaceChildren(choose("run", "Run", "", state.run), runs.length > 1 ? choose("with", "Compare with", "nothing", state.other) : "");
+  const places = [...state.others, ""].slice(0, Math.min(OTHERS, runs.length - 1));
+  document.getElementById("runs").replaceChildren(choose("Run", "", state.run, (run) => ({ run })),
+    ...places.map((chosen, at) => choose(at ? "and with" : "Compare with", "nothing", chosen, (name) => ({ with: state.others.toSpliced(at, 1, name).filter(Boolean).join("/") }))));
 }
 
 const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };

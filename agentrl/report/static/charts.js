@@ -1,7 +1,8 @@
 "use strict";
-// Curves, drawn by uPlot: smoothing, intervals, a second run overlaid, one cursor over all charts.
+// Curves, drawn by uPlot: smoothing, intervals, other runs and a reference overlaid, one cursor over all charts.
 
 const COLOURS = ["--c0", "--c1", "--c2", "--c3"];
+const DASHES = [undefined, [5, 4], [2, 3], [9, 3, 2, 3]];
 const cursors = uPlot.sync("step");
 let liveCharts = [];
 
@@ -56,7 +57,7 @@ function draw(card, holder, legend, options) {
     const points = one.kind === "points" || one.kind === "marked";
     return {
       label: one.label, stroke: one.kind === "hidden" ? "transparent" : one.faint ? stroke + "55" : stroke, width: one.faint ? 1 : 2,
-      dash: one.dashed ? [5, 4] : undefined, spanGaps: true,
+      dash: DASHES[one.dashed || 0], spanGaps: true,
       paths: one.kind === "points" ? () => null : undefined,
       points: { show: points, size: one.size || 9, fill: stroke, stroke: colour("--panel"), width: 1.5 },
     };
@@ -85,6 +86,14 @@ function draw(card, holder, legend, options) {
   const observer = new ResizeObserver(() => holder.clientWidth > 0 && plot.setSize({ width: holder.clientWidth, height }));
   observer.observe(holder);
   liveCharts.push({ plot, observer });
+}
+
+// Moves series from their places x to the union of x and more; returns the union.
+function spread(series, x, more) {
+  const union = [...new Set([...x, ...more])].sort((a, b) => a - b);
+  const index = new Map(x.map((value, at) => [value, at]));
+  series.forEach((one) => { const values = one.values; one.values = union.map((value) => (index.has(value) ? values[index.get(value)] : null)); });
+  return union;
 }
 
 // Values of a second run at the places of the first one's x; between two steps the nearer one.

@@ -40,9 +40,9 @@ const GROUPS = [
 ];
 const AXES = { version: "policy version", time_s: "wall time (s)", episodes_total: "episodes played", tokens_total: "tokens sampled" };
 
-function showOverview(state, run, other) {
+function showOverview(state, run, others) {
   const curves = h("div", { id: "curves" });
-  const redraw = () => { clearCharts(); drawCurves(curves, state, run, other); };
+  const redraw = () => { clearCharts(); drawCurves(curves, state, run, others); };
   const select = h("select", { onchange: (event) => { state.set({ x: event.target.value }, false); redraw(); } },
     Object.entries(AXES).map(([name, text]) => h("option", { value: name }, text)));
   select.value = state.get("x") || "version";
@@ -51,6 +51,7 @@ function showOverview(state, run, other) {
   redraw();
   return [
     heading(run.name, run.running ? h("span", { class: "live" }, "running") : null, run.sentence),
+    embedded.reference ? h("p", { class: "hint reference" }, embedded.reference.sentence) : null,
     healthPanel(run),
     h("div", { class: "tiles" }, run.tiles.map(([name, value]) => h("div", { class: "tile" }, h("span", {}, name), h("b", {}, value)))),
     h("div", { class: "bar" }, h("label", {}, "Across ", select), h("label", {}, "Smoothing ", slider),
@@ -84,7 +85,7 @@ function columnsOf(run) {
   return { ...run.columns, idle_share: run.idle_share };
 }
 
-function drawCurves(holder, state, run, other) {
+function drawCurves(holder, state, run, others) {
   const columns = columnsOf(run), x = columns[state.get("x") || "version"] || columns.version;
   const drawn = new Set(["version", "attempt", "at", "step", "optimizer_steps", ...Object.keys(AXES), "episodes", "tokens_generated", "reward_mean"]);
   holder.replaceChildren();
@@ -94,7 +95,7 @@ function drawCurves(holder, state, run, other) {
   const rest = Object.keys(columns).filter((name) => !drawn.has(name) && (columns[name] || []).some((value) => value !== null && value !== 0));
   groups.push(["Everything else", rest.map((name) => ({ title: name, names: [name] }))]);
   for (const [title, charts] of groups) {
-    const cards = charts.map((one) => curve(one, state, run, other, columns, x)).filter(Boolean);
+    const cards = charts.map((one) => curve(one, state, run, others, columns, x)).filter(Boolean);
     if (!cards.length) continue;
     const grid = h("div", { class: "charts" }, title === "Everything else" ? null : cards);
     if (title === "Everything else") {
@@ -105,8 +106,8 @@ function drawCurves(holder, state, run, other) {
   }
 }
 
-function curve(one, state, run, other, columns, x) {
-  const weight = Number(state.get("smooth") || 0.6);
+function curve(one, state, run, others, columns, x) {
+  const weight = Number(state.get("smooth") || 0.6), axisName = state.get("x") || "version";
   const series = [];
   const own = one.environments
     ? Object.entries(run.environments).slice(0, 4).map(([name, values]) => [name, values.score])
@@ -115,12 +116,14 @@ function curve(one, state, run, other, columns, x) {
     const tint = COLOURS[at % COLOURS.length];
     if (weight > 0) series.push({ label: "", values, colour: tint, faint: true });
     series.push({ label: label(name), values: smooth(values, weight), colour: tint });
-    const theirs = other && columnsOf(other)[name];
-    if (theirs) series.push({ label: `${label(name)}, ${other.name}`, values: aligned(x, columnsOf(other)[state.get("x") || "version"], smooth(theirs, weight)), colour: tint, dashed: true });
+    others.forEach((other, place) => {
+      const theirs = columnsOf(other)[name];
+      if (theirs) series.push({ label: `${label(name)}, ${other.name}`, values: aligned(x, columnsOf(other)[axisName], smooth(theirs, weight)), colour: tint, dashed: place + 1 });
+    });
   });
   const bands = [];
-  let at = x;
-  if (one.evaluations && run.evaluations.length) at = withEvaluations(series, bands, run, x, state.get("x") || "version");
+  let at = withReference(series, bands, own.map(([name]) => name), x, axisName, weight);
+  if (one.evaluations && run.evaluations.length) at = withEvaluations(series, bands, run, x, at, axisName);
   if (!series.length) return null;
   const card = chart({ title: one.title, note: one.note, x: at, series, bands, wide: one.wide,
     onpick: (index) => { const place = x.indexOf(at[index]); if (place >= 0) location.hash = state.link("episodes", { version: String(run.columns.version[place]) }); } });
@@ -132,16 +135,31 @@ function label(name) {
   return name.replace(/_mean$/, "").replace(/_share$/, "").replace(/_per_s$/, "/s").replaceAll("_", " ");
 }
 
+// The band of the reference that the page was given, as long as it is, behind the curves; its median in dots.
+function withReference(series, bands, names, x, axisName, weight) {
+  const reference = embedded.reference, places = reference?.axes[axisName];
+  const shared = places ? names.filter((name) => reference.curves[name]) : [];
+  if (!shared.length) return x;
+  const union = spread(series, x, places);
+  const index = new Map(places.map((value, at) => [value, at]));
+  const of = (values) => { const smoothed = smooth(values, weight); return union.map((value) => (index.has(value) ? smoothed[index.get(value)] : null)); };
+  for (const name of shared) {
+    const { low, middle, high } = reference.curves[name], colour = COLOURS[names.indexOf(name) % COLOURS.length];
+    series.push({ label: "", values: of(high), colour, kind: "hidden" }, { label: "", values: of(low), colour, kind: "hidden" });
+    bands.push([series.length - 2, series.length - 1, colour]);
+    series.push({ label: `${label(name)}, reference ${reference.name}`, values: of(middle), colour, dashed: 2 });
+  }
+  return union;
+}
+
 // Evaluations stand at versions that may have no step (0): all series move to the union of both places.
-function withEvaluations(series, bands, run, x, axisName) {
+function withEvaluations(series, bands, run, x, at, axisName) {
   const place = (row) => {
     const index = run.columns.version.indexOf(row.version);
     return index >= 0 ? x[index] : run.start[axisName] ?? 0;
   };
   const rows = run.evaluations.map((row) => ({ ...row, x: place(row) }));
-  const union = [...new Set([...x, ...rows.map((row) => row.x)])].sort((a, b) => a - b);
-  const index = new Map(x.map((value, at) => [value, at]));
-  series.forEach((one) => { const values = one.values; one.values = union.map((value) => (index.has(value) ? values[index.get(value)] : null)); });
+  const union = spread(series, at, rows.map((row) => row.x));
   const of = (get) => union.map((value) => { const row = rows.findLast((item) => item.x === value); return row ? get(row) : null; });
   series.push({ label: "", values: of((row) => row.interval?.[1] ?? null), colour: "--c2", kind: "hidden" });
   series.push({ label: "", values: of((row) => row.interval?.[0] ?? null), colour: "--c2", kind: "hidden" });

@@ -15,7 +15,7 @@ function showFailures(state, run) {
     notes.length ? [h("h2", {}, "Outages and rows left out"), h("pre", { class: "record", tabindex: "0" }, shown(notes.map((row) => JSON.stringify(row)).join("\n")))] : null];
 }
 
-async function showEvaluations(state, run, other) {
+async function showEvaluations(state, run, others) {
   const rows = run.evaluations, first = rows[0], saved = await savedEvaluations(state, run);
   if (!rows.length) return [heading("Evaluations"), saved || empty("No held-out evaluation yet: eval.data names rows for it, and agentrl eval measures a run that has ended.")];
   const best = rows.reduce((a, b) => (b.reward_mean > a.reward_mean ? b : a));
@@ -26,10 +26,10 @@ async function showEvaluations(state, run, other) {
     { title: "Episodes", number: true, text: (row) => number(row.episodes) }, { title: "Failed", number: true, text: (row) => number(row.failed) },
     { title: "Cut off", number: true, text: (row) => percent(row.truncated_share) }, { title: "Calls", number: true, text: (row) => number(row.tool_calls_mean) }, { title: "Tokens", number: true, text: (row) => number(row.sampled_tokens_mean) },
   ];
-  const theirs = other?.evaluations.length ? [h("h2", {}, `Against ${other.name}`), table([
+  const theirs = others.filter((other) => other.evaluations.length).map((other) => [h("h2", {}, `Against ${other.name}`), table([
     { title: "Run", text: (row) => row.run }, { title: "Version", number: true, text: (row) => number(row.version) }, { title: "Mean reward", number: true, text: (row) => number(row.reward_mean) }, { title: "95% interval", number: true, text: (row) => intervalText(row.interval) },
     { title: "Difference", number: true, text: (row) => (row.run === run.name ? differenceText(row, other.evaluations.at(-1)) : "\u2013") }],
-  [{ ...rows.at(-1), run: run.name }, { ...other.evaluations.at(-1), run: other.name }], { caption: "Comparison" })] : null;
+  [{ ...rows.at(-1), run: run.name }, { ...other.evaluations.at(-1), run: other.name }], { caption: `Comparison with ${other.name}` })]);
   return [heading("Evaluations", "On held-out problems while the run went on. Differences are of independent samples, with normal 95% intervals; a comparison of two evaluations by agentrl eval pairs problems and is sharper."),
     table(columns, rows, { caption: "Evaluations" }), theirs,
     h("div", { class: "charts" }, chart({ title: "Held-out reward", x: rows.map((row) => row.version), wide: true, sync: false,
@@ -47,17 +47,17 @@ function differenceText(row, base) {
   return h("span", { class: difference - half > 0 ? "up" : difference + half < 0 ? "down" : "" }, `${signed(difference)} \u00b1 ${number(half, 2)}`);
 }
 
-function showSettings(state, run, other) {
-  const theirs = new Set((other?.config || "").split("\n"));
+function showSettings(state, run, others) {
+  const theirs = others.map((other) => new Set(other.config.split("\n")));
   const mine = new Set(run.config.split("\n"));
-  const lines = run.config.split("\n").map((line) => h("span", { class: line.startsWith("[") ? "section" : other && line.trim() && !theirs.has(line) ? "changed" : "" }, shown(line), "\n"));
-  const gone = other ? other.config.split("\n").filter((line) => line.trim() && !line.startsWith("[") && !mine.has(line)) : [];
+  const lines = run.config.split("\n").map((line) => h("span", { class: line.startsWith("[") ? "section" : line.trim() && theirs.some((lines) => !lines.has(line)) ? "changed" : "" }, shown(line), "\n"));
+  const gone = others.map((other) => [other.name, other.config.split("\n").filter((line) => line.trim() && !line.startsWith("[") && !mine.has(line))]);
   const { command, versions, ...identity } = run.identity;
   return [heading("Settings", "As in force, from config.toml; the command and the versions are those that the run began with."),
     command ? [h("h2", {}, "Command"), h("pre", { class: "record", tabindex: "0" }, shown(Array.isArray(command) ? command.join(" ") : command))] : null,
     h("div", { class: "facts" }, Object.entries({ ...identity, ...versions }).map(([name, value]) => chip(name.replaceAll("_", " "), shown(value)))),
     h("pre", { class: "record config", tabindex: "0" }, lines),
-    gone.length ? [h("h2", {}, `In ${other.name} instead`), h("pre", { class: "record", tabindex: "0" }, shown(gone.join("\n")))] : null,
+    gone.map(([name, lines]) => (lines.length ? [h("h2", {}, `In ${name} instead`), h("pre", { class: "record", tabindex: "0" }, shown(lines.join("\n")))] : null)),
     resumptions(run)];
 }
 

@@ -144,7 +144,7 @@ def test_a_report_holds_episodes_by_its_rule(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_second_run_is_laid_over(tmp_path: Path, run_folder: Path):
-    page = write_report(run_folder, write_run(tmp_path / "other")).read_text()
+    page = write_report(run_folder, [write_run(tmp_path / "other")]).read_text()
     assert list(block(page, "data")["overviews"]) == ["one", "other"]
 
 
