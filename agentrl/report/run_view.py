@@ -85,7 +85,9 @@ class RunView:
         (count,) = self.index.query(f"SELECT count(*) AS n FROM episodes WHERE {where}", values)
         limit, offset = min(_whole(asked.get("limit"), PAGE), 1000), _whole(asked.get("offset"), 0)
         rows = self.index.query(
-            f"SELECT * FROM episodes WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?",
+            # What is sorted are numbers of rows: whole rows, with their texts, take four times as long.
+            f"SELECT * FROM episodes WHERE rowid IN (SELECT rowid FROM episodes WHERE {where} "
+            f"ORDER BY {order} LIMIT ? OFFSET ?) ORDER BY {order}",
             (*values, limit, offset),
         )
         return {"total": count["n"], "rows": rows}

@@ -15,8 +15,8 @@ from agentrl.cluster.model_shape import known_shapes
 from agentrl.cluster.placement import Gpu, Machine
 from agentrl.config import bundled, loading
 from agentrl.config.settings import Settings
-from agentrl.tasks.task import env_class
 from agentrl.training.choices import Choices, lines, longest_prompt
+from agentrl_envs import load_env
 
 CPU = Machine(cores=2, memory=16 * 2**30, memory_available=12 * 2**30, shared_memory=2**30)
 GPU = Machine(8, 2**34, 2**34, 2**33, (Gpu(0, "card", 24 * 10**9, 24 * 10**9),))
@@ -142,6 +142,7 @@ def test_the_demo_is_a_name_unless_a_folder_has_it(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # on a machine that others load
 def test_an_environment_alone_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -161,12 +162,11 @@ def test_an_environment_alone_trains(
     assert written.data.train == "env:example_rows"
     start = json.loads((tmp_path / "runs" / "001" / "settings.jsonl").read_text().splitlines()[0])
     assert start["chosen"]["stream.batch"] == 8
-    # From Python the same is chosen, told and written, for a file and for a class.
-    for what, name in (("double.py", "file"), (env_class("double.py"), "class")):
-        run = train(what, steps=1, name=name)
-        named = dataclasses.replace(run.settings.run, name=written.run.name)
-        assert dataclasses.replace(run.settings, run=named, env=written.env) == written
-        assert "stream.batch = 8" in capsys.readouterr().err
+    # From Python the same is chosen, told and written.
+    run = train(load_env("double.py"), steps=1)
+    named = dataclasses.replace(run.settings.run, name=written.run.name)
+    assert dataclasses.replace(run.settings, run=named, env=written.env) == written
+    assert "stream.batch = 8" in capsys.readouterr().err
     # Resumed, it is the run that it was, on any machine.
     assert main(["train", "--resume", "runs/001", "--run.steps=2", "--quiet"]) == 0
     again = loading.load_settings(tmp_path / "runs" / "001" / "config.toml")
