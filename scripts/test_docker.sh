@@ -17,4 +17,4 @@ trap end_engine EXIT
 trap 'exit 130' INT TERM
 
 PYTHONPATH=.:envs:sandbox "$python" -m agentrl_sandbox.docker.image --packages "${IMAGE_PACKAGES:-numpy,sympy}"
-"$python" -m pytest -m docker tests/sandbox "$@"
+"$python" -m pytest -m docker tests/sandbox tests/containers "$@"

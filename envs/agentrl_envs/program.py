@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .containers import ContainedProgram
 from .errors import EnvError
 from .messages import text_of
 from .model import Access, GatewayCalls
@@ -50,7 +51,18 @@ class ProgramEnv(QuestionEnv):
     (`row`, `answer`, `url`, `key`), and hands in the reward by `POST url` with that key, which the agent
     never sees."""
     folder: str = ""
-    """Where programs are started; empty makes a temporary folder for each episode, which is deleted."""
+    """Where programs are started; empty makes a temporary folder for each episode, which is deleted. A
+    container gets a copy of it."""
+    image: str = ""
+    """Image of a container in which the agent is started; empty starts it as a process of this machine."""
+    runtime: str = ""
+    """Of containers: another runtime that the engine knows, such as "runsc"."""
+    cpus: float = 1.0
+    """Of containers: cores."""
+    processes: int = 64
+    """Of containers: processes and threads at once."""
+    folder_mb: int = 64
+    """Of containers: size of the files that it writes."""
     variables: dict[str, str] = {}  # noqa: RUF012 - a setting; each instance has its own
     """More environment variables of the agent."""
     time_s: float = 300.0
@@ -58,7 +70,7 @@ class ProgramEnv(QuestionEnv):
     cpu_s: int = 120
     """CPU time of each of its processes."""
     memory_mb: int = 4096
-    """Address space of each of its processes; 0 sets no limit."""
+    """Address space of each of its processes, 0 sets no limit; in a container, memory of all of them."""
     output_kb: int = 1024
     """Output that is kept; what follows is dropped."""
     keep_lines: int = 0
@@ -76,7 +88,7 @@ class ProgramEnv(QuestionEnv):
         text = "\n\n".join(text_of(message) for message in self._messages(self.prompt(row)))
         async with self.speaker.serve() as access:
             with tempfile.TemporaryDirectory(prefix="agentrl-program-", ignore_cleanup_errors=True) as made:
-                folder = Path(self.folder or made)
+                folder = Path(made if self.image or not self.folder else self.folder)
                 self.ended = await self._until_end(row, text, access, folder)
                 answer = None if self.ended is None else self._answer(self.ended)
                 if self.grade_command and access.calls.limit is None:
@@ -104,7 +116,11 @@ class ProgramEnv(QuestionEnv):
             EnvError: it failed by itself, or the model did.
         """
         shown = {name: value for name, value in row.items() if name not in self.hidden}
-        program = Program(filled(self.command, shown), folder, self._variables(access, shown), self._limits())
+        variables = self._variables(access, shown)
+        if self.image:
+            program: Any = self._contained(shown, variables, access, folder)
+        else:
+            program = Program(filled(self.command, shown), folder, variables, self._limits())
         running = asyncio.ensure_future(program.run(text))
         over = asyncio.ensure_future(access.calls.ended())
         try:
@@ -141,6 +157,34 @@ class ProgramEnv(QuestionEnv):
             **self.variables,
         }
 
+    def _contained(
+        self, shown: Mapping[str, Any], variables: Mapping[str, str], access: Access, folder: Path
+    ) -> ContainedProgram:
+        """The agent in a container, with the files of `self.folder` and those that its command names."""
+        from agentrl_sandbox.docker.program import ContainerLimits
+
+        command, files = sent_along(self.command, shown)
+        whole = {} if not self.folder else {".": Path(self.folder)}
+        limits = ContainerLimits(
+            memory_mb=self.memory_mb or ProcessLimits.memory_mb,
+            cpus=self.cpus,
+            cpu_s=self.cpu_s,
+            processes=self.processes,
+            file_mb=self.folder_mb,
+            output_bytes=self.output_kb << 10,
+        )
+        return ContainedProgram(
+            command,
+            {**whole, **files},
+            variables,
+            access.url,
+            self.image,
+            limits,
+            self.time_s,
+            left=folder if self.grade_command else None,
+            runtime=self.runtime,
+        )
+
     def _limits(self) -> ProcessLimits:
         return ProcessLimits(self.time_s, self.cpu_s, self.memory_mb, self.output_kb)
 
@@ -166,12 +210,43 @@ class ProgramEnv(QuestionEnv):
 
 def filled(command: str, row: Mapping[str, Any]) -> list[str]:
     """The arguments of a command: `{field}` by the row's field, `$NAME` read, files by their path."""
+    # Files are meant from where the run was started; programs start in a folder of their own.
+    arguments = [os.path.abspath(one) if os.path.isfile(one) else one for one in _words(command)]
+    return _with_fields(arguments, row)
+
+
+def sent_along(command: str, row: Mapping[str, Any]) -> tuple[list[str], dict[str, Path]]:
+    """As `filled`, for a container: its arguments, and the files that go with it, by their names there.
+
+    A relative path of a file is sent along; an absolute one is a path of the image.
+
+    Raises:
+        EnvError: the command cannot be read, or names two files of one name.
+    """
+    arguments: list[str] = []
+    files: dict[str, Path] = {}
+    for one in _words(command):
+        path = Path(one)
+        if path.is_absolute() or not path.is_file():
+            arguments.append(one)
+            continue
+        if files.setdefault(path.name, path) != path:
+            raise EnvError(
+                f"the command {masked(command)!r} names two files that are called {path.name!r}, and both go "
+                "into one folder of a container: rename one"
+            )
+        arguments.append(path.name)
+    return _with_fields(arguments, row), files
+
+
+def _words(command: str) -> list[str]:
     try:
-        arguments = filled_words(shlex.split(command))
+        return filled_words(shlex.split(command))
     except ValueError as error:
         raise EnvError(f"the command {masked(command)!r} cannot be read: {error}") from error
-    # Files are meant from where the run was started; programs start in a folder of their own.
-    arguments = [os.path.abspath(one) if os.path.isfile(one) else one for one in arguments]
+
+
+def _with_fields(arguments: list[str], row: Mapping[str, Any]) -> list[str]:
     # In one pass: what a row's own text has in braces is text.
     return [re.sub(r"\{(\w+)\}", lambda found: str(row.get(found[1], found[0])), one) for one in arguments]
 

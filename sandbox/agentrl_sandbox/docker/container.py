@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -40,13 +40,14 @@ _INSIDE = (
 )  # fmt: skip
 _MODULES = {
     **{name: f"inside/{name}.py" for name in _INSIDE},
+    "cgroup": "docker/cgroup.py",
     "entry": "docker/entry.py",
 }
-"""Names in a container, in the order in which they import each other, and files of this package."""
+"""Modules of a session's supervisor: names in a container, and files of this package."""
 
 # Reads the real program from the socket: an argument would be seen in every process list, and is limited in
-# length.
-BOOTSTRAP = f"""
+# length. Modules come in the order in which they import each other; the last has the function that is called.
+BOOTSTRAP = """
 import os, sys, types
 def read(count):
     parts = b""
@@ -55,10 +56,11 @@ def read(count):
         if not part: os._exit(3)
         parts += part
     return parts
-for name in {tuple(_MODULES)}:
+names, function, arguments = eval(read(int(read(8))))
+for name in names:
     sys.modules[name] = module = types.ModuleType(name)
     exec(compile(read(int(read(8))), "<%s>" % name, "exec"), module.__dict__)
-module.become_supervisor(*eval(read(int(read(8)))))
+getattr(module, function)(*arguments)
 """
 
 DEFAULT_TAG = "agentrl-sandbox:local"
@@ -107,12 +109,22 @@ class ContainerSettings:
     labels: tuple[tuple[str, str], ...] = ()
 
 
-def seccomp_profile() -> str:
-    """The system calls a program may make, as the JSON that the engine wants."""
+def seccomp_profile(families: Sequence[int] = (socket.AF_UNIX,)) -> str:
+    """The system calls a program may make, as the JSON that the engine wants.
+
+    Args:
+        families: of the sockets that it may open.
+    """
     text = resources.files("agentrl_sandbox").joinpath("docker/seccomp.json").read_text()
     profile = json.loads(text)
     for rule in profile["syscalls"]:
         rule.pop("comment", None)
+    (sockets,) = (rule for rule in profile["syscalls"] if rule["names"] == ["socket", "socketpair"])
+    profile["syscalls"] += [
+        {**sockets, "args": [{**sockets["args"][0], "value": int(one)}]}
+        for one in families
+        if one != socket.AF_UNIX
+    ]
     return json.dumps(profile)
 
 
@@ -160,11 +172,23 @@ def container_options(shape: ContainerShape, settings: ContainerSettings) -> dic
     return options
 
 
-def _program(libraries: Sequence[str], cores: int) -> bytes:
+def sent_program(modules: Mapping[str, str], function: str, *arguments: Any) -> bytes:
+    """What `BOOTSTRAP` reads.
+
+    Args:
+        modules: names in the container, in the order in which they import each other, and files here.
+        function: of the last one, called with `arguments`.
+    """
     package = resources.files("agentrl_sandbox")
-    parts = [package.joinpath(path).read_bytes() for path in _MODULES.values()]
-    parts.append(repr((tuple(libraries), cores)).encode())
-    return b"".join(b"%08d" % len(part) + part for part in parts)
+    parts = [package.joinpath(path).read_bytes() for path in modules.values()]
+    head = repr((tuple(modules), function, arguments)).encode()
+    return b"".join(b"%08d" % len(part) + part for part in (head, *parts))
+
+
+def supervisor_program(settings: ContainerSettings) -> bytes:
+    """The supervisor of a session."""
+    cores = max(1, round(settings.cpus))
+    return sent_program(_MODULES, "become_supervisor", tuple(settings.libraries), cores)
 
 
 class StreamLost(Exception):
@@ -182,6 +206,7 @@ class Container:
         self._writer: asyncio.StreamWriter
         self._stdout = bytearray()
         self._stderr = bytearray()
+        self.first: dict[str, Any] = {}
         self.python = ""
         self.missing: list[str] = []
 
@@ -200,26 +225,37 @@ class Container:
         cls,
         client: docker.DockerClient,
         calls: EngineCalls,
-        shape: ContainerShape,
-        settings: ContainerSettings,
+        options: Mapping[str, Any],
+        program: bytes,
         frame_limit: int,
     ) -> Container:
-        """Creates, attaches, starts, warms. Raises `SandboxUnavailable`, `SessionStartFailed`."""
-        options = container_options(shape, settings)
-        made = await calls.run("create a container", client.containers.create, **options)
+        """Creates, attaches, starts, and waits for the first frame, which is kept as `self.first`.
+
+        Args:
+            client: of the engine.
+            calls: run off the event loop.
+            options: of docker-py's `containers.create`, as `container_options` makes them.
+            program: what `BOOTSTRAP` reads, see `sent_program`.
+            frame_limit: bytes of the longest frame.
+
+        Raises:
+            SandboxUnavailable: the engine does not answer, or has not this image.
+            SessionStartFailed: the interpreter in it did not come up.
+        """
+        made = await _created(client, calls, options)
         self = cls(made, calls, frame_limit)
         try:
             raw = await calls.run("attach to a container", _attach, client, made.id)
             self._reader, self._writer = await asyncio.open_connection(sock=raw)
             await calls.run("start a container", made.start)
-            self._writer.write(_program(settings.libraries, max(1, round(settings.cpus))))
-            header, _ = await asyncio.wait_for(self.receive(), START_LIMIT_S)
-            self.python, self.missing = str(header.get("python")), list(header.get("missing", ()))
+            self._writer.write(program)
+            self.first, _ = await asyncio.wait_for(self.receive(), START_LIMIT_S)
+            self.python, self.missing = str(self.first.get("python")), list(self.first.get("missing", ()))
         except (TimeoutError, StreamLost, OSError) as error:
             await self.remove()
             said = bytes(self._stderr).decode(errors="replace").strip()
             raise SessionStartFailed(
-                f"the interpreter of a container of image {settings.image} did not come up: "
+                f"the interpreter of a container of image {options['image']} did not come up: "
                 f"{error or type(error).__name__}{': ' + said if said else ''}"
             ) from error
         except BaseException:
@@ -291,10 +327,29 @@ class Container:
         return any(row[2].startswith("T") for row in rows if row[1] not in pids)
 
 
+async def _created(client: docker.DockerClient, calls: EngineCalls, options: Mapping[str, Any]) -> Any:
+    """A container that was made. Cancelled while the engine makes it, it is removed once it is there."""
+    making = asyncio.ensure_future(calls.run("create a container", client.containers.create, **options))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+
+        async def remove() -> None:
+            with contextlib.suppress(SandboxUnavailable):
+                await calls.run("remove a container", _remove, await making)
+
+        await asyncio.shield(asyncio.ensure_future(remove()))
+        raise
+
+
 def _attach(client: docker.DockerClient, container_id: str) -> socket.socket:
-    """The raw socket of the container's stdin, stdout and stderr, independent of docker-py's own objects."""
+    """The raw socket of the container's stdin, stdout and stderr."""
     wanted = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-    attached: Any = client.api.attach_socket(container_id, params=wanted)
+    return raw_socket(client.api.attach_socket(container_id, params=wanted))
+
+
+def raw_socket(attached: Any) -> socket.socket:
+    """The socket of a stream that the engine gave, independent of docker-py's own objects."""
     inner = getattr(attached, "_sock", attached)
     if not isinstance(inner, socket.socket) or inner.__class__.__name__ == "SSLSocket":
         raise SandboxConfigError(

@@ -15,51 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..inside import frames, generators, interpreter, seccomp, supervisor
+    from . import cgroup
 else:
+    import cgroup
     import frames
     import generators
     import interpreter
     import seccomp
     import supervisor
-
-# Control groups of version 1 and 2 count what they killed in different files.
-_KILL_COUNTS = (
-    ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),
-    ("/sys/fs/cgroup/memory.events", "oom_kill"),
-    ("/sys/fs/cgroup/memory.events", "oom"),
-)
-
-
-# Where a container sees the CPU time of its own control group.
-_USAGE = (
-    "/sys/fs/cgroup/cpuacct/cpuacct.usage",
-    "/sys/fs/cgroup/cpu,cpuacct/cpuacct.usage",
-    "/sys/fs/cgroup/cpu.stat",
-)
-
-
-def open_usage():
-    """A descriptor of the kernel's account of this container's CPU time; -1 where there is none."""
-    for path in _USAGE:
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-    return -1
-
-
-def oom_kills():
-    """How often the kernel has killed in this container for its memory limit; 0 where it cannot be read."""
-    for path, name in _KILL_COUNTS:
-        try:
-            with open(path) as file:
-                for line in file:
-                    key, _, value = line.partition(" ")
-                    if key == name and value.strip().isdigit():
-                        return int(value)
-        except OSError:
-            continue
-    return 0
 
 
 class ContainerSupervisor(supervisor.Supervisor):
@@ -67,7 +30,7 @@ class ContainerSupervisor(supervisor.Supervisor):
 
     def _finish(self, said, alive):
         run: Any = self.run
-        if run is not None and not alive and run.cause is None and oom_kills():
+        if run is not None and not alive and run.cause is None and cgroup.oom_kills():
             run.cause = "memory"
         super()._finish(said, alive)
 
@@ -115,5 +78,5 @@ def become_supervisor(libraries, cores):
     generators.find()
     version = ".".join(map(str, sys.version_info[:3]))
     frames.send_frame(host_out, {"kind": "warm", "missing": missing, "python": version})
-    ContainerSupervisor(host_in, host_out, guard_supervisor, open_usage()).serve()
+    ContainerSupervisor(host_in, host_out, guard_supervisor, cgroup.open_usage()).serve()
     os._exit(0)

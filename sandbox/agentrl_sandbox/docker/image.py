@@ -1,11 +1,10 @@
 """Builds the image of the Docker sandbox from a Python that is already on this machine, without any registry.
 
 The image holds an interpreter, its standard library, the shared libraries they need and a few pure or
-compiled packages, nothing else: no shell, no package manager, no setuid program. It does NOT hold the session
-program
-(`inside`): that is sent over the attached socket when a session starts, so an image never goes out of date
-with the host, and any image that has `python3` works. `sandbox/docker/Dockerfile` is the same for people who
-build images with Docker itself.
+compiled packages, nothing else: no package manager, no setuid program, and no shell but where one is asked
+for. It does NOT hold the session program (`inside`): that is sent over the attached socket when a session
+starts, so an image never goes out of date with the host, and any image that has `python3` works.
+`sandbox/docker/Dockerfile` is the same for people who build images with Docker itself.
 
     python -m agentrl_sandbox.docker.image --tag agentrl-sandbox:local --packages numpy,sympy
 """
@@ -16,10 +15,11 @@ import argparse
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -69,8 +69,8 @@ _ROOT_FILES = {
     "etc/hosts": "127.0.0.1 localhost\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
-_CHANGES = ("ENV PATH=/usr/local/bin", "WORKDIR /work", "USER 65534:65534")
-_ROOT_FOLDERS = ("tmp", "work", "proc", "dev", "sys", "etc", "usr/local/bin")
+_CHANGES = ("ENV PATH=/usr/local/bin:/usr/bin:/bin", "WORKDIR /work", "USER 65534:65534")
+_ROOT_FOLDERS = ("tmp", "work", "proc", "dev", "sys", "etc", "usr/local/bin", "usr/bin")
 
 
 def inspect_python(python: str, packages: Iterable[str]) -> dict[str, Any]:
@@ -116,7 +116,15 @@ def _tree(top: Path, below: PurePosixPath) -> Iterator[tuple[Path, PurePosixPath
             yield Path(folder) / name, below / relative / name
 
 
-def _layout(found: dict[str, Any]) -> dict[PurePosixPath, Path]:
+def _programs(names: Iterable[str]) -> dict[PurePosixPath, Path]:
+    """Programs of this machine: path inside -> path here. SandboxError where one is missing."""
+    found = {name: shutil.which(name) for name in names}
+    if missing := [name for name, path in found.items() if path is None]:
+        raise SandboxError(f"cannot build an image: this machine has no program {', '.join(missing)}")
+    return {PurePosixPath("usr/bin") / name: Path(str(path)).resolve() for name, path in found.items()}
+
+
+def _layout(found: dict[str, Any], programs: Mapping[PurePosixPath, Path]) -> dict[PurePosixPath, Path]:
     """Every file of the image: path inside -> path on this machine."""
     library = PurePosixPath("usr/local/lib") / f"python{found['version']}"
     layout: dict[PurePosixPath, Path] = {}
@@ -128,7 +136,9 @@ def _layout(found: dict[str, Any]) -> dict[PurePosixPath, Path]:
         if wanted and "tests" not in inside.parts and Path(outside).is_file():
             layout[inside] = Path(outside)
     layout[PurePosixPath("usr/local/bin/python3")] = Path(found["executable"]).resolve()
-    binaries = [p for inside, p in layout.items() if ".so" in inside.name or inside.name == "python3"]
+    layout.update(programs)
+    binaries = [*programs.values()]
+    binaries += [p for inside, p in layout.items() if ".so" in inside.name or inside.name == "python3"]
     # Libraries that a wheel carries with it are found by their relative paths and are in the layout already.
     carried = {os.path.normpath(p) for p in layout.values()}
     libraries = _shared_libraries(binaries) - carried
@@ -152,7 +162,9 @@ def _text_entry(
     return info
 
 
-def write_root_filesystem(stream: IO[bytes], found: dict[str, Any]) -> None:
+def write_root_filesystem(
+    stream: IO[bytes], found: dict[str, Any], programs: Mapping[PurePosixPath, Path]
+) -> None:
     """Writes the root filesystem as a tar archive; every file belongs to root and can be read by all."""
     library = f"usr/local/lib/python{found['version']}"
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as archive:
@@ -163,9 +175,10 @@ def write_root_filesystem(stream: IO[bytes], found: dict[str, Any]) -> None:
             info = _text_entry(name)
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text.encode()))
+        archive.addfile(_text_entry("bin", 0o777, tarfile.SYMTYPE, "usr/bin"))
         # Debian's own Python looks into dist-packages, every other one into site-packages.
         archive.addfile(_text_entry(f"{library}/dist-packages", 0o777, tarfile.SYMTYPE, "site-packages"))
-        for inside, outside in sorted(_layout(found).items()):
+        for inside, outside in sorted(_layout(found, programs).items()):
             info = archive.gettarinfo(str(outside), str(inside))
             info.uid = info.gid = 0
             info.uname = info.gname = ""
@@ -180,12 +193,14 @@ def build_image(
     tag: str = DEFAULT_TAG,
     *,
     packages: Iterable[str] = DEFAULT_PACKAGES,
+    programs: Iterable[str] = (),
     python: str = sys.executable,
     base_url: str | None = None,
 ) -> str:
     """Builds and tags the image; returns its id. Takes some seconds and writes a temporary file.
 
-    `python`: the interpreter that is copied and that has `packages` installed. `base_url`: the engine, by
+    `python`: the interpreter that is copied and that has `packages` installed. `programs`: of this machine,
+    such as a shell, copied with the libraries that they need. `base_url`: the engine, by
     default the one of the environment (`DOCKER_HOST`). Raises `SandboxError` when the engine or the
     interpreter is missing.
     """
@@ -193,10 +208,10 @@ def build_image(
 
     from .engine import connect, engine_errors
 
-    found = inspect_python(python, packages)
+    found, copied = inspect_python(python, packages), _programs(programs)
     repository, _, label = tag.partition(":")
     with tempfile.TemporaryFile() as archive, engine_errors(f"build image {tag}"):
-        write_root_filesystem(archive, found)
+        write_root_filesystem(archive, found, copied)
         archive.seek(0)
         client = connect(base_url, timeout_s=BUILD_LIMIT_S)
         try:
@@ -219,13 +234,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--packages", default=",".join(DEFAULT_PACKAGES), help="comma-separated; taken from --python"
     )
+    parser.add_argument("--programs", default="", help="comma-separated; of this machine, such as sh,curl")
     parser.add_argument(
         "--python", default=sys.executable, help="the interpreter that is copied into the image"
     )
     parser.add_argument("--base-url", default=None, help="the Docker engine (default: DOCKER_HOST)")
     given = parser.parse_args(arguments)
-    packages = [name for name in given.packages.split(",") if name]
-    image = build_image(given.tag, packages=packages, python=given.python, base_url=given.base_url)
+    packages, programs = (
+        [name for name in text.split(",") if name] for text in (given.packages, given.programs)
+    )
+    image = build_image(
+        given.tag, packages=packages, programs=programs, python=given.python, base_url=given.base_url
+    )
     sys.stdout.write(f"{given.tag} {image}\n")
     return 0
 

@@ -49,6 +49,11 @@ def owner_of_this_process() -> str:
     return f"{boot_id()}/{os.getpid()}/{process_started(os.getpid())}"
 
 
+def owner_labels() -> dict[str, str]:
+    """Labels of a container of this process, by which it is removed when the process has died."""
+    return {OWNER_LABEL: owner_of_this_process(), LEASE_LABEL: f"{time.time() + LEASE_S:.0f}"}
+
+
 def is_abandoned(labels: dict[str, str], now: float) -> bool:
     """True when the owner in these labels is a dead process of this machine, or the lease has run out."""
     boot, _, process = labels.get(OWNER_LABEL, "").partition("/")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import logging
-import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -20,16 +19,21 @@ from ..errors import SandboxClosed, SandboxConfigError, SandboxError, SandboxUna
 from ..interface import Sandbox
 from ..level import Level
 from ..limits import Limits
-from .container import DEFAULT_TAG, ENVIRONMENT, Container, ContainerSettings, ContainerShape
+from .container import (
+    DEFAULT_TAG,
+    ENVIRONMENT,
+    Container,
+    ContainerSettings,
+    ContainerShape,
+    container_options,
+    supervisor_program,
+)
 from .engine import EngineCalls, connect
 from .pool import (
-    LEASE_LABEL,
-    LEASE_S,
-    OWNER_LABEL,
     SANDBOX_LABEL,
     ContainerPool,
     events_of,
-    owner_of_this_process,
+    owner_labels,
     remove_abandoned,
 )
 from .session import DockerSession
@@ -106,8 +110,7 @@ class DockerSandbox(Sandbox):
         self._warm, self._most, self._wait_s = warm, most, wait_s
         self._id = uuid.uuid4().hex
         labels = (
-            (OWNER_LABEL, owner_of_this_process()),
-            (LEASE_LABEL, f"{time.time() + LEASE_S:.0f}"),
+            *owner_labels().items(),
             (SANDBOX_LABEL, self._id),
         )
         self.cpus = cpus
@@ -163,7 +166,9 @@ class DockerSandbox(Sandbox):
 
     async def _start_container(self, shape: ContainerShape) -> Container:
         assert self._client is not None
-        container = await Container.start(self._client, self._calls, shape, self._settings, FRAME_LIMIT)
+        options = container_options(shape, self._settings)
+        program = supervisor_program(self._settings)
+        container = await Container.start(self._client, self._calls, options, program, FRAME_LIMIT)
         self._missing = container.missing
         return container
 

@@ -1,0 +1,67 @@
+"""A real Docker engine, and an image with a shell that is made from this machine's programs.
+
+`scripts/test_docker.sh` finds or starts an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agentrl_sandbox import SandboxUnavailable
+
+SHELL_IMAGE = "agentrl-test:shell"
+PROGRAMS = (
+    "sh",
+    "bash",
+    "cat",
+    "chmod",
+    "cmp",
+    "curl",
+    "env",
+    "head",
+    "ls",
+    "mkdir",
+    "rm",
+    "sleep",
+    "timeout",
+)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Any]:
+    """A client of the engine; its absence is an error where the caller promised one."""
+    from agentrl_sandbox.docker.engine import connect
+    from agentrl_sandbox.docker.image import build_image
+
+    try:
+        client = connect()
+    except SandboxUnavailable as error:
+        if os.environ.get("AGENTRL_REQUIRE_DOCKER"):
+            raise
+        pytest.skip(f"no Docker engine (scripts/test_docker.sh starts one): {error}")
+    build_image(SHELL_IMAGE, packages=(), programs=PROGRAMS)
+    yield client
+    client.close()
+
+
+def of_this_process(engine: Any) -> list[Any]:
+    """Containers that this process made and that are still there."""
+    from agentrl_sandbox.docker.pool import OWNER_LABEL, owner_of_this_process
+
+    wanted = {"label": f"{OWNER_LABEL}={owner_of_this_process()}"}
+    return engine.containers.list(all=True, filters=wanted, ignore_removed=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(engine: Any) -> Iterator[None]:
+    """Each test leaves no container behind."""
+    yield
+    end = time.monotonic() + 20
+    while left := of_this_process(engine):  # the engine removes a container that ended a moment later
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
