@@ -178,6 +178,8 @@ class _Checker:
         return share <= _FAILED_SHARE, said
 
     async def truth(self) -> tuple[bool | None, str]:
+        if self.solves:
+            return await self.solutions()
         golds = self.golds()
         if not golds:
             return None, f"rows have no field {self.answer_field!r}; name it with --answer-field"
@@ -193,6 +195,23 @@ class _Checker:
                 if rewards[i] > self.env_class.reward_range[0] and len(set(rewards)) == 1:
                     fault += f"; where an answer alone earns no more than that, --truth-reward {rewards[i]:g}"
         return False, fault
+
+    @property
+    def solves(self) -> bool:
+        """Whether the class has solutions of its own, a method `solve(row)`, and rows no answer."""
+        return callable(getattr(self.env_class, "solve", None)) and not self.golds()
+
+    async def solutions(self) -> tuple[bool | None, str]:
+        """Whether each row's solution earns the most."""
+        for number, row in enumerate(self.rows, 1):
+            async with self.episode(row) as env:
+                await _begin(env, row)
+                await cast("Any", env).solve(row)
+                ended = Transcript(turns=1, stop_reason="answered")
+                reward = (await env.score(row, "", ended)).value
+            if reward < self.highest - _ROUNDING:
+                return False, f"row {number}: its solution has reward {reward:g}, want {self.highest:g}"
+        return True, f"by {len(self.rows)} solutions of its own"
 
     def golds(self) -> list[tuple[Row, str]]:
         return [
@@ -214,6 +233,8 @@ class _Checker:
         return True, ""
 
     async def cheats(self) -> tuple[bool | None, str]:
+        if self.solves:
+            return None, "no answer is graded by its text"
         if self.form is None:
             return None, "the ground truth was not accepted"
         if self.form != _STATED[0]:

@@ -58,11 +58,12 @@ class ContainedProgram:
             SandboxFailure: the engine or the container broke.
         """
         from agentrl_sandbox import SandboxError
-        from agentrl_sandbox.docker.program import ContainerProgram, ProgramFailure, engine
+        from agentrl_sandbox.docker.program import ContainerProgram, ProgramFailure
+        from agentrl_sandbox.docker.shared_engine import shared_engine
 
         address = urlsplit(self.url)
         try:
-            async with engine() as open_engine:
+            async with shared_engine() as open_engine:
                 program = ContainerProgram(
                     open_engine,
                     (address.hostname or "", address.port or 80),

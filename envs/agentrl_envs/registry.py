@@ -52,6 +52,7 @@ _SCHEMES = {
     "gymnasium": "agentrl_envs.adapters.gymnasium:gymnasium_env",
     "trl": "agentrl_envs.adapters.trl:trl_env",
     "verifiers": "agentrl_envs.adapters.verifiers:verifiers_env",
+    "harbor": "agentrl_envs.harbor.env:harbor_env",
     "openenv": "agentrl_envs.adapters.openenv:openenv_env",
 }
 _EXTRAS = {

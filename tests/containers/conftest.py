@@ -44,9 +44,17 @@ def engine() -> Iterator[Any]:
         if os.environ.get("AGENTRL_REQUIRE_DOCKER"):
             raise
         pytest.skip(f"no Docker engine (scripts/test_docker.sh starts one): {error}")
+    before = tags(client)
     build_image(SHELL_IMAGE, packages=(), programs=PROGRAMS)
     yield client
+    for tag in tags(client) - before:  # the images of tasks, too
+        client.images.remove(tag, force=True)
     client.close()
+
+
+def tags(engine: Any) -> set[str]:
+    """Names of the images that the engine has."""
+    return {tag for image in engine.images.list() for tag in image.tags}
 
 
 def of_this_process(engine: Any) -> list[Any]:

@@ -242,7 +242,7 @@ class Container:
             SandboxUnavailable: the engine does not answer, or has not this image.
             SessionStartFailed: the interpreter in it did not come up.
         """
-        made = await _created(client, calls, options)
+        made = await created(client, calls, options)
         self = cls(made, calls, frame_limit)
         try:
             raw = await calls.run("attach to a container", _attach, client, made.id)
@@ -313,7 +313,7 @@ class Container:
         """Kills and removes the container; no error when it is gone already."""
         self.hang_up()
         with contextlib.suppress(SandboxUnavailable):
-            await self._calls.run("remove a container", _remove, self._container)
+            await self._calls.run("remove a container", remove_now, self._container)
 
     async def stopped(self) -> bool:
         """True when the supervisor was stopped by a signal: it cannot be waited for then."""
@@ -327,7 +327,7 @@ class Container:
         return any(row[2].startswith("T") for row in rows if row[1] not in pids)
 
 
-async def _created(client: docker.DockerClient, calls: EngineCalls, options: Mapping[str, Any]) -> Any:
+async def created(client: docker.DockerClient, calls: EngineCalls, options: Mapping[str, Any]) -> Any:
     """A container that was made. Cancelled while the engine makes it, it is removed once it is there."""
     making = asyncio.ensure_future(calls.run("create a container", client.containers.create, **options))
     try:
@@ -336,7 +336,7 @@ async def _created(client: docker.DockerClient, calls: EngineCalls, options: Map
 
         async def remove() -> None:
             with contextlib.suppress(SandboxUnavailable):
-                await calls.run("remove a container", _remove, await making)
+                await calls.run("remove a container", remove_now, await making)
 
         await asyncio.shield(asyncio.ensure_future(remove()))
         raise
@@ -362,7 +362,8 @@ def raw_socket(attached: Any) -> socket.socket:
     return raw
 
 
-def _remove(container: Any) -> None:
+def remove_now(container: Any) -> None:
+    """Kill and remove a container; no error when it is gone already. Blocks."""
     import docker.errors
 
     try:

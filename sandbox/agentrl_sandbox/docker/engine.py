@@ -87,8 +87,12 @@ class EngineCalls:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="docker-call")
         self._limit_s = limit_s
 
-    async def run(self, what: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    async def run(
+        self, what: str, call: Callable[..., T], *arguments: Any, limit_s: float | None = None, **named: Any
+    ) -> T:
         """`call(*arguments, **named)` in a thread. `what` completes the sentence "cannot ...".
+
+        Raises `SandboxUnavailable` past the limit: `limit_s`, where it is given.
 
         On cancellation or past the limit the thread goes on until the client's own time-out ends it:
         docker-py cannot be interrupted, so callers must clean up what such a call may still make (labels do
@@ -100,12 +104,13 @@ class EngineCalls:
                 return call(*arguments, **named)
 
         loop = asyncio.get_running_loop()
+        limit_s = limit_s or self._limit_s
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(limit_s):
                 return await loop.run_in_executor(self._threads, functools.partial(guarded))
         except TimeoutError as error:
             raise SandboxUnavailable(
-                f"cannot {what}: the Docker engine did not answer within {self._limit_s:g} s"
+                f"cannot {what}: the Docker engine did not answer within {limit_s:g} s"
             ) from error
 
     def close(self) -> None:

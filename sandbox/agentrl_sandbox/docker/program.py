@@ -12,11 +12,9 @@ import asyncio
 import contextlib
 import socket
 import time
-import uuid
-import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import SandboxError, SandboxUnavailable
 from .container import (
@@ -29,13 +27,10 @@ from .container import (
     seccomp_profile,
     sent_program,
 )
-from .engine import EngineCalls, connect
-from .pool import SANDBOX_LABEL, events_of, owner_labels, remove_abandoned
+from .pool import events_of
+from .shared_engine import SharedEngine
 
-if TYPE_CHECKING:
-    import docker
-
-__all__ = ["ContainerLimits", "ContainerProgram", "Engine", "ProgramEnded", "ProgramFailure", "engine"]
+__all__ = ["ContainerLimits", "ContainerProgram", "ProgramEnded", "ProgramFailure"]
 
 _MODULES = {"frames": "inside/frames.py", "cgroup": "docker/cgroup.py", "guest": "docker/guest.py"}
 _FRAME_LIMIT = 256 << 20
@@ -83,65 +78,6 @@ class ProgramEnded:
     """The files of its folder as a tar archive, where they were asked for; the program may have forged it."""
 
 
-class Engine:
-    """The connection to one Docker engine for the programs of one event loop; made by `engine`."""
-
-    def __init__(self, base_url: str | None) -> None:
-        self.base_url = base_url
-        self.id = uuid.uuid4().hex
-        self.users = 0
-        self.calls = EngineCalls()
-        self.client: docker.DockerClient
-        self.opening: asyncio.Task[None] | None = None
-
-    async def open(self) -> None:
-        """Connect, and remove what dead processes left."""
-        self.client = await self.calls.run("connect", connect, self.base_url)
-        await self.calls.run("remove old containers", remove_abandoned, self.client)
-
-    async def close(self) -> None:
-        """Remove what may be left of this one."""
-        if hasattr(self, "client"):
-            with contextlib.suppress(SandboxUnavailable):
-                await self.calls.run("remove containers", remove_abandoned, self.client, sandbox=self.id)
-            self.client.close()
-        self.calls.close()
-
-
-_ENGINES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Engine]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-@contextlib.asynccontextmanager
-async def engine(base_url: str | None = None) -> AsyncIterator[Engine]:
-    """The engine at `base_url`, by default that of the environment; the last user closes the connection.
-
-    Raises:
-        SandboxUnavailable: docker-py is not installed, or no engine answers.
-    """
-    shared = _ENGINES.setdefault(asyncio.get_running_loop(), {})
-    one = shared.setdefault(base_url or "", Engine(base_url))
-    one.users += 1
-    try:
-        if one.opening is None:
-            one.opening = asyncio.ensure_future(one.open())
-        await asyncio.shield(one.opening)
-        yield one
-    finally:
-        one.users -= 1
-        if not one.users:
-            shared.pop(base_url or "", None)
-            await asyncio.shield(asyncio.ensure_future(_closed(one)))
-
-
-async def _closed(one: Engine) -> None:
-    if one.opening is not None:
-        await asyncio.wait({one.opening})
-        one.opening.exception()  # whoever waited for it was told
-    await one.close()
-
-
 @dataclass(slots=True)
 class ContainerProgram:
     """One program in a container, which exists from `start` until `close`.
@@ -154,7 +90,7 @@ class ContainerProgram:
         runtime: another runtime that the engine knows, such as "runsc" (gVisor).
     """
 
-    engine: Engine
+    engine: SharedEngine
     address: tuple[str, int]
     image: str = DEFAULT_TAG
     limits: ContainerLimits = field(default_factory=ContainerLimits)
@@ -174,7 +110,7 @@ class ContainerProgram:
         self._container = await Container.start(
             self.engine.client,
             self.engine.calls,
-            _options(self.image, self.limits, self.runtime, self.engine.id),
+            _options(self.image, self.limits, self.runtime, self.engine.labels()),
             sent_program(_MODULES, "become_guest"),
             _FRAME_LIMIT,
         )
@@ -296,11 +232,12 @@ class ContainerProgram:
             await container.remove()
 
 
-def _options(image: str, limits: ContainerLimits, runtime: str | None, owner: str) -> dict[str, Any]:
+def _options(
+    image: str, limits: ContainerLimits, runtime: str | None, labels: Mapping[str, str]
+) -> dict[str, Any]:
     """As hardened as a session's, but for sockets, which reach the loopback interface and nothing else."""
     shape = ContainerShape(limits.memory_mb, limits.processes + _OWN_THREADS, limits.file_mb, 100_000)
-    labels = tuple({**owner_labels(), SANDBOX_LABEL: owner}.items())
-    settings = ContainerSettings(image, runtime, limits.cpus, (), labels)
+    settings = ContainerSettings(image, runtime, limits.cpus, (), tuple(labels.items()))
     families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
     return {
         **container_options(shape, settings),

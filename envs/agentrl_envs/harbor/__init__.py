@@ -1,0 +1,1 @@
+"""Tasks in the format of Harbor: an image, an instruction, and tests that tell the reward."""
