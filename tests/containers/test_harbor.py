@@ -54,9 +54,7 @@ async def test_output_is_shortened_and_a_command_ends_at_its_limit(engine: Any, 
     script = [
         bash("for i in {1..20000}; do echo line $i; done"),
         bash("sleep 100 & sleep 200; echo never"),
-        bash(
-            "ls /proc | grep -c x; sleep 0.1 & disown; for p in /proc/[0-9]*/cmdline; do cat $p; echo; done"
-        ),
+        bash("for one in /proc/[0-9]*/comm; do cat $one; done"),
         bash("cat /dev/zero"),
         DONE,
     ]
@@ -66,7 +64,7 @@ async def test_output_is_shortened_and_a_command_ends_at_its_limit(engine: Any, 
     assert "characters were left out" in said[0]
     assert said[0].endswith("line 20000\n[exit status 0]")
     assert said[1] == "[killed after 2 s]"
-    assert "sleep" not in said[2].replace("sleep 0.1", ""), "what it had started was killed with it"
+    assert "sleep" not in said[2], "what it had started was killed with it"
     assert said[3].endswith("[killed after 2 s]")
     assert episode.counts["harbor/timeouts"] == 2
 
