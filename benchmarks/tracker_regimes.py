@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,8 @@ HARM = 2.0
 BATCH, STEPS = 256, 200
 REGIMES = (1_000, 4_000, 17_000)
 RATES = (0.6, 1.2, 2.4)
+TRIED = (1_000, 1_001)
+"""Seeds that a rate is chosen on."""
 FLOOR = 0.1
 COPIES = 8
 
@@ -194,7 +194,7 @@ def credit(arm: Arm, tracker: ValueTracker, drawn: NDArray[np.int64], scores: Ar
 def fold(tracker: ValueTracker, sampler: PromptSampler, drawn: NDArray[np.int64], scores: Array) -> None:
     """Fold a batch; then its prompts can be drawn again."""
     for prompt, score in zip(drawn.tolist(), scores.tolist(), strict=True):
-        tracker.fold(prompt, score, start_clock=0.0)
+        tracker.fold(prompt, score, start_clock=0.0, weight=sampler.weight(prompt))
     if isinstance(tracker, TrendTracker):
         tracker.end_batch()
     for prompt in dict.fromkeys(drawn.tolist()):
@@ -247,28 +247,42 @@ def difference(one: list[dict[str, float]], other: list[dict[str, float]], key: 
     return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
-def _play(job: tuple[Arm, int, float, int]) -> dict[str, float]:
-    return play(*job)
+class Kept:
+    """Runs that are played once: a line of a file for each, so that a sweep which was stopped goes on."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self._found: dict[str, dict[str, float]] = dict(json.loads(line) for line in lines)
+
+    def __call__(self, run: Callable[..., dict[str, float]], *job: Any) -> dict[str, float]:
+        """The result of `run(*job)`, from the file where it is there."""
+        key = " / ".join(str(getattr(part, "name", part)) for part in job)
+        if key not in self._found:
+            self._found[key] = run(*job)
+            if self._path:
+                with self._path.open("a") as file:
+                    file.write(json.dumps([key, self._found[key]]) + "\n")
+        return self._found[key]
 
 
-def _drift(job: tuple[Tide, Arm, int]) -> dict[str, float]:
-    return drift(*job)
-
-
-def closed_loop(seeds: int, pool: ProcessPoolExecutor) -> Iterator[Row]:
-    """Every arm in every regime."""
+def closed_loop(arms: Sequence[Arm], rates: Sequence[float], seeds: int, kept: Kept) -> Iterator[Row]:
+    """The arms in every regime, each at its best rate."""
     for prompts in REGIMES:
-        jobs = list(product(ARMS, RATES, range(1_000, 1_002)))
-        tried = pool.map(_play, [(arm, prompts, rate, seed) for arm, rate, seed in jobs])
-        grid: dict[tuple[Arm, float], list[float]] = {}
-        for (arm, rate, _), row in zip(jobs, tried, strict=True):
-            grid.setdefault((arm, rate), []).append(row["success"])
-        best = {arm: max(RATES, key=lambda rate, arm=arm: np.mean(grid[arm, rate])) for arm in ARMS}
-        runs = [(arm, prompts, best[arm], seed) for arm, seed in product(ARMS, range(seeds))]
-        found: dict[str, list[dict[str, float]]] = {}
-        for (arm, *_), row in zip(runs, pool.map(_play, runs), strict=True):
-            found.setdefault(arm.name, []).append(row)
-        yield {"prompts": prompts, "rates": {arm.name: best[arm] for arm in ARMS}, "runs": found}
+        best = {arm.name: best_rate(arm, prompts, rates, kept) for arm in arms}
+        runs = {
+            arm.name: [kept(play, arm, prompts, best[arm.name], seed) for seed in range(seeds)]
+            for arm in arms
+        }
+        yield {"prompts": prompts, "rates": best, "runs": runs}
+
+
+def best_rate(arm: Arm, prompts: int, rates: Sequence[float], kept: Kept) -> float:
+    """The rate that ends best on seeds of its own; one that stands alone is not tried."""
+    if len(rates) == 1:
+        return rates[0]
+    ends = [np.mean([kept(play, arm, prompts, rate, seed)["success"] for seed in TRIED]) for rate in rates]
+    return rates[int(np.argmax(ends))]
 
 
 def print_regime(row: Row) -> None:
@@ -283,22 +297,19 @@ def print_regime(row: Row) -> None:
             f"  {name:16}{rates[name]:>6}{means['success']:>9.3f}{means['curve']:>8.3f}"
             f"{means['error']:>16.4f}{means['seen']:>7.2f}"
         )
-    for key in ("success", "curve"):
+    for key in ("success", "curve") if "spo_plus" in runs and len(runs) > 1 else ():
         best = max(
             (name for name in runs if name != "spo_plus"), key=lambda n: np.mean([r[key] for r in runs[n]])
         )
         print(f"  {key}: spo_plus less {best}: {difference(runs['spo_plus'], runs[best], key)}")
 
 
-def open_loop(seeds: int, pool: ProcessPoolExecutor) -> Iterator[Row]:
+def open_loop(seeds: int, kept: Kept) -> Iterator[Row]:
     """Baseline error of the trend against the plain tracker at the same forgetting."""
     arms = (ARMS[0], ARMS[1], Arm("trend", tracker="trend", rho=0.96))
     for tide in TIDES:
-        jobs = [(tide, arm, seed) for arm, seed in product(arms, range(seeds))]
-        found: dict[str, list[dict[str, float]]] = {}
-        for (_, arm, _), row in zip(jobs, pool.map(_drift, jobs), strict=True):
-            found.setdefault(arm.name, []).append(row)
-        yield {"tide": asdict(tide), "runs": found}
+        runs = {arm.name: [kept(drift, tide, arm, seed) for seed in range(seeds)] for arm in arms}
+        yield {"tide": asdict(tide), "runs": runs}
 
 
 def print_tide(row: Row) -> None:
@@ -328,20 +339,24 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--open-loop", action="store_true")
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], help="of the closed loop")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=RATES, help="of which each arm takes its best"
+    )
+    parser.add_argument("--kept", type=Path, help="file of runs played before; new ones are added to it")
     parser.add_argument("--show", type=Path, help="print the tables of an earlier output again")
     args = parser.parse_args()
     if args.show:
         found = json.loads(args.show.read_text().splitlines()[-1])
         shown(found["rows"], print_tide if found["open_loop"] else print_regime)
         return
-    with ProcessPoolExecutor(args.processes) as pool:
-        rows = (
-            shown(open_loop(args.seeds, pool), print_tide)
-            if args.open_loop
-            else shown(closed_loop(args.seeds, pool), print_regime)
-        )
+    kept = Kept(args.kept)
+    if args.open_loop:
+        rows = shown(open_loop(args.seeds, kept), print_tide)
+    else:
+        arms = [arm for arm in ARMS if arm.name in (args.arms or [arm.name])]
+        rows = shown(closed_loop(arms, args.rates, args.seeds, kept), print_regime)
     print(json.dumps({"benchmark": "tracker_regimes", "open_loop": args.open_loop, "rows": rows}))
 
 

@@ -215,6 +215,13 @@ class PromptSampler:
         self._place(index)
         return int(self._prompts[index])
 
+    def weight(self, prompt: int) -> float:
+        """What an episode of a prompt weighed in its latest draw: weights change when a prompt is folded."""
+        index = self._index(prompt)
+        if self._fresh[index]:
+            return self._fresh_weight() * self._settings.fresh_copies
+        return float(self._weights[index])
+
     def copies(self, prompt: int) -> int:
         """Episodes of a prompt in flight."""
         return int(self._copies[self._index(prompt)])

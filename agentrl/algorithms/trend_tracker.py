@@ -20,7 +20,9 @@ from agentrl.config.ranges import Positive, Range
 from agentrl.config.settings import TrackerSettings
 from agentrl.errors import CheckpointError
 
-SAVED = ("trends", "folded_at", "residual", "curvature", "first_sums", "first_counts")
+SAVED = ("trends", "folded_at", "residual", "curvature", "counted", "inverse", "first_sums", "first_counts")
+LATER = ("counted", "inverse")
+"""Of these, what states of before draws were weighed do not have."""
 
 VERSIONS = 256
 """Trends that are remembered, by the version that began with them; an older episode is given the oldest."""
@@ -37,6 +39,9 @@ class TrendTracker(ValueTracker):
     sum(s - v) / (sum v (1 - v) + damping), over prompts that are known; d is the mean staleness of the batch.
     The value of a prompt seen once or twice is drawn to the prior, and its way back from there would read as
     a trend wherever most prompts are hard, or easy.
+    Draws by priority choose prompts by their value, and most often those whose value errs to the middle, so
+    that scores of hard prompts fall short of it. Both sums therefore weigh an episode by the inverse of what
+    its prompt weighed when it was drawn, scaled to a mean of 1 (Horvitz and Thompson's estimator).
     An episode is compared with the trend of the version that it began at: an episode that is late says
     nothing of what was learned since.
 
@@ -78,6 +83,7 @@ class TrendTracker(ValueTracker):
         self._first_sums, self._first_counts = np.zeros(count), np.zeros(count)
         self._folded_at = np.zeros(num_prompts)
         self._residual, self._curvature = np.zeros(count), np.zeros(count)
+        self._counted, self._inverse = np.zeros(count), np.zeros(count)
         self._ages: list[int] = []
         self._folded: list[int] = []
 
@@ -121,6 +127,7 @@ class TrendTracker(ValueTracker):
         start_clock: float,
         drift: float | None = None,
         start_version: int | None = None,
+        weight: float = 1.0,
     ) -> Fold:
         """Carry a prompt to the trend its episode began at, then fold its score as `ValueTracker` does."""
         version = self._version if start_version is None else start_version
@@ -132,8 +139,10 @@ class TrendTracker(ValueTracker):
                 self._alpha[prompt], self._beta[prompt] = count * value, count * (1.0 - value)
             # A value at its bound cannot follow, and would drive the trend on.
             if count >= self._own.known and CLIP < value < 1.0 - CLIP:
-                self._residual[environment] += score - value
-                self._curvature[environment] += value * (1.0 - value)
+                self._residual[environment] += (score - value) / weight
+                self._curvature[environment] += value * (1.0 - value) / weight
+                self._counted[environment] += 1.0
+                self._inverse[environment] += 1.0 / weight
         fold = super().fold(prompt, score, start_clock=start_clock, drift=drift)
         self._folded_at[prompt] = self._trend_at(version, environment)
         self._ages.append(max(0, self._version - version))
@@ -146,12 +155,15 @@ class TrendTracker(ValueTracker):
         The prompts folded are taken along: their own scores already say where the policy is.
         """
         age = float(np.mean(self._ages)) if self._ages else 0.0
-        moved = self._own.gain / (1.0 + age) * self._residual / (self._curvature + self._own.damping)
+        scale = self._counted / np.where(self._counted > 0.0, self._inverse, 1.0)
+        step = scale * self._residual / (scale * self._curvature + self._own.damping)
+        moved = self._own.gain / (1.0 + age) * step
         self._trends = np.vstack([self._trends, self._trends[-1] + moved])[-VERSIONS:]
         self._version += 1
         folded = np.unique(np.array(self._folded, dtype=np.int64))
         self._folded_at[folded] += moved[self._environment[folded]]
-        self._residual[:], self._curvature[:] = 0.0, 0.0
+        for sums in (self._residual, self._curvature, self._counted, self._inverse):
+            sums[:] = 0.0
         self._ages, self._folded = [], []
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,6 +179,8 @@ class TrendTracker(ValueTracker):
             CheckpointError: the state is of another tracker, or of other prompts.
         """
         super().load_state_dict(state)
+        nothing = {name: np.zeros_like(self._residual) for name in LATER}
+        state = nothing | dict(state)
         for name in SAVED:
             if name not in state:
                 raise CheckpointError(

@@ -220,6 +220,7 @@ class ValueTracker:
         start_clock: float,
         drift: float | None = None,
         start_version: int | None = None,
+        weight: float = 1.0,
     ) -> Fold:
         """Fold the score of one episode into its prompt (paper equation 5).
 
@@ -233,6 +234,7 @@ class ValueTracker:
             drift: `replay` mode only: mean |difference of log-probability| of the prompt's previous
                 episode, in nats a token; None where there is no previous episode to score again.
             start_version: policy version that the episode began at; the paper's tracker does not look at it.
+            weight: what the prompt weighed in the draw of the episode, positive; not looked at here either.
 
         Raises:
             DataError: the score is outside [0, 1], a drift is not finite and at least 0, or a drift

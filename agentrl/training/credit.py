@@ -245,12 +245,14 @@ class Credit:
         """Fold a score of an episode that began at `start_version` into the tracker."""
         self._frozen.pop(episode_id, None)
         start_clock = self.clocks[min(start_version, len(self.clocks) - 1)]
+        prompt = self._pool.index[prompt_id]
         return self._pool.tracker.fold(
-            self._pool.index[prompt_id],
+            prompt,
             score,
             start_clock=start_clock,
             drift=drift,
             start_version=start_version,
+            weight=self._pool.weight(prompt),
         )
 
     def remember(self, episode: Episode) -> None:

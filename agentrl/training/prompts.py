@@ -103,6 +103,10 @@ class PromptPool:
         """Mark another episode of a pending prompt pending: it is played several times at once."""
         self.samplers[self._task_of[prompt]].copy(prompt)
 
+    def weight(self, prompt: int) -> float:
+        """What a prompt weighed, within its environment, when it was drawn."""
+        return self.samplers[self._task_of[prompt]].weight(prompt)
+
     def is_fresh(self, prompt: int) -> bool:
         """Whether a pending prompt was never seen, and one episode of it is in flight."""
         return not self.tracker.seen([prompt])[0] and self.samplers[self._task_of[prompt]].copies(prompt) == 1

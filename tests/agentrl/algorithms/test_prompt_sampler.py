@@ -319,3 +319,16 @@ def test_bad_input() -> None:
         PromptSampler(tracker([0.5, 0.5]), SamplerSettings(), lambda values, counts: values - 1.0, seed=0)
     with pytest.raises(ConfigError, match="cannot draw"):
         PromptSampler(tracker([0.5]), SamplerSettings(), seed=0, prompts=range(3))
+
+
+def test_the_weight_of_a_draw_is_kept_until_its_prompt_is_folded() -> None:
+    it = ValueTracker(3, TrackerSettings(drift="constant", rho_constant=0.875))
+    it.initialise(0, [1.0, 0.0])
+    sampler = PromptSampler(it, SamplerSettings(fresh_copies=4), seed=0)
+    assert sampler.weight(0) == pytest.approx(0.55)  # sqrt(.5 * .5) + .05
+    # Never seen: the prior, (1/2 + 1/2) / 2 = .5, of an episode, whatever copies are played of it.
+    assert sampler.weight(1) == pytest.approx(0.55)
+    it.fold(0, 1.0, start_clock=0.0)
+    assert sampler.weight(0) == pytest.approx(0.55)
+    sampler.refresh(0)
+    assert sampler.weight(0) == pytest.approx((0.5625 * 0.4375) ** 0.5 + 0.05)
