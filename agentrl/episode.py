@@ -47,7 +47,7 @@ class StopReason(StrEnum):
         return self in (StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL)
 
 
-Boundary = Literal["policy", "env", "sandbox", "renderer"]
+Boundary = Literal["policy", "env", "sandbox", "renderer", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Segment:
     """One sequence of T tokens, to which tokens were only ever appended.
 
     The arrays have one length T and take 13 bytes a token together; the k likeliest tokens, where a loss asks
-    for them, another 8 k for each of the S tokens that were sampled.
+    for them, another 8 k for each of the S tokens that were sampled, and what a served teacher says 4.
     """
 
     token_ids: array[int]
@@ -120,6 +120,8 @@ class Segment:
     """[S k] the likeliest tokens of the sampler where a token was sampled; empty where nobody asked."""
     top_logprobs: array[float] = field(default_factory=lambda: array("f"))
     """[S k] and their log-probabilities, the largest of a place first."""
+    teacher_logprobs: array[float] = field(default_factory=lambda: array("f"))
+    """[S] nats, of the sampled tokens by a served teacher; empty where none was asked."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", _int_array(self.token_ids))
@@ -128,6 +130,7 @@ class Segment:
         object.__setattr__(self, "policy_versions", _int_array(self.policy_versions))
         object.__setattr__(self, "top_ids", _int_array(self.top_ids))
         object.__setattr__(self, "top_logprobs", _float_array(self.top_logprobs))
+        object.__setattr__(self, "teacher_logprobs", _float_array(self.teacher_logprobs))
         lengths = {
             len(self.token_ids),
             len(self.loss_mask),
@@ -148,15 +151,16 @@ class Segment:
 
     def until(self, end: int) -> Segment:
         """The segment of the first `end` tokens."""
-        tops = self.loss_mask[:end].count(1) * self.top_k
+        sampled = self.loss_mask[:end].count(1)
         return replace(
             self,
             token_ids=self.token_ids[:end],
             loss_mask=self.loss_mask[:end],
             logprobs=self.logprobs[:end],
             policy_versions=self.policy_versions[:end],
-            top_ids=self.top_ids[:tops],
-            top_logprobs=self.top_logprobs[:tops],
+            top_ids=self.top_ids[: sampled * self.top_k],
+            top_logprobs=self.top_logprobs[: sampled * self.top_k],
+            teacher_logprobs=self.teacher_logprobs[:sampled],
         )
 
     @property
@@ -187,6 +191,10 @@ def _check_segment(segment: Segment) -> None:
         raise DataError(
             f"{ids} likeliest tokens came with {values} log-probabilities for {count} sampled tokens; each "
             "of those needs the same number"
+        )
+    if len(segment.teacher_logprobs) not in (0, count):
+        raise DataError(
+            f"a teacher gave {len(segment.teacher_logprobs)} log-probabilities for {count} sampled tokens"
         )
     own = versions[sampled]
     if len(own) and (own[0] < 0 or (np.diff(own) < 0).any()):
@@ -467,15 +475,20 @@ def _unpack(code: Literal["i", "f"], text: str) -> array[Any]:
 
 def _segment_to_json(segment: Segment) -> dict[str, Any]:
     top = {"top_ids": _pack(segment.top_ids), "top_logprobs": _pack(segment.top_logprobs)}
-    return (top if segment.top_ids else {}) | {
-        "token_ids": _pack(segment.token_ids),
-        "loss_mask": base64.b64encode(segment.loss_mask).decode("ascii"),
-        "logprobs": _pack(segment.logprobs),
-        "policy_versions": _pack(segment.policy_versions),
-        "agent": segment.agent,
-        "model": segment.model,
-        "trainable": segment.trainable,
-    }
+    teacher = {"teacher_logprobs": _pack(segment.teacher_logprobs)}
+    return (
+        (top if segment.top_ids else {})
+        | (teacher if segment.teacher_logprobs else {})
+        | {
+            "token_ids": _pack(segment.token_ids),
+            "loss_mask": base64.b64encode(segment.loss_mask).decode("ascii"),
+            "logprobs": _pack(segment.logprobs),
+            "policy_versions": _pack(segment.policy_versions),
+            "agent": segment.agent,
+            "model": segment.model,
+            "trainable": segment.trainable,
+        }
+    )
 
 
 def _segment_from_json(data: Mapping[str, Any]) -> Segment:
@@ -489,6 +502,7 @@ def _segment_from_json(data: Mapping[str, Any]) -> Segment:
         trainable=data["trainable"],
         top_ids=_unpack("i", data.get("top_ids", "")),
         top_logprobs=_unpack("f", data.get("top_logprobs", "")),
+        teacher_logprobs=_unpack("f", data.get("teacher_logprobs", "")),
     )
 
 

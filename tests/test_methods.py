@@ -228,3 +228,50 @@ def test_ratio_variance() -> None:
     assert loss == near([-1.0, 0.75, -1.0])
     # -ratio (A - 2 (ratio - 1)): beyond 1.5 a positive advantage is pulled back, without a clip.
     assert gradient == near([2.0, 0.0, -1.0])
+
+
+def of_prompt(tokens: list[int], reward: float, said: int = 9) -> Episode:
+    """An episode of a prompt of these tokens."""
+    builder = SegmentBuilder()
+    builder.append_given(tokens)
+    builder.append_sampled([said], [-1.0], [0])
+    return episode(segments=(builder.build(),), reward=reward)
+
+
+def test_prompt_prior() -> None:
+    it = make("estimator", "prompt_prior.py:PromptPrior", size=4, weight=1.0, kept=1.0)
+    for token, reward in ((1, 1.0), (1, 1.0), (2, 0.0), (2, 0.0)):
+        it.fold(of_prompt([token], reward))
+    # Mean (2 + .5) / 5 = .5. Token 1: (2 - .5 * 2) / (2 + 1) = 1/3, token 2: -1/3.
+    assert it.predicted(np.eye(4)[[1, 2, 3]]) == near([5 / 6, 1 / 6, 0.5])
+    rows = [of_prompt([1], 1.0), of_prompt([1], 0.0), of_prompt([2], 1.0), of_prompt([2], 0.0)]
+    known = {"baselines": np.full(4, 0.5), "counts": np.ones(4), "episodes": rows}
+    # Baselines (.5 + 5/6) / 2 = 2/3 and 1/3: 1/3, -2/3, 2/3, -1/3 over the deviation sqrt(10/27).
+    wanted = np.array([1.0, -2.0, 2.0, -1.0]) / 3.0 / (10.0 / 27.0) ** 0.5
+    assert it(batch([1, 0, 1, 0], **known)) == near(wanted)
+    # What was said does not move the baseline, and neither does asking.
+    other = [of_prompt([1], 1.0, said=3), *rows[1:]]
+    assert it(batch([1, 0, 1, 0], **(known | {"episodes": other}))) == near(wanted)
+    again = make("estimator", "prompt_prior.py:PromptPrior", size=4, weight=1.0, kept=1.0)
+    again.load_state_dict(json.loads(json.dumps(it.state_dict())))
+    assert again(batch([1, 0, 1, 0], **known)) == near(wanted)
+    # A prompt that is known well has its own value.
+    sure = it(batch([1, 0, 1, 0], **(known | {"counts": np.full(4, 1e9)})))
+    assert sure == near(np.array([0.5, -0.5, 0.5, -0.5]) / (1 / 3) ** 0.5)
+
+
+def test_a_prompt_prior_errs_less_than_the_mean_where_prompts_tell_their_difficulty() -> None:
+    it, rng = make("estimator", "prompt_prior.py:PromptPrior"), np.random.default_rng(0)
+    hard = rng.random(64) < 0.5  # by the one token that matters
+    errors = []
+    for number in range(600):
+        token = int(rng.integers(64))
+        chance = 0.2 if hard[token] else 0.8
+        one = of_prompt([token, 200, 200], float(rng.random() < chance))
+        if number >= 300:
+            mean = it.total / it.count
+            guess = float(it.predicted(it.features_of(one)[None])[0])
+            errors.append([(guess - chance) ** 2, (mean - chance) ** 2])
+        it.fold(one)
+    own, mean = np.mean(errors, axis=0)
+    assert own < 0.5 * mean

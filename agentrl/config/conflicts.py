@@ -16,11 +16,16 @@ from agentrl.config.part_settings import (
 
 
 class Rollout(Protocol):
-    """The limit of an episode."""
+    """How an episode is sampled, and its limit."""
 
     @property
     def max_tokens(self) -> int:
         """Tokens the policy may sample in it."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """Sampling temperature."""
         ...
 
 
@@ -64,6 +69,14 @@ def refused(settings: Parts) -> Rules:
                 f"estimator.kind = {estimator.kind!r} reads the parts of the reward, which "
                 f"shaper.kind = {shaper.kind!r} does not change: give the shaper's "
                 "wish a part of its own in the environment"
+            ),
+        )
+    if loss.teacher_is_served and settings.rollout.temperature != 1.0:
+        yield (
+            ("loss.teacher", "rollout.temperature"),
+            (
+                "loss.teacher is a server, which gives log-probabilities at temperature 1, and "
+                f"rollout.temperature = {settings.rollout.temperature:g}: set it to 1, or name weights"
             ),
         )
     if loss.kind == "real" and loss.own.get("compare") == "groups" and estimator.group_size < 2:

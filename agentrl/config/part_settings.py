@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
-from agentrl.config.ranges import Amount, Count, Number, PartOf, Range
+from agentrl.config.ranges import Amount, Count, Number, PartOf, Positive, Range
 
 Rules: TypeAlias = Iterator[tuple[tuple[str, ...], str]]
 """(settings concerned, what is wrong) of every rule between settings that does not hold."""
@@ -113,8 +113,19 @@ class LossSettings:
     entropy_coefficient: Annotated[float, Range()] = 0.0
     """Weight of an entropy bonus, taken from any loss."""
     teacher: str = ""
-    """Weights of a teacher, for losses that require one: like `model.path`, with the same token ids."""
+    """Teacher of losses that require one, with the same token ids: weights, like `model.path`, or the address
+    of a vLLM server, `http://host:port` (its key is read from `AGENTRL_TEACHER_KEY`)."""
+    teacher_at_once: Count = 8
+    """Sequences that a served teacher scores at once."""
+    teacher_limit_s: Positive = 300.0
+    """How long a sequence may take a served teacher, tries included; then its episode fails, as where a
+    grader is gone."""
     own: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def teacher_is_served(self) -> bool:
+        """Whether the teacher is a server."""
+        return self.teacher.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True, slots=True)

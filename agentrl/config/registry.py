@@ -108,7 +108,7 @@ REQUIREMENTS = {
     "groups": "several episodes of each prompt (estimator.group_size of at least 2)",
     "reference": "log-probabilities of the weights that the run began with",
     "proximal": "log-probabilities of the whole batch under the weights before its first step",
-    "teacher": "log-probabilities of other weights, which the setting loss.teacher names",
+    "teacher": "log-probabilities of other weights or of a server, which the setting loss.teacher names",
     "behaviour_top": "log-probabilities of the sampler's likeliest tokens (as many as loss.behaviour_top_k)",
     "gold": "a gold answer in every row (the column `answer`)",
 }

@@ -47,6 +47,8 @@ class TokenSequence:
     """[N, k] the sampler's likeliest tokens at each target; k = 0 where the loss looks at none."""
     top_logprobs: FloatArray
     """[N, k] and their log-probabilities at sampling."""
+    teacher: FloatArray
+    """[N] log-probabilities by a served teacher; [0] where none was asked."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -143,6 +145,7 @@ def _build(
         temperature=episode.temperature or 1.0,
         top_ids=_top(segment.top_ids, np.int32, segment.top_k)[skipped:, :top].astype(np.int64),
         top_logprobs=_top(segment.top_logprobs, np.float32, segment.top_k)[skipped:, :top].copy(),
+        teacher=np.array(segment.teacher_logprobs[skipped:], dtype=np.float32),
     )
 
 

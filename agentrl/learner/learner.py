@@ -286,6 +286,8 @@ class Learner:
             batch.reference = self._reference.scores(batch.sequences, everything).logprobs
         if self._teacher is not None:
             batch.teacher = self._teacher.scores(batch.sequences, everything).logprobs
+        elif self._objective.served_teacher:
+            batch.teacher = self._taught(batch)
         batch.statistics = self._statistics(batch)
         train_started = time.perf_counter()
         self._train(batch, plan)
@@ -391,6 +393,16 @@ class Learner:
                 f"a batch of {len(episodes)} episodes has no trainable token; nothing can be learned from it"
             )
         return _Batch(episodes, sequences, values, Tally(self._device), [])
+
+    def _taught(self, batch: _Batch) -> list[Tensor]:
+        """[N] of each sequence, as a served teacher gave them."""
+        missing = [at for at, item in enumerate(batch.sequences) if len(item.teacher) != len(item.targets)]
+        if missing:
+            raise DataError(
+                f"the loss needs what a teacher says of each token, and {batch.names(missing)} came without: "
+                "played before loss.teacher named a server"
+            )
+        return [self._forward.tensor(item.teacher) for item in batch.sequences]
 
     def _statistics(self, batch: _Batch) -> Mapping[str, Tensor]:
         """What the loss wants to know of the whole batch, which is never on the device at once."""

@@ -39,11 +39,15 @@ class Objective:
         """Likeliest tokens that the loss looks at."""
         self.behaviour_top_k = registry.behaviour_top_k(loss.kind, loss.own)
         """Likeliest tokens of the sampler that the loss looks at."""
-        self.teacher = loss.teacher if "teacher" in requires else ""
-        """Weights of the teacher; empty where the loss looks at none."""
+        taught = "teacher" in requires
+        self.teacher = loss.teacher if taught and not loss.teacher_is_served else ""
+        """Weights of the teacher; empty where the loss looks at none, or it is a server."""
+        self.served_teacher = taught and loss.teacher_is_served
+        """Whether episodes bring what the teacher says of their tokens."""
         if "teacher" in requires and not loss.teacher:
             raise ConfigError(
-                f'loss.kind = {loss.kind!r} requires a teacher: name its weights, loss.teacher = "path"'
+                f'loss.kind = {loss.kind!r} requires a teacher: name its weights, loss.teacher = "path", or '
+                "a vLLM server, http://host:port"
             )
         self.needs_proximal = "proximal" in requires or hasattr(self._loss, "statistics")
         """Whether the whole batch is scored before its first step, also where one step takes it all."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agentrl.config import registry
-from agentrl.config.settings import Settings
+from agentrl.config.settings import LossSettings, Settings
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError
 from agentrl.inference.engines import make_policy
 from agentrl.inference.policy import Policy
+from agentrl.inference.vllm.teacher import ServedTeacher
 from agentrl.renderers.base import Renderer
 from agentrl.renderers.making import rollout_renderer
 from agentrl.report.trackers import Tracker
@@ -38,6 +40,8 @@ from agentrl.training.plan import RunPlan, make_pool, plan_run
 from agentrl.training.watchdog import Watchdog
 from agentrl_envs import EnvError
 from agentrl_sandbox import Sandbox
+
+TEACHER_KEY = "AGENTRL_TEACHER_KEY"
 
 
 @contextlib.asynccontextmanager
@@ -98,6 +102,11 @@ async def assemble(
             options = replace(options, listeners=(*options.listeners, *services))
         parts = _wired(plan, folder, options, policy, learner, renderer, sandbox, watchdog)
         stack.push_async_callback(parts.close)
+        if settings.loss.teacher_is_served:
+            teacher = make_teacher(settings.loss)
+            stack.push_async_callback(teacher.close)
+            await teacher.start(plan.tokenizer, policy.context_tokens)
+            parts = replace(parts, teacher=teacher.score)
         if compared:
             gate = await _parity_gate(settings, parts, renderer, sandbox)
             parts = replace(parts, before_start=gate.check, after_update=gate.after_update)
@@ -164,6 +173,16 @@ def check_engine(settings: Settings, policy: Policy) -> None:
             f"engine {type(policy).__name__} does not report them (one that does says gives_top_logprobs = "
             "True): take engine.kind transformers or vllm, or another loss"
         )
+
+
+def make_teacher(loss: LossSettings) -> ServedTeacher:
+    """The server that `loss.teacher` names."""
+    return ServedTeacher(
+        loss.teacher,
+        os.environ.get(TEACHER_KEY, ""),
+        at_once=loss.teacher_at_once,
+        limit_s=loss.teacher_limit_s,
+    )
 
 
 def make_learner(settings: Settings) -> Any:

@@ -81,7 +81,9 @@ class Attempt:
             in_order=settings.run.deterministic,
             outages=self.outages,
         )
-        self.dispatcher = Dispatcher(self.stream, parts.play, stream.in_flight or settings.engine.slots)
+        self.dispatcher = Dispatcher(
+            self.stream, parts.play_to_learn, stream.in_flight or settings.engine.slots
+        )
         self.stream.wake = self.dispatcher.wake
         self.replay = DriftReplay(parts.learner) if settings.tracker.drift == "replay" else None
         self.files = StepFiles(parts.folder.path, keep=settings.run.token_values_kept)

@@ -48,6 +48,13 @@ class Parts:
     """Called after each published version (the parity gate)."""
     shuffle_rewards: bool = False
     """A control: rewards are shuffled among the episodes of each batch before anything is learned."""
+    teacher: Callable[[Episode], Awaitable[Episode]] | None = None
+    """Adds what a served teacher says of an episode's tokens."""
+
+    async def play_to_learn(self, dispatch: Dispatch) -> Episode:
+        """Play an episode that the learner will see."""
+        episode = await self.play(dispatch)
+        return episode if self.teacher is None else await self.teacher(episode)
 
     async def close(self) -> None:
         """Close the files: metrics, recorder and ledger."""

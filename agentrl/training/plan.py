@@ -149,12 +149,20 @@ def _check_requirements(settings: Settings, tasks: Sequence[Task]) -> None:
     """What parts require of settings and rows.
 
     Raises:
-        ConfigError: no teacher is named, or a row has no gold answer, and a part requires one.
+        ConfigError: no teacher is named, or a row has no gold answer, and a part requires one; or a teacher
+            is named, and none is required.
     """
     loss = settings.loss
-    if "teacher" in registry.declared("loss", loss.kind).requires and not loss.teacher:
+    taught = "teacher" in registry.declared("loss", loss.kind).requires
+    if taught and not loss.teacher:
         raise ConfigError(
-            f'loss.kind = {loss.kind!r} requires a teacher: name its weights, loss.teacher = "path"'
+            f'loss.kind = {loss.kind!r} requires a teacher: name its weights, loss.teacher = "path", or a '
+            "vLLM server, http://host:port"
+        )
+    if loss.teacher and not taught:
+        raise ConfigError(
+            f"loss.teacher = {loss.teacher!r} is for a loss that asks a teacher, as 'distillation' does, and "
+            f"loss.kind = {loss.kind!r} asks none: leave it out, or take another loss"
         )
     part = next((one for one in tree.parts_of(settings) if "gold" in one.requires), None)
     if part is None:

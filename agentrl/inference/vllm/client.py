@@ -24,7 +24,16 @@ NEEDED = "VLLM_SERVER_DEV_MODE=1 vllm serve ... --enable-scale-out --logprobs-mo
 
 
 class ServerRefused(PolicyError):
-    """A server answered with an error: the request is wrong, not the server."""
+    """A server answered with an error: the request is wrong, not the server.
+
+    Args:
+        message: what it said.
+        status: of the HTTP answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(slots=True)
@@ -237,7 +246,7 @@ def _refusal(name: str, path: str, status: int, text: str) -> PolicyError:
     if status == 400 and found:
         return ContextOverflow(int(found[1]), int(found[2]))
     if status == 401:
-        return ServerRefused(f"{name} refuses the key")
+        return ServerRefused(f"{name} refuses the key", status)
     if status >= 500 and "EngineDead" in text:
         return PolicyUnavailable(f"the engine of {name} died: {text[:300]}")
-    return ServerRefused(f"{name} answered {path} with {status}: {text[:500]}")
+    return ServerRefused(f"{name} answered {path} with {status}: {text[:500]}", status)
