@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents agents-environments test-programs test-adapters test-families test-sandbox test-docker test-vllm test-chaos test-faults test-gpu wheel-check clean
+.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents agents-environments test-programs test-adapters test-families test-sandbox test-docker test-vllm test-chaos test-distributed test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 ## make test          the whole suite that needs no engine of its own (seven to fifteen minutes on two cores)
 test: $(STAMP)-dev
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile and not ui and not faults"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile and not ui and not faults and not distributed"
 
 ## make lint          format, lint, types, import rules
 lint: $(STAMP)-dev
@@ -35,7 +35,7 @@ check: $(STAMP)-dev
 
 test-fast: $(STAMP)-dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile=check \
-		-m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not ui and not faults"
+		-m "not slow and not gpu and not docker and not vllm and not chaos and not hostile and not ui and not faults and not distributed"
 
 ## make test-learner  learner, adapters and the memory plan, the slow tests too (a part of make test)
 test-learner: $(STAMP)-dev
@@ -106,6 +106,18 @@ $(FAMILIES)/.installed: Makefile pyproject.toml constraints.txt
 	$(PYTHON) -m pip --disable-pip-version-check install --quiet --no-deps -c constraints.txt --upgrade \
 	  --target $(FAMILIES) renderers openai-harmony tiktoken prime-pydantic-config httpx httpcore requests urllib3 charset-normalizer \
 	  'trl==1.16.0' datasets pyarrow pandas dill multiprocess xxhash python-dateutil pytz six tzdata
+	@touch $@
+
+## make test-distributed  rollout workers on Ray clusters of several nodes on this machine (.venv-ray)
+RAY ?= .venv-ray
+test-distributed: $(STAMP)-dev $(RAY)/.installed
+	AGENTRL_REQUIRE_ADAPTERS=1 PYTHONPATH=$(abspath $(RAY)) $(BIN)/python -m pytest -q -m distributed tests/distributed
+
+$(RAY)/.installed: Makefile
+	test ! -e $@ || rm -rf $(RAY)
+	$(PYTHON) -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(RAY) 'ray==2.60.0' \
+	  click filelock jsonschema jsonschema-specifications referencing rpds-py attrs typing-extensions msgpack packaging protobuf \
+	  pyyaml requests urllib3 idna certifi charset-normalizer
 	@touch $@
 
 ## make test-chaos    runs killed at every durable write and at a hundred random moments (STORM=100)

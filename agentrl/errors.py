@@ -77,6 +77,10 @@ class LearnerError(AgentRLError):
     """The learner cannot take this step."""
 
 
+class LearnerLost(LearnerError):
+    """A process of the learner died; the run can go on from its checkpoint."""
+
+
 class WeightSyncError(AgentRLError):
     """A policy version could not be published or loaded."""
 

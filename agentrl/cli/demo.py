@@ -21,7 +21,11 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="control: deal the rewards of each batch out anew, so that there is nothing to learn",
     )
-    add_settings(parser, Settings, {"seed": "run.seed", "steps": "run.steps", "name": "run.name"})
+    add_settings(
+        parser,
+        Settings,
+        {"seed": "run.seed", "steps": "run.steps", "name": "run.name", "cluster": "cluster.kind"},
+    )
     add_preset(parser)
     parser.set_defaults(handler=run)
 

@@ -49,6 +49,9 @@ class RunSettings:
     """Longest wait for an engine, a learner step or a batch before the run stops and says who stalls."""
     outage_limit_s: Seconds = 600.0
     """How long every episode may fail, with pauses between the tries, before the run stops and says why."""
+    restarts: Number = 3
+    """How often in a row, without a new version between, a run goes on from its checkpoint by itself after a
+    process of its learner died."""
     episodes_kept: Number = 20000
     """Newest recorded episodes kept on disk; 0 keeps none."""
     token_values_kept: Number = 20000
@@ -371,6 +374,25 @@ class LearnerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """`[cluster]`: episodes played on other machines, or in other processes of this one."""
+
+    kind: Literal["none", "ray"] = "none"
+    """`ray` spreads episodes over rollout workers on a Ray cluster (`pip install "agentrl[ray]"`)."""
+    address: str = ""
+    """Of the cluster, as Ray has it; empty takes RAY_ADDRESS, else the cluster of this machine, else starts
+    one."""
+    rollout_workers: Count = 2
+    """Processes that play episodes, each with an engine and a sandbox of its own."""
+    cpus: Positive = 1.0
+    """Cores that Ray reserves for each."""
+    gpus: Amount = 0.0
+    """GPUs that Ray reserves for each."""
+    start_limit_s: Seconds = 600.0
+    """Longest wait for room on the cluster, for a worker to start, and for any worker while all are lost."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamSettings:
     """`[stream]`: how episodes flow to the learner."""
 
@@ -447,6 +469,7 @@ class Settings:
     controller: ControllerSettings = field(default_factory=ControllerSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     @property
     def optimizer_steps(self) -> int:
@@ -474,6 +497,15 @@ class Settings:
                 (
                     f"sampler.fresh_copies = {self.sampler.fresh_copies} is for prompts played once at a "
                     f"time; with estimator.group_size = {self.estimator.group_size} each is played as a group"
+                ),
+            )
+        if self.cluster.kind != "none" and (self.engine.urls or self.engine.layout == "shared"):
+            name = "urls" if self.engine.urls else "layout"
+            yield (
+                ("cluster.kind", f"engine.{name}"),
+                (
+                    f"engine.{name} is for servers that all rollouts share, and with cluster.kind = "
+                    f"{self.cluster.kind!r} every rollout worker has an engine of its own: leave it out"
                 ),
             )
         least = self.stream.staleness + 2

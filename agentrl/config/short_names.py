@@ -10,6 +10,7 @@ TRAIN = {
     "seed": "run.seed",
     "metrics": "run.metrics",
     "engine": "engine.kind",
+    "cluster": "cluster.kind",
     "renderer": "rollout.format",
     "temperature": "rollout.temperature",
     "max_turns": "rollout.max_turns",

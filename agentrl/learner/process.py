@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from agentrl import errors
 from agentrl.config.settings import LearnerSettings, ModelSettings
-from agentrl.errors import AgentRLError, ConfigError, LearnerError, StallError
+from agentrl.errors import AgentRLError, ConfigError, LearnerError, LearnerLost, StallError
 
 GRACE_S = 10.0
 """After one rank fails, how long the others may take to fail or finish too before they are ended."""
@@ -52,7 +52,7 @@ class LearnerProcesses:
     Raises:
         ConfigError: the model cannot be loaded, or a setting makes no sense.
         StallError: a rank did not become ready within the limit.
-        LearnerError: a rank died.
+        LearnerError: a rank died before it was ready.
     """
 
     def __init__(
@@ -83,7 +83,10 @@ class LearnerProcesses:
             theirs.close()
             self._processes.append(process)
             self._pipes.append(mine)
-        self._collect("become ready")
+        try:
+            self._collect("become ready")
+        except LearnerLost as error:  # it would die again
+            raise LearnerError(str(error)) from None
 
     def __enter__(self) -> LearnerProcesses:
         return self
@@ -123,7 +126,7 @@ class LearnerProcesses:
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         if not self._pipes:
-            raise LearnerError("the learner's processes have ended")
+            raise LearnerLost("the learner's processes have ended")
         stuck = self._send((method, arguments, options), self._limit_s)
         if stuck:
             self._end()
@@ -182,7 +185,7 @@ class LearnerProcesses:
         if end:
             self._end()
         if kind == "died":
-            raise LearnerError(str(payload))
+            raise LearnerLost(str(payload))
         name, text = cast("tuple[str, str]", payload)
         raise getattr(errors, name)(text)
 

@@ -6,7 +6,7 @@ import logging
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +109,39 @@ def known_data(name: str) -> str:
     return str(locate(name))
 
 
-def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, ...]:
-    """The environments of a run.
+def load_environments(envs: Sequence[EnvSettings]) -> tuple[Task, ...]:
+    """The environments of a run without their rows.
 
     Raises:
-        ConfigError: an environment, its settings or its data cannot be used.
+        ConfigError: an environment or its settings cannot be used.
     """
     if not envs:
         raise ConfigError("no environment: give [env] with a name, or a file on the command line")
     tasks: list[Task] = []
     for number, settings in enumerate(envs):
-        shown = masked(settings.name)
-        where = f"env {shown!r}" if len(envs) == 1 else f"env {number + 1} ({shown!r})"
         try:
             env = env_class(settings.name, settings.settings, settings)
             checked = env.check_settings(settings.settings)
         except (EnvError, ConfigError) as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{_where(envs, number)}: {error}") from error
+        tasks.append(Task(settings.name, env, checked, settings.weight, ()))
+    return tuple(tasks)
+
+
+def _where(envs: Sequence[EnvSettings], number: int) -> str:
+    shown = masked(envs[number].name)
+    return f"env {shown!r}" if len(envs) == 1 else f"env {number + 1} ({shown!r})"
+
+
+def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, ...]:
+    """The environments of a run, with their rows.
+
+    Raises:
+        ConfigError: an environment, its settings or its data cannot be used.
+    """
+    tasks: list[Task] = []
+    for number, (settings, task) in enumerate(zip(envs, load_environments(envs), strict=True)):
+        where = _where(envs, number)
         source = settings.data if settings.data.train else data
         if not source.train:
             raise ConfigError(
@@ -134,7 +150,7 @@ def load_tasks(envs: Sequence[EnvSettings], data: DataSettings) -> tuple[Task, .
             )
         if settings.weight <= 0.0:
             raise ConfigError(f"{where}: weight must be positive, got {settings.weight}")
-        tasks.append(Task(settings.name, env, checked, settings.weight, load_data(source, env, where)))
+        tasks.append(replace(task, rows=load_data(source, task.env, where)))
     return tuple(tasks)
 
 

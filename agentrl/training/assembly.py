@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -42,6 +43,7 @@ from agentrl_envs import EnvError
 from agentrl_sandbox import Sandbox
 
 TEACHER_KEY = "AGENTRL_TEACHER_KEY"
+logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +90,7 @@ async def assemble(
             learner = LearnerThread(made, folder.path / ".exchange")
             stack.push_async_callback(learner.close)
         if policy is None:
-            policy = await make_policy(settings, learner.handle, plan.tokenizer, folder.logs)
+            policy = await _engine(plan, learner, folder, options)
             stack.push_async_callback(policy.close)
             # The engine has limits of its own, and says why it did not start; this one is the back-stop.
             await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
@@ -113,6 +115,15 @@ async def assemble(
         yield Orchestrator(settings, parts)
 
 
+async def _engine(plan: RunPlan, learner: AsyncLearner, folder: RunFolder, options: Options) -> Policy:
+    """The engine of this process or its servers, or the workers of a cluster; none is started yet."""
+    if plan.settings.cluster.kind == "none":
+        return await make_policy(plan.settings, learner.handle, plan.tokenizer, folder.logs)
+    from agentrl.rollout.worker_pool import RolloutWorkers
+
+    return RolloutWorkers(plan.settings, options.on_ready or logger.info)
+
+
 def _wired(
     plan: RunPlan,
     folder: RunFolder,
@@ -130,9 +141,13 @@ def _wired(
         top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
     )
 
+    elsewhere = getattr(policy, "play", None)
+
     async def play(dispatch: Dispatch) -> Episode:
         prompt = pool.index[dispatch.prompt_id]
         task = pool.task(prompt)
+        if elsewhere is not None:
+            return await elsewhere(dispatch, plan.tasks.index(task), pool.row(prompt))
         return await run_episode(
             lambda: task.make(sandbox, dispatch.seed),
             policy,

@@ -18,7 +18,7 @@ from agentrl.cluster import event_loop
 from agentrl.cluster.cpu_time import cpu_seconds
 from agentrl.config import loading
 from agentrl.config.settings import Settings
-from agentrl.errors import Interrupted
+from agentrl.errors import Interrupted, LearnerLost
 from agentrl.storage.durable import write_file
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
@@ -48,7 +48,7 @@ def train(settings: Settings, options: Options | None = None) -> dict[str, Any]:
         write_config(folder, settings)
         log_start(folder, settings, plan.tasks, {choice.name: choice.value for choice in plan.chosen})
         with _second_interrupt(folder):
-            return event_loop.run(_run(plan, folder, options))
+            return _attempts(plan, folder, options)
     except BaseException:
         folder.remove_unstarted()
         raise
@@ -71,9 +71,30 @@ def resume(
         plan = plan_run(loading.load_settings(folder.config, flags, values))
         changed = check_changes(folder, plan.settings, plan.tasks)
         with _second_interrupt(folder):
-            return event_loop.run(_run(plan, folder, options or Options(), changed))
+            return _attempts(plan, folder, options or Options(), changed)
     finally:
         folder.unlock()
+
+
+def _attempts(
+    plan: RunPlan, folder: RunFolder, options: Options, changed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run to the end, from the checkpoint again where a process of the learner died (`run.restarts`)."""
+    left, version = plan.settings.run.restarts, -1
+    while True:
+        try:
+            return event_loop.run(_run(plan, folder, options, changed))
+        except LearnerLost as error:
+            newest = max((row["version"] for row in _steps(folder)), default=0)
+            left = plan.settings.run.restarts if newest > version else left
+            if left == 0:
+                raise
+            logger.warning("%s; the run goes on from its checkpoint", error)
+            left, version, changed = left - 1, newest, {}
+
+
+def _steps(folder: RunFolder) -> list[Any]:
+    return [row for row in read_metrics(folder.metrics) if row["kind"] == "step"]
 
 
 @contextlib.contextmanager
@@ -82,7 +103,7 @@ def _second_interrupt(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        steps = [row["version"] for row in read_metrics(folder.metrics) if row["kind"] == "step"]
+        steps = [row["version"] for row in _steps(folder)]
         if not steps:
             raise
         raise Interrupted(

@@ -13,7 +13,6 @@ import os
 import shutil
 import socket
 import struct
-import tempfile
 import threading
 import time
 import urllib.error
@@ -26,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from agentrl.errors import StallError, WeightSyncError
 from agentrl.inference.vllm.client import VLLMClient
 from agentrl.weights import adapter_files
+from agentrl.weights.shared_memory import weights_folder
 
 if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
-SHARED_MEMORY = Path("/dev/shm")
 
 
 class Transfer(Protocol):
@@ -112,17 +111,6 @@ def write_module(module: nn.Module, path: Path, base: str) -> None:
     partial.rename(path)
 
 
-_PREFIX = "agentrl-weights-"
-
-
-def _sweep(root: Path | None) -> None:
-    """Delete what runs that were killed left in shared memory: it is memory."""
-    for folder in root.glob(f"{_PREFIX}*-*") if root is not None else ():
-        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 class FileTransfer:
     """Weights through a file that every server maps into memory: for the CPU, and everywhere as fallback.
 
@@ -140,9 +128,7 @@ class FileTransfer:
 
     def __init__(self, base: str = "", folder: Path | None = None) -> None:
         self._base = str(Path(base).absolute()) if Path(base).is_dir() else base
-        root = folder or (SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None)
-        _sweep(root)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+        self._folder = weights_folder(folder)
         self._count = 0
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._last: Path | None = None

@@ -279,7 +279,6 @@ async def test_requests_per_minute():
     for number, arrived in enumerate(sorted(endpoint.times)):
         assert arrived - started >= 0.9 * 0.3 * (number // 4)
     assert len(endpoint.times) == 12
-    assert endpoint.times[-1] - endpoint.times[0] >= 0.5
 
 
 async def test_tokens_per_minute():

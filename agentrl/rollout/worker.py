@@ -1,0 +1,174 @@
+"""Plays whole episodes of a run in a process of its own: an engine, a renderer, a sandbox.
+
+What a run sends is a dispatch and a row; what comes back is the episode. Weights arrive as bytes. It knows
+nothing of who sends them, of other workers, of batches or of the learner.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentrl.config import loading, registry
+from agentrl.config.settings import Settings
+from agentrl.episode import Episode
+from agentrl.errors import AgentRLError
+from agentrl.inference.engines import make_policy
+from agentrl.inference.policy import Policy, Sampling
+from agentrl.renderers.making import rollout_renderer
+from agentrl.rollout.completer import Decoding
+from agentrl.rollout.token_completer import Dispatch, run_episode
+from agentrl.tasks.task import load_environments, make_sandbox
+from agentrl.weights.handle import WeightHandle
+from agentrl.weights.model_files import find_model, load_tokenizer
+from agentrl.weights.shared_memory import weights_folder
+
+Answer = tuple[str, Any]
+"""("done", result), or the class and the text of an error: not every exception survives a process border."""
+
+
+class RolloutWorker:
+    """One worker; `start` it first.
+
+    Args:
+        config: settings of the run, as TOML.
+        folder: where the run was started, from which relative paths count; it may not exist here.
+    """
+
+    def __init__(self, config: str, folder: str) -> None:
+        if Path(folder).is_dir():
+            os.chdir(folder)
+        with tempfile.TemporaryDirectory() as place:
+            file = Path(place) / "config.toml"
+            file.write_text(config)
+            self._settings = loading.load_settings(file)
+        self._folder = weights_folder()
+        self._loaded: Path | None = None
+        self._policy: Policy | None = None
+
+    async def start(self) -> Answer:
+        """Start engine and sandbox; what the run must know of them."""
+        return await _answered(self._start())
+
+    async def _start(self) -> dict[str, Any]:
+        settings, path = self._settings, self._settings.model.path
+        self._environments = load_environments(settings.env)
+        tokenizer = load_tokenizer(path)
+        self._renderer = rollout_renderer(tokenizer, settings.rollout)
+        self._sandbox = make_sandbox(settings.sandbox)
+        await self._sandbox.__aenter__()
+        logs = Path(tempfile.mkdtemp(prefix="agentrl-worker-"))
+        policy = await make_policy(_engine_settings(settings), self._first, tokenizer, logs)
+        await policy.start()
+        self._policy = policy
+        return await self._describe()
+
+    async def describe(self) -> Answer:
+        """What `start` told."""
+        return await _answered(self._describe())
+
+    async def _describe(self) -> dict[str, Any]:
+        policy = self.policy
+        return {
+            "version": policy.version,
+            "context_tokens": policy.context_tokens,
+            "gives_top_logprobs": getattr(policy, "gives_top_logprobs", False),
+            "sandbox": self._sandbox.describe(),
+            "pid": os.getpid(),
+        }
+
+    async def _first(self, version: int, attempt: int) -> WeightHandle:
+        """The model's own weights: those of the run, where it goes on, are loaded next."""
+        path = find_model(self._settings.model.path) or self._settings.model.path
+        return WeightHandle(version=version, attempt=attempt, source=str(path))
+
+    @property
+    def policy(self) -> Policy:
+        """The engine of this worker."""
+        assert self._policy is not None, "start() was not called"
+        return self._policy
+
+    async def play(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
+        """Play one episode in the environment of that number."""
+        settings = self._settings
+        return await run_episode(
+            lambda: self._environments[environment].make(self._sandbox, dispatch.seed),
+            self.policy,
+            self._renderer,
+            row=row,
+            dispatch=dispatch,
+            settings=settings.rollout,
+            decoding=Decoding(
+                settings.rollout.temperature,
+                top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
+            ),
+        )
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, session: str, start_version: int
+    ) -> Answer:
+        """Sample one message; see `Policy.generate`."""
+        sampled = self.policy.generate(prompt_ids, sampling, session=session, start_version=start_version)
+        return await _answered(sampled)
+
+    async def release(self, session: str) -> Answer:
+        """Forget a session; see `Policy.release`."""
+        return await _answered(self.policy.release(session))
+
+    async def load(
+        self, version: int, attempt: int, names: Sequence[str], *files: NDArray[np.uint8]
+    ) -> Answer:
+        """Take weights: the bytes of files of these names, one file or those of a folder."""
+        return await _answered(self._load(version, attempt, names, files))
+
+    async def _load(
+        self, version: int, attempt: int, names: Sequence[str], files: Sequence[NDArray[np.uint8]]
+    ) -> dict[str, float]:
+        target = self._folder / f"{attempt}.{version}"
+        target.mkdir(exist_ok=True)
+        for name, data in zip(names, files, strict=True):
+            data.tofile(target / name)
+        source = target / names[0] if len(names) == 1 else target
+        await self.policy.load(WeightHandle(version=version, attempt=attempt, source=str(source)))
+        if self._loaded is not None and self._loaded != target:
+            shutil.rmtree(self._loaded, ignore_errors=True)
+        self._loaded = target  # kept: a server of it that dies reads them again
+        return self.policy.statistics()
+
+    async def close(self) -> Answer:
+        """Stop the engine and the sandbox."""
+        return await _answered(self._close())
+
+    async def _close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._policy is not None:
+            await self._policy.close()
+            await self._sandbox.__aexit__(None, None, None)
+
+
+def _engine_settings(settings: Settings) -> Settings:
+    """Weights come from files here, and are kept in the type that the learner computes in."""
+    engine = settings.engine
+    return replace(
+        settings,
+        engine=replace(
+            engine, dtype=settings.model.dtype if engine.dtype == "auto" else engine.dtype, replicas=1
+        ),
+    )
+
+
+async def _answered(work: Any) -> Answer:
+    try:
+        return ("done", await work)
+    except AgentRLError as error:
+        return (type(error).__name__, str(error))
+    except Exception as error:  # the run must learn of it, whatever it is
+        return ("PolicyUnavailable", f"{type(error).__name__}: {error}")

@@ -1,0 +1,310 @@
+"""Rollout workers on a cluster, behind one policy: whole episodes are played there, single messages sampled.
+
+Each worker has an engine of its own with a copy of the weights. A worker that is lost costs the episodes
+that it was playing; another is started in its place, wherever there is room, and takes the present weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agentrl import errors
+from agentrl.cluster.ray import RayCluster
+from agentrl.config import loading
+from agentrl.config.settings import Settings
+from agentrl.episode import Episode, Failure, SegmentBuilder, StopReason
+from agentrl.errors import PolicyError, PolicyUnavailable, WeightSyncError
+from agentrl.inference.policy import Generation, Sampling
+from agentrl.inference.vllm.transfer import write_module
+from agentrl.rollout.token_completer import Dispatch
+from agentrl.rollout.worker import RolloutWorker
+from agentrl.weights.handle import WeightHandle
+from agentrl.weights.shared_memory import weights_folder
+
+logger = logging.getLogger(__name__)
+
+CLOSE_LIMIT_S = 20.0
+"""Longest wait for a worker to stop its engine and its sandbox."""
+FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0
+"""Before a lost worker is started again; it doubles with every try that fails."""
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """One worker, as it is seen from here."""
+
+    index: int
+    actor: Any = None
+    live: bool = False
+    playing: int = 0
+    lost: int = 0
+    revival: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"rollout worker {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The newest weights, in the cluster's object store."""
+
+    version: int
+    attempt: int
+    names: tuple[str, ...]
+    files: tuple[Any, ...]
+
+
+class RolloutWorkers:
+    """A `Policy`, and `play` for whole episodes.
+
+    Args:
+        settings: of the run.
+        tell: told where workers are before they start, a line at a time.
+    """
+
+    def __init__(self, settings: Settings, tell: Callable[[str], object] = lambda line: None) -> None:
+        self._settings, self._tell = settings, tell
+        self._cluster = RayCluster(settings.cluster)
+        self._workers = [Worker(index) for index in range(settings.cluster.rollout_workers)]
+        self._homes: dict[str, Worker] = {}
+        self._weights: _Weights | None = None
+        self._updating = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._statistics: dict[int, dict[str, float]] = {}
+        self._closed = False
+        self._version = self._context_tokens = 0
+        self.gives_top_logprobs = False
+
+    @property
+    def version(self) -> int:
+        """Version that a token sampled now would get."""
+        return self._version
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence, prompt and message together."""
+        return self._context_tokens
+
+    async def start(self) -> None:
+        """Reserve places, say where they are, and start a worker in each.
+
+        Raises:
+            PolicyUnavailable: one did not start; says why.
+        """
+        for line in await self._cluster.reserve(len(self._workers)):
+            self._tell(line)
+        found = await asyncio.gather(*map(self._begin, self._workers))
+        self._context_tokens = min(one["context_tokens"] for one in found)
+        self.gives_top_logprobs = all(one["gives_top_logprobs"] for one in found)
+        for worker in self._workers:
+            worker.live = True
+
+    async def _begin(self, worker: Worker) -> dict[str, Any]:
+        """A new actor for a worker, with engine and sandbox."""
+        config, folder = loading.to_toml(self._settings), str(Path.cwd())
+        worker.actor = self._cluster.place(
+            worker.index,
+            RolloutWorker,
+            config,
+            folder,
+            concurrency=(self._settings.stream.in_flight or self._settings.engine.slots) + 64,
+        )
+        limit_s = self._settings.cluster.start_limit_s
+        try:
+            return await asyncio.wait_for(self._told(worker, "start"), limit_s)
+        except TimeoutError:
+            raise PolicyUnavailable(
+                f"waited {limit_s:.0f} s (cluster.start_limit_s) for {worker.name} to start"
+            ) from None
+
+    async def _told(self, worker: Worker, method: str, *arguments: Any) -> Any:
+        """What a worker answered; its errors are raised here."""
+        kind, value = await self._cluster.ask(worker.name, worker.actor, method, *arguments)
+        if kind == "done":
+            return value
+        error = getattr(errors, kind)
+        raise (PolicyError if "__init__" in vars(error) else error)(f"{worker.name}: {value}")
+
+    async def play(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
+        """Play an episode on the worker with the fewest; one whose worker is lost has failed."""
+        worker = await self._least_loaded()
+        worker.playing += 1
+        try:
+            return await self._cluster.ask(worker.name, worker.actor, "play", dispatch, environment, row)
+        except PolicyUnavailable as error:
+            self._lose(worker, error)
+            return self._lost(dispatch, error)
+        finally:
+            worker.playing -= 1
+
+    def _lost(self, dispatch: Dispatch, error: PolicyUnavailable) -> Episode:
+        return Episode(
+            episode_id=dispatch.episode_id,
+            dispatch_index=dispatch.dispatch_index,
+            prompt_id=dispatch.prompt_id,
+            segments=(SegmentBuilder().build(),),
+            turns=(),
+            reward=None,
+            stop_reason=StopReason.FAILED,
+            failure=Failure("policy", "WorkerLost", str(error)),
+            start_version=dispatch.start_version,
+            temperature=self._settings.rollout.temperature,
+            environment=dispatch.environment,
+            group=dispatch.group,
+        )
+
+    async def _least_loaded(self) -> Worker:
+        deadline = time.monotonic() + self._settings.cluster.start_limit_s
+        while not (live := [worker for worker in self._workers if worker.live]):
+            if self._closed or time.monotonic() > deadline:
+                raise PolicyUnavailable(
+                    "the rollout workers are closed"
+                    if self._closed
+                    else f"no rollout worker was live for {self._settings.cluster.start_limit_s:.0f} s "
+                    "(cluster.start_limit_s)"
+                )
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 1.0)
+        return min(live, key=lambda worker: worker.playing)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str, start_version: int
+    ) -> Generation:
+        """Sample one message on the worker of the session; see `Policy.generate`."""
+        worker = self._homes.get(session)
+        if worker is None or not worker.live:
+            worker = self._homes[session] = await self._least_loaded()
+        worker.playing += 1
+        try:
+            return await self._told(worker, "generate", list(prompt_ids), sampling, session, start_version)
+        except PolicyUnavailable as error:
+            self._lose(worker, error)
+            raise
+        finally:
+            worker.playing -= 1
+
+    async def release(self, session: str) -> None:
+        """Forget a session."""
+        worker = self._homes.pop(session, None)
+        if worker is not None and worker.live:
+            with contextlib.suppress(PolicyUnavailable):
+                await self._told(worker, "release", session)
+
+    async def load(self, weights: WeightHandle) -> None:
+        """Put the weights into the object store once, and let every worker take them.
+
+        Raises:
+            WeightSyncError: no worker took them.
+        """
+        base = self._settings.model.path
+        names, arrays = await asyncio.to_thread(_read_weights, weights.source, base)
+        async with self._updating:
+            self._weights = _Weights(
+                weights.version, weights.attempt, names, tuple(self._cluster.keep(arrays))
+            )
+            live = [worker for worker in self._workers if worker.live]
+            results = await asyncio.gather(*map(self._update, live), return_exceptions=True)
+            for worker, result in zip(live, results, strict=True):
+                if isinstance(result, BaseException):
+                    self._lose(worker, result)
+            if not any(worker.live for worker in self._workers):
+                reason = next((str(one) for one in results if isinstance(one, BaseException)), "none is live")
+                raise WeightSyncError(f"no rollout worker took version {weights.version}: {reason}")
+            self._version = weights.version
+
+    async def _update(self, worker: Worker) -> None:
+        weights = self._weights
+        if weights is None:
+            return
+        arguments = (weights.version, weights.attempt, weights.names, *weights.files)
+        limit_s = self._settings.engine.update_limit_s
+        try:
+            told = await asyncio.wait_for(self._told(worker, "load", *arguments), limit_s)
+        except TimeoutError:
+            raise WeightSyncError(
+                f"waited {limit_s:.0f} s (engine.update_limit_s) for {worker.name} to take version "
+                f"{weights.version}"
+            ) from None
+        self._statistics[worker.index] = told
+
+    def _lose(self, worker: Worker, error: BaseException) -> None:
+        """A worker failed: it gets nothing more, and another is started in its place."""
+        if not worker.live or self._closed:
+            return
+        worker.live, worker.lost = False, worker.lost + 1
+        logger.warning("%s; it is started again", error)
+        worker.revival = asyncio.ensure_future(self._revive(worker))
+
+    async def _revive(self, worker: Worker) -> None:
+        delay = FIRST_DELAY_S
+        while not self._closed:
+            self._cluster.end(worker.actor)
+            try:
+                await self._begin(worker)
+                async with self._updating:
+                    await self._update(worker)
+                    worker.live = True
+            except (PolicyError, WeightSyncError) as error:
+                logger.warning("%s could not be started again: %s", worker.name, error)
+                await asyncio.sleep(delay)
+                delay = min(LONGEST_DELAY_S, 2 * delay)
+            else:
+                self._changed.set()
+                return
+
+    async def close(self) -> None:
+        """End the workers; episodes that they play are lost."""
+        self._closed = True
+        for worker in self._workers:
+            if worker.revival is not None:
+                worker.revival.cancel()
+        await asyncio.gather(*(self._end(worker) for worker in self._workers if worker.actor is not None))
+        self._cluster.close()
+
+    async def _end(self, worker: Worker) -> None:
+        if worker.live:
+            with contextlib.suppress(TimeoutError, PolicyError):
+                await asyncio.wait_for(self._told(worker, "close"), CLOSE_LIMIT_S)
+        worker.live = False
+        self._cluster.end(worker.actor)
+
+    def statistics(self) -> dict[str, float]:
+        """Sums over the workers at the newest update, and `workers_live`, `workers_lost`."""
+        total: dict[str, float] = {}
+        for told in self._statistics.values():
+            for name, value in told.items():
+                total[name] = total.get(name, 0.0) + value
+        total["workers_live"] = sum(worker.live for worker in self._workers)
+        total["workers_lost"] = sum(worker.lost for worker in self._workers)
+        return total
+
+
+def _read_weights(source: Any, base: str) -> tuple[tuple[str, ...], list[np.ndarray[Any, Any]]]:
+    """The files of a module, of a folder or of a file, as bytes; a module's pass through shared memory."""
+    if isinstance(source, str | Path):
+        return _read_files(Path(source))
+    folder = weights_folder()
+    try:
+        target = folder / ("adapter" if hasattr(source, "agentrl_adapter") else "model.safetensors")
+        write_module(source, target, base)
+        return _read_files(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_files(path: Path) -> tuple[tuple[str, ...], list[np.ndarray[Any, Any]]]:
+    files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+    return tuple(file.name for file in files), [np.fromfile(file, dtype=np.uint8) for file in files]

@@ -1,0 +1,142 @@
+"""Rollout workers on real Ray clusters of several nodes on this machine (`make test-distributed`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrl.config import bundled
+from agentrl.config.loading import load_settings
+from agentrl.errors import ConfigError, PolicyUnavailable
+from agentrl.inference.policy import Generation, Sampling
+from agentrl.rollout.worker_pool import RolloutWorkers
+from agentrl.storage.ledger import Ledger
+from agentrl.storage.metrics import read_metrics
+from agentrl.training.assembly import assemble
+from agentrl.training.orchestrator import Orchestrator
+from agentrl.training.parts import Options
+from agentrl.training.plan import plan_run
+from agentrl.weights.handle import WeightHandle
+from tests.needed import needed
+
+ray = needed("ray", "make test-distributed installs it")
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head and two nodes, each of a rollout worker's size; the head has no room for one."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def demo(folder: Path, *flags: str) -> Any:
+    """Settings of a short demo on a cluster."""
+    small = ("--run.steps=3", "--stream.batch=16", "--learner.mini_batch=16", "--engine.slots=16")
+    own = (f"--model.path={bundled.MODEL}", f"--run.directory={folder}", "--eval.data=generated:test:8")
+    return load_settings(bundled.SETTINGS, [*own, *small, "--cluster.kind=ray", *flags])
+
+
+async def run(folder: Path, *flags: str, meanwhile: Any = None) -> tuple[Orchestrator, list[str]]:
+    """A run to its end; `meanwhile()` once the first version is learned."""
+    said: list[str] = []
+    learned = asyncio.Event()
+
+    def listen(row: Any) -> None:
+        if row["kind"] == "step":
+            learned.set()
+
+    options = Options(on_ready=said.append, listeners=(listen,))
+    async with assemble(plan_run(demo(folder, *flags)), None, options) as orchestrator:
+        running = asyncio.ensure_future(orchestrator.run())
+        if meanwhile is not None:
+            await asyncio.wait(
+                (running, asyncio.ensure_future(learned.wait())), return_when="FIRST_COMPLETED"
+            )
+            meanwhile()
+        await running
+    return orchestrator, said
+
+
+def counts_of(orchestrator: Orchestrator) -> dict[str, int]:
+    """How many episodes ended in which way; nothing else is left."""
+    ledger = Ledger(orchestrator.parts.folder.ledger)
+    try:
+        return ledger.summary()
+    finally:
+        ledger.close()
+
+
+def test_the_same_run_here_and_there(cluster: Any, tmp_path: Path) -> None:
+    # In a deterministic run a message depends on its prompt, its seed and the weights alone.
+    there, _ = asyncio.run(run(tmp_path / "there", "--run.deterministic=true"))
+    here, _ = asyncio.run(run(tmp_path / "here", "--run.deterministic=true", "--cluster.kind=none"))
+    found, expected = (
+        [row for row in read_metrics(one.parts.folder.metrics) if row["kind"] == "step"]
+        for one in (there, here)
+    )
+    assert len(found) == 3
+    for row, other in zip(found, expected, strict=True):
+        for name in ("reward_mean", "loss", "entropy", "sampled_tokens_mean"):
+            assert row[name] == other[name], name
+
+
+async def test_a_worker_that_dies_comes_back_with_the_newest_weights(cluster: Any, tmp_path: Path) -> None:
+    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
+    try:
+        await workers.start()
+        await workers.load(WeightHandle(version=7, attempt=1, source=str(bundled.MODEL)))
+        (worker,) = workers._workers
+        pid = (await workers._told(worker, "describe"))["pid"]
+        asked = asyncio.ensure_future(say(workers, "a", tokens=400))
+        await asyncio.sleep(0.2)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(PolicyUnavailable, match="rollout worker 0 is gone: .*died"):
+            await asked
+        assert set((await say(workers, "b")).policy_versions) == {7}
+        assert workers.statistics()["workers_lost"] == 1
+    finally:
+        await workers.close()
+
+
+async def say(workers: RolloutWorkers, session: str, tokens: int = 4) -> Generation:
+    return await workers.generate([5, 6, 7], Sampling(tokens), session=session, start_version=0)
+
+
+async def test_workers_without_room_are_refused(cluster: Any, tmp_path: Path) -> None:
+    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=3"))
+    with pytest.raises(
+        ConfigError, match="rollout_workers = 3 with 1 CPU each do not fit: .* 2 CPU and 0 GPU"
+    ):
+        await workers.start()
+    await workers.close()
+
+
+def test_a_node_that_dies_costs_its_unfinished_episodes(cluster: Any, tmp_path: Path) -> None:
+    def lose() -> None:  # in the main thread: Ray's helper sets handlers of signals
+        cluster.remove_node(sorted(cluster.worker_nodes, key=str)[0])
+        cluster.add_node(num_cpus=1)
+
+    orchestrator, said = asyncio.run(run(tmp_path, "--run.steps=6", meanwhile=lose))
+    assert [line.partition(":")[0] for line in said[:2]] == ["rollout worker 0", "rollout worker 1"]
+    counts = counts_of(orchestrator)
+    steps = [row for row in read_metrics(orchestrator.parts.folder.metrics) if row["kind"] == "step"]
+    assert [row["version"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert counts["learned"] == 6 * 16
+    assert 0 < counts["failed"] <= 16
+    assert set(counts) <= {"learned", "failed", "abandoned", "evaluated", "discarded"}
+    assert steps[-1]["engine_workers_lost"] == 1
