@@ -4,7 +4,8 @@
     python -m benchmarks.adapters episodes    1,000 episodes of three calls, each way; what is left over
 
 Ways: in this process, in a process of its own, an MCP server over pipes and over HTTP (package `mcp`), one in plain
-Python started for each episode. Each way prints a JSON line, with the load of the machine beside it.
+Python started for each episode, the server of `agentrl serve --openenv`, and with `--openenv PYTHON` (an interpreter
+that has OpenEnv) that package's own. Each way prints a JSON line, with the load of the machine beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,29 @@ from agentrl_envs import Env, ToolCall, load_env, tool
 from agentrl_envs.isolation import end_hosts, isolated
 
 SERVERS = Path(__file__).parents[1] / "tests" / "agents" / "servers"
-PLAIN = shlex.join([sys.executable, "-S", str(SERVERS / "plain.py")])
 PACKAGE = [sys.executable, str(SERVERS / "python_server.py")]
+OUR_SERVER = [
+    sys.executable,
+    "-m",
+    "agentrl.cli.main",
+    "serve",
+    f"{__file__}:Echo",
+    "--openenv=127.0.0.1:PORT",
+]
+THEIR_SERVER = [str(SERVERS.parents[1] / "adapters" / "openenv_server.py"), "many", "PORT"]
+SHARED = "mcp, pipes, package, shared"
+HTTP = "mcp, http, package, a session each"
+PLAIN = "mcp, pipes, plain, a server each"
+OURS, THEIRS = "openenv, our server", "openenv, its own server"
+WAYS = ("in process", "process", SHARED, HTTP, PLAIN, OURS, THEIRS)
 ROW = {"problem": "Say it.", "answer": "42"}
 CALL = ToolCall("1", "python", {"code": "4 + 38"})
 
 
 class Echo(Env):
     """Says it again."""
+
+    example_rows = (ROW,)
 
     def prompt(self, row: Any) -> str:
         """The problem."""
@@ -59,13 +75,14 @@ class Echo(Env):
 
 
 @contextlib.contextmanager
-def over_http() -> Iterator[str]:
-    """The URL of a server."""
+def listening(command: list[str], path: str = "") -> Iterator[str]:
+    """The URL of a server, whose command has its port where `PORT` stands."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     nowhere = subprocess.DEVNULL
-    process = subprocess.Popen([*PACKAGE, str(port)], stdout=nowhere, stderr=nowhere)
+    told = [part.replace("PORT", str(port)) for part in command]
+    process = subprocess.Popen(told, stdout=nowhere, stderr=nowhere)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -73,27 +90,29 @@ def over_http() -> Iterator[str]:
             time.sleep(0.1)
         else:
             raise SystemExit(f"the server at port {port} did not listen within a minute")
-        yield f"http://127.0.0.1:{port}/mcp"
+        yield f"http://127.0.0.1:{port}{path}"
     finally:
         process.kill()
         process.wait()
 
 
-def ways(url: str) -> dict[str, Callable[[], tuple[type[Env], dict[str, Any]]]]:
-    """Each way by name: the class, and the settings of its objects."""
+@contextlib.contextmanager
+def loaded(way: str, openenv: str) -> Iterator[tuple[type[Env], dict[str, Any]]]:
+    """The class of a way, and the settings of its objects; its server runs while the context is open."""
     python = {"variables": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
-    package = {**python, "shared": True}
-
-    def served(where: str, settings: dict[str, Any]) -> tuple[type[Env], dict[str, Any]]:
-        return load_env(f"mcp:{where}", settings), settings
-
-    return {
-        "in process": lambda: (Echo, {}),
-        "process": lambda: (isolated(f"{__file__}:Echo"), {}),
-        "mcp, pipes, package, shared": lambda: served(shlex.join(PACKAGE), package),
-        "mcp, http, package, a session each": lambda: served(url, {}),
-        "mcp, pipes, plain, a server each": lambda: served(PLAIN, {}),
-    }
+    given: dict[str, Any] = {**python, "shared": True} if way == SHARED else {}
+    with contextlib.ExitStack() as stack:
+        served = {
+            HTTP: lambda: "mcp:" + stack.enter_context(listening([*PACKAGE, "PORT"], "/mcp")),
+            SHARED: lambda: f"mcp:{shlex.join(PACKAGE)}",
+            PLAIN: lambda: f"mcp:{shlex.join([sys.executable, '-S', str(SERVERS / 'plain.py')])}",
+            OURS: lambda: f"openenv:{stack.enter_context(listening(OUR_SERVER))}",
+            THEIRS: lambda: f"openenv:{stack.enter_context(listening([openenv, *THEIR_SERVER]))}",
+        }
+        if way in served:
+            yield load_env(served[way](), given), given
+        else:
+            yield (Echo if way == "in process" else isolated(f"{__file__}:Echo")), {}
 
 
 async def calls(env_class: type[Env], settings: dict[str, Any], count: int) -> dict[str, Any]:
@@ -162,27 +181,34 @@ def main() -> None:
     parser.add_argument("what", choices=("calls", "episodes"))
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--ways", default="", help="only those whose name holds this")
+    parser.add_argument("--openenv", default="", help="an interpreter that has the package openenv")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made, over_http() as url:
+    chosen = [way for way in WAYS if options.ways in way and (options.openenv or way != THEIRS)]
+    with tempfile.TemporaryDirectory() as made:
         tempfile.tempdir = made
-        for name, load in ways(url).items():
-            if options.ways not in name:
-                continue
-            env_class, settings = load()
-            measured: dict[str, Any] = {"way": name}
-            if options.what == "calls":
-                measured |= asyncio.run(calls(env_class, settings, options.count))
-            else:
-                # What is made once, whatever the number of episodes (threads of the grader), is made before.
-                asyncio.run(episodes(env_class, settings, 32))
-                end_hosts()
-                before = held(Path(made))
-                measured |= asyncio.run(episodes(env_class, settings, options.count))
-                end_hosts()
-                after = held(Path(made))
-                measured["left"] = {what: after[what] - before[what] for what in before}
-            end_hosts()
-            print(json.dumps({**measured, "load": round(os.getloadavg()[0], 1)}), flush=True)
+        for way in chosen:
+            with loaded(way, options.openenv) as (env_class, settings):
+                row = measure(options.what, options.count, Path(made), env_class, settings)
+            print(json.dumps({"way": way, **row, "load": round(os.getloadavg()[0], 1)}), flush=True)
+
+
+def measure(
+    what: str, count: int, folder: Path, env_class: type[Env], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The numbers of one way."""
+    if what == "calls":
+        return asyncio.run(calls(env_class, settings, count))
+    try:
+        # What is made once, whatever the number of episodes (threads of the grader), is made before.
+        asyncio.run(episodes(env_class, settings, 32))
+        end_hosts()
+        before = held(folder)
+        measured = asyncio.run(episodes(env_class, settings, count))
+        end_hosts()
+        after = held(folder)
+        return {**measured, "left": {name: after[name] - before[name] for name in before}}
+    finally:
+        end_hosts()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Counting(Environment):
         return State(step_count=self.count)
 
 
-def tools(more: tuple[str, ...] = ()) -> Any:
+def tools(more: tuple[str, ...] = (), many: int = 4) -> Any:
     from fastmcp import FastMCP
     from openenv.core.env_server.mcp_environment import MCPEnvironment
     from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
@@ -68,6 +68,11 @@ def tools(more: tuple[str, ...] = ()) -> Any:
                     raise ValueError("no negative numbers")
                 return first + second
 
+            @mcp.tool
+            def python(code: str) -> str:
+                """Say it again."""
+                return code
+
             for name in more:
                 mcp.tool(name=name)(lambda: 0)
             super().__init__(mcp)
@@ -82,13 +87,13 @@ def tools(more: tuple[str, ...] = ()) -> Any:
         def state(self) -> State:
             return State()
 
-    return create_app(Sums, CallToolAction, CallToolObservation, max_concurrent_envs=4)
+    return create_app(Sums, CallToolAction, CallToolObservation, max_concurrent_envs=many)
 
 
 if __name__ == "__main__":
     kind, port = sys.argv[1:]
-    many = 1 if kind == "crowded" else 4
+    many = {"crowded": 1, "many": 32}.get(kind, 4)
     twins = ("first.one", "first_one") if kind == "twins" else ()
-    listed = kind in ("tools", "twins")
-    app = tools(twins) if listed else create_app(Counting, Move, Count, max_concurrent_envs=many)
+    listed = kind in ("tools", "twins", "many")
+    app = tools(twins, many) if listed else create_app(Counting, Move, Count, max_concurrent_envs=many)
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")

@@ -375,7 +375,7 @@ async def test_an_environment_on_another_machine(address: str, monkeypatch: pyte
 
 @pytest.mark.slow
 def test_a_server_outlives_more_connections_than_it_has_room_for(address: str) -> None:
-    place = remote._place(address, "")
+    place = remote.place_of(address, "")
     with contextlib.ExitStack() as stack:
         for _ in range(60):
             stack.enter_context(socket.create_connection(place))
@@ -421,7 +421,7 @@ class Listens(Exception):
 
 
 def listens(address: str) -> None:
-    with socket.create_connection(remote._place(address, ""), 5.0):
+    with socket.create_connection(remote.place_of(address, ""), 5.0):
         raise Listens(address)
 
 

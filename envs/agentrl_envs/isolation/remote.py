@@ -24,7 +24,7 @@ from ..errors import EnvError, ServerFailure
 from ..registry import load_env
 from .command import command
 
-__all__ = ["KEY", "connect", "serve_remotely"]
+__all__ = ["KEY", "connect", "place_of", "serve_remotely"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def connect(address: str) -> socket.socket:
         ServerFailure: there is none, or it does not answer.
         EnvError: it has another key, or the address is none.
     """
-    place = _place(address, f"remote:{address}: want remote:HOST:PORT")
+    place = place_of(address, f"remote:{address}: want remote:HOST:PORT")
     key = _key()
     try:
         peer = socket.create_connection(place, _CONNECT_S)
@@ -91,7 +91,7 @@ def serve_remotely(
         EnvError: no key is set, the environment cannot be loaded, or the address cannot be had.
     """
     key = _key()
-    place = _place(address, f"cannot listen at {address!r}: want HOST:PORT")
+    place = place_of(address, f"cannot listen at {address!r}: want HOST:PORT")
     load_env(spec, settings or {})
     try:
         found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -163,7 +163,7 @@ def _received(peer: socket.socket, size: int, limit_s: float) -> bytes:
     return said
 
 
-def _place(address: str, wanted: str) -> tuple[str, int]:
+def place_of(address: str, wanted: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT` and `[::1]:PORT`. EnvError with the text `wanted` for anything else."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
