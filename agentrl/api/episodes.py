@@ -15,7 +15,7 @@ import numpy as np
 
 from agentrl.api import keywords
 from agentrl.cluster import event_loop
-from agentrl.config import loading
+from agentrl.config import bundled, loading
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode, Segment
 from agentrl.errors import ConfigError, DataError
@@ -254,6 +254,7 @@ def subject_of(
         options = EndpointSettings(endpoint, name) if isinstance(endpoint, str) else endpoint
         found = keywords.settings_of(settings, given)[0]
         return found, SubjectOptions(endpoint=options, concurrency=found.engine.slots, seed=found.run.seed)
+    name = bundled.model_path(name)
     found = keywords.settings_of(run_settings(name) if settings is None else settings, given)[0]
     options = SubjectOptions(
         name,

@@ -244,3 +244,10 @@ def test_a_run_of_a_program_s_own_class_says_so_and_is_resumed_by_it_alone(place
     assert "Traceback" not in refused.stderr
     told = call("own.py", "resume")
     assert told.stdout == "Run('runs/own', version 2 of 2)\n", told.stderr
+
+
+def test_the_bundled_model_goes_by_its_name(place: Path):
+    # Fails when `subject_of` passes the name on: a hub was asked for a model called demo.
+    del place
+    episode = agentrl.run_episode(Sums, ROWS[0], model="demo", max_tokens=4)
+    assert sum(token.sampled for token in episode.tokens()) == 4
