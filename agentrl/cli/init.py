@@ -21,6 +21,7 @@ KINDS = {
 }
 """Of projects."""
 ROWS, HELD_OUT = 200, 64
+GAME_RANGE = 400
 
 TEMPLATE = '''\
 """What the agent is asked, which tools it has, and what is paid.
@@ -125,16 +126,16 @@ def project_rows(kind: str, split: Literal["train", "test"], count: int) -> Sequ
 
 
 def game_rows(split: Literal["train", "test"]) -> list[dict[str, Any]]:
-    """All rows of the game, shuffled: a number and a range around it. A number belongs to one split."""
-    numbers = list(range(10, 100))
+    """Rows of the game, shuffled: a number and a range around it. A number belongs to one split."""
+    numbers = list(range(100, 1000))
     random.Random("game").shuffle(numbers)
     kept = numbers[: len(numbers) // 4] if split == "test" else numbers[len(numbers) // 4 :]
-    rows = [
-        {"id": f"{low}-{low + 8} hides {secret}", "low": low, "high": low + 8, "secret": secret}
-        for secret in kept
-        for low in range(secret - 8, secret + 1)
-    ]
-    random.Random(split).shuffle(rows)
+    rng = random.Random(split)
+    rows = []
+    for secret in kept:
+        low = rng.randint(max(100, secret - GAME_RANGE), min(999 - GAME_RANGE, secret))
+        high = low + GAME_RANGE
+        rows.append({"id": f"{low}-{high} hides {secret}", "low": low, "high": high, "secret": secret})
     return rows
 
 

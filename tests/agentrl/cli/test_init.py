@@ -94,3 +94,15 @@ def test_the_file_it_writes_learns_as_its_first_lines_say(tmp_path: Path, monkey
     # It is .14 and .55; before, no answer was ever right, and nothing could be learned from.
     assert summary["reward_first"] > 0.05
     assert summary["reward_last"] > summary["reward_first"] + 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("project", ["game"], indirect=True)
+def test_the_game_learns_with_the_bundled_model(project: Path):
+    assert main(["train", "settings.toml", "--steps=14", "--quiet"]) == 0
+    summary = json.loads(next((project / "runs").glob("*/summary.json")).read_text())
+    # It is .09, and .30 after ten steps; before, words and numbers of two digits were beyond the model, and
+    # hardly a guess was ever right.
+    assert summary["reward_first"] > 0.03
+    assert summary["reward_last"] > summary["reward_first"] + 0.1

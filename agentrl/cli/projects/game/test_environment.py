@@ -10,24 +10,33 @@ from agentrl import run_episode
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 
 
-def play(*guesses):
+def play(*guesses, cost=0.0):
     policy = ScriptedPolicy([f"{guess}<|end|>" for guess in guesses], tokenizer=ByteTokenizer())
-    return run_episode(
-        Guess, {"id": "one", "low": 31, "high": 39, "secret": 37}, policy=policy, renderer="code"
-    )
+    row = {"id": "one", "low": 300, "high": 700, "secret": 370}
+    return run_episode({"name": Guess, "settings": {"cost": cost}}, row, policy=policy, renderer="code")
 
 
 def test_the_game_says_where_the_number_is():
-    told = [text for speaker, text in play(33, 39, 37).conversation() if speaker == "environment"]
-    assert "higher" in told[1]
-    assert "lower" in told[2]
+    told = [text.strip() for speaker, text in play(330, "no", 390).conversation() if speaker == "environment"]
+    assert told[1:] == ["+", "?"]
 
 
 @pytest.mark.parametrize(
-    ("guesses", "reward"), [((37,), 1.0), ((33, 39, 37), 0.8), ((31, 32, 33, 34, 35), 0.0)]
+    ("guesses", "reward"),
+    [
+        ((370,), 1.0),
+        ((330, 390, 370), 1.0),
+        ((1, 2, 470), 0.8),
+        ((9, 8, 400370), 0.001 / 1.001),
+        ((1, 2, "?"), 0.0),
+    ],
 )
-def test_sooner_pays_more(guesses, reward):
+def test_nearer_pays_more(guesses, reward):
     assert play(*guesses).reward == pytest.approx(reward)
+
+
+def test_another_guess_costs_what_the_settings_say():
+    assert play(330, 370, cost=0.25).reward == pytest.approx(0.75)
 
 
 def test_no_held_out_number_is_learned_from():
