@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --ret
 STAMP  := $(VENV)/.installed
 LIBRARIES ?= .venv-libraries
 
-.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents agents-environments test-programs test-adapters test-families test-sandbox test-docker test-vllm test-chaos test-distributed test-faults test-gpu wheel-check clean
+.PHONY: help demo test test-ui check test-fast lint format docs site test-learner test-agents agents-environments test-programs test-adapters test-verifiers test-families test-sandbox test-docker test-vllm test-chaos test-distributed test-faults test-gpu wheel-check clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -81,18 +81,22 @@ test-vllm:
 
 ## make test-agents   programs of smolagents, the OpenAI Agents SDK and curl, and environments of reasoning-gym, Gymnasium, ...
 test-agents: $(STAMP)-dev agents-environments
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-programs test-adapters
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-programs test-adapters test-verifiers
 
 # By itself: the limit on the tests is none on downloads.
 agents-environments:
 	PYTHON=$(PYTHON) scripts/test_agents.sh --build
 	PYTHON=$(PYTHON) scripts/test_adapters.sh --build
+	PYTHON=$(PYTHON) scripts/test_verifiers.sh --build
 
 test-programs: $(STAMP)-dev
 	PYTHON=$(PYTHON) TEST_PYTHON=$(BIN)/python scripts/test_agents.sh -q
 
 test-adapters:
 	PYTHON=$(PYTHON) scripts/test_adapters.sh -q
+
+test-verifiers:
+	PYTHON=$(PYTHON) scripts/test_verifiers.sh -q
 
 ## make test-families model families by the package renderers, and against the templates and the trainer of TRL (.venv-families)
 FAMILIES ?= .venv-families

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,15 @@ async def test_what_blocks_in_one_rollout_stops_no_other(kind: str) -> None:
     assert [(one.failure, one.reward) for one in episodes] == [(None, 0.5)] * 3
     results = [call.result for one in episodes for turn in one.turns for call in turn.tool_calls]
     assert results == (["met"] * 3 if kind == "meeting_tools" else [])
+
+
+async def test_a_coroutine_that_blocks_holds_up_the_rollouts_of_its_own_loop_alone() -> None:
+    """Three rollouts meet at a barrier inside of a coroutine; in one loop none would ever come through."""
+    env = env_of(kind="blocking")
+    row = row_of(env)
+    three = functools.partial(env, loops=3)
+    episodes = await asyncio.gather(*(play(three, row, [f"4{END}"]) for _ in range(3)))
+    assert [(one.failure, one.reward) for one in episodes] == [(None, 0.5)] * 3
 
 
 async def test_a_connection_of_another_thread_is_no_error_of_the_model() -> None:

@@ -42,6 +42,11 @@ def meeting(completion: list[Any]) -> float:
     return 1.0
 
 
+async def blocking(completion: list[Any]) -> float:
+    MEETING.wait()
+    return 1.0
+
+
 def meet() -> str:
     """Meet the others."""
     MEETING.wait()
@@ -113,5 +118,6 @@ def load_environment(kind: str = "single", held_out: bool = True, **more: Any) -
         "grouped": [grouped],
         "leaving": [leaving],
         "meeting": [meeting],
+        "blocking": [blocking],
     }.get(kind, [right, short])
     return vf.SingleTurnEnv(rubric=vf.Rubric(funcs=funcs, weights=[0.5] * len(funcs)), **data)

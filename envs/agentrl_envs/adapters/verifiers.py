@@ -12,7 +12,6 @@ import functools
 import inspect
 import json
 import sqlite3
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +25,7 @@ from ..raised import error_text
 from ..registry import load_file
 from ..secret_text import masked
 from ..user_code import CallThread
+from .loops import LoopThread, LoopThreads
 from .making import make_class
 
 __all__ = ["VerifiersEnv", "verifiers_env"]
@@ -43,6 +43,8 @@ class VerifiersEnv(Env):
 
     arguments: dict[str, Any] = {}  # noqa: RUF012 - a setting; each instance has its own
     """Arguments of `load_environment`."""
+    loops: int = 1
+    """Event loops that share the rollouts, each with a copy of the environment."""
     lowest: float = 0.0
     """Least reward of its rubric."""
     highest: float = 1.0
@@ -73,6 +75,11 @@ class VerifiersEnv(Env):
     def loaded(cls) -> Any:
         """The environment with the arguments that the class was made with."""
         return _loaded(cls.env_id, _key({}))
+
+    @classmethod
+    def threads(cls) -> LoopThreads:
+        """The loops of the environment with the same arguments."""
+        return _threads(cls.env_id, _key({}))
 
     @classmethod
     def generate_rows(
@@ -118,8 +125,15 @@ async def _rollout(env: VerifiersEnv, row: Mapping[str, Any], answer: Answer) ->
         EnvError: it failed, ran into its own time limit, or a reward function lost its service.
     """
     # What the class was made with may be said anew, with secrets that no class keeps.
-    environment = _loaded(env.env_id, _key(env.arguments)) if env.arguments else env.loaded()
-    raised: list[Exception] = []
+    threads = _threads(env.env_id, _key(env.arguments)) if env.arguments else env.threads()
+    with threads.taken(max(1, env.loops)) as thread:
+        return await _rollout_in(thread, env, row, answer)
+
+
+async def _rollout_in(
+    thread: LoopThread, env: VerifiersEnv, row: Mapping[str, Any], answer: Answer
+) -> Mapping[str, Any]:
+    environment, raised = thread.made, list[Exception]()
 
     async def run() -> Mapping[str, Any]:
         _raised.set(raised)
@@ -127,7 +141,7 @@ async def _rollout(env: VerifiersEnv, row: Mapping[str, Any], answer: Answer) ->
         given |= {name: row[name] for name in ("info", "task") if row.get(name) is not None}
         return await environment.run_rollout(given, _client_class()(answer), "policy", {})
 
-    output = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), _loop()))
+    output = await thread.run(run())
     lost = next((error for error in raised if is_infrastructure(error)), None)
     why = lost and f"a reward function or a tool raised {error_text(lost)}"
     if (error := output.get("error")) is not None:
@@ -141,16 +155,15 @@ async def _rollout(env: VerifiersEnv, row: Mapping[str, Any], answer: Answer) ->
     return output
 
 
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """One loop for all rollouts, in a thread of its own: what blocks in it stops no other environment.
+@functools.lru_cache(maxsize=32)
+def _threads(env_id: str, arguments: str) -> LoopThreads:
+    """Loops for the rollouts of an environment: what blocks there stops no other environment, nor ours.
 
-    No pool: clients and semaphores that an environment keeps belong to one loop. Its sync functions run in
-    threads beside it (`_beside`); a coroutine that blocks holds up all rollouts.
+    Its sync functions run in threads beside them (`_beside`); a coroutine that blocks holds up the rollouts
+    of its own loop. One loop unless more are asked for: what its module keeps for all copies belongs to one.
     """
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="verifiers", daemon=True).start()
-    return loop
+    first = [_loaded(env_id, arguments)]
+    return LoopThreads(lambda: first.pop() if first else _load(env_id, arguments))
 
 
 class _Messages:
@@ -273,7 +286,12 @@ def _client_class() -> type:
 
 @functools.lru_cache(maxsize=32)
 def _loaded(env_id: str, arguments: str) -> Any:
-    """The environment, once in a process.
+    """The environment that tells its rows, once in a process. Raises as `_load`."""
+    return _load(env_id, arguments)
+
+
+def _load(env_id: str, arguments: str) -> Any:
+    """An environment.
 
     Raises:
         EnvNotFound: no such environment, or no `load_environment` in the file.
@@ -283,7 +301,7 @@ def _loaded(env_id: str, arguments: str) -> Any:
 
     if not hasattr(verifiers, "load_environment") or not hasattr(verifiers, "SingleTurnEnv"):
         raise EnvError(
-            f"verifiers {verifiers.__version__} is not of the 0.2 line: pip install 'agentrl[verifiers]'"
+            f"verifiers {verifiers.__version__} is neither 0.2 nor 0.4: pip install 'agentrl[verifiers]'"
         )
     given = json.loads(arguments)
     try:
@@ -349,12 +367,17 @@ def _beside(function: Callable[..., Any], *, noted: bool) -> Callable[..., Any]:
     return beside
 
 
-def verifiers_env(rest: str, settings: Mapping[str, Any]) -> type[VerifiersEnv]:
-    """The environment of `env.name = "verifiers:NAME"` (or `verifiers:file.py` with a `load_environment`)."""
-    import verifiers  # noqa: F401 - says what is missing before anything else does
+def verifiers_env(rest: str, settings: Mapping[str, Any]) -> type[Env]:
+    """The environment of `env.name = "verifiers:NAME"` or `"verifiers:file.py"`, by the installed version."""
+    import verifiers
 
+    if tuple(map(int, verifiers.__version__.split(".")[:2])) >= (0, 4):
+        from .verifiers_v1 import tasks_env
+
+        return tasks_env(rest, settings)
     made, given = make_class(VerifiersEnv, {"env_id": rest, "__doc__": f"{rest} of verifiers."}, settings)
     key = _key(given.get("arguments", {}))
     made.loaded = classmethod(lambda cls: _loaded(cls.env_id, key))
+    made.threads = classmethod(lambda cls: _threads(cls.env_id, key))
     made.example_rows = tuple(_rows(_loaded(rest, key), "train", 8))
     return made

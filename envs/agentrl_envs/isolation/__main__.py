@@ -13,7 +13,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..errors import EnvError
 from ..golds import asks_grader
 from ..graders import Verdict
 from ..messages import Message, ToolCall, ToolResult, ToolSpec
+from ..model import Access
 from ..plain import plain
 from ..registry import load_env
 from .channel import PROTOCOL, Channel, Refused
@@ -150,9 +151,14 @@ class Episode:
         """Count something."""
         self._channel.tell("count", episode=self._number, name=name, by=by)
 
-    def serve(self) -> Any:
-        """Raises EnvError: the gateway is the rollout's."""
-        raise EnvError('an environment that runs programs is not isolated: leave env.isolation at "none"')
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[Access]:
+        """Let programs of this machine reach the rollout's model over HTTP while the context is open."""
+        given = await self.ask("serve")
+        try:
+            yield Access(given["url"], given["key"], given["reward_key"], HostedCalls(self))
+        finally:
+            await self.ask("unserve")
 
     async def partner(self, messages: Sequence[Message]) -> str:
         """The next message of another model."""
@@ -174,6 +180,26 @@ class Episode:
         """Open a session of the rollout's sandbox."""
         given = None if limits is None else asdict(limits)
         return HostedSession(self, await self.ask("open", limits=given, stateless=stateless, seed=seed))
+
+
+class HostedCalls:
+    """What the rollout's gateway tells."""
+
+    def __init__(self, episode: Episode) -> None:
+        self._episode = episode
+
+    async def ended(self) -> None:
+        """Wait until the episode cannot go on."""
+        await self._episode.ask("ended")
+
+    @property
+    def limit(self) -> Any:
+        """The limit that ended the conversation; asking blocks this thread."""
+        return self._episode.wait("limit")
+
+    async def reward(self) -> Any:
+        """Wait for the reward that is handed in."""
+        return await self._episode.ask("handed_in")
 
 
 class Host:

@@ -7,6 +7,7 @@ sandbox and the grader are asked from there, here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -58,6 +59,8 @@ class IsolatedEnv(Env):
         self._said: dict[int, Any] = {}
         self._sessions: dict[int, Any] = {}
         self._questions: set[asyncio.Task[None]] = set()
+        self._serving = contextlib.AsyncExitStack()
+        self._access: Any = None
 
     # ---- what the class tells about itself -----------------------------------------------------------------
 
@@ -145,6 +148,7 @@ class IsolatedEnv(Env):
             self._host = None
             for task in self._questions:
                 task.cancel()
+            await self._serving.aclose()
             try:
                 if host is not None:
                     self.hosts.leave(host, self._number)
@@ -204,6 +208,27 @@ class IsolatedEnv(Env):
 
     async def _on_partner(self, frame: Mapping[str, Any]) -> str:
         return await self.speaker.partner(frame["messages"])
+
+    async def _on_serve(self, frame: Mapping[str, Any]) -> Any:
+        if self.hosts.place.address:
+            raise EnvError(
+                "programs of another machine cannot reach the model: its gateway is on the loopback"
+            )
+        self._access = access = await self._serving.enter_async_context(self.speaker.serve())
+        return {"url": access.url, "key": access.key, "reward_key": access.reward_key}
+
+    async def _on_unserve(self, frame: Mapping[str, Any]) -> None:
+        await self._serving.aclose()
+
+    async def _on_ended(self, frame: Mapping[str, Any]) -> None:
+        await self._access.calls.ended()
+
+    async def _on_limit(self, frame: Mapping[str, Any]) -> Any:
+        limit = self._access.calls.limit
+        return None if limit is None else str(getattr(limit, "value", limit))
+
+    async def _on_handed_in(self, frame: Mapping[str, Any]) -> Any:
+        return await self._access.calls.reward()
 
     async def _on_messages(self, frame: Mapping[str, Any]) -> list[Message]:
         return self.context.messages
