@@ -4,6 +4,7 @@
     python benchmarks/learner.py step                    # one batch through a random model
     python benchmarks/learner.py step --size 135m --dtype bfloat16 --device cuda
     python benchmarks/learner.py head                    # memory of log-probabilities, against full logits
+    python -m benchmarks.learner against-trl --model FOLDER --trl-python PYTHON    # benchmarks/against_trl.py
 
 Each prints JSON lines. Run it on an otherwise idle machine: wall time and CPU time are both printed.
 """
@@ -134,8 +135,11 @@ def make_model(folder: str, size: str, dtype: str, device: str) -> int:
 
 
 def make_lengths(count: int, tokens: int, kind: str) -> list[int]:
-    """All equal; exponential with mean `tokens`; or heavy-tailed: most short, some sixteen times as long."""
+    """All equal; even, a fifth shorter to a fifth longer; exponential with mean `tokens`; or heavy-tailed: most
+    short, some sixteen times as long."""
     random = np.random.default_rng(0)
+    if kind == "even":
+        return random.integers(tokens * 4 // 5, tokens * 6 // 5 + 1, count).tolist()
     if kind == "equal":
         return [tokens] * count
     if kind == "exponential":
@@ -276,13 +280,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["tracker", "step", "head"])
+    parser.add_argument("what", choices=["tracker", "step", "head", "against-trl"])
+    parser.add_argument("--model", help="against-trl: folder with SmolLM2 (scripts/build_smollm2.py)")
+    parser.add_argument("--trl-python", help="against-trl: Python of an environment with TRL 1.16")
+    parser.add_argument("--trl-micro-batch", type=int, default=8, help="against-trl: completions of one pass")
+    parser.add_argument(
+        "--trl-as-shipped", action="store_true", help="against-trl: its head over every token too"
+    )
     parser.add_argument("--size", choices=list(SIZES), default="tiny")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--mini-batch", type=int, default=0, help="0 is the batch")
-    parser.add_argument("--lengths", choices=["equal", "exponential", "heavy"], default="exponential")
+    parser.add_argument("--lengths", choices=["equal", "even", "exponential", "heavy"], default="exponential")
     parser.add_argument("--packing", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rank", type=int, default=0, help="of an adapter; 0 learns all weights")
@@ -302,6 +312,10 @@ def main() -> None:
             print(json.dumps(bench_tracker(prompts)))
     elif options.what == "step":
         print(json.dumps(bench_step(options)))
+    elif options.what == "against-trl":
+        from benchmarks.against_trl import bench_against_trl
+
+        bench_against_trl(options, make_lengths(options.batch, options.tokens, options.lengths))
     elif options.arm:
         print(json.dumps(bench_head_arm(options.arm, options.positions)))
     else:

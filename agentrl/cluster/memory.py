@@ -102,7 +102,8 @@ def _pass(shape: ModelShape, settings: Settings, tokens: int, *, gpu: bool) -> P
         rank=learner.adapter.rank,
         compiled=learner.compile,
         recomputed=learner.gradient_checkpointing,
-        float32_head=learner.float32_head,
+        # CPUs without tiles multiply by the head in float32 anyway (`learner.products`).
+        float32_head=learner.float32_head or not gpu,
         entropy=settings.loss.entropy_coefficient > 0,
         logits=LOGITS_AT_ONCE_GPU if gpu else LOGITS_AT_ONCE,
     )

@@ -50,6 +50,7 @@ from agentrl.learner.model import DTYPES, choose_device, load_model, save_adapte
 from agentrl.learner.objective import Objective
 from agentrl.learner.optimizer import MasterOptimizer
 from agentrl.learner.packing import has_kernel, install
+from agentrl.learner.products import float32_is_faster, multiply_in_float32
 from agentrl.learner.ranks import Ranks, local
 from agentrl.learner.tally import Tally
 from agentrl.learner.token_table import TokenTable
@@ -187,7 +188,10 @@ class Learner:
             scorer.compile_parts()
         if self._device.type == "cuda":
             scorer.at_once = LOGITS_AT_ONCE_GPU
-        scorer.float32_head = self._settings.float32_head
+        faster = float32_is_faster(self._device, compute)
+        if faster:
+            multiply_in_float32(scorer)
+        scorer.float32_head = self._settings.float32_head or faster
         self._ranks.shard(scorer, compute, offload=self._settings.offload)
         self._flops = Flops.of(cast("Any", scorer.model).config)
         even_at = self._flops.even_at if self._flops is not None else 8192.0

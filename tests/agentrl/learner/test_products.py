@@ -1,0 +1,69 @@
+"""Products of bfloat16 matrices in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from agentrl.learner.products import float32_is_faster, multiply_in_float32
+
+
+def _pair(bias: bool) -> tuple[nn.Linear, nn.Linear]:
+    torch.manual_seed(0)
+    exact = nn.Linear(48, 32, bias=bias)
+    half = nn.Linear(48, 32, bias=bias)
+    with torch.no_grad():
+        exact.load_state_dict({name: value.bfloat16().float() for name, value in exact.state_dict().items()})
+    half.load_state_dict(exact.state_dict())
+    half = half.bfloat16()
+    multiply_in_float32(half)
+    return exact, half
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_results_and_gradients_are_the_exact_ones_rounded_once(bias: bool) -> None:
+    exact, half = _pair(bias)
+    given = torch.randn(3, 5, 48, requires_grad=True)
+    with torch.no_grad():
+        given.copy_(given.bfloat16())
+    halved = given.detach().bfloat16().requires_grad_()
+    weights = torch.randn(3, 5, 32).bfloat16()
+    (exact(given) * weights.float()).sum().backward()
+    result = half(halved)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result, exact(given).bfloat16(), rtol=2**-8, atol=0)
+    result.backward(weights)
+    for found, wanted in [(halved, given), *zip(half.parameters(), exact.parameters(), strict=True)]:
+        assert found.grad is not None
+        assert wanted.grad is not None
+        assert found.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(found.grad, wanted.grad.bfloat16(), rtol=2**-8, atol=2**-14)
+
+
+def test_one_and_a_two_hundredth_is_not_lost_between_products() -> None:
+    """256 + 1 is 256 in bfloat16: a sum kept in it would never grow by ones."""
+    layer = nn.Linear(512, 1, bias=False).bfloat16()
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    multiply_in_float32(layer)
+    assert layer(torch.ones(1, 512, dtype=torch.bfloat16)).item() == 512.0
+
+
+def test_frozen_weights_get_no_gradient() -> None:
+    _, half = _pair(False)
+    half.requires_grad_(False)
+    given = torch.randn(4, 48).bfloat16().requires_grad_()
+    half(given).sum().backward()
+    assert half.weight.grad is None
+    assert given.grad is not None
+    assert given.grad.shape == (4, 48)
+
+
+def test_float32_models_and_gpus_are_left_alone() -> None:
+    assert not float32_is_faster(torch.device("cpu"), torch.float32)
+    assert not float32_is_faster(torch.device("cuda"), torch.bfloat16)
+    layer = nn.Linear(3, 2)
+    before = layer(torch.ones(1, 3))
+    multiply_in_float32(layer)
+    assert torch.equal(layer(torch.ones(1, 3)), before)
