@@ -126,7 +126,10 @@ def bench_against_trl(options: argparse.Namespace, lengths: list[int]) -> None:
         path.write_text(json.dumps(work))
         for number in range(options.repeats):
             running = {
-                name: subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+                # Linux shares processors out among sessions first: each arm gets one of its own.
+                name: subprocess.Popen(
+                    command, stdout=subprocess.PIPE, env=environment, text=True, start_new_session=True
+                )
                 for name, command in _commands(options, path).items()
             }
             products.append(product_rates())

@@ -179,7 +179,7 @@ class Learner:
         scorer = TokenScorer(load_model(settings, self._device)).eval()
         check_head(scorer, settings.path)
         one_kernel = has_kernel(self._device, compute)
-        packed = self._pack(scorer, settings.path, one_kernel=one_kernel)
+        packed = self._pack(scorer, settings.path, compute, one_kernel=one_kernel)
         if adapter is not None and adapter.rank > 0:
             add_adapter(scorer.model, adapter, seed=self._seed)
             # The first layer is then like the others, and compiled once with them.
@@ -205,11 +205,16 @@ class Learner:
             one_kernel=one_kernel,
         )
 
-    def _pack(self, scorer: TokenScorer, name: str, *, one_kernel: bool) -> bool:
+    def _pack(self, scorer: TokenScorer, name: str, compute: torch.dtype, *, one_kernel: bool) -> bool:
         """Whether sequences are packed; where they are, the model attends within each of them."""
         split = self._ranks.split
         choice = "on" if split is not None else self._settings.packing
         if choice == "off" or (choice == "auto" and not one_kernel and self._ranks.size == 1):
+            if (
+                float32_is_faster(self._device, compute)
+                and cast("Any", scorer.model).config._attn_implementation == "sdpa"
+            ):
+                install(scorer, one_kernel=False)
             return False
         if split is not None:
             split.check(int(cast("Any", scorer.model).config.get_text_config().num_attention_heads), name)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agentrl.learner.logprobs import TokenScorer
+from agentrl.learner.products import NO_TILES
 from agentrl.learner.sequence_split import SequenceSplit
 
 NAME = "agentrl_packed"
@@ -64,13 +65,13 @@ def packed_attention(
     split: SequenceSplit | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence of a row, as transformers calls it.
+    """Causal attention within each sequence of a row, as transformers calls it; or within each of R rows.
 
     Args:
         module: the attention layer.
-        query: [1, H, T, D].
-        key: [1, K, T, D], H a multiple of K.
-        value: [1, K, T, D].
+        query: [R, H, T, D]; R is 1 where a row has several sequences.
+        key: [R, K, T, D], H a multiple of K.
+        value: [R, K, T, D].
         attention_mask: not used.
         scaling: of the logits; 1 / sqrt(D) where None.
         cu_seq_lens_q: [R + 1] int32, where sequences begin, and T; None is one sequence a row of any number.
@@ -79,7 +80,7 @@ def packed_attention(
         split: T is this rank's part of a row that other ranks have the rest of; None where it is all.
 
     Returns:
-        [1, T, H, D], and no attention weights.
+        [R, T, H, D], and no attention weights.
     """
     if split is not None:
         query, key, value = split.to_heads(query, key, value)
@@ -96,18 +97,20 @@ def _attention(
     max_length_q: int,
     lengths: tuple[int, ...],
 ) -> Tensor:
-    """[1, T, H, D] from all tokens of a row."""
+    """[R, T, H, D] from all tokens of a row."""
     if cu_seq_lens_q is not None and not lengths:
         q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
         return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None]
-    parts = lengths or (query.shape[2],)
+    dtype, parts = query.dtype, lengths or (query.shape[2],)
+    if NO_TILES and query.device.type == "cpu":
+        query, key, value = query.float(), key.float(), value.float()
     grouped = key.shape[1] != query.shape[1]
     results = [
         nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         for q, k, v in zip(query.split(parts, 2), key.split(parts, 2), value.split(parts, 2), strict=True)
     ]
     # A copy of a single one would be kept beside it: 1.8 GB of 45 of Qwen3-0.6B at 16,384 tokens.
-    return (results[0] if len(results) == 1 else torch.cat(results, 2)).transpose(1, 2)
+    return (results[0] if len(results) == 1 else torch.cat(results, 2)).to(dtype).transpose(1, 2)
 
 
 def install(scorer: TokenScorer, *, one_kernel: bool, replace: bool = False) -> str:

@@ -1,27 +1,40 @@
 """Products of bfloat16 matrices on processors that multiply float32 ones faster.
 
 A product of two bfloat16 numbers is exact in float32, and both ways add up in float32; results are rounded to
-bfloat16 once. So only the order of the sum is another. Copies in float32 live no longer than one product.
+bfloat16 once. So only the order of the sum is another. Copies in float32 live as long as a few rows' product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+ROWS = 1024
+"""Multiplied at a time: their copies in float32 stay in the processor's caches."""
 
-def float32_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a device multiplies float32 matrices faster than those of `dtype`: x86 without AMX.
 
-    An Intel Xeon with `avx512_bf16` gave 80 GFLOP/s in bfloat16, 130 to 150 in float32, on one core. From the
-    processor and not from a measurement: a run that is resumed must compute the same numbers.
-    """
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        return False
+def _no_tiles() -> bool:
     tiles = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     return torch.backends.cpu.get_cpu_capability().startswith("AVX") and not tiles
+
+
+NO_TILES = _no_tiles()
+"""Whether this is an x86 processor without AMX.
+
+One core of an Intel Xeon with `avx512_bf16` gave 80 GFLOP/s in bfloat16 and 130 to 150 in float32. From the
+processor and not from a measurement: a run that is resumed must compute the same numbers."""
+
+
+def float32_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device multiplies float32 matrices faster than those of `dtype`."""
+    return NO_TILES and device.type == "cpu" and dtype == torch.bfloat16
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    return (slice(start, start + ROWS) for start in range(0, rows, ROWS))
 
 
 class _Product(torch.autograd.Function):
@@ -31,21 +44,36 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(given, weight)
         ctx.biased = bias is not None
-        bias = None if bias is None else bias.float()
-        return nn.functional.linear(given.float(), weight.float(), bias).to(given.dtype)
+        bias, exact = (None if bias is None else bias.float()), weight.float()
+        rows = given.flatten(0, -2)
+        result = rows.new_empty(len(rows), len(weight))
+        for part in _parts(len(rows)):
+            result[part] = nn.functional.linear(rows[part].float(), exact, bias)
+        return result.view(*given.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         given, weight = ctx.saved_tensors
-        gradient = gradients[0].flatten(0, -2).float()
-        to_given = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_given = (gradient @ weight.float()).to(given.dtype).view(given.shape)
-        if ctx.needs_input_grad[1]:
-            to_weight = (gradient.t() @ given.flatten(0, -2).float()).to(weight.dtype)
-        if ctx.biased and ctx.needs_input_grad[2]:
-            to_bias = gradient.sum(0).to(weight.dtype)
-        return to_given, to_weight, to_bias
+        gradient, rows = gradients[0].flatten(0, -2), given.flatten(0, -2)
+        wanted, learned, biased = (*ctx.needs_input_grad[:2], ctx.biased and ctx.needs_input_grad[2])
+        exact = weight.float() if wanted else None
+        to_given = torch.empty_like(rows) if wanted else None
+        to_weight: Tensor | None = None
+        to_bias = weight.new_zeros(len(weight), dtype=torch.float32) if biased else None
+        for part in _parts(len(rows)):
+            some = gradient[part].float()
+            if to_given is not None and exact is not None:
+                to_given[part] = some @ exact
+            if learned:
+                once = rows[part].float()
+                to_weight = some.t() @ once if to_weight is None else to_weight.addmm_(some.t(), once)
+            if to_bias is not None:
+                to_bias += some.sum(0)
+        return (
+            None if to_given is None else to_given.view(given.shape),
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None if to_bias is None else to_bias.to(weight.dtype),
+        )
 
 
 class _Float32Linear(nn.Linear):
