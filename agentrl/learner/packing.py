@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agentrl.learner.logprobs import TokenScorer
-from agentrl.learner.products import NO_TILES
+from agentrl.learner.products import attend
 from agentrl.learner.sequence_split import SequenceSplit
 
 NAME = "agentrl_packed"
@@ -101,16 +101,13 @@ def _attention(
     if cu_seq_lens_q is not None and not lengths:
         q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
         return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None]
-    dtype, parts = query.dtype, lengths or (query.shape[2],)
-    if NO_TILES and query.device.type == "cpu":
-        query, key, value = query.float(), key.float(), value.float()
-    grouped = key.shape[1] != query.shape[1]
+    parts = lengths or (query.shape[2],)
     results = [
-        nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        attend(q, k, v, scaling)
         for q, k, v in zip(query.split(parts, 2), key.split(parts, 2), value.split(parts, 2), strict=True)
     ]
     # A copy of a single one would be kept beside it: 1.8 GB of 45 of Qwen3-0.6B at 16,384 tokens.
-    return (results[0] if len(results) == 1 else torch.cat(results, 2)).to(dtype).transpose(1, 2)
+    return (results[0] if len(results) == 1 else torch.cat(results, 2)).transpose(1, 2)
 
 
 def install(scorer: TokenScorer, *, one_kernel: bool, replace: bool = False) -> str:

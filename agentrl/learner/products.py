@@ -1,4 +1,4 @@
-"""Products of bfloat16 matrices on processors that multiply float32 ones faster.
+"""Products of bfloat16 matrices, and attention, on processors that multiply float32 ones faster.
 
 A product of two bfloat16 numbers is exact in float32, and both ways add up in float32; results are rounded to
 bfloat16 once. So only the order of the sum is another. Copies in float32 live as long as a few rows' product.
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 ROWS = 1024
 """Multiplied at a time: their copies in float32 stay in the processor's caches."""
+FEW_ROWS = 256
+"""Fewer are not worth a copy of the weights in float32: those of a decoder's step, for one."""
 
 
 def _no_tiles() -> bool:
@@ -76,9 +78,53 @@ class _Product(torch.autograd.Function):
         )
 
 
+class _Attention(torch.autograd.Function):
+    """Causal, (query [R, H, T, D], key and value [R, K, T, D], scale) -> [R, H, T, D].
+
+    torch's own kernel, called by name so that what is kept for the backward pass is in bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        result, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query.float(), key.float(), value.float(), 0.0, True, scale=scale
+        )
+        result = result.to(query.dtype)
+        ctx.save_for_backward(query, key, value, result, normaliser)
+        ctx.scale = scale
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, normaliser = ctx.saved_tensors
+        exact = [tensor.float() for tensor in (gradients[0], *saved)]
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *exact, normaliser, 0.0, True, scale=ctx.scale
+        )
+        return (*(gradient.to(saved[0].dtype) for gradient in found), None)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Causal attention [R, H, T, D], in float32 where that is faster; H is a multiple of K.
+
+    Args:
+        query: [R, H, T, D].
+        key: [R, K, T, D].
+        value: [R, K, T, D].
+        scale: of the logits; 1 / sqrt(D) where None.
+    """
+    if float32_is_faster(query.device, query.dtype) and query.shape[-1] == value.shape[-1]:
+        return _Attention.apply(query, key, value, scale)  # type: ignore[no-any-return]
+    grouped = key.shape[1] != query.shape[1]
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
+    )
+
+
 class _Float32Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        if input.dtype != torch.bfloat16 or self.weight.dtype != input.dtype:
+        few = input.numel() < FEW_ROWS * self.in_features
+        if few or input.dtype != torch.bfloat16 or self.weight.dtype != input.dtype:
             return super().forward(input)
         return _Product.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
 

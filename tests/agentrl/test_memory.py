@@ -144,8 +144,9 @@ def test_the_learner_by_hand():
     # four times the MLP's 16 in 2 bytes, and of each of two norms of 8 its input in 4 bytes, twice 2, and a scale.
     layer = 48 + 8 + 128 + 2 * (64 + 4)
     last = 64 + 16  # the last norm, and the states that the head reads
-    # The head: 10*100 logits in 4 and 2 bytes, its gradient of 800 in float32 and one piece's in bfloat16.
-    head = 6 * 1000 + 6 * 800
+    # The head, which a CPU multiplies by in float32: 10*100 logits in 4 bytes, 800 weights, their gradient in float32
+    # and one piece's.
+    head = 4 * 1000 + 4 * 800 + 6 * 800
     assert learner_bytes(settings("bfloat16")) == [3984, 7968, 15936, 7968, 10 * (2 * layer + last), head]
     # Recomputed: the inputs of two layers of 8 numbers. Then one layer, its MLP's gradients (3*2*16), and the gradient
     # of the head (2*800), are less than the head.
