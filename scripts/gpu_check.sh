@@ -37,6 +37,9 @@ case " ${PARTS:-tests learner run} " in *" learner "*)
   step --size "${LARGE:-4b}" $long --batch 2 --checkpointing --rank 16 --repeats 2
   step --size "${LARGE:-4b}" $long --batch 2 --checkpointing --offload --repeats 2
   LIMIT_S=180 step --size "${LARGE:-4b}" $long --batch 2 --compile --checkpointing --rank 16 --repeats 2
+  # Last, and not yet run on a GPU: adapters of the smaller models.
+  step --size "${SMALL:-0.6b}" $long --rank 16 --repeats 2
+  step --size "${MIDDLE:-1.7b}" $long --rank 16 --repeats 2
 esac
 case " ${PARTS:-tests learner run} " in *" run "*)
   note "a run of SPO: the demo's model and task"
@@ -44,4 +47,12 @@ case " ${PARTS:-tests learner run} " in *" run "*)
     --model.device="$device" --run.directory="$out/runs" >"$out/demo.log" 2>&1
   echo "exit $?"; tail -n 25 "$out/demo.log"
 esac
+# Not yet run on a GPU: the same with SmolLM2 (scripts/build_smollm2.py), where MODEL names its folder and GSM8K is at hand.
+[ -z "${MODEL:-}" ] || {
+  note "a run of SPO: $MODEL on GSM8K, embedded engine, three steps"
+  timeout "${RUN_LIMIT_S:-120}" "$python" -c 'import sys; from agentrl.cli.main import main; sys.exit(main())' train \
+    examples/gsm8k_python.toml --model.path="$MODEL" --model.device="$device" --run.steps=3 \
+    --data.train="${DATA:-gsm8k_train}" --tracker.initial_file= --run.directory="$out/runs" >"$out/smollm2.log" 2>&1
+  echo "exit $?"; tail -n 10 "$out/smollm2.log"
+}
 note "done"
