@@ -4,6 +4,7 @@
     python benchmarks/learner.py step                    # one batch through a random model
     python benchmarks/learner.py step --size 135m --dtype bfloat16 --device cuda
     python benchmarks/learner.py head                    # memory of log-probabilities, against full logits
+    python -m benchmarks.learner ranks --size deep --batch 64    # rank time lost to imbalance
     python -m benchmarks.learner against-trl --model FOLDER --trl-python PYTHON    # benchmarks/against_trl.py
 
 Each prints JSON lines. Run it on an otherwise idle machine: wall time and CPU time are both printed.
@@ -239,6 +240,58 @@ def bench_step(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def bench_ranks(options: argparse.Namespace) -> dict[str, Any]:
+    """Share of rank time that is lost to waiting, where a batch is balanced over `--ranks`.
+
+    Each rank's packed micro-batches go forward and backward in this process, one after the other, and their CPU
+    seconds stand for the rank's: what other work does to a rank's wall time is left out.
+    """
+    from agentrl.learner.batch import balance, build_sequences, pack
+    from agentrl.learner.learner import Learner
+
+    lengths = make_lengths(options.batch, options.tokens, options.lengths)
+    if options.lengths_file:
+        lengths = json.loads(Path(options.lengths_file).read_text())[: options.batch]
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        make_model(folder, options.size, options.dtype, options.device)
+        model = ModelSettings(path=folder, dtype=options.dtype, device=options.device)
+        learner = Learner(model, LearnerSettings(packing="on"))
+    forward = learner._forward
+    sequences = build_sequences(make_episodes(lengths, SIZES[options.size].vocabulary))
+    found = [len(one) for one in sequences]
+    parts = balance(found, options.micro_batch_tokens, options.ranks, forward.even_at)
+
+    def cpu(part: list[int]) -> float:
+        started = time.process_time()
+        forward.run(pack(sequences, part)).logprobs.sum().backward()
+        return time.process_time() - started
+
+    cpu(parts[0])
+    # The least of several: other work on the machine only ever adds, and a wait is for the largest.
+    tries = [[cpu(part) for part in parts] for _ in range(options.repeats)]
+    seconds = [min(of) for of in zip(*tries, strict=True)]
+    costs = [sum(found[at] * (1 + found[at] / forward.even_at) for at in part) for part in parts]
+    rounds = range(0, len(parts), options.ranks)
+
+    def lost(of: list[float]) -> float:
+        """All ranks wait for the slowest of a round."""
+        return 1 - sum(of) / sum(options.ranks * max(of[at : at + options.ranks]) for at in rounds)
+
+    return {
+        "benchmark": "ranks",
+        "size": options.size,
+        "ranks": options.ranks,
+        "lengths": options.lengths_file or options.lengths,
+        "sequences": len(found),
+        "tokens": sum(found),
+        "longest": max(found),
+        "micro_batches": len(parts),
+        "lost_by_cost": round(lost(costs), 4),
+        "lost_by_cpu_s": round(lost(seconds), 4),
+        "cpu_s": [round(one, 3) for one in seconds],
+    }
+
+
 def bench_head(options: argparse.Namespace) -> None:
     """Peak memory of log-probabilities and their gradient, each way in a process of its own."""
     for arm in ("full", "selected"):
@@ -280,7 +333,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["tracker", "step", "head", "against-trl"])
+    parser.add_argument("what", choices=["tracker", "step", "head", "ranks", "against-trl"])
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument(
+        "--lengths-file", help="ranks: a JSON list of lengths, of which the first of a batch are taken"
+    )
     parser.add_argument("--model", help="against-trl: folder with SmolLM2 (scripts/build_smollm2.py)")
     parser.add_argument("--trl-python", help="against-trl: Python of an environment with TRL 1.16")
     parser.add_argument("--trl-micro-batch", type=int, default=8, help="against-trl: completions of one pass")
@@ -312,6 +369,8 @@ def main() -> None:
             print(json.dumps(bench_tracker(prompts)))
     elif options.what == "step":
         print(json.dumps(bench_step(options)))
+    elif options.what == "ranks":
+        print(json.dumps(bench_ranks(options)))
     elif options.what == "against-trl":
         from benchmarks.against_trl import bench_against_trl
 
