@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -36,7 +36,9 @@ class TurnEstimator:
     A turn's return is its own reward (the environment's `reward_turn`), the rewards of turns after it and the
     score of the episode, discounted by turns. Its baseline is the tracker's value, discounted alike, and the
     mean, over the *other* episodes of the batch, of what that leaves at the same turn; neither contains the
-    turn's own reward. All tokens of a turn get its advantage.
+    turn's own reward. With `memory` the second part is what mean rewards by turn index, tracked over episodes
+    that were folded before, promise of the turn and those after it: for small batches, and for turns that few
+    episodes reach. All tokens of a turn get its advantage.
 
     Source: the policy gradient with a return for each turn; its baselines are derived here, of no paper.
     """
@@ -51,9 +53,13 @@ class TurnEstimator:
         """Divide by the deviation of all turns of the batch, or not."""
         discount: Annotated[float, Range(least=0, most=1)] = 1.0
         """Between one turn and the next."""
+        memory: Annotated[float, Range(least=0, below=1)] = 0.0
+        """What is kept of the mean reward of a turn index at each further episode; 0 tracks none."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._sums: list[float] = []
+        self._counts: list[float] = []
 
     def __call__(self, batch: CreditBatch) -> Advantages:
         """Of each episode and segment, [T] advantages; needs baselines and episodes."""
@@ -66,13 +72,39 @@ class TurnEstimator:
                 returns(rewards, float(score), settings.discount) - value * settings.discount**left
             )
         counts = [len(one) for one in residuals]
-        flat = leave_one_out(
-            np.concatenate(residuals), np.concatenate([np.arange(count) for count in counts])
-        )
+        if settings.memory:
+            flat = np.concatenate([one - self._promised(len(one)) for one in residuals])
+        else:
+            flat = leave_one_out(
+                np.concatenate(residuals), np.concatenate([np.arange(count) for count in counts])
+            )
         if settings.normalise == "batch" and len(flat) > 1:
             flat = flat / max(float(flat.std(ddof=1)), settings.deviation_floor)
         of_episodes = np.split(flat, np.cumsum(counts)[:-1])
         return [_of_tokens(*pair) for pair in zip(batch.episodes, of_episodes, strict=True)]
+
+    def _promised(self, turns: int) -> FloatArray:
+        """[K] discounted mean rewards of the turn indices from each of K turns on; 0 where none was seen."""
+        known = [total / count for total, count in zip(self._sums, self._counts, strict=True)][:turns]
+        return returns(known + [0.0] * (turns - len(known)), 0.0, self._settings.discount)
+
+    def fold(self, episode: Episode) -> None:
+        """Take the rewards of an episode's turns into the means of their indices."""
+        kept = self._settings.memory
+        new = len(episode.turns) - len(self._sums) if kept else 0
+        self._sums += [0.0] * new
+        self._counts += [0.0] * new
+        for index, turn in enumerate(episode.turns if kept else ()):
+            self._sums[index] = kept * self._sums[index] + (turn.reward or 0.0)
+            self._counts[index] = kept * self._counts[index] + 1.0
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Means by turn index."""
+        return {"sums": list(self._sums), "counts": list(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Go back to a saved state."""
+        self._sums, self._counts = list(state["sums"]), list(state["counts"])
 
 
 def _of_tokens(episode: Episode, advantages: FloatArray) -> list[FloatArray]:

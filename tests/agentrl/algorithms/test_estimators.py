@@ -255,6 +255,34 @@ def test_a_turn_gets_no_credit_for_what_came_before_it() -> None:
     assert result[0][0].max() > 0.0 > result[1][0].min()
 
 
+def test_turns_with_a_memory_of_their_index() -> None:
+    own = {"normalise": "none", "discount": 0.5, "memory": 0.5}
+    it = registry.make("estimator", "turns", own)
+    episodes = [rewarded((2, 3), (1.0, 0.0)), rewarded((2, 3), (0.0, 1.0))]
+
+    def of_turns() -> list[list[float]]:
+        given = it(CreditBatch(np.array([1.0, 0.0]), np.array([0.5, 0.5]), episodes=episodes))
+        return [
+            [float(parts[0][turn.start]) for turn in one.turns]
+            for one, parts in zip(episodes, given, strict=True)
+        ]
+
+    # Returns 1.5, 1 and .5, 1 less the value .5, discounted once before the last turn.
+    assert of_turns() == [[1.25, 0.5], [0.25, 0.5]]
+    for episode in episodes:
+        it.fold(episode)
+    # Means by index: (.5 * 1 + 0) / 1.5 = 1/3 and (.5 * 0 + 1) / 1.5 = 2/3; promised 1/3 + .5 * 2/3 = 2/3, 2/3.
+    for _ in range(2):  # asking changes nothing
+        assert of_turns() == [near([1.25 - 2 / 3, 0.5 - 2 / 3]), near([0.25 - 2 / 3, 0.5 - 2 / 3])]
+    again = registry.make("estimator", "turns", own)
+    again.load_state_dict(json.loads(json.dumps(it.state_dict())))
+    assert again.state_dict() == it.state_dict() == {"sums": [0.5, 1.0], "counts": [1.5, 1.5]}
+    # Without a memory nothing is kept.
+    plain = registry.make("estimator", "turns", {})
+    plain.fold(episodes[0])
+    assert plain.state_dict() == {"sums": [], "counts": []}
+
+
 def learned(kind: str, seed: int, *, turns: int = 6, steps: int = 25, batch: int = 32) -> float:
     """Mean chance of the right action after REINFORCE on turns whose right actions do not depend on each other."""
     rng, logits, value = np.random.default_rng(seed), np.zeros(turns), 0.5
