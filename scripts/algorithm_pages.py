@@ -37,8 +37,6 @@ NOT_SHIPPED = {
     "POISE (2605.07579)": "formula known; engines and learners hand on no hidden states; with tokens of the prompt: "
     "`prompt_prior.py`",
     "CAPO (curvature, 2510.00819)": "closed forms of its curvature not found",
-    "BRPO / AnytimeReasoner": "formula known; needs a thought that is cut at budgets and goes on where it was cut beside its "
-    "summaries: a message that is cut ends its episode here",
     "T-PPO, AsyPPO, POAD": "need a critic",
     "FAPO, CAPO (GenPRM)": "need a judge's server",
     "GTPO's conflict tokens": "compare completions of one prompt token by token; its entropy filter is the loss `gtpo`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,19 @@ import pytest
 from agentrl.algorithms.advantage import CreditBatch
 from agentrl.config import registry
 from agentrl.episode import Episode, SegmentBuilder, StopReason
+from agentrl.learner.batch import build_sequences
 from agentrl_envs import load_env
 from agentrl_envs.math_with_python import MathWithPython
+from tests.agentrl.test_segments import play
 
 METHODS = Path(__file__).parents[1] / "examples" / "methods"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What a file of methods defines."""
+    return runpy.run_path(str(path))
+
+
 ONE_GROUP = np.zeros(4, dtype=np.int64)
 
 
@@ -275,3 +285,30 @@ def test_a_prompt_prior_errs_less_than_the_mean_where_prompts_tell_their_difficu
         it.fold(one)
     own, mean = np.mean(errors, axis=0)
     assert own < 0.5 * mean
+
+
+def test_brpo_by_hand() -> None:
+    span = load(METHODS / "anytime.py")["span_advantages"]
+    # Two budgets, value .5. First spans: half the sum of both answers, less .5. Second ones: half the last
+    # answer, less (V1 + .5 * .5) / 2, where V1 is half the first answer.
+    rows = {(1, 1): (0.5, 0.125), (0, 1): (0.0, 0.375), (1, 0): (0.0, -0.375), (0, 0): (-0.5, -0.125)}
+    for rewards, wanted in rows.items():
+        assert span(np.array(rewards, dtype=float), 0.5).tolist() == near(list(wanted))
+    # Of four: V1 weighs earlier answers 1, 2, 4: of 1, 0, 1 it promises 5/7 of the last quarter.
+    assert span(np.array([1.0, 0.0, 1.0, 0.0]), 0.5)[3] == near(-(3 * 5 / 7 * 0.25 + 0.5 * 0.25) / 4)
+
+
+async def test_an_answer_at_every_budget_is_a_segment_of_its_own() -> None:
+    said = ["It is six times", r"\boxed{40}", "seven, so", r"\boxed{42}"]
+    env = load_env(f"{METHODS / 'anytime.py'}:Anytime")
+    row = {"problem": "6*7?", "answer": "42"}
+    episode = await play(lambda: env(steps=2), [f"{one}<|end|>" for one in said], row=row)
+    assert (episode.failure, episode.reward, episode.answer) == (None, 0.5, r"\boxed{42}")
+    assert dict(episode.agent_rewards) == {"answer after 0": 0.0, "answer after 1": 1.0}
+    it = make("estimator", "anytime.py:BRPO", deviation_floor=1e9)
+    (given,) = it(CreditBatch(np.array([0.5]), np.array([0.5]), episodes=[episode]))
+    credit = [float(given[turn.segment][turn.start]) * 1e9 for turn in episode.turns]
+    # Spans 0 and .375, answers -.5 and .5, less their mean .09375; in the order they were said.
+    assert credit == near([-0.09375, -0.59375, 0.28125, 0.40625])
+    # Each sampled token is learned from once, though conversations share what was thought.
+    assert sum(len(one.positions) for one in build_sequences([episode])) == episode.num_sampled
