@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from agentrl.errors import RendererError
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec
 
 
@@ -63,6 +64,23 @@ class Renderer(Protocol):
 
 
 Format = Literal["code", "hermes", "native"]
+_READ = ("text", "thinking")
+
+
+def refuse_pictures(messages: Sequence[Message]) -> None:
+    """See that every part of every message is text.
+
+    Raises:
+        RendererError: one is a picture or the like. Engines and the learner are given token ids alone.
+    """
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            if part.get("type") not in _READ:
+                raise RendererError(
+                    f"a {message.get('role')} message has a part of type {part.get('type')!r}, and the "
+                    "policy is given token ids alone: leave it out, or describe it in text"
+                )
 
 
 def runs_code(tool: ToolSpec, name: str = "python", argument: str = "code") -> bool:

@@ -81,7 +81,7 @@ class CodeRenderer:
             texts = [instructions, *(text_of(message) for message in messages)]
             lines = "".join(f"{text}\n" for text in texts if text)
             return [*self._prefix, *self._codec.encode(self._codec.neutral(lines))]
-        return self._template.prompt_ids(_with_instructions(messages, instructions))
+        return self._template.prompt_ids(with_instructions(messages, instructions))
 
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec] = ()) -> ParsedMessage:
         """Text of a message, and the call its first closed code block makes.
@@ -195,7 +195,7 @@ def _without_end(token_ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]
     return token_ids[:-1] if len(token_ids) and token_ids[-1] in ends else token_ids
 
 
-def _with_instructions(messages: Sequence[Message], instructions: str) -> list[Message]:
+def with_instructions(messages: Sequence[Message], instructions: str) -> list[Message]:
     """The messages with the instructions before the text of the first user message."""
     out = [dict(message) for message in messages]
     first = next((message for message in out if message["role"] == "user"), None)

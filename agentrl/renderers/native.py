@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrl.errors import RendererError
-from agentrl.renderers.base import ParsedMessage
+from agentrl.renderers.base import ParsedMessage, refuse_pictures
 from agentrl.renderers.template import neutral_message
 from agentrl.renderers.text import TextCodec, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec
@@ -189,7 +189,7 @@ class NativeRenderer:
             raise RendererError(f"the family {self.family!r} does not fit this tokenizer: {error}") from error
 
     def _render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], *, announce: bool) -> list[int]:
-        refuse_pictures(messages, self.family)
+        refuse_pictures(messages)
         neutral = [neutral_message(self._codec, message) for message in messages]
         try:
             return list(
@@ -335,23 +335,6 @@ class _Guarded:
     def decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> str:
         """Text of token ids, exactly."""
         return self._codec.decode([token_ids] if isinstance(token_ids, int) else list(token_ids))
-
-
-def refuse_pictures(messages: Sequence[Message], family: str) -> None:
-    """Raises RendererError for content parts that are no text: engines here are given tokens alone."""
-    for kind in _kinds_of_parts(messages):
-        if kind not in ("text", "thinking"):
-            raise RendererError(
-                f"a message has a part of type {kind!r}, and the engine is given token ids alone; leave it "
-                f"out, or describe it in text (the family {family!r})"
-            )
-
-
-def _kinds_of_parts(messages: Sequence[Message]) -> Iterator[str]:
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list):
-            yield from (str(part.get("type")) for part in content)
 
 
 def _package() -> Any:

@@ -17,11 +17,11 @@ from agentrl.errors import ContextOverflow
 from agentrl.inference.endpoint.client import ChatReply, EndpointPolicy
 from agentrl.inference.endpoint.errors import BudgetExceeded, EndpointRefused
 from agentrl.inference.endpoint.settings import Usage
-from agentrl.renderers.code import CLOSE, INSTRUCTIONS, OPEN
+from agentrl.renderers.code import CLOSE, INSTRUCTIONS, OPEN, with_instructions
 from agentrl.renderers.text import fenced_code
 from agentrl.rollout.completer import PLAIN, Decoding, Dispatch, Exhausted, MessageOptions, Reply
 from agentrl.rollout.loop import EpisodeLoop
-from agentrl_envs import Env, Message, ToolCall, ToolSpec, text_of
+from agentrl_envs import Env, Message, ToolCall, ToolSpec
 
 ToolFormat = Literal["native", "code"]
 
@@ -127,10 +127,7 @@ def _as_code(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[Mes
         else dict(message)
         for message in messages
     ]
-    first = next((message for message in sent if message["role"] == "user"), None)
-    if tools and first is not None:
-        first["content"] = f"{INSTRUCTIONS}\n\n{text_of(first)}"
-    return sent
+    return with_instructions(sent, INSTRUCTIONS if tools else "")
 
 
 def _read_code(

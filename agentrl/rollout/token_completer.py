@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from agentrl.config.settings import RolloutSettings
 from agentrl.episode import Boundary, Episode, Segment, SegmentBuilder, StopReason
 from agentrl.inference.policy import FinishReason, Generation, Policy
+from agentrl.renderers.base import refuse_pictures
 from agentrl.rollout.completer import PLAIN, Decoding, Dispatch, Exhausted, MessageOptions, Reply
 from agentrl.rollout.loop import EpisodeLoop
 from agentrl_envs import Env, Message, ToolResult, ToolSpec
@@ -87,8 +88,10 @@ class TokenCompleter:
         Raises:
             Exhausted: the context or the episode's tokens are used up.
             ContextOverflow: the first prompt leaves no room at all.
+            RendererError: a message has a part that is no text.
         """
         self.boundary = "renderer"
+        refuse_pictures(messages)
         number, thread = self._continued(messages, tools, options.agent)
         extends = thread.tokens.num_sampled > 0
         budget, full = self._budget(thread.tokens)

@@ -172,7 +172,11 @@ def read_text(content: Any, where: str) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part.get("text", part.get("refusal")) if isinstance(part, Mapping) else None
         if not isinstance(text, str):
-            raise Refused("content_not_text", f"{where}: a part of type {kind!r}; only text can be read")
+            raise Refused(
+                "content_not_text",
+                f"{where}: a part of type {kind!r}; the policy is given token ids alone: leave it out, or "
+                "describe it in text",
+            )
         parts.append(text)
     return "\n".join(parts)
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from ..errors import EnvError, ServerFailure, ToolError
+from ..messages import Finish, Reward, Transcript
 from ..question import QuestionEnv
 from ..secret_text import masked, with_variables
 from ..threads import run_apart
@@ -59,11 +60,16 @@ class McpEnv(QuestionEnv):
     """Within which a server must have told its tools."""
     result_kb: int = 256
     """Longest result that is kept of a call, in thousands of characters; the rest is dropped, and counted."""
+    memory_mb: int = 4096
+    """Memory of a server that is started, and of all that it starts: with more it is killed. 0: no limit."""
+    cpu_s: float = 600.0
+    """CPU time of a server that is started, with all that it starts; shared ones have no limit on it."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self._session: McpSession | None = None
         self._unreadable = 0
+        self._was_over = False
 
     async def setup(self) -> None:
         """Start the server or join the shared one, and look whether its tools are still the same."""
@@ -77,6 +83,26 @@ class McpEnv(QuestionEnv):
         session, self._session = self._session, None
         if session is not None:
             await (_SHARED.leave(session) if self.shared else session.close())
+
+    async def score(
+        self,
+        row: Mapping[str, Any],
+        answer: str | None,
+        transcript: Transcript,
+        *,
+        finish: Finish | None = None,
+    ) -> Reward:
+        """As `Env.score`; ServerFailure where the server was over one of its limits."""
+        if self._over_limit():
+            raise self._session.failure("was killed")  # pyrefly: ignore[missing-attribute]
+        return await super().score(row, answer, transcript, finish=finish)
+
+    def _over_limit(self) -> bool:
+        """Whether the server was over one of its limits; counted once."""
+        over = self._session is not None and bool(self._session.over)
+        self._count("mcp/over_limit", int(over and not self._was_over))
+        self._was_over = self._was_over or over
+        return over
 
     async def use(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Call one of the server's tools by the server's own name; text, or content parts.
@@ -98,6 +124,7 @@ class McpEnv(QuestionEnv):
         finally:
             self._count("mcp/unreadable", session.unreadable - self._unreadable)
             self._unreadable = session.unreadable
+            self._over_limit()
         if result.is_error:
             # A tool that is gone is reported like any other error, and must not be taken for the model's.
             self._expect_tools(await session.listed())
@@ -116,7 +143,7 @@ class McpEnv(QuestionEnv):
             raise ServerFailure(f"the MCP server {masked(self.server)!r} has changed its tools: {difference}")
 
 
-_OF_SERVER = ("variables", "headers", "folder", "start_s")
+_OF_SERVER = ("variables", "headers", "folder", "start_s", "memory_mb", "cpu_s", "shared")
 """Settings that say how a server is reached."""
 
 
@@ -134,6 +161,8 @@ def server_of(where: str, settings: Mapping[str, Any]) -> Server:
         filled("header", settings["headers"]),
         settings["folder"],
         settings["start_s"],
+        settings["memory_mb"],
+        0.0 if settings["shared"] else settings["cpu_s"],
     )
     server.address() if server.is_url else server.arguments()  # said now, and not as a server's failure
     return server

@@ -19,6 +19,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types import jsonrpc_message_adapter
 
 from ..processes import exit_of
+from .limits import Usage, watched
 
 __all__ = ["MOST_MB", "pipes"]
 
@@ -35,6 +36,7 @@ async def pipes(
     folder: str | None,
     log: IO[bytes],
     on_bad_line: Callable[[str], None],
+    usage: Usage,
 ) -> AsyncIterator[Any]:
     """Start a server; (messages from it, messages to it) as the package `mcp` wants its streams.
 
@@ -44,12 +46,13 @@ async def pipes(
         folder: it is started in; None is this process's.
         log: takes its standard error.
         on_bad_line: is told what is wrong with a line that is no message; it is left out.
+        usage: its limits; closed with it.
 
     Raises:
         OSError: it cannot be started.
     """
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *usage.command(command),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=log,
@@ -58,6 +61,7 @@ async def pipes(
         start_new_session=True,
         limit=MOST_MB << 20,
     )
+    usage.pid = process.pid
     to_client, read_stream = anyio.create_memory_object_stream[Any](0)
     write_stream, from_client = anyio.create_memory_object_stream[Any](0)
     tasks = [
@@ -65,7 +69,8 @@ async def pipes(
         asyncio.ensure_future(_write(process.stdin, from_client, to_client)),
     ]
     try:
-        yield read_stream, write_stream
+        async with watched(usage):
+            yield read_stream, write_stream
     finally:
         try:
             await _end(process)

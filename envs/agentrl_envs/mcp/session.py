@@ -31,6 +31,7 @@ try:
     from mcp.client.streamable_http import streamable_http_client
     from mcp.types import REQUEST_TIMEOUT
 
+    from .limits import Allowance, Usage
     from .pipes import pipes
 except ModuleNotFoundError:
     raise
@@ -72,6 +73,8 @@ class Server:
         headers: of every request over HTTP.
         folder: in which the process is started; empty is this process's.
         start_s: within which it must have told its tools.
+        memory_mb: of its process and all that it starts; 0 sets no limit.
+        cpu_s: CPU time of all of them, as long as it runs; 0 sets no limit.
     """
 
     where: str
@@ -79,6 +82,8 @@ class Server:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     folder: str = ""
     start_s: float = 60.0
+    memory_mb: int = 0
+    cpu_s: float = 0.0
 
     @property
     def is_url(self) -> bool:
@@ -112,10 +117,16 @@ class McpSession:
         self._client: Any = None
         self._mark = secrets.token_hex(12)
         self._log: IO[bytes] | None = None
+        self._usage: Usage | None = None
         self._stop = asyncio.Event()
         self._changed = False
         self._ended = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def over(self) -> str:
+        """Which of its limits it was over, in words; empty while it keeps them."""
+        return "" if self._usage is None else self._usage.look_now()
 
     @property
     def ended(self) -> bool:
@@ -204,6 +215,8 @@ class McpSession:
             await asyncio.wait({task}, timeout=1.0)
         if not self.server.is_url:
             await asyncio.to_thread(kill_marked, self._mark)
+        if self._usage is not None:
+            self._usage.close()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -245,7 +258,9 @@ class McpSession:
         else:
             self._log = log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the session
             variables = {**inherited(), **dict(self.server.variables), MARK: self._mark}
-            transport = pipes(self.server.arguments(), variables, self.server.folder or None, log, self._note)
+            self._usage = Usage(Allowance(self.server.memory_mb, self.server.cpu_s))
+            folder = self.server.folder or None
+            transport = pipes(self.server.arguments(), variables, folder, log, self._note, self._usage)
         return Client(transport, message_handler=heard, cache=None)
 
     async def _list(self) -> tuple[Tool, ...]:
@@ -282,7 +297,7 @@ class McpSession:
         if self._log is None or self._log.closed:
             return ""
         text = end_of(self._log)
-        trouble = f"; {self._trouble}" if self._trouble else ""
+        trouble = "".join(f"; {one}" for one in (self.over, self._trouble) if one)
         return trouble + (f"; it wrote: {text}" if text else "")
 
     def _note(self, trouble: str) -> None:
