@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -51,6 +53,9 @@ async def pipes(
     Raises:
         OSError: it cannot be started.
     """
+    program = os.path.join(folder or "", command[0]) if os.sep in command[0] else command[0]
+    if shutil.which(program, path=environment.get("PATH")) is None:  # the shell would say it less well
+        raise FileNotFoundError(errno.ENOENT, "no such program", command[0])
     process = await asyncio.create_subprocess_exec(
         *usage.command(command),
         stdin=asyncio.subprocess.PIPE,
