@@ -142,6 +142,8 @@ def gpu_layout(settings: Settings, gpus: Sequence[int]) -> GpuLayout:
     live = not engine.python and ranks == 1 and settings.learner.adapter.rank == 0
     if not gpus:
         return GpuLayout((), ((),) * engine.replicas, "file")
+    if settings.cluster.kind != "none":  # asked by a rollout worker, of the GPUs that Ray lent it
+        return GpuLayout((), server_gpus(engine, gpus), "file")
     if engine.layout == "shared":
         if size != 1 or engine.replicas != 1 or ranks != 1:
             raise ConfigError(

@@ -1,0 +1,56 @@
+"""`agentrl launch`: the file that starts a run on a cluster, printed; nothing is sent anywhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from agentrl.cli.command import add_command
+from agentrl.cli.options import add_settings
+from agentrl.config.ranges import Count, Number, number
+from agentrl.config.settings import Settings
+from agentrl.config.short_names import TRAIN
+
+EPILOG = """\
+examples:
+  agentrl launch slurm run.toml --gpus 8 --cores 96 > run.sbatch && sbatch run.sbatch
+  agentrl launch k8s run.toml --gpus 8 --image registry/agentrl > run.json && kubectl apply -f run.json
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describe the command."""
+    parser = add_command(
+        subparsers, "launch", "print the file that starts a run on SLURM or Kubernetes", EPILOG
+    )
+    parser.add_argument(
+        "where", choices=("slurm", "k8s"), help="a script for sbatch, or a RayJob for kubectl"
+    )
+    parser.add_argument("file", help="settings (.toml), as the machines of the cluster see them")
+    parser.add_argument("--gpus", type=number(Number), default=8, help="GPUs of a machine (default: 8)")
+    parser.add_argument("--cores", type=number(Count), default=64, help="cores of a machine (default: 64)")
+    parser.add_argument(
+        "--nodes", type=number(Number), default=0, help="machines (default: as few as needed)"
+    )
+    parser.add_argument("--time", default="24:00:00", help="slurm: limit of the job (default: 24:00:00)")
+    parser.add_argument(
+        "--image", default="agentrl:latest", help="k8s: image with agentrl, its extra ray, an engine"
+    )
+    parser.add_argument("--claim", default="agentrl", help="k8s: volume claim that is mounted at /workspace")
+    add_settings(parser, Settings, TRAIN)
+    parser.set_defaults(handler=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the file."""
+    from agentrl.cluster.launch import ray_job, shape_of, slurm_script
+    from agentrl.config import loading
+
+    settings = loading.load_settings(Path(options.file), options.settings)
+    shape = shape_of(settings, gpus=options.gpus, cores=options.cores, nodes=options.nodes)
+    if options.where == "slurm":
+        print(slurm_script(settings, options.file, shape, time=options.time), end="")
+    else:
+        print(ray_job(settings, options.file, shape, image=options.image, claim=options.claim), end="")
+    return 0

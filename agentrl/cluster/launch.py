@@ -1,0 +1,200 @@
+"""Files that start a run on a cluster: a batch script for SLURM, a RayJob for Kubernetes.
+
+Both start a Ray head beside the learner and Ray on the other machines, and then run `agentrl train`. Read
+from the settings: how many workers there are, and what each asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import dataclass
+from string import Template
+from typing import Any
+
+from agentrl.config.settings import Settings
+from agentrl.errors import ConfigError
+
+RAY_PORT = 6379
+SLURM = Template("""\
+#!/bin/bash
+#SBATCH --job-name=$name
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=$cores
+$gpu_line#SBATCH --time=$time
+#SBATCH --requeue
+# $what
+set -euo pipefail
+
+head=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
+address=$$(srun --nodes=1 --ntasks=1 --nodelist="$$head" hostname --ip-address | awk '{print $$1}')
+export RAY_ADDRESS="$$address:$port"
+
+# The learner has $ranks of the first machine's GPUs to itself: Ray lends only the others.
+srun --nodes=1 --ntasks=1 --nodelist="$$head" --overlap \\
+  ${lent}ray start --head --node-ip-address="$$address" --port=$port \\
+  --num-cpus=$head_cores --num-gpus=$head_gpus --block &
+others=$$((SLURM_JOB_NUM_NODES - 1))
+if [ "$$others" -gt 0 ]; then
+  sleep 10
+  srun --nodes="$$others" --ntasks="$$others" --exclude="$$head" --overlap \\
+    ray start --address="$$RAY_ADDRESS" --num-cpus=$cores --num-gpus=$gpus --block &
+fi
+for _ in $$(seq 60); do ray status > /dev/null 2>&1 && break; sleep 5; done
+ray status
+
+# A job that was put back into the queue goes on where it was.
+run=$run
+if [ -e "$$run/run.json" ]; then
+  agentrl train --resume "$$run" --quiet
+else
+  agentrl train $file --cluster ray --run.directory=$directory --name $name --quiet
+fi
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The machines of a run."""
+
+    nodes: int
+    gpus: int
+    """Of each."""
+    cores: int
+    """Of each."""
+    name: str
+    """Of the job and of the run."""
+
+
+def shape_of(settings: Settings, *, gpus: int, cores: int, nodes: int = 0) -> Shape:
+    """Machines that hold the learner's ranks and all rollout workers.
+
+    Args:
+        settings: of the run.
+        gpus, cores: of one machine.
+        nodes: machines; 0 takes as few as hold them.
+
+    Raises:
+        ConfigError: they do not hold them.
+    """
+    cluster, ranks = settings.cluster, settings.learner.ranks if gpus else 0
+    if ranks > gpus:
+        raise ConfigError(f"learner.ranks = {ranks} need as many GPUs in one machine, and it has {gpus}")
+    if cluster.gpus > gpus or cluster.cpus > cores:
+        raise ConfigError(
+            f"a rollout worker asks for {cluster.cpus:g} cores and {cluster.gpus:g} GPUs (cluster.cpus, "
+            f"cluster.gpus), and a machine has {cores} and {gpus}"
+        )
+
+    def fitting(free_gpus: float, free_cores: float) -> int:
+        by_gpu = free_gpus / cluster.gpus if cluster.gpus else math.inf
+        return math.floor(min(by_gpu, free_cores / cluster.cpus))
+
+    on_head, on_each = fitting(gpus - ranks, cores - 1), fitting(gpus, cores)
+    least = 1 + max(0, math.ceil((cluster.rollout_workers - on_head) / on_each))
+    if nodes and nodes < least:
+        raise ConfigError(
+            f"{cluster.rollout_workers} rollout workers and {ranks} learner ranks need {least} machines of "
+            f"{gpus} GPUs and {cores} cores, and there are {nodes}"
+        )
+    return Shape(nodes or least, gpus, cores, settings.run.name or "agentrl")
+
+
+def slurm_script(settings: Settings, file: str, shape: Shape, *, time: str) -> str:
+    """A script for `sbatch`; `time` is the limit as SLURM writes it."""
+    ranks = settings.learner.ranks if shape.gpus else 0
+    directory = settings.run.directory
+    return SLURM.substitute(
+        name=shlex.quote(shape.name),
+        nodes=shape.nodes,
+        cores=shape.cores,
+        gpus=shape.gpus,
+        gpu_line=f"#SBATCH --gpus-per-node={shape.gpus}\n" if shape.gpus else "",
+        time=time,
+        what=_what(settings),
+        port=RAY_PORT,
+        ranks=ranks,
+        head_gpus=shape.gpus - ranks,
+        lent=f"env CUDA_VISIBLE_DEVICES={_numbers(ranks, shape.gpus)} " if shape.gpus else "",
+        head_cores=shape.cores - 1,
+        run=shlex.quote(f"{directory}/{shape.name}"),
+        directory=shlex.quote(directory),
+        file=shlex.quote(file),
+    )
+
+
+def ray_job(settings: Settings, file: str, shape: Shape, *, image: str, claim: str) -> str:
+    """A RayJob of KubeRay, as JSON, which `kubectl apply -f` takes.
+
+    Args:
+        settings: of the run.
+        file: its settings, as the containers see them.
+        shape: the machines.
+        image: has agentrl, its extras `train` and `ray`, and an engine.
+        claim: a PersistentVolumeClaim that all of them mount at /workspace, for settings, models and runs.
+    """
+    ranks = settings.learner.ranks if shape.gpus else 0
+    workspace = {"name": "workspace", "mountPath": "/workspace"}
+
+    def template(role: str) -> dict[str, Any]:
+        amounts: dict[str, Any] = {"cpu": str(shape.cores)}
+        amounts |= {"nvidia.com/gpu": str(shape.gpus)} if shape.gpus else {}
+        container: dict[str, Any] = {
+            "name": role,
+            "image": image,
+            "workingDir": "/workspace",
+            "resources": {"limits": amounts, "requests": amounts},
+            "volumeMounts": [workspace, {"name": "shm", "mountPath": "/dev/shm"}],
+        }
+        volumes = [
+            {"name": "workspace", "persistentVolumeClaim": {"claimName": claim}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        ]
+        return {
+            "rayStartParams": {"num-cpus": str(shape.cores), "num-gpus": str(shape.gpus)},
+            "template": {"spec": {"containers": [container], "volumes": volumes}},
+        }
+
+    group = {
+        "groupName": "rollouts",
+        "replicas": shape.nodes - 1,
+        "minReplicas": shape.nodes - 1,
+        "maxReplicas": shape.nodes - 1,
+        **template("ray-worker"),
+    }
+    directory = shlex.quote(settings.run.directory)
+    command = (
+        f"agentrl train {shlex.quote(file)} --cluster ray --run.directory={directory} "
+        f"--name {shlex.quote(shape.name)} --quiet"
+    )
+    cluster: dict[str, Any] = {"headGroupSpec": template("ray-head")}
+    if shape.nodes > 1:
+        cluster["workerGroupSpecs"] = [group]
+    job = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": shape.name.lower().replace("_", "-")},
+        "spec": {
+            "entrypoint": command,
+            "entrypointNumCpus": 1,
+            **({"entrypointNumGpus": ranks} if ranks else {}),  # the learner's own
+            "shutdownAfterJobFinishes": True,
+            "rayClusterSpec": cluster,
+        },
+    }
+    return json.dumps(job, indent=2) + "\n"
+
+
+def _numbers(first: int, end: int) -> str:
+    return ",".join(map(str, range(first, end)))
+
+
+def _what(settings: Settings) -> str:
+    cluster = settings.cluster
+    each = f"{cluster.cpus:g} cores" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
+    return (
+        f"{cluster.rollout_workers} rollout workers with {each} each, "
+        f"{settings.learner.ranks} learner rank(s) on the first machine"
+    )

@@ -1,0 +1,97 @@
+"""Files that start a run on SLURM and Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agentrl.cli.main import main
+from agentrl.cluster.launch import shape_of
+from agentrl.config.loading import load_settings
+from agentrl.errors import ConfigError
+
+FLAGS = ("--cluster.rollout_workers=12", "--cluster.gpus=1", "--cluster.cpus=4")
+SHIM = """#!/bin/bash
+echo "$(basename "$0") $* [${RAY_ADDRESS:-}]" >> "$CALLS"
+case "$(basename "$0")" in
+  scontrol) printf 'node1\\nnode2\\n' ;;
+  srun) [[ " $* " == *" hostname "* ]] && echo '10.0.0.1 fe80::1' ;;
+esac
+exit 0
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text('[run]\nname = "sums"\n[learner]\nplace = "process"\nranks = 4\n')
+    return path
+
+
+def test_as_few_machines_as_hold_it(file: Path) -> None:
+    settings = load_settings(file, FLAGS)
+    # The first has 4 GPUs left beside the learner's 4, and another one 8: 12 workers of one GPU.
+    assert shape_of(settings, gpus=8, cores=64).nodes == 2
+    # With 16 cores, of which the trainer keeps one, three workers of 4 cores fit the first and four another: 3.25.
+    assert shape_of(settings, gpus=8, cores=16).nodes == 4
+    assert shape_of(load_settings(file, ["--cluster.rollout_workers=3"]), gpus=0, cores=4).nodes == 1
+    with pytest.raises(ConfigError, match="12 rollout workers and 4 learner ranks need 2 machines of 8 GPUs"):
+        shape_of(settings, gpus=8, cores=64, nodes=1)
+    with pytest.raises(ConfigError, match="learner.ranks = 4 need as many GPUs in one machine, and it has 2"):
+        shape_of(settings, gpus=2, cores=64)
+    with pytest.raises(ConfigError, match="asks for 4 cores and 1 GPUs .* and a machine has 3 and 8"):
+        shape_of(settings, gpus=8, cores=3)
+
+
+def test_the_script_for_slurm(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "slurm", str(file), *FLAGS, "--time", "08:00:00"]) == 0
+    script = tmp_path / "run.sbatch"
+    script.write_text(capsys.readouterr().out)
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    head = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --nodes=2" in head
+    assert "#SBATCH --gpus-per-node=8" in head
+    assert "#SBATCH --time=08:00:00" in head
+    # Run it with what it calls written down in place of done.
+    shims = tmp_path / "bin"
+    shims.mkdir()
+    for name in ("scontrol", "srun", "ray", "agentrl", "sleep"):
+        (shims / name).write_text(SHIM)
+        (shims / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    environment = {
+        "PATH": f"{shims}:{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+    }
+    subprocess.run(["bash", script], env=environment, cwd=tmp_path, check=True)
+    done = calls.read_text()
+    assert "env CUDA_VISIBLE_DEVICES=4,5,6,7 ray start --head --node-ip-address=10.0.0.1 --port=6379" in done
+    assert "--exclude=node1 --overlap ray start --address=10.0.0.1:6379 --num-cpus=64 --num-gpus=8" in done
+    last = f"agentrl train {file} --cluster ray --run.directory=runs --name sums --quiet [10.0.0.1:6379]"
+    assert done.splitlines()[-1] == last
+    # Put back into the queue, it goes on.
+    (tmp_path / "runs/sums").mkdir(parents=True)
+    (tmp_path / "runs/sums/run.json").write_text("{}")
+    subprocess.run(["bash", script], env=environment, cwd=tmp_path, check=True)
+    assert calls.read_text().splitlines()[-1].startswith("agentrl train --resume runs/sums --quiet")
+
+
+def test_the_job_for_kubernetes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "k8s", str(file), *FLAGS, "--image", "registry/agentrl:1"]) == 0
+    job = json.loads(capsys.readouterr().out)
+    assert (job["apiVersion"], job["kind"], job["metadata"]["name"]) == ("ray.io/v1", "RayJob", "sums")
+    spec = job["spec"]
+    assert spec["entrypoint"].startswith(f"agentrl train {file} --cluster ray ")
+    assert spec["entrypointNumGpus"] == 4
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["replicas"] == 1
+    for part in (spec["rayClusterSpec"]["headGroupSpec"], group):
+        (container,) = part["template"]["spec"]["containers"]
+        assert container["image"] == "registry/agentrl:1"
+        assert container["resources"]["limits"] == {"cpu": "64", "nvidia.com/gpu": "8"}
