@@ -13,9 +13,9 @@ from agentrl.config.settings import Settings
 from agentrl.config.short_names import TRAIN
 
 EPILOG = """\
-examples:
-  agentrl launch slurm run.toml --gpus 8 --cores 96 > run.sbatch && sbatch run.sbatch
-  agentrl launch k8s run.toml --gpus 8 --image registry/agentrl > run.json && kubectl apply -f run.json
+examples (send what is printed to a file, for `sbatch FILE` or `kubectl apply -f FILE`):
+  agentrl launch slurm run.toml --gpus 8 --cores 96
+  agentrl launch k8s run.toml --gpus 8 --image registry/agentrl
 """
 
 
