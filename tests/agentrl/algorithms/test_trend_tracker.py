@@ -156,6 +156,7 @@ def test_an_episode_weighs_the_inverse_of_what_its_prompt_weighed_in_the_draw() 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # six runs of 6,000 episodes
 @pytest.mark.parametrize("mean", [-1.0, 1.0])
 def test_with_prioritised_draws_and_no_learning_the_trend_stays(mean: float) -> None:
     settings = TrackerSettings(drift="constant", rho_constant=0.96)
