@@ -216,7 +216,10 @@ class PromptSampler:
         return int(self._prompts[index])
 
     def weight(self, prompt: int) -> float:
-        """What an episode of a prompt weighed in its latest draw: weights change when a prompt is folded."""
+        """What an episode of a prompt weighed when it was drawn: weights change when a prompt is folded.
+
+        Later ones of several copies in flight get what the prompt weighs since the first was folded.
+        """
         index = self._index(prompt)
         if self._fresh[index]:
             return self._fresh_weight() * self._settings.fresh_copies

@@ -41,7 +41,7 @@ class TrendTracker(ValueTracker):
     a trend wherever most prompts are hard, or easy.
     Draws by priority choose prompts by their value, and most often those whose value errs to the middle, so
     that scores of hard prompts fall short of it. Both sums therefore weigh an episode by the inverse of what
-    its prompt weighed when it was drawn, scaled to a mean of 1 (Horvitz and Thompson's estimator).
+    its prompt weighed when it was drawn, scaled to a mean of 1 (Hajek's estimator).
     An episode is compared with the trend of the version that it began at: an episode that is late says
     nothing of what was learned since.
 

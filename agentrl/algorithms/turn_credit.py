@@ -36,9 +36,10 @@ class TurnEstimator:
     A turn's return is its own reward (the environment's `reward_turn`), the rewards of turns after it and the
     score of the episode, discounted by turns. Its baseline is the tracker's value, discounted alike, and the
     mean, over the *other* episodes of the batch, of what that leaves at the same turn; neither contains the
-    turn's own reward. With `memory` the second part is what mean rewards by turn index, tracked over episodes
-    that were folded before, promise of the turn and those after it: for small batches, and for turns that few
-    episodes reach. All tokens of a turn get its advantage.
+    turn's own reward. With `memory` the second part is the mean of what turns' rewards came to from that
+    turn index on, tracked over episodes that were folded before: for small batches, and for turns that few
+    episodes reach. All tokens of a turn get its advantage. With a discount below 1 the value's part depends
+    on how many turns follow, which a turn may change: then it is not free of bias.
 
     Source: the policy gradient with a return for each turn; its baselines are derived here, of no paper.
     """
@@ -54,7 +55,8 @@ class TurnEstimator:
         discount: Annotated[float, Range(least=0, most=1)] = 1.0
         """Between one turn and the next."""
         memory: Annotated[float, Range(least=0, below=1)] = 0.0
-        """What is kept of the mean reward of a turn index at each further episode; 0 tracks none."""
+        """What is kept, at each further episode, of the mean return of turns' rewards from a turn index on; 0
+        tracks none."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -84,18 +86,24 @@ class TurnEstimator:
         return [_of_tokens(*pair) for pair in zip(batch.episodes, of_episodes, strict=True)]
 
     def _promised(self, turns: int) -> FloatArray:
-        """[K] discounted mean rewards of the turn indices from each of K turns on; 0 where none was seen."""
+        """[K] mean returns from the first K turn indices on; 0 where none was seen.
+
+        Not the sum of mean rewards of the episode's later turns: how many there are is the policy's doing.
+        """
         known = [total / count for total, count in zip(self._sums, self._counts, strict=True)][:turns]
-        return returns(known + [0.0] * (turns - len(known)), 0.0, self._settings.discount)
+        return np.array(known + [0.0] * (turns - len(known)))
 
     def fold(self, episode: Episode) -> None:
-        """Take the rewards of an episode's turns into the means of their indices."""
+        """Take the returns of an episode's turns into the means of their indices."""
         kept = self._settings.memory
-        new = len(episode.turns) - len(self._sums) if kept else 0
+        if not kept or not episode.turns:
+            return
+        found = returns([turn.reward or 0.0 for turn in episode.turns], 0.0, self._settings.discount)
+        new = max(0, len(found) - len(self._sums))
         self._sums += [0.0] * new
         self._counts += [0.0] * new
-        for index, turn in enumerate(episode.turns if kept else ()):
-            self._sums[index] = kept * self._sums[index] + (turn.reward or 0.0)
+        for index, value in enumerate(found.tolist()):
+            self._sums[index] = kept * self._sums[index] + value
             self._counts[index] = kept * self._counts[index] + 1.0
 
     def state_dict(self) -> dict[str, list[float]]:

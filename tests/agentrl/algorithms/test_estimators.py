@@ -271,16 +271,26 @@ def test_turns_with_a_memory_of_their_index() -> None:
     assert of_turns() == [[1.25, 0.5], [0.25, 0.5]]
     for episode in episodes:
         it.fold(episode)
-    # Means by index: (.5 * 1 + 0) / 1.5 = 1/3 and (.5 * 0 + 1) / 1.5 = 2/3; promised 1/3 + .5 * 2/3 = 2/3, 2/3.
+    # Turns' rewards come to 1, 0 and .5, 1; means by index: (.5 * 1 + .5) / 1.5 = (.5 * 0 + 1) / 1.5 = 2/3.
     for _ in range(2):  # asking changes nothing
         assert of_turns() == [near([1.25 - 2 / 3, 0.5 - 2 / 3]), near([0.25 - 2 / 3, 0.5 - 2 / 3])]
     again = registry.make("estimator", "turns", own)
     again.load_state_dict(json.loads(json.dumps(it.state_dict())))
-    assert again.state_dict() == it.state_dict() == {"sums": [0.5, 1.0], "counts": [1.5, 1.5]}
+    assert again.state_dict() == it.state_dict() == {"sums": [1.0, 1.0], "counts": [1.5, 1.5]}
     # Without a memory nothing is kept.
     plain = registry.make("estimator", "turns", {})
     plain.fold(episodes[0])
     assert plain.state_dict() == {"sums": [], "counts": []}
+
+
+def test_what_a_turn_is_compared_with_does_not_depend_on_turns_after_it() -> None:
+    """Whether another turn follows is this turn's doing: a baseline that knew would be biased."""
+    it = registry.make("estimator", "turns", {"normalise": "none", "memory": 0.5})
+    it.fold(rewarded((2, 3), (1.0, 1.0)))
+    short, long = rewarded((2,), (1.0,)), rewarded((2, 3), (1.0, 1.0))
+    given = it(CreditBatch(np.array([0.0, 0.0]), np.array([0.0, 0.0]), episodes=[short, long]))
+    firsts = [float(parts[0][one.turns[0].start]) for one, parts in zip((short, long), given, strict=True)]
+    assert firsts == [-1.0, 0.0]  # 1 and 2 less the 2 that followed the first turn before
 
 
 def learned(kind: str, seed: int, *, turns: int = 6, steps: int = 25, batch: int = 32) -> float:
