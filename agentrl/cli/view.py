@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from agentrl.cli.command import add_command
 from agentrl.config.ranges import Port, number
+from agentrl.errors import ConfigError
 
 EPILOG = """\
 examples:
@@ -58,7 +61,6 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C, or write it."""
     from agentrl.cli.compare import comparison_values
-    from agentrl.errors import ConfigError
     from agentrl.report import write_report
     from agentrl.report.references import find_reference
     from agentrl.report.server import make_server
@@ -67,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if len(options.others) > OTHERS:
         raise ConfigError(f"--with takes at most {OTHERS} runs: more curves cannot be told apart")
     others = [find_run(other) for other in options.others]
+    check_names([folder, *others])
     reference = None if options.reference is None else find_reference(options.reference)
     if options.write:
         print(write_report(folder, others, comparison_values, reference))
@@ -76,8 +79,8 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--with {other} must lie beside {folder} (or use --write, which takes any run)"
             )
-    names = "/".join(other.name for other in others)
-    served, query = (folder.parent, f"#/overview?run={folder.name}&with={names}") if others else (folder, "")
+    names = {"run": folder.resolve().name, "with": "/".join(other.resolve().name for other in others)}
+    served, query = (folder.parent, f"#/overview?{urlencode(names, safe='/')}") if others else (folder, "")
     with make_server(served, options.port, comparison_values, reference) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/{query}"
         print(f"{served}: {address} (Ctrl-C ends)", flush=True)
@@ -88,6 +91,14 @@ def run(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print()
     return 0
+
+
+def check_names(runs: Sequence[Path]) -> None:
+    """Raises ConfigError where two runs have one name, by which the page knows them."""
+    names = [run.resolve().name for run in runs]
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            raise ConfigError(f"--with {runs[at]}: another run of the page is called {name!r} too")
 
 
 def find_folder(directory: Path = Path("runs")) -> Path:
@@ -106,7 +117,6 @@ def find_run(path: Path | None, directory: Path = Path("runs")) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    from agentrl.errors import ConfigError
     from agentrl.report.runs import find_runs
 
     runs = find_runs(directory if path is None else path)

@@ -7,6 +7,7 @@ it is read. Some ship with the package and go by name. A folder of runs serves a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -55,7 +56,15 @@ def find_reference(name: str) -> dict[str, Any]:
     file = path if path.is_file() else known[name]
     try:
         return band(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ConfigError(
             f"{file} is no reference of format {FORMAT}, or is damaged: {error!r:.200}"
         ) from error
@@ -101,11 +110,16 @@ def band(reference: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("of another format, or without runs")
     runs = [_by_version(run["columns"]) for run in reference["runs"]]
     versions = sorted({version for run in runs for version in run})
+    if not all(isinstance(version, int) for version in versions):
+        raise TypeError("a version is no whole number")
     names = dict.fromkeys(name for run in reference["runs"] for name in run["columns"])
 
     def values(name: str, version: int) -> list[float]:
         found = (run[version].get(name) for run in runs if version in run)
-        return [float(value) for value in found if value is not None]
+        numbers = [float(value) for value in found if value is not None]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{name} is not finite at version {version}")
+        return numbers
 
     def curve(name: str, of: Any) -> list[float | None]:
         return [of(some) if (some := values(name, version)) else None for version in versions]

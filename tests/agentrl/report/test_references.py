@@ -52,7 +52,14 @@ def test_references_ship_with_the_package():
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format": 2, "name": "x", "runs": []}', '{"format": 1, "name": "x", "runs": [1]}',
-             '{"format": 1, "name": "x", "runs": [{"columns": {"version": [1], "score_mean": ["high"]}, "evaluations": []}]}'],
+             '{"format": 1, "name": "x", "runs": [{"columns": {"version": [1], "score_mean": ["high"]}, "evaluations": []}]}',
+             '{"format": 1, "name": "x", "runs": [{"columns": {"version": [1], "score_mean": [NaN]}, "evaluations": []}]}',
+             '{"format": 1, "name": "x", "runs": [{"columns": {"version": [1], "score_mean": [1e999]}, "evaluations": []}]}',
+             '{"format": 1, "name": "x", "runs": [{"columns": {"version": [1], "score_mean": [1' + "0" * 400 + ']}, "evaluations": []}]}',
+             '{"format": 1, "name": "x", "runs": [{"columns": {"version": ["a"], "score_mean": [1]}, "evaluations": []}]}',
+             '{"format": 1, "name": "x", "runs": [{"columns": {"version": [1], "score_mean": [1]}, "evaluations": [[1], [2]]}]}',
+             "[" * 100_000],
+    ids=range(12),
 )  # fmt: skip
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, text: str):
     (tmp_path / "broken.json").write_text(text)
@@ -86,3 +93,20 @@ def test_up_to_three_runs_are_laid_over(tmp_path: Path):
     run, *others = (write_run(tmp_path / "runs" / name) for name in ("one", "two", "three"))
     assert main(["view", str(run), "--write", "--with", *map(str, others)]) == 0
     assert list(block((run / "report.html").read_text(), "data")["overviews"]) == ["one", "two", "three"]
+
+
+def test_runs_of_one_name_are_not_taken_for_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The page knows runs by their names: the second would stand in the place of the first."""
+    run, other = (write_run(tmp_path / place / "one") for place in ("a", "b"))
+    assert main(["view", str(run), "--write", "--with", str(other)]) == 1
+    assert "another run of the page is called 'one' too" in capsys.readouterr().err
+
+
+def test_markup_in_a_reference_stays_text(tmp_path: Path):
+    run = write_run(tmp_path / "runs" / "one")
+    name = "</script><img src=x onerror=alert(1)>"
+    write_reference(collect(runs_of(tmp_path / "others"), name, note="<b>x</b>"), tmp_path / "mine.json")
+    assert main(["view", str(run), "--write", "--reference", str(tmp_path / "mine.json")]) == 0
+    page = (run / "report.html").read_text()
+    assert "<img src=x" not in page
+    assert block(page, "data")["reference"]["name"] == name
