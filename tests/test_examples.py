@@ -86,8 +86,9 @@ QWEN2_0P5B += micro_batch(8192, 24, 896, 16 * 896 + 8 * 4864 + 4 * 64 * 16 + 4 *
 # take 23,040 bytes a token.
 SMOLLM2_LAYER = 24 * 576 + 16 * 1536 + 8 * 64 * 12 + 4 * (9 + 2)
 SMOLLM2_LEARNER = 16 * 134_515_008 + 2048 * (30 * SMOLLM2_LAYER + 16 * 576) + 8 * 2**25
-# The same in bfloat16, with masters.
-SMOLLM2_HALF = 18 * 134_515_008 + 6 * (2**25 + 49_152 * 576)
+# The same in bfloat16, with masters. On a CPU the head is multiplied in float32: one piece's logits once, and beside
+# the head's gradient (6 bytes a weight) its copy (4).
+SMOLLM2_HALF = 18 * 134_515_008 + 4 * 2**25 + 10 * 49_152 * 576
 SMOLLM2_HALF += 2048 * (30 * (16 * 576 + 8 * 1536 + 4 * 64 * 12 + 4 * (9 + 2)) + 10 * 576)
 
 # Adapters of rank 16: 16 numbers for every row and column of seven matrices. Qwen3-1.7B, 28 layers: q and o 2048+2048,

@@ -35,13 +35,12 @@ ROW = {"problem": "What is 19 + 23?", "answer": "42"}
 HUNGRY = shlex.join([sys.executable, str(Path(__file__).parent / "servers" / "hungry.py")])
 
 
-@pytest.fixture(params=["control group", "looks"])
+# Where no control group may be made there is one way less.
+@pytest.fixture(params=["looks", *(["control group"] if limits._groups() is not None else [])])
 def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways in which the limits of a server are held."""
     if request.param == "looks":
         monkeypatch.setattr(limits, "_groups", lambda: None)
-    elif limits._groups() is None:
-        pytest.skip("no control group may be made here")
     return request.param
 
 
