@@ -14,11 +14,13 @@ _PREFIX = "agentrl-weights-"
 def weights_folder(root: Path | None = None) -> Path:
     """A new folder for weights, in shared memory where there is some; it is the caller's to delete.
 
-    What processes that were killed left behind is deleted first: it is memory.
+    What processes that were killed left behind is deleted first: it is memory. Of processes of other
+    containers, which may have the same shared memory (`--ipc=host`), nothing is known, and nothing deleted.
     """
     root = root or (SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None)
-    for folder in root.glob(f"{_PREFIX}*-*") if root is not None else ():
-        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+    prefix = f"{_PREFIX}{os.stat('/proc/self/ns/pid').st_ino}-"
+    for folder in root.glob(f"{prefix}*-*") if root is not None else ():
+        pid = folder.name.removeprefix(prefix).partition("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=root))
