@@ -85,9 +85,12 @@ class ServedTeacher:
         """
         if episode.failure is not None:
             return episode
+        asked = [asyncio.ensure_future(self._scored(segment)) for segment in episode.segments]
         try:
-            segments = await asyncio.gather(*[self._scored(segment) for segment in episode.segments])
+            segments = await asyncio.gather(*asked)
         except PolicyError as error:
+            for one in asked:  # nobody wants the rest, and it would keep others waiting
+                one.cancel()
             failure = Failure("teacher", type(error).__name__, str(error))
             return replace(episode, failure=failure, reward=None, stop_reason=StopReason.FAILED)
         return replace(episode, segments=tuple(segments))

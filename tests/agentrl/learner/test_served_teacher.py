@@ -123,6 +123,23 @@ def test_where_it_says_nothing_the_episode_fails_at_the_teacher(
     assert said in one.failure.message
 
 
+def test_what_is_left_of_an_episode_that_failed_is_not_asked(
+    episodes: list[Episode], server: ScoringServer
+) -> None:
+    server.troubles = [400]
+    episode = dataclasses.replace(episodes[0], segments=episodes[0].segments[:1] * 6)
+
+    async def work() -> None:
+        teacher = ServedTeacher(server.url, at_once=1, limit_s=30.0)
+        assert (await teacher.score(episode)).failure is not None
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*rest, return_exceptions=True)
+        await teacher.close()
+
+    asyncio.run(work())
+    assert len(server.asked) <= 2  # the next one may be under way
+
+
 def test_a_server_that_is_gone_is_named(episodes: list[Episode]) -> None:
     (one,) = scored(episodes[:1], "http://127.0.0.1:9", limit_s=0.2)
     assert one.failure is not None
