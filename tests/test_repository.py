@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -229,3 +230,21 @@ def test_a_new_environment_file_is_ready_to_train_on(
     assert "agentrl init other --kind game" in capsys.readouterr().err
     assert main(["init", "nowhere/env.py"]) == 1
     assert "no folder nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("last", "kept"), [("pass", ["test_one.py::test_a"]), ("raise KeyboardInterrupt", [])]
+)
+def test_a_run_that_was_ended_remembers_no_failures(tmp_path: Path, last: str, kept: list[str]) -> None:
+    # `.ci/run` runs the remembered ones again and no others, so the rest would pass without having run.
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+    (tmp_path / "test_one.py").write_text(f"def test_a(): assert 0\ndef test_b(): {last}\n")
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--rootdir", ".", "-c", "/dev/null", "-o", "cache_dir=cache"],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=120,
+    )
+    file = tmp_path / "cache/v/cache/lastfailed"
+    assert [*json.loads(file.read_text())] == kept
