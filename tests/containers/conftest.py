@@ -20,6 +20,7 @@ PROGRAMS = (
     "bash",
     "cat",
     "chmod",
+    "chown",
     "cmp",
     "curl",
     "env",

@@ -120,6 +120,14 @@ async def test_an_agents_own_reward_is_removed_and_its_processes_can_be(engine: 
     assert (episode.failure, episode.reward) == (None, 0.0)
 
 
+@pytest.mark.parametrize("verifier", ["", "[verifier]\nuser = '1'\n"])
+async def test_an_agent_that_is_not_root_writes_no_reward(engine: Any, tmp_path: Path, verifier: str) -> None:
+    text = f"[agent]\nuser = '65534'\n{verifier}[environment]\nworkdir = '/tmp'\n"
+    folder = write_task(tmp_path / "forged", {"task.toml": text, "tests/test.sh": FORGED})
+    episode, _ = await work(folder, [bash(FORGER), DONE])
+    assert (episode.failure, episode.reward) == (None, 0.0)
+
+
 async def test_there_is_no_network_and_memory_has_a_limit(engine: Any, tmp_path: Path) -> None:
     script = [
         bash("python3 -c \"import socket; socket.create_connection(('1.1.1.1', 53), 3)\""),

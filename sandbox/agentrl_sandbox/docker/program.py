@@ -189,7 +189,7 @@ class ContainerProgram:
     async def _connection(self, container: Container, kind: str, number: Any, blobs: list[bytes]) -> None:
         """Take one frame of a connection."""
         writer = self._connections.get(number)
-        if kind == "open" and len(self._connections) <= _CONNECTIONS:
+        if kind == "open" and writer is None and len(self._connections) <= _CONNECTIONS:
             try:
                 reader, writer = await asyncio.open_connection(*self.address)
             except OSError:
