@@ -126,3 +126,19 @@ class StallError(AgentRLError, TimeoutError):
 
 class Interrupted(AgentRLError):
     """The user asked to stop; what was finished is saved."""
+
+
+def told(name: str, text: str, otherwise: type[AgentRLError]) -> AgentRLError:
+    """An error of another process, which came as the name of its class and its text.
+
+    Args:
+        name: of its class; attributes that it had besides its text are lost.
+        text: what it said.
+        otherwise: the class where this module has none of that name.
+    """
+    kind = globals().get(name)
+    known = isinstance(kind, type) and issubclass(kind, AgentRLError)
+    made: type[AgentRLError] = kind if known and kind is not None else otherwise
+    error = made.__new__(made, text)  # not called: some take more than a text
+    Exception.__init__(error, text)
+    return error

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -187,7 +188,7 @@ class LearnerProcesses:
         if kind == "died":
             raise LearnerLost(str(payload))
         name, text = cast("tuple[str, str]", payload)
-        raise getattr(errors, name)(text)
+        raise errors.told(name, text, LearnerError)
 
     def _death(self, rank: int) -> str:
         process = self._processes[rank]
@@ -205,6 +206,9 @@ def _serve(
     options: dict[str, Any],
 ) -> None:
     """The life of one rank: set up, then answer calls until told to stop or left alone."""
+    # Both reach the whole process group, and are the run's: it ends its learner when its step is done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError, CheckpointError, DataError, StallError
+from agentrl.errors import AgentRLError, CheckpointError, DataError, LearnerLost, StallError
 from agentrl.storage import nested
 from agentrl.storage.checkpoint import (
     RunState,
@@ -74,7 +74,7 @@ async def _newest_state(orchestrator: Orchestrator) -> RunState | None:
     for folder in reversed(found):
         try:
             state = await _load(orchestrator, folder)
-        except StallError:
+        except (StallError, LearnerLost):  # the learner's own, not the checkpoint's
             raise
         except Exception as error:  # whatever reading damaged bytes raises
             damaged[folder] = str(error) if isinstance(error, AgentRLError) else f"{folder}: {error!r}"

@@ -11,6 +11,7 @@ import pytest
 from agentrl.config import bundled
 from agentrl.config.loading import load_settings
 from agentrl.errors import LearnerLost
+from agentrl.learner.process import LearnerProcesses
 from agentrl.storage.metrics import read_metrics
 from agentrl.training.parts import Options
 from agentrl.training.train import train
@@ -62,3 +63,20 @@ def test_a_killed_learner_changes_nothing(tmp_path: Path) -> None:
 def test_deaths_without_progress_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(LearnerLost, match="learner rank 0 died"):
         play(tmp_path / "run", 1, flags=("--run.restarts=0",))
+
+
+def test_a_death_while_a_checkpoint_is_loaded_is_no_damage_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = LearnerProcesses.load, list[int]()
+
+    def die_once(self: LearnerProcesses, *arguments: Any) -> Any:
+        loads.append(len(loads))
+        if len(loads) == 1:
+            self.kill()
+        return load(self, *arguments)
+
+    monkeypatch.setattr(LearnerProcesses, "load", die_once)
+    summary, _ = play(tmp_path / "run", 3)
+    assert (len(loads), summary["policy_versions"]) == (2, 4)
+    assert not [one for one in (tmp_path / "run" / "checkpoints").iterdir() if "damaged" in one.name]

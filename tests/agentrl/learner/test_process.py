@@ -90,6 +90,16 @@ def test_two_ranks_learn_what_one_learns(
     assert pair.step(episodes, advantages).loss == first.loss
 
 
+def test_a_signal_to_the_whole_group_ends_no_rank(pair: LearnerProcesses, episodes: list[Episode]) -> None:
+    # As Ctrl-C in a terminal and `scancel` do: the run is asked to stop, and its learner is still needed.
+    before = pair.score(episodes)
+    for process in pair._processes:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGTERM)
+    assert [found[0].tolist() for found in pair.score(episodes)] == [found[0].tolist() for found in before]
+
+
 def test_a_rank_that_dies_is_named(pair: LearnerProcesses, episodes: list[Episode]) -> None:
     # Nobody uses the pair after this.
     victim = pair._processes[1].pid
