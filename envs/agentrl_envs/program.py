@@ -198,7 +198,9 @@ class ProgramEnv(QuestionEnv):
             "url": f"{access.url}/v1/agentrl/reward",
             "key": access.reward_key,
         }
-        grader = Program(filled(self.grade_command, row), folder, {}, self._limits())
+        # What an agent left is data here: `python -m` and `python -c` would import modules from that folder.
+        safe = {"PYTHONSAFEPATH": "1"} if self.image else {}
+        grader = Program(filled(self.grade_command, row), folder, safe, self._limits())
         ended = await grader.run(json.dumps(given, default=str))
         try:
             self._handed_in = await asyncio.wait_for(access.calls.reward(), 0.1)

@@ -171,6 +171,23 @@ async def test_the_container_has_neither_the_answer_nor_the_graders_key(engine: 
     assert "reward-" not in str(episode.answer)
 
 
+async def test_a_grader_imports_nothing_that_the_agent_left(engine: Any, tmp_path: Path) -> None:
+    grade = (
+        "import json, os, sys, urllib.request\n"
+        "given = json.load(sys.stdin)\n"
+        "body = json.dumps({'reward': float(os.path.exists('json.py'))}).encode()\n"
+        "head = {'Authorization': 'Bearer ' + given['key']}\n"
+        "urllib.request.urlopen(urllib.request.Request(given['url'], body, head))\n"
+    )
+    escape = f"open({str(tmp_path / 'escaped')!r}, 'w').write(open('/dev/stdin').read()); raise SystemExit"
+    episode = await play(
+        ["python3", "-c", f"open('json.py', 'w').write({escape!r})"],
+        grade_command=shlex.join([sys.executable, "-c", grade]),
+    )
+    assert not (tmp_path / "escaped").exists()
+    assert (episode.failure, episode.reward) == (None, 1.0)
+
+
 async def test_a_folder_goes_along(engine: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "number.txt").write_text("86")
