@@ -6,6 +6,8 @@ nothing of who sends them, of other workers, of batches or of the learner.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from agentrl.config import loading, registry
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, PolicyError
 from agentrl.inference.engines import make_policy
 from agentrl.inference.policy import Policy, Sampling
 from agentrl.renderers.making import rollout_renderer
@@ -53,6 +55,7 @@ class RolloutWorker:
         self._folder = weights_folder()
         self._loaded: Path | None = None
         self._policy: Policy | None = None
+        self._left = contextlib.AsyncExitStack()
 
     async def start(self) -> Answer:
         """Start engine and sandbox; what the run must know of them."""
@@ -63,10 +66,10 @@ class RolloutWorker:
         self._environments = load_environments(settings.env)
         tokenizer = load_tokenizer(path)
         self._renderer = rollout_renderer(tokenizer, settings.rollout)
-        self._sandbox = make_sandbox(settings.sandbox)
-        await self._sandbox.__aenter__()
-        logs = Path(tempfile.mkdtemp(prefix="agentrl-worker-"))
-        policy = await make_policy(_engine_settings(settings), self._first, tokenizer, logs)
+        self._sandbox = await self._left.enter_async_context(make_sandbox(settings.sandbox))
+        logs = self._left.enter_context(tempfile.TemporaryDirectory(prefix="agentrl-worker-"))
+        policy = await make_policy(_engine_settings(settings), self._first, tokenizer, Path(logs))
+        self._left.push_async_callback(policy.close)
         await policy.start()
         self._policy = policy
         return await self._describe()
@@ -135,7 +138,7 @@ class RolloutWorker:
         target = self._folder / f"{attempt}.{version}"
         target.mkdir(exist_ok=True)
         for name, data in zip(names, files, strict=True):
-            data.tofile(target / name)
+            await asyncio.to_thread(data.tofile, target / name)  # gigabytes, and episodes go on meanwhile
         source = target / names[0] if len(names) == 1 else target
         await self.policy.load(WeightHandle(version=version, attempt=attempt, source=str(source)))
         if self._loaded is not None and self._loaded != target:
@@ -149,9 +152,7 @@ class RolloutWorker:
 
     async def _close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-        if self._policy is not None:
-            await self._policy.close()
-            await self._sandbox.__aexit__(None, None, None)
+        await self._left.aclose()
 
 
 def _engine_settings(settings: Settings) -> Settings:
@@ -171,4 +172,4 @@ async def _answered(work: Any) -> Answer:
     except AgentRLError as error:
         return (type(error).__name__, str(error))
     except Exception as error:  # the run must learn of it, whatever it is
-        return ("PolicyUnavailable", f"{type(error).__name__}: {error}")
+        return (PolicyError.__name__, f"{type(error).__name__}: {error}")

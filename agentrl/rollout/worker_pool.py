@@ -45,6 +45,8 @@ class Worker:
 
     index: int
     actor: Any = None
+    started: bool = False
+    """Whether the actor has an engine and a sandbox, which are to be closed."""
     live: bool = False
     playing: int = 0
     lost: int = 0
@@ -113,6 +115,7 @@ class RolloutWorkers:
 
     async def _begin(self, worker: Worker) -> dict[str, Any]:
         """A new actor for a worker, with engine and sandbox."""
+        worker.started = False
         config, folder = loading.to_toml(self._settings), str(Path.cwd())
         worker.actor = self._cluster.place(
             worker.index,
@@ -123,31 +126,38 @@ class RolloutWorkers:
         )
         limit_s = self._settings.cluster.start_limit_s
         try:
-            return await asyncio.wait_for(self._told(worker, "start"), limit_s)
+            found: dict[str, Any] = await asyncio.wait_for(self._told(worker, "start"), limit_s)
         except TimeoutError:
             raise PolicyUnavailable(
                 f"waited {limit_s:.0f} s (cluster.start_limit_s) for {worker.name} to start"
             ) from None
+        worker.started = True
+        return found
 
     async def _told(self, worker: Worker, method: str, *arguments: Any) -> Any:
         """What a worker answered; its errors are raised here."""
         kind, value = await self._cluster.ask(worker.name, worker.actor, method, *arguments)
         if kind == "done":
             return value
-        error = getattr(errors, kind)
-        raise (PolicyError if "__init__" in vars(error) else error)(f"{worker.name}: {value}")
+        raise errors.told(kind, f"{worker.name}: {value}", PolicyError)
 
     async def play(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
         """Play an episode on the worker with the fewest; one whose worker is lost has failed."""
         worker = await self._least_loaded()
+        actor = worker.actor
         worker.playing += 1
         try:
-            return await self._cluster.ask(worker.name, worker.actor, "play", dispatch, environment, row)
+            episode: Episode = await self._cluster.ask(worker.name, actor, "play", dispatch, environment, row)
         except PolicyUnavailable as error:
-            self._lose(worker, error)
+            self._lose(worker, actor, error)
             return self._lost(dispatch, error)
         finally:
             worker.playing -= 1
+        failure = episode.failure
+        if failure is not None and (failure.boundary, failure.error) == ("policy", "PolicyUnavailable"):
+            # Without an engine it fails every episode at once, so it would be the least loaded for ever.
+            self._lose(worker, actor, PolicyUnavailable(f"{worker.name}: {failure.message}"))
+        return episode
 
     def _lost(self, dispatch: Dispatch, error: PolicyUnavailable) -> Episode:
         return Episode(
@@ -187,11 +197,12 @@ class RolloutWorkers:
         worker = self._homes.get(session)
         if worker is None or not worker.live:
             worker = self._homes[session] = await self._least_loaded()
+        actor = worker.actor
         worker.playing += 1
         try:
             return await self._told(worker, "generate", list(prompt_ids), sampling, session, start_version)
         except PolicyUnavailable as error:
-            self._lose(worker, error)
+            self._lose(worker, actor, error)
             raise
         finally:
             worker.playing -= 1
@@ -200,11 +211,13 @@ class RolloutWorkers:
         """Forget a session."""
         worker = self._homes.pop(session, None)
         if worker is not None and worker.live:
-            with contextlib.suppress(PolicyUnavailable):
+            with contextlib.suppress(PolicyError):
                 await self._told(worker, "release", session)
 
     async def load(self, weights: WeightHandle) -> None:
         """Put the weights into the object store once, and let every worker take them.
+
+        Where all workers are lost meanwhile, the first that comes back is waited for.
 
         Raises:
             WeightSyncError: no worker took them.
@@ -212,18 +225,22 @@ class RolloutWorkers:
         base = self._settings.model.path
         names, arrays = await asyncio.to_thread(_read_weights, weights.source, base)
         async with self._updating:
-            self._weights = _Weights(
-                weights.version, weights.attempt, names, tuple(self._cluster.keep(arrays))
+            kept = await asyncio.to_thread(self._cluster.keep, arrays)
+            self._weights = _Weights(weights.version, weights.attempt, names, tuple(kept))
+            live = [(worker, worker.actor) for worker in self._workers if worker.live]
+            results = await asyncio.gather(
+                *(self._update(worker) for worker, _ in live), return_exceptions=True
             )
-            live = [worker for worker in self._workers if worker.live]
-            results = await asyncio.gather(*map(self._update, live), return_exceptions=True)
-            for worker, result in zip(live, results, strict=True):
+            for (worker, actor), result in zip(live, results, strict=True):
                 if isinstance(result, BaseException):
-                    self._lose(worker, result)
-            if not any(worker.live for worker in self._workers):
-                reason = next((str(one) for one in results if isinstance(one, BaseException)), "none is live")
-                raise WeightSyncError(f"no rollout worker took version {weights.version}: {reason}")
-            self._version = weights.version
+                    self._lose(worker, actor, result)
+        try:
+            await self._least_loaded()  # one that comes back takes the newest weights before it is live
+        except PolicyUnavailable as error:
+            reasons = [str(one) for one in results if isinstance(one, BaseException)]
+            reason = "; ".join([str(error), *reasons[:1]])
+            raise WeightSyncError(f"no rollout worker took version {weights.version}: {reason}") from error
+        self._version = weights.version
 
     async def _update(self, worker: Worker) -> None:
         weights = self._weights
@@ -240,9 +257,15 @@ class RolloutWorkers:
             ) from None
         self._statistics[worker.index] = told
 
-    def _lose(self, worker: Worker, error: BaseException) -> None:
-        """A worker failed: it gets nothing more, and another is started in its place."""
-        if not worker.live or self._closed:
+    def _lose(self, worker: Worker, actor: Any, error: BaseException) -> None:
+        """A worker failed: it gets nothing more, and another is started in its place.
+
+        Args:
+            worker: whose actor failed.
+            actor: the one that failed; another may be in its place by now, to which nothing is done.
+            error: what it said.
+        """
+        if not worker.live or worker.actor is not actor or self._closed:
             return
         worker.live, worker.lost = False, worker.lost + 1
         logger.warning("%s; it is started again", error)
@@ -257,7 +280,9 @@ class RolloutWorkers:
                 async with self._updating:
                     await self._update(worker)
                     worker.live = True
-            except (PolicyError, WeightSyncError) as error:
+            except (
+                Exception
+            ) as error:  # tried again, whatever it is: another machine may have what this lacks
                 logger.warning("%s could not be started again: %s", worker.name, error)
                 await asyncio.sleep(delay)
                 delay = min(LONGEST_DELAY_S, 2 * delay)
@@ -268,14 +293,16 @@ class RolloutWorkers:
     async def close(self) -> None:
         """End the workers; episodes that they play are lost."""
         self._closed = True
-        for worker in self._workers:
-            if worker.revival is not None:
-                worker.revival.cancel()
+        self._changed.set()
+        revivals = [worker.revival for worker in self._workers if worker.revival is not None]
+        for revival in revivals:
+            revival.cancel()
+        await asyncio.gather(*revivals, return_exceptions=True)
         await asyncio.gather(*(self._end(worker) for worker in self._workers if worker.actor is not None))
         self._cluster.close()
 
     async def _end(self, worker: Worker) -> None:
-        if worker.live:
+        if worker.started:
             with contextlib.suppress(TimeoutError, PolicyError):
                 await asyncio.wait_for(self._told(worker, "close"), CLOSE_LIMIT_S)
         worker.live = False

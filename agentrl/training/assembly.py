@@ -93,7 +93,8 @@ async def assemble(
             policy = await _engine(plan, learner, folder, options)
             stack.push_async_callback(policy.close)
             # The engine has limits of its own, and says why it did not start; this one is the back-stop.
-            await watchdog.wait(policy.start(), "the engine to start", 2 * settings.engine.start_limit_s + 60)
+            longest = max(settings.engine.start_limit_s, settings.cluster.start_limit_s)
+            await watchdog.wait(policy.start(), "the engine to start", 2 * longest + 60)
         check_engine(settings, policy)
         if options.on_ready is not None:
             options.on_ready(sandbox.describe())

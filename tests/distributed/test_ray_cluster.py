@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from agentrl.config import bundled
 from agentrl.config.loading import load_settings
 from agentrl.errors import ConfigError, PolicyUnavailable
 from agentrl.inference.policy import Generation, Sampling
+from agentrl.rollout.token_completer import Dispatch
 from agentrl.rollout.worker_pool import RolloutWorkers
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.metrics import read_metrics
@@ -109,6 +111,70 @@ async def test_a_worker_that_dies_comes_back_with_the_newest_weights(cluster: An
             await asked
         assert set((await say(workers, "b")).policy_versions) == {7}
         assert workers.statistics()["workers_lost"] == 1
+    finally:
+        await workers.close()
+
+
+async def lost(workers: RolloutWorkers) -> None:
+    """Kill the only worker, and wait until that is known."""
+    (worker,) = workers._workers
+    os.kill((await workers._told(worker, "describe"))["pid"], signal.SIGKILL)
+    with pytest.raises(PolicyUnavailable, match="rollout worker 0 is gone"):
+        await say(workers, "lost")
+    assert not worker.live
+
+
+async def test_weights_that_come_while_no_worker_is_live(cluster: Any, tmp_path: Path) -> None:
+    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
+    try:
+        await workers.start()
+        (worker,) = workers._workers
+        before = worker.actor
+        await lost(workers)
+        await workers.load(WeightHandle(version=8, attempt=1, source=str(bundled.MODEL)))
+        assert workers.version == 8
+        # A late word of the actor that died does nothing to the one in its place.
+        workers._lose(worker, before, PolicyUnavailable("late"))
+        assert (worker.live, worker.lost) == (True, 1)
+        assert set((await say(workers, "b")).policy_versions) == {8}
+    finally:
+        await workers.close()
+
+
+async def test_a_worker_that_cannot_be_started_again_at_once_is_tried_again(
+    cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
+    good = workers._settings
+    try:
+        await workers.start()
+        # As on a machine that has not the folder: no error of the engine.
+        workers._settings = replace(good, model=replace(good.model, path=str(tmp_path / "none")))
+        await lost(workers)
+        for _ in range(600):
+            if "could not be started again" in caplog.text:
+                break
+            await asyncio.sleep(0.1)
+        workers._settings = good
+        assert len((await say(workers, "b")).token_ids) > 0
+    finally:
+        await workers.close()
+
+
+async def test_a_worker_whose_engine_has_died_gets_no_more_episodes(cluster: Any, tmp_path: Path) -> None:
+    settings = demo(tmp_path, "--cluster.rollout_workers=1")
+    workers = RolloutWorkers(settings)
+    try:
+        await workers.start()
+        (worker,) = workers._workers
+        await worker.actor.__ray_call__.remote(lambda it: it.policy._thread.post(lambda: 1 / 0))
+        (task,) = plan_run(settings).tasks
+        dispatch = Dispatch("e", 0, "p", 0, environment=task.name)
+        episode = await workers.play(dispatch, 0, task.rows[0])
+        assert episode.failure is not None
+        assert episode.failure.error == "PolicyUnavailable"
+        assert worker.lost == 1
+        assert (await workers.play(dispatch, 0, task.rows[0])).failure is None
     finally:
         await workers.close()
 
