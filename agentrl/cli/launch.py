@@ -48,9 +48,11 @@ def run(options: argparse.Namespace) -> int:
     from agentrl.config import loading
 
     settings = loading.load_settings(Path(options.file), options.settings)
-    shape = shape_of(settings, gpus=options.gpus, cores=options.cores, nodes=options.nodes)
+    shape = shape_of(
+        settings, options.file, options.settings, gpus=options.gpus, cores=options.cores, nodes=options.nodes
+    )
     if options.where == "slurm":
-        print(slurm_script(settings, options.file, shape, time=options.time), end="")
+        print(slurm_script(settings, shape, time=options.time), end="")
     else:
-        print(ray_job(settings, options.file, shape, image=options.image, claim=options.claim), end="")
+        print(ray_job(settings, shape, image=options.image, claim=options.claim), end="")
     return 0

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
 from typing import Any
@@ -50,7 +52,7 @@ run=$run
 if [ -e "$$run/run.json" ]; then
   agentrl train --resume "$$run" --quiet
 else
-  agentrl train $file --cluster ray --run.directory=$directory --name $name --quiet
+  $train
 fi
 """)
 
@@ -66,13 +68,19 @@ class Shape:
     """Of each."""
     name: str
     """Of the job and of the run."""
+    train: str = ""
+    """The command that starts the run, for a shell."""
 
 
-def shape_of(settings: Settings, *, gpus: int, cores: int, nodes: int = 0) -> Shape:
+def shape_of(
+    settings: Settings, file: str, flags: Sequence[str] = (), *, gpus: int, cores: int, nodes: int = 0
+) -> Shape:
     """Machines that hold the learner's ranks and all rollout workers.
 
     Args:
-        settings: of the run.
+        settings: of the run, those of flags too.
+        file: settings, as the machines see them.
+        flags: settings that are said besides.
         gpus, cores: of one machine.
         nodes: machines; 0 takes as few as hold them.
 
@@ -99,13 +107,15 @@ def shape_of(settings: Settings, *, gpus: int, cores: int, nodes: int = 0) -> Sh
             f"{cluster.rollout_workers} rollout workers and {ranks} learner ranks need {least} machines of "
             f"{gpus} GPUs and {cores} cores, and there are {nodes}"
         )
-    return Shape(nodes or least, gpus, cores, settings.run.name or "agentrl")
+    name = settings.run.name or "agentrl"
+    own = (f"--run.directory={settings.run.directory}", "--name", name, "--quiet")
+    train = shlex.join(["agentrl", "train", file, *flags, "--cluster", "ray", *own])
+    return Shape(nodes or least, gpus, cores, name, train)
 
 
-def slurm_script(settings: Settings, file: str, shape: Shape, *, time: str) -> str:
+def slurm_script(settings: Settings, shape: Shape, *, time: str) -> str:
     """A script for `sbatch`; `time` is the limit as SLURM writes it."""
     ranks = settings.learner.ranks if shape.gpus else 0
-    directory = settings.run.directory
     return SLURM.substitute(
         name=shlex.quote(shape.name),
         nodes=shape.nodes,
@@ -119,18 +129,16 @@ def slurm_script(settings: Settings, file: str, shape: Shape, *, time: str) -> s
         head_gpus=shape.gpus - ranks,
         lent=f"env CUDA_VISIBLE_DEVICES={_numbers(ranks, shape.gpus)} " if shape.gpus else "",
         head_cores=shape.cores - 1,
-        run=shlex.quote(f"{directory}/{shape.name}"),
-        directory=shlex.quote(directory),
-        file=shlex.quote(file),
+        run=shlex.quote(f"{settings.run.directory}/{shape.name}"),
+        train=shape.train,
     )
 
 
-def ray_job(settings: Settings, file: str, shape: Shape, *, image: str, claim: str) -> str:
+def ray_job(settings: Settings, shape: Shape, *, image: str, claim: str) -> str:
     """A RayJob of KubeRay, as JSON, which `kubectl apply -f` takes.
 
     Args:
         settings: of the run.
-        file: its settings, as the containers see them.
         shape: the machines.
         image: has agentrl, its extras `train` and `ray`, and an engine.
         claim: a PersistentVolumeClaim that all of them mount at /workspace, for settings, models and runs.
@@ -164,20 +172,15 @@ def ray_job(settings: Settings, file: str, shape: Shape, *, image: str, claim: s
         "maxReplicas": shape.nodes - 1,
         **template("ray-worker"),
     }
-    directory = shlex.quote(settings.run.directory)
-    command = (
-        f"agentrl train {shlex.quote(file)} --cluster ray --run.directory={directory} "
-        f"--name {shlex.quote(shape.name)} --quiet"
-    )
     cluster: dict[str, Any] = {"headGroupSpec": template("ray-head")}
     if shape.nodes > 1:
         cluster["workerGroupSpecs"] = [group]
     job = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": {"name": shape.name.lower().replace("_", "-")},
+        "metadata": {"name": re.sub("[^a-z0-9]+", "-", shape.name.lower()).strip("-")[:40] or "agentrl"},
         "spec": {
-            "entrypoint": command,
+            "entrypoint": shape.train,
             "entrypointNumCpus": 1,
             **({"entrypointNumGpus": ranks} if ranks else {}),  # the learner's own
             "shutdownAfterJobFinishes": True,

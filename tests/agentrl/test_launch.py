@@ -35,16 +35,18 @@ def file(tmp_path: Path) -> Path:
 def test_as_few_machines_as_hold_it(file: Path) -> None:
     settings = load_settings(file, FLAGS)
     # The first has 4 GPUs left beside the learner's 4, and another one 8: 12 workers of one GPU.
-    assert shape_of(settings, gpus=8, cores=64).nodes == 2
+    assert shape_of(settings, "run.toml", gpus=8, cores=64).nodes == 2
     # With 16 cores, of which the trainer keeps one, three workers of 4 cores fit the first and four another: 3.25.
-    assert shape_of(settings, gpus=8, cores=16).nodes == 4
-    assert shape_of(load_settings(file, ["--cluster.rollout_workers=3"]), gpus=0, cores=4).nodes == 1
+    assert shape_of(settings, "run.toml", gpus=8, cores=16).nodes == 4
+    assert (
+        shape_of(load_settings(file, ["--cluster.rollout_workers=3"]), "run.toml", gpus=0, cores=4).nodes == 1
+    )
     with pytest.raises(ConfigError, match="12 rollout workers and 4 learner ranks need 2 machines of 8 GPUs"):
-        shape_of(settings, gpus=8, cores=64, nodes=1)
+        shape_of(settings, "run.toml", gpus=8, cores=64, nodes=1)
     with pytest.raises(ConfigError, match="learner.ranks = 4 need as many GPUs in one machine, and it has 2"):
-        shape_of(settings, gpus=2, cores=64)
+        shape_of(settings, "run.toml", gpus=2, cores=64)
     with pytest.raises(ConfigError, match="asks for 4 cores and 1 GPUs .* and a machine has 3 and 8"):
-        shape_of(settings, gpus=8, cores=3)
+        shape_of(settings, "run.toml", gpus=8, cores=3)
 
 
 def test_the_script_for_slurm(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +75,9 @@ def test_the_script_for_slurm(file: Path, tmp_path: Path, capsys: pytest.Capture
     done = calls.read_text()
     assert "env CUDA_VISIBLE_DEVICES=4,5,6,7 ray start --head --node-ip-address=10.0.0.1 --port=6379" in done
     assert "--exclude=node1 --overlap ray start --address=10.0.0.1:6379 --num-cpus=64 --num-gpus=8" in done
-    last = f"agentrl train {file} --cluster ray --run.directory=runs --name sums --quiet [10.0.0.1:6379]"
+    # What the machines were counted by is what the run is told.
+    last = f"agentrl train {file} {' '.join(FLAGS)} --cluster ray --run.directory=runs --name sums --quiet"
+    last += " [10.0.0.1:6379]"
     assert done.splitlines()[-1] == last
     # Put back into the queue, it goes on.
     (tmp_path / "runs/sums").mkdir(parents=True)
@@ -87,7 +91,7 @@ def test_the_job_for_kubernetes(file: Path, capsys: pytest.CaptureFixture[str]) 
     job = json.loads(capsys.readouterr().out)
     assert (job["apiVersion"], job["kind"], job["metadata"]["name"]) == ("ray.io/v1", "RayJob", "sums")
     spec = job["spec"]
-    assert spec["entrypoint"].startswith(f"agentrl train {file} --cluster ray ")
+    assert spec["entrypoint"].startswith(f"agentrl train {file} {' '.join(FLAGS)} --cluster ray ")
     assert spec["entrypointNumGpus"] == 4
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert group["replicas"] == 1
@@ -95,3 +99,12 @@ def test_the_job_for_kubernetes(file: Path, capsys: pytest.CaptureFixture[str]) 
         (container,) = part["template"]["spec"]["containers"]
         assert container["image"] == "registry/agentrl:1"
         assert container["resources"]["limits"] == {"cpu": "64", "nvidia.com/gpu": "8"}
+
+
+def test_names_of_jobs_are_those_that_kubernetes_takes(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", "k8s", str(file), *FLAGS, "--name", "Qwen3.1 7B_"]) == 0
+    job = json.loads(capsys.readouterr().out)
+    assert job["metadata"]["name"] == "qwen3-1-7b"
+    assert "--name 'Qwen3.1 7B_' --quiet" in job["spec"]["entrypoint"]
