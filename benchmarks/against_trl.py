@@ -104,7 +104,7 @@ def product_rates(seconds: float = 1.0) -> dict[str, float]:
 
 def _commands(options: argparse.Namespace, work: Path) -> dict[str, list[str]]:
     trl = [options.trl_python, "-m", "benchmarks.trl_step", options.model, str(work)]
-    trl += ["--micro-batch", str(options.trl_micro_batch), "--dtype", options.dtype]
+    trl += ["--micro-batch", str(options.trl_micro_batch), "--dtype", options.trl_dtype or options.dtype]
     own = [sys.executable, "-m", "benchmarks.against_trl", options.model, str(work), options.dtype]
     return {
         "agentrl": [*own, str(options.micro_batch_tokens)],
@@ -148,6 +148,7 @@ def bench_against_trl(options: argparse.Namespace, lengths: list[int]) -> None:
             {
                 "benchmark": "against_trl",
                 "dtype": options.dtype,
+                "trl_dtype": options.trl_dtype or options.dtype,
                 "lengths": options.lengths,
                 "episodes": len(work),
                 "tokens": tokens,

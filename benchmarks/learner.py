@@ -342,6 +342,9 @@ def main() -> None:
     parser.add_argument("--trl-python", help="against-trl: Python of an environment with TRL 1.16")
     parser.add_argument("--trl-micro-batch", type=int, default=8, help="against-trl: completions of one pass")
     parser.add_argument(
+        "--trl-dtype", choices=["float32", "bfloat16"], help="against-trl: of TRL's arm, if another"
+    )
+    parser.add_argument(
         "--trl-as-shipped", action="store_true", help="against-trl: its head over every token too"
     )
     parser.add_argument("--size", choices=list(SIZES), default="tiny")

@@ -102,8 +102,8 @@ def _pass(shape: ModelShape, settings: Settings, tokens: int, *, gpu: bool) -> P
         rank=learner.adapter.rank,
         compiled=learner.compile,
         recomputed=learner.gradient_checkpointing,
-        # CPUs without tiles multiply by the head in float32 anyway (`learner.products`).
-        float32_head=learner.float32_head or not gpu,
+        # Most CPUs multiply by the head in float32 anyway (`learner.products`); those with AMX hold less.
+        float32_head=learner.float32_head or (not gpu and learner.cpu_products != "bfloat16"),
         entropy=settings.loss.entropy_coefficient > 0,
         logits=LOGITS_AT_ONCE_GPU if gpu else LOGITS_AT_ONCE,
     )

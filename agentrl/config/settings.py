@@ -341,6 +341,10 @@ class LearnerSettings:
     of a micro-batch. Must divide `ranks` and the model's attention heads."""
     float32_head: bool = False
     """Multiply by the head in float32, at more time and a copy of the head in float32."""
+    cpu_products: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What a bfloat16 model multiplies and attends in on a CPU. `auto` is float32 on x86 processors without
+    AMX, where that is faster, except those of AMD with `avx512_bf16`. Name one for a run that may be resumed
+    on another machine; checkpoints say which it was."""
     offload: bool = False
     """Keep masters and moments of the optimizer, and gradients, in host memory, and step there: 16 bytes a
     weight less on the GPU, a slower optimizer step."""

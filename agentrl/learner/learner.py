@@ -8,6 +8,7 @@ thread or process. It knows nothing of rewards, baselines, prompts or versions.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,12 +51,14 @@ from agentrl.learner.model import DTYPES, choose_device, load_model, save_adapte
 from agentrl.learner.objective import Objective
 from agentrl.learner.optimizer import MasterOptimizer
 from agentrl.learner.packing import has_kernel, install
-from agentrl.learner.products import float32_is_faster, multiply_in_float32
+from agentrl.learner.products import attend_in_float32, multiplies_in_float32, multiply_in_float32
 from agentrl.learner.ranks import Ranks, local
 from agentrl.learner.tally import Tally
 from agentrl.learner.token_table import TokenTable
 
 FloatArray: TypeAlias = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 8
 """Episodes named in an error."""
@@ -179,7 +182,10 @@ class Learner:
         scorer = TokenScorer(load_model(settings, self._device)).eval()
         check_head(scorer, settings.path)
         one_kernel = has_kernel(self._device, compute)
-        packed = self._pack(scorer, settings.path, compute, one_kernel=one_kernel)
+        exact = multiplies_in_float32(self._settings.cpu_products, self._device, compute)
+        if exact:
+            attend_in_float32(scorer)
+        packed = self._pack(scorer, settings.path, exact=exact, one_kernel=one_kernel)
         if adapter is not None and adapter.rank > 0:
             add_adapter(scorer.model, adapter, seed=self._seed)
             # The first layer is then like the others, and compiled once with them.
@@ -188,10 +194,9 @@ class Learner:
             scorer.compile_parts()
         if self._device.type == "cuda":
             scorer.at_once = LOGITS_AT_ONCE_GPU
-        faster = float32_is_faster(self._device, compute)
-        if faster:
+        if exact:
             multiply_in_float32(scorer)
-        scorer.float32_head = self._settings.float32_head or faster
+        scorer.float32_head = self._settings.float32_head or exact
         self._ranks.shard(scorer, compute, offload=self._settings.offload)
         self._flops = Flops.of(cast("Any", scorer.model).config)
         even_at = self._flops.even_at if self._flops is not None else 8192.0
@@ -205,15 +210,12 @@ class Learner:
             one_kernel=one_kernel,
         )
 
-    def _pack(self, scorer: TokenScorer, name: str, compute: torch.dtype, *, one_kernel: bool) -> bool:
+    def _pack(self, scorer: TokenScorer, name: str, *, exact: bool, one_kernel: bool) -> bool:
         """Whether sequences are packed; where they are, the model attends within each of them."""
         split = self._ranks.split
         choice = "on" if split is not None else self._settings.packing
         if choice == "off" or (choice == "auto" and not one_kernel and self._ranks.size == 1):
-            if (
-                float32_is_faster(self._device, compute)
-                and cast("Any", scorer.model).config._attn_implementation == "sdpa"
-            ):
+            if exact and cast("Any", scorer.model).config._attn_implementation == "sdpa":
                 install(scorer, one_kernel=False)
             return False
         if split is not None:
@@ -357,6 +359,7 @@ class Learner:
             "optimizer_steps": self._optimizer.steps,
             "seed": self._seed,
             "ranks": self._ranks.size,
+            "products": self._products,
         }
         checkpoint.write(self._own(folder), self._weights(), self._optimizer.tensors(), counters)
 
@@ -372,6 +375,12 @@ class Learner:
                 f"the state in {folder} was saved by {counters['ranks']} ranks and learner.ranks is "
                 f"{self._ranks.size}; resume with the same number"
             )
+        if counters.get("products", self._products) != self._products:
+            logger.warning(
+                "the state in %s was learned with products of matrices in %s, and this processor takes %s: "
+                "the run goes on, but not to the same numbers; learner.cpu_products = '%s' does",
+                folder, counters["products"], self._products, counters["products"],
+            )  # fmt: skip
         parameters = self._weights()
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in parameters.items()}
         if shapes != {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}:
@@ -382,6 +391,12 @@ class Learner:
             parameter.copy_(weights[name])
         self._optimizer.load_tensors(optimizer, int(counters["optimizer_steps"]))
         self._batches, self._seed = int(counters["batches"]), int(counters["seed"])
+
+    @property
+    def _products(self) -> str:
+        """The type that matrices are multiplied in."""
+        exact = multiplies_in_float32(self._settings.cpu_products, self._device, self._dtype)
+        return "float32" if exact else str(self._dtype).removeprefix("torch.")
 
     def _weights(self) -> dict[str, Tensor]:
         """This rank's part of each weight that is learned, live."""

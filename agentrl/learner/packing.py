@@ -84,7 +84,8 @@ def packed_attention(
     """
     if split is not None:
         query, key, value = split.to_heads(query, key, value)
-    found = _attention(query, key, value, scaling, cu_seq_lens_q, max_length_q, lengths)
+    exact = getattr(module, "attends_in_float32", False)
+    found = _attention(query, key, value, scaling, cu_seq_lens_q, max_length_q, lengths, exact)
     return (found if split is None else split.to_tokens(found)), None
 
 
@@ -96,6 +97,7 @@ def _attention(
     cu_seq_lens_q: Tensor | None,
     max_length_q: int,
     lengths: tuple[int, ...],
+    exact: bool,
 ) -> Tensor:
     """[R, T, H, D] from all tokens of a row."""
     if cu_seq_lens_q is not None and not lengths:
@@ -103,7 +105,7 @@ def _attention(
         return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None]
     parts = lengths or (query.shape[2],)
     results = [
-        attend(q, k, v, scaling)
+        attend(q, k, v, scaling, exact=exact)
         for q, k, v in zip(query.split(parts, 2), key.split(parts, 2), value.split(parts, 2), strict=True)
     ]
     # A copy of a single one would be kept beside it: 1.8 GB of 45 of Qwen3-0.6B at 16,384 tokens.

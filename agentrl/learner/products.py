@@ -1,12 +1,15 @@
 """Products of bfloat16 matrices, and attention, on processors that multiply float32 ones faster.
 
 A product of two bfloat16 numbers is exact in float32, and both ways add up in float32; results are rounded to
-bfloat16 once. So only the order of the sum is another. Copies in float32 live as long as a few rows' product.
+bfloat16 once. So of a product of matrices only the order of the sum is another. Attention keeps its weights
+in float32, where torch's kernel for bfloat16 rounds them before it multiplies them with the values. Copies in
+float32 live as long as a few rows' product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,21 +21,40 @@ FEW_ROWS = 256
 """Fewer are not worth a copy of the weights in float32: those of a decoder's step, for one."""
 
 
-def _no_tiles() -> bool:
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX") and not tiles
+def _slow_bfloat16() -> bool:
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return False
+    if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
+        return False
+    return not (getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() and _is_amd())
 
 
-NO_TILES = _no_tiles()
-"""Whether this is an x86 processor without AMX.
+def _is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
-One core of an Intel Xeon with `avx512_bf16` gave 80 GFLOP/s in bfloat16 and 130 to 150 in float32. From the
-processor and not from a measurement: a run that is resumed must compute the same numbers."""
+
+SLOW_BFLOAT16 = _slow_bfloat16()
+"""Whether this is an x86 processor without AMX, and not one of AMD's with `avx512_bf16`.
+
+One core of an Intel Xeon with `avx512_bf16` gave 80 GFLOP/s in bfloat16 and 130 to 150 in float32; AMD's,
+with which it was not measured, are said to be twice as fast in bfloat16. From the processor and not from a
+measurement: a run that is resumed there must compute the same numbers."""
 
 
-def float32_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a device multiplies float32 matrices faster than those of `dtype`."""
-    return NO_TILES and device.type == "cpu" and dtype == torch.bfloat16
+def multiplies_in_float32(choice: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether matrices of `dtype` are multiplied in float32.
+
+    Args:
+        choice: `learner.cpu_products`.
+        device: where they are; only a CPU does so.
+        dtype: only bfloat16 is.
+    """
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return False
+    return SLOW_BFLOAT16 if choice == "auto" else choice == "float32"
 
 
 def _parts(rows: int) -> Iterator[slice]:
@@ -104,16 +126,17 @@ class _Attention(torch.autograd.Function):
         return (*(gradient.to(saved[0].dtype) for gradient in found), None)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-    """Causal attention [R, H, T, D], in float32 where that is faster; H is a multiple of K.
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None, *, exact: bool) -> Tensor:
+    """Causal attention [R, H, T, D]; H is a multiple of K.
 
     Args:
         query: [R, H, T, D].
         key: [R, K, T, D].
         value: [R, K, T, D].
         scale: of the logits; 1 / sqrt(D) where None.
+        exact: compute in float32 what is in bfloat16.
     """
-    if float32_is_faster(query.device, query.dtype) and query.shape[-1] == value.shape[-1]:
+    if exact and query.dtype == torch.bfloat16 and query.shape[-1] == value.shape[-1]:
         return _Attention.apply(query, key, value, scale)  # type: ignore[no-any-return]
     grouped = key.shape[1] != query.shape[1]
     return nn.functional.scaled_dot_product_attention(
@@ -127,6 +150,12 @@ class _Float32Linear(nn.Linear):
         if few or input.dtype != torch.bfloat16 or self.weight.dtype != input.dtype:
             return super().forward(input)
         return _Product.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
+
+
+def attend_in_float32(model: nn.Module) -> None:
+    """Let the attention that `packing` installs compute in float32."""
+    for module in model.modules():
+        module.attends_in_float32 = True  # type: ignore[assignment]
 
 
 def multiply_in_float32(model: nn.Module) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from agentrl.learner import products
-from agentrl.learner.products import attend, float32_is_faster, multiply_in_float32
+from agentrl.learner.products import attend, multiplies_in_float32, multiply_in_float32
 
 
 def _pair(bias: bool) -> tuple[nn.Linear, nn.Linear]:
@@ -62,8 +65,8 @@ def test_frozen_weights_get_no_gradient() -> None:
 
 
 def test_float32_models_and_gpus_are_left_alone() -> None:
-    assert not float32_is_faster(torch.device("cpu"), torch.float32)
-    assert not float32_is_faster(torch.device("cuda"), torch.bfloat16)
+    assert not multiplies_in_float32("float32", torch.device("cpu"), torch.float32)
+    assert not multiplies_in_float32("float32", torch.device("cuda"), torch.bfloat16)
     layer = nn.Linear(3, 2)
     before = layer(torch.ones(1, 3))
     multiply_in_float32(layer)
@@ -72,9 +75,8 @@ def test_float32_models_and_gpus_are_left_alone() -> None:
 
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_attention_and_its_gradients_are_those_of_float32(
-    scale: float | None, monkeypatch: pytest.MonkeyPatch
+    scale: float | None,
 ) -> None:
-    monkeypatch.setattr(products, "NO_TILES", True)
     torch.manual_seed(0)
     shapes = ((2, 4, 7, 16), (2, 2, 7, 16), (2, 2, 7, 16))
     halved = [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
@@ -85,7 +87,7 @@ def test_attention_and_its_gradients_are_those_of_float32(
     logits = logits.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
     wanted = logits.softmax(-1) @ value.repeat_interleave(2, 1)
     (wanted * weights.float()).sum().backward()
-    found = attend(halved[0], halved[1], halved[2], scale)
+    found = attend(halved[0], halved[1], halved[2], scale, exact=True)
     found.backward(weights)
     torch.testing.assert_close(found.float(), wanted, rtol=2**-8, atol=1e-6)
     for half, whole in zip(halved, exact, strict=True):
@@ -101,3 +103,47 @@ def test_few_rows_are_multiplied_as_they_are() -> None:
     given = torch.randn(255, 48).bfloat16()
     assert torch.equal(half(given), plain(given))
     assert half(given.expand(2, 255, 48)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "tiles", "dots", "amd", "slow"),
+    [
+        ("AVX512", False, True, False, True),  # a Xeon whose AMX is hidden
+        ("AVX512", True, True, False, False),
+        ("AVX2", False, False, True, True),  # no products in bfloat16 at all
+        ("AVX512", False, True, True, False),  # never measured: as torch has it
+        ("DEFAULT", False, False, False, False),
+    ],
+)
+def test_auto_is_by_the_processor(
+    capability: str, tiles: bool, dots: bool, amd: bool, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dots, raising=False)
+    monkeypatch.setattr(products, "_is_amd", lambda: amd)
+    assert products._slow_bfloat16() == slow
+    monkeypatch.setattr(products, "SLOW_BFLOAT16", slow)
+    cpu = torch.device("cpu")
+    assert multiplies_in_float32("auto", cpu, torch.bfloat16) == slow
+    assert multiplies_in_float32("float32", cpu, torch.bfloat16)
+    assert not multiplies_in_float32("bfloat16", cpu, torch.bfloat16)
+
+
+def test_a_learner_multiplies_as_it_is_told_and_says_so(
+    make_learner: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = {}
+    for choice in ("float32", "bfloat16"):
+        learner = make_learner(dtype="bfloat16", cpu_products=choice)
+        exact = {getattr(module, "attends_in_float32", False) for module in learner.model.modules()}
+        linear = {
+            type(module) is nn.Linear for module in learner.model.modules() if isinstance(module, nn.Linear)
+        }
+        kinds[choice] = (exact, linear, learner._forward.scorer.float32_head)
+        learner.save(tmp_path / choice)
+    assert kinds == {"float32": ({True}, {False}, True), "bfloat16": ({False}, {True}, False)}
+    learner.load(tmp_path / "bfloat16")
+    assert not caplog.records
+    learner.load(tmp_path / "float32")
+    assert "learner.cpu_products = 'float32'" in caplog.text
