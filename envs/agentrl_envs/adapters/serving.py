@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..env import Env
 from ..errors import EnvError
@@ -95,6 +96,10 @@ class EpisodeServer:
     async def _session(self, request: Any) -> Any:
         from aiohttp import web
 
+        # Browsers let any page open a socket to this machine; only they send an Origin.
+        origin = request.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc != request.host:
+            raise web.HTTPForbidden(text=f"a page of {origin} may not play here")
         socket = web.WebSocketResponse(
             max_msg_size=_MOST_BYTES, heartbeat=30.0, receive_timeout=self.idle_s, timeout=5.0
         )
