@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -243,6 +244,7 @@ def test_a_run_that_was_ended_remembers_no_failures(tmp_path: Path, last: str, k
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--rootdir", ".", "-c", "/dev/null", "-o", "cache_dir=cache"],
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
         capture_output=True,
         timeout=120,
     )
