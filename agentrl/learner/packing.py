@@ -84,7 +84,7 @@ def packed_attention(
     """
     if split is not None:
         query, key, value = split.to_heads(query, key, value)
-    exact = getattr(module, "attends_in_float32", False)
+    exact = bool(getattr(module, "attends_in_float32", False))
     found = _attention(query, key, value, scaling, cu_seq_lens_q, max_length_q, lengths, exact)
     return (found if split is None else split.to_tokens(found)), None
 
