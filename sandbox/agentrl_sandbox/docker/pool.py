@@ -29,9 +29,13 @@ _LONGEST_REFILL_WAIT_S = 30.0
 
 
 def boot_id() -> str:
-    """Identifies this boot of this machine; process ids mean something only within it."""
+    """This boot of this machine, and this namespace of it: process ids mean something only within both.
+
+    Trainers in containers of one machine may share an engine, and see nothing of each other's processes.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return "unknown"
 
