@@ -30,7 +30,7 @@ $gpu_line#SBATCH --time=$time
 # $what
 set -euo pipefail
 
-head=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
+head=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | awk 'NR == 1')
 address=$$(srun --nodes=1 --ntasks=1 --nodelist="$$head" hostname --ip-address | awk '{print $$1}')
 export RAY_ADDRESS="$$address:$port"
 
