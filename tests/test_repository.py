@@ -47,6 +47,7 @@ def script(name: str) -> Any:
     return importlib.import_module(f"scripts.{name}")
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle() -> None:
     house = script("house")
     files = house.modules(ROOT)
@@ -207,6 +208,7 @@ def test_a_missing_model_is_told(
     assert "no-such-model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_new_environment_file_is_ready_to_train_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,6 +144,7 @@ latencies = st.lists(
     latency=latencies,
     late_first_token=st.booleans(),
 )
+@pytest.mark.slow
 def test_wait_never_exceeds_its_bound_and_never_deadlocks(
     batch: int, staleness: int, slots: int, latency: list[int], late_first_token: bool
 ) -> None:

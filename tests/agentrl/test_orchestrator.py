@@ -92,6 +92,7 @@ def test_a_loss_that_needs_likeliest_tokens_is_refused_where_an_engine_gives_non
         check_engine(settings, ScriptedPolicy(default_script))
 
 
+@pytest.mark.slow
 async def test_an_environment_that_always_raises_ends_the_run_with_its_error(
     new_loop: Callable[..., Any],
 ) -> None:
@@ -180,6 +181,7 @@ class Slow(Env):
         return True
 
 
+@pytest.mark.slow
 async def test_a_prompt_without_which_no_batch_can_fill_is_named(new_loop: Callable[..., Any]) -> None:
     rows = [{"id": word, "word": word} for word in ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op")]
     run = await new_loop("--run.outage_limit_s=1", env=Slow, rows=rows)
@@ -317,6 +319,7 @@ async def test_initial_values_from_a_file(new_loop: Callable[..., Any], tmp_path
     await run.close()
 
 
+@pytest.mark.slow
 async def test_an_evaluation_that_stalls_is_named(new_loop: Callable[..., Any]) -> None:
     # Fails when `Orchestrator._evaluate` awaits the evaluation itself.
     run = await new_loop("--run.wait_limit_s=0.4")

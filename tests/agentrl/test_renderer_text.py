@@ -14,6 +14,7 @@ def test_head_and_tail_of_an_odd_limit():
     assert cut_text("abcdefgh", 5) == "abc\n[... 3 of 8 characters left out ...]\ngh"
 
 
+@pytest.mark.slow
 @given(st.text(), st.integers(2, 40))
 def test_cutting_keeps_what_was_at_both_ends(text, limit):
     cut = cut_text(text, limit)

@@ -87,6 +87,7 @@ def test_numbers_of_a_run():
     assert found["learner_idle_share"] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_waiting_alone_is_what_the_latencies_allow():
     streaming, synchronous, barrier, *_, dynamic = (
         async_real.waiting_alone(arm, 0.15, 12, 5) for arm in ARMS

@@ -92,6 +92,7 @@ async def test_a_checker_cannot_be_overwritten_from_the_sandbox(sandbox, grader)
     assert (await played(sandbox, grader, [CHECKER_OVERWRITTEN], rf"\boxed{{{GOLD}}}"))[1] == 1.0
 
 
+@pytest.mark.slow
 async def test_the_answer_is_nowhere_in_the_sandbox(sandbox):
     # Fails if an environment passes the row into the sandbox.
     findings = await check_env(MathWithPython, MathWithPython.example_rows, sandbox=sandbox)

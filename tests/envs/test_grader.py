@@ -176,6 +176,7 @@ def test_conventions_that_do_not_exist_are_refused():
         Conventions(log_base="3")
 
 
+@pytest.mark.slow
 def test_tolerance_holds_for_every_number():
     grader = Grader(tolerance=0.01, processes=1)
     try:

@@ -44,6 +44,7 @@ def test_adversarial_answers_get_a_typed_verdict():
     assert not os.path.exists("/tmp/agentrl-grader-was-here")
 
 
+@pytest.mark.slow
 def test_a_tower_of_powers_times_out_and_the_next_answer_is_graded():
     # Fails if the pool trusts an alarm in the child: the power is one call into C, uninterruptible.
     grader = Grader(limits=PoolLimits(time_s=0.5), processes=1)
@@ -95,6 +96,7 @@ def started(time_s: float) -> Iterator[Pool]:
         pool.close()
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_is_replaced():
     with started(20.0) as pool:
         first = _children(pool)
@@ -116,6 +118,7 @@ def test_children_that_are_killed_again_and_again_cost_no_verdict():
         assert not pending.result(120).failed
 
 
+@pytest.mark.slow
 def test_a_child_that_the_answer_crashes_makes_it_a_wrong_answer():
     # Fails if every death of a child is the machine's fault: an answer could leave the table by crashing it.
     with started(60.0) as pool:
@@ -176,6 +179,7 @@ def _children(pool: Pool) -> set[int]:
         return {int(pid) for pid in pids.read().split()}
 
 
+@pytest.mark.slow
 def test_closing_leaves_no_process_behind():
     pool = Pool(PoolLimits(), processes=2)
     pool.submit("x+1", "1+x").result(120)

@@ -103,6 +103,7 @@ async def test_a_crowd_of_busy_loops_ends_as_time_outs_and_the_others_get_their_
         assert ended[1::2] == [Status.TIMEOUT] * 30
 
 
+@pytest.mark.slow
 async def test_the_wait_counts_against_no_clock_of_the_program() -> None:
     async with (
         open_sandbox("local", min_level=Level.FILTERED, zygotes=1, max_running=1) as sandbox,

@@ -170,6 +170,7 @@ async def test_a_library_that_writes_a_cache_is_given_a_place(library, highest):
     assert drawn[7][0] != drawn[8][0]
 
 
+@pytest.mark.slow
 async def test_a_supervisor_that_is_silent_is_the_programs_time_out():
     async with open_sandbox("local", limits=LIMITS, zygotes=1) as sandbox, await sandbox.open() as session:
         await session.run("x = 1")

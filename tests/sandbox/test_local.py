@@ -373,6 +373,7 @@ async def test_a_reply_that_nobody_asked_for_is_told_to_the_next_run(sandbox):
         assert (await session.run("1 + 1")).value == "2"
 
 
+@pytest.mark.slow
 async def test_a_program_that_stopped_itself_does_not_stop_the_clock(sandbox):
     async with await sandbox.open(Limits(time_s=1.0, grace_s=0.2)) as session:
         stop = "import os, signal, threading\nthreading.Timer(0.1, os.kill, (os.getpid(), signal.SIGSTOP)).start()"

@@ -181,6 +181,7 @@ async def test_the_last_three_values_have_names(sandbox):
         assert (await session.run("_")).value == "4"
 
 
+@pytest.mark.slow
 async def test_tasks_live_on_from_cell_to_cell_and_an_interrupted_one_does_not(sandbox):
     async with await sandbox.open() as session:
         await session.run("import asyncio\nasync def f():\n    await asyncio.sleep(0.01); return 5")

@@ -409,6 +409,7 @@ async def test_a_server_that_falls_silent_is_lost() -> None:
         trap.close()
 
 
+@pytest.mark.slow
 async def test_a_long_program_is_not_taken_for_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     # Fails when Routes._answer_when_done waits for the whole reply before it sends a byte.
     monkeypatch.setattr("agentrl_sandbox.server.routes.KEEPALIVE_S", 0.1)

@@ -111,6 +111,7 @@ def test_draws_from_several_blocks_follow_the_weights() -> None:
     assert not counts[::3].any()
 
 
+@pytest.mark.slow
 def test_draws_follow_the_weights() -> None:
     of = ValueTracker(4, TrackerSettings())
     of.initialise(0, [1.0, 0.0])  # v = .5, w = .55

@@ -54,6 +54,7 @@ def test_the_file_of_tasks_is_read(tmp_path: Path):
     assert brief.prompt[0].endswith("\\boxed{}, without an explanation.")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     [text] = blocks("python")

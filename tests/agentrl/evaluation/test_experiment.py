@@ -62,6 +62,7 @@ def table(out: Path) -> dict:
     return json.loads((out / "summary.json").read_text())["table"]
 
 
+@pytest.mark.slow
 def test_eval_and_compare_from_the_command_line(place, capsys):
     assert main(command()) == 0
     assert main(command("always", "right")) == 0
@@ -83,6 +84,7 @@ def test_eval_and_compare_from_the_command_line(place, capsys):
     assert json.loads(capsys.readouterr().out)["problems"] == 12
 
 
+@pytest.mark.slow
 def test_a_comparison_says_what_each_training_cost(place, capsys):
     main(command())
     main(command("always", "right"))
@@ -102,6 +104,7 @@ def test_a_comparison_says_what_each_training_cost(place, capsys):
     assert json.loads(capsys.readouterr().out)["training"] == {"a": {}, "b": cost}
 
 
+@pytest.mark.slow
 def test_the_same_command_again_plays_nothing_and_more_samples_play_the_rest(place):
     main(command())
     before = (place / "out/results.jsonl").read_bytes()

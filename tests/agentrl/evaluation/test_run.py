@@ -55,6 +55,7 @@ async def result_of(script, rows=ROWS, samples=1, seed=0, **more):
     )
 
 
+@pytest.mark.slow
 async def test_known_success_rates_are_recovered():
     result = await result_of(by_rate, samples=150, seed=3)
     table = result.table

@@ -285,6 +285,7 @@ async def test_a_collective_that_hangs_names_the_server_that_is_missing(servers:
     await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_a_server_of_somebody_else_may_take_a_whole_start_to_come_back(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

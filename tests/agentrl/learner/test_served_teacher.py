@@ -105,6 +105,7 @@ def test_a_prefix_that_two_segments_share_is_told_once(episodes: list[Episode]) 
     assert np.concatenate([first.teacher, rest.teacher]).tolist() == values.tolist()
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again(episodes: list[Episode], server: ScoringServer) -> None:
     server.troubles = [503, 429]
     (one,) = scored(episodes[:1], server.url)
