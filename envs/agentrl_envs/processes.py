@@ -24,6 +24,7 @@ MARK = "AGENTRL_PROGRAM"
 """Variable by which what a program started is found, also when it left the process group."""
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "SSL_CERT_FILE")
 _READ = 1 << 16
+_HEARD_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +165,20 @@ def _limited(command: Sequence[str], limits: ProcessLimits) -> list[str]:
 
 async def exit_of(process: asyncio.subprocess.Process) -> None:
     """Wait until the process itself has ended. (`Process.wait` waits for whoever holds its output, too.)"""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it was waited for
         handle = os.pidfd_open(process.pid)
-    except ProcessLookupError:  # it was waited for
-        return
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(handle, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(handle)
-        os.close(handle)
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(handle, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+    # The loop hears of it from a thread, a moment later; closed before, it would call the process running.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_HEARD_S):
+            while process.returncode is None:  # noqa: ASYNC110 - asyncio has no event for it
+                await asyncio.sleep(0.002)
 
 
 def end_of(log: IO[bytes], most: int = 600) -> str:
