@@ -137,8 +137,7 @@ def told(name: str, text: str, otherwise: type[AgentRLError]) -> AgentRLError:
         otherwise: the class where this module has none of that name.
     """
     kind = globals().get(name)
-    known = isinstance(kind, type) and issubclass(kind, AgentRLError)
-    made: type[AgentRLError] = kind if known and kind is not None else otherwise
+    made = kind if isinstance(kind, type) and issubclass(kind, AgentRLError) else otherwise
     error = made.__new__(made, text)  # not called: some take more than a text
     Exception.__init__(error, text)
     return error

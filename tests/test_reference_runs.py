@@ -36,6 +36,10 @@ def test_every_story_is_answered_by_its_calculation_and_none_is_in_both_splits()
     assert not {row["problem"] for row in splits[0]} & {row["problem"] for row in splits[1]}
 
 
-def test_its_settings_load():
+def test_its_settings_load_from_any_folder_with_the_environment_beside_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
     settings = load_settings(FOLDER / "word_problems.toml")
     assert (settings.stream.batch, settings.eval.data) == (32, "generated:test:200")
+    assert load_env(settings.env[0].name).__name__ == "WordProblems"

@@ -148,7 +148,11 @@ def _merge(table: Table, below: Mapping[str, Any]) -> None:
 
 
 def _find_files(root: type, table: Table, folder: Path) -> None:
-    """Let a part's file stand beside the settings file."""
+    """Let the file of a part, or of an environment, stand beside the settings file."""
+    environments = table.get("env")
+    for one in environments if isinstance(environments, list) else [environments]:
+        if isinstance(one, dict) and isinstance(one.get("name"), str):
+            one["name"] = type(one["name"])(registry.beside(one["name"], folder))
     for section, kind in sections_of(root).items():
         given = table.get(section)
         if not isinstance(given, dict):

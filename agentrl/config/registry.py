@@ -298,10 +298,10 @@ def blame(family: str, kind: str) -> Iterator[None]:
 
 def beside(kind: str, folder: Path) -> str:
     """A kind whose file stands beside the settings file, with that folder; others as they are."""
-    path, colon, name = kind.rpartition(":")
-    there = folder / path
-    if path.endswith(".py") and not Path(path).is_file() and there.is_file():
-        return f"{there}{colon}{name}"
+    path, suffix, name = kind.partition(".py")
+    there = folder / f"{path}.py"
+    if suffix and name[:1] in ("", ":") and not Path(f"{path}.py").is_file() and there.is_file():
+        return f"{there}{name}"
     return kind
 
 

@@ -19,7 +19,8 @@ class ScoringServer:
 
     model: Any
     tokenizer: Any = None
-    context: int = 4096
+    context: int | None = 4096
+    """What `/v1/models` gives as max_model_len; None: it gives none, as servers other than vLLM."""
     key: str = ""
     troubles: list[int] = field(default_factory=list)
     """Status codes that the next requests for scores are answered with, first to last."""
@@ -30,7 +31,8 @@ class ScoringServer:
     _loop: asyncio.AbstractEventLoop | None = None
 
     async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "teacher", "max_model_len": self.context}]})
+        context = {} if self.context is None else {"max_model_len": self.context}
+        return web.json_response({"data": [{"id": "teacher", **context}]})
 
     async def tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()

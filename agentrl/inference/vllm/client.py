@@ -157,10 +157,20 @@ class VLLMClient:
         return True
 
     async def model(self, *, limit_s: float = 10.0) -> tuple[str, int]:
-        """Name the model is served under, and its context in tokens."""
+        """Name the model is served under, and its context in tokens.
+
+        Raises:
+            PolicyError: it serves no model, or does not say how long its context is; vLLM does both.
+        """
         answer = await self.get("/v1/models", limit_s=limit_s)
-        first = answer["data"][0]
-        return first["id"], int(first["max_model_len"])
+        try:
+            first = answer["data"][0]
+            return first["id"], int(first["max_model_len"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise PolicyError(
+                f"{self.name} ({self.url}) answers /v1/models without a model and its max_model_len, as vLLM "
+                f"does not: {str(answer)[:200]}"
+            ) from error
 
     async def root(self, *, limit_s: float = 10.0) -> str:
         """The model the server was started with: a path or a hub id."""

@@ -15,7 +15,7 @@ import transformers
 
 import agentrl
 from agentrl.episode import Episode, StopReason
-from agentrl.errors import ConfigError, DataError, PolicyUnavailable
+from agentrl.errors import ConfigError, DataError, PolicyError, PolicyUnavailable
 from agentrl.inference.vllm.teacher import ServedTeacher
 from agentrl.learner.batch import build_sequences
 from agentrl.learner.learner import Learner
@@ -165,6 +165,14 @@ def begin(server: ScoringServer, tokenizer: object, *, key: str = "", context: i
             await teacher.close()
 
     asyncio.run(work())
+
+
+def test_a_server_that_is_not_vllm_is_named(server: ScoringServer) -> None:
+    server.context = None
+    with pytest.raises(
+        PolicyError, match=r"the teacher \(http.*/v1/models without a model and its max_model_len"
+    ):
+        begin(server, None)
 
 
 def test_the_start_proves_tokenizer_context_and_scores(demo: tuple[object, object], tmp_path: Path) -> None:
