@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from agentrl.cli.command import add_command
 from agentrl.cli.options import add_settings
+from agentrl.cli.run_settings import settings_of
 from agentrl.config.ranges import Count, Number, number
 from agentrl.config.settings import Settings
 from agentrl.config.short_names import TRAIN
@@ -27,7 +27,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "where", choices=("slurm", "k8s"), help="a script for sbatch, or a RayJob for kubectl"
     )
-    parser.add_argument("file", help="settings (.toml), as the machines of the cluster see them")
+    parser.add_argument(
+        "file",
+        help="settings (.toml) or an environment (.py, .py:Class, a name), as the cluster's machines see it",
+    )
     parser.add_argument("--gpus", type=number(Number), default=8, help="GPUs of a machine (default: 8)")
     parser.add_argument("--cores", type=number(Count), default=64, help="cores of a machine (default: 64)")
     parser.add_argument(
@@ -45,9 +48,8 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the file."""
     from agentrl.cluster.launch import ray_job, shape_of, slurm_script
-    from agentrl.config import loading
 
-    settings = loading.load_settings(Path(options.file), options.settings)
+    settings = settings_of(options.file, options.settings)
     shape = shape_of(
         settings, options.file, options.settings, gpus=options.gpus, cores=options.cores, nodes=options.nodes
     )

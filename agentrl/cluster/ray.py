@@ -6,18 +6,65 @@ known here. The package `ray` is imported only when a run asks for it.
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import logging
 import os
 import re
+import socket
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from agentrl.config.settings import ClusterSettings
 from agentrl.errors import ConfigError, PolicyUnavailable
 
 logger = logging.getLogger(__name__)
 
-REMEDY = 'pip install "agentrl[ray]" installs it'
+REACH_LIMIT_S = 10.0
+"""Longest wait for the port of a cluster's address: `ray.init` itself tries for minutes."""
+
+
+def require_ray() -> None:
+    """Refuse a run on a cluster where the package `ray` is missing.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "cluster.kind = 'ray' needs the package ray: pip install \"agentrl[ray]\" installs it"
+        )
+
+
+def reach(address: str, where: str) -> None:
+    """Connect once to the port of a cluster's address.
+
+    Args:
+        address: HOST:PORT or ray://HOST:PORT; any other (`auto`, `local`) is left to Ray.
+        where: what names it, for the error.
+
+    Raises:
+        ConfigError: nobody listens there.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return
+    if not host or not port:
+        return
+    try:
+        socket.create_connection((host, port), REACH_LIMIT_S).close()
+    except OSError as error:
+        raise ConfigError(_nobody(where, f"cannot connect to {host}:{port}: {error}")) from error
+
+
+def _nobody(where: str, reason: str) -> str:
+    return (
+        f"no Ray cluster answers at {where}: {reason}; `ray start --head` starts one, and an empty "
+        "address takes the one of this machine, or starts one"
+    )
 
 
 class RayCluster:
@@ -27,17 +74,17 @@ class RayCluster:
         settings: of the cluster.
 
     Raises:
-        ConfigError: the package is missing, or there is no cluster at the address.
+        ConfigError: the package is missing, or there is no cluster at the address (cluster.address, else
+            RAY_ADDRESS).
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
         # Read at import: actors without a GPU see none, and nothing is reported to anybody.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError(f"cluster.kind = 'ray' needs the package ray: {REMEDY}") from error
+        require_ray()
+        import ray
+
         self._settings = settings
         self._ray, self._ours = ray, not ray.is_initialized()
         if self._ours:
@@ -45,7 +92,9 @@ class RayCluster:
         self._group: Any = None
 
     def _join(self) -> None:
-        address = self._settings.address
+        address, named = self._settings.address, os.environ.get("RAY_ADDRESS", "")
+        where = f"cluster.address = {address!r}" if address else f"RAY_ADDRESS = {named!r}"
+        reach(address or named, where)
         try:
             self._ray.init(
                 address=address or None,
@@ -54,12 +103,7 @@ class RayCluster:
                 log_to_driver=False,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"cluster.address = {address!r}" if address else "RAY_ADDRESS"
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"no Ray cluster answers at {where}: {reason}; `ray start --head` starts one, and an empty "
-                "address takes the one of this machine, or starts one"
-            ) from error
+            raise ConfigError(_nobody(where, str(error).strip().splitlines()[0])) from error
 
     @property
     def machines(self) -> list[dict[str, Any]]:
@@ -81,8 +125,6 @@ class RayCluster:
         Raises:
             ConfigError: the machines do not have what the workers ask for.
         """
-        import asyncio
-
         from ray.util.placement_group import placement_group, placement_group_table
 
         settings = self._settings
@@ -134,22 +176,34 @@ class RayCluster:
         """Put arrays into the object store; references that an actor is given as they are."""
         return [self._ray.put(value) for value in values]
 
-    async def ask(self, who: str, actor: Any, method: str, *arguments: Any) -> Any:
+    async def ask(
+        self, who: str, actor: Any, method: str, *arguments: Any, limit_s: float, asked: str
+    ) -> Any:
         """Call a method of an actor; cancelling this cancels it there.
 
-        Raises:
-            PolicyUnavailable: the actor, or its machine, is gone.
-        """
-        import asyncio
+        Args:
+            who: the actor, for errors.
+            actor: as `place` gave it.
+            method: its name.
+            arguments: of the method.
+            limit_s: longest wait for the answer, in seconds.
+            asked: what the method does and where the limit comes from, for errors.
 
+        Raises:
+            PolicyUnavailable: the actor, or its machine, is gone, or did not answer within the limit.
+        """
         from ray.exceptions import RayError, RayTaskError
 
         reference = getattr(actor, method).remote(*arguments)
         try:
-            return await reference
+            async with asyncio.timeout(limit_s):
+                return await reference
         except asyncio.CancelledError:
             self._ray.cancel(reference)
             raise
+        except TimeoutError:
+            self._ray.cancel(reference)
+            raise PolicyUnavailable(f"waited {limit_s:.0f} s for {who} to {asked}") from None
         except RayTaskError:
             raise
         except RayError as error:

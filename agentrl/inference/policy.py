@@ -79,6 +79,11 @@ class Policy(Protocol):
 
     An attribute `gives_top_logprobs = True` says that it heeds `Sampling.top_logprobs`; a loss that requires
     them is refused where there is none.
+
+    A method `async play_episode(dispatch, environment, row)` says that it plays whole episodes itself, away
+    from the run: a run that learns asks it for each episode (`dispatch` of it, the number of its environment
+    among the run's, the row of data) and gets an `Episode`, failed or not. Single messages, as evaluations
+    sample them, come from `generate` all the same.
     """
 
     @property

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
+from agentrl.config import registry
+from agentrl.config.settings import Settings
 from agentrl.episode import Boundary, Segment, StopReason
 from agentrl.inference.policy import Sampling
 from agentrl_envs import Message, ToolCall, ToolSpec
@@ -38,6 +40,12 @@ class Decoding:
     top_k: int = 0
     top_logprobs: int = 0
     """Likeliest tokens that are kept of each place, for losses that require them."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """How a run samples the episodes that it learns from."""
+        top = registry.behaviour_top_k(settings.loss.kind, settings.loss.own)
+        return cls(settings.rollout.temperature, top_logprobs=top)
 
     def sampling(
         self,

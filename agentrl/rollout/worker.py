@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agentrl.config import loading, registry
+from agentrl.config import loading
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, PolicyError
@@ -32,6 +32,7 @@ from agentrl.tasks.task import load_environments, make_sandbox
 from agentrl.weights.handle import WeightHandle
 from agentrl.weights.model_files import find_model, load_tokenizer
 from agentrl.weights.shared_memory import weights_folder
+from agentrl_sandbox import PoolExhausted
 
 Answer = tuple[str, Any]
 """("done", result), or the class and the text of an error: not every exception survives a process border."""
@@ -52,6 +53,7 @@ class RolloutWorker:
             file = Path(place) / "config.toml"
             file.write_text(config)
             self._settings = loading.load_settings(file)
+        self._decoding = Decoding.of(self._settings)
         self._folder = weights_folder()
         self._loaded: Path | None = None
         self._policy: Policy | None = None
@@ -99,21 +101,28 @@ class RolloutWorker:
         assert self._policy is not None, "start() was not called"
         return self._policy
 
-    async def play(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
+    async def play_episode(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
         """Play one episode in the environment of that number."""
-        settings = self._settings
         return await run_episode(
             lambda: self._environments[environment].make(self._sandbox, dispatch.seed),
             self.policy,
             self._renderer,
             row=row,
             dispatch=dispatch,
-            settings=settings.rollout,
-            decoding=Decoding(
-                settings.rollout.temperature,
-                top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
-            ),
+            settings=self._settings.rollout,
+            decoding=self._decoding,
         )
+
+    async def check_sandbox(self) -> Answer:
+        """Open a session of the sandbox and close it; one that is only full is fine."""
+        # A pool elsewhere is not this worker's: another worker would find it as it is.
+        if self._settings.sandbox.backend == "remote":
+            return ("done", None)
+        return await _answered(self._check_sandbox())
+
+    async def _check_sandbox(self) -> None:
+        with contextlib.suppress(PoolExhausted):
+            await (await self._sandbox.open()).close()
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, session: str, start_version: int

@@ -33,8 +33,12 @@ from agentrl.weights.shared_memory import weights_folder
 
 logger = logging.getLogger(__name__)
 
-CLOSE_LIMIT_S = 20.0
-"""Longest wait for a worker to stop its engine and its sandbox."""
+ANSWER_LIMIT_S = 20.0
+"""Longest wait for what no setting limits: to forget a session, to stop engine and sandbox."""
+SANDBOX_LIMIT_S = 60.0
+"""Longest wait for a worker to open a session of its sandbox."""
+GAUGES = frozenset(("running", "waiting", "sessions", "cache_bytes", "replicas_live"))
+"""Statistics of engines that are no counters: of a worker that is gone nothing is left of them."""
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0
 """Before a lost worker is started again; it doubles with every try that fails."""
 
@@ -69,7 +73,7 @@ class _Weights:
 
 
 class RolloutWorkers:
-    """A `Policy`, and `play` for whole episodes.
+    """A `Policy` that plays whole episodes too.
 
     Args:
         settings: of the run.
@@ -85,6 +89,8 @@ class RolloutWorkers:
         self._updating = asyncio.Lock()
         self._changed = asyncio.Event()
         self._statistics: dict[int, dict[str, float]] = {}
+        self._ended: dict[str, float] = {}
+        self._limits = _limits(settings)
         self._closed = False
         self._version = self._context_tokens = 0
         self.gives_top_logprobs = False
@@ -114,8 +120,11 @@ class RolloutWorkers:
             worker.live = True
 
     async def _begin(self, worker: Worker) -> dict[str, Any]:
-        """A new actor for a worker, with engine and sandbox."""
+        """A new actor for a worker, with engine and sandbox; the counters of the one before are kept."""
         worker.started = False
+        for name, value in self._statistics.pop(worker.index, {}).items():
+            if name not in GAUGES:
+                self._ended[name] = self._ended.get(name, 0.0) + value
         config, folder = loading.to_toml(self._settings), str(Path.cwd())
         worker.actor = self._cluster.place(
             worker.index,
@@ -124,40 +133,56 @@ class RolloutWorkers:
             folder,
             concurrency=(self._settings.stream.in_flight or self._settings.engine.slots) + 64,
         )
-        limit_s = self._settings.cluster.start_limit_s
-        try:
-            found: dict[str, Any] = await asyncio.wait_for(self._told(worker, "start"), limit_s)
-        except TimeoutError:
-            raise PolicyUnavailable(
-                f"waited {limit_s:.0f} s (cluster.start_limit_s) for {worker.name} to start"
-            ) from None
+        found: dict[str, Any] = await self._told(worker, "start")
         worker.started = True
         return found
 
     async def _told(self, worker: Worker, method: str, *arguments: Any) -> Any:
         """What a worker answered; its errors are raised here."""
-        kind, value = await self._cluster.ask(worker.name, worker.actor, method, *arguments)
+        kind, value = await self._ask(worker, method, *arguments)
         if kind == "done":
             return value
         raise errors.told(kind, f"{worker.name}: {value}", PolicyError)
 
-    async def play(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
-        """Play an episode on the worker with the fewest; one whose worker is lost has failed."""
+    async def _ask(self, worker: Worker, method: str, *arguments: Any) -> Any:
+        """What a method of a worker gave, within the limit of such a request."""
+        limit_s, asked = self._limits[method]
+        return await self._cluster.ask(
+            worker.name, worker.actor, method, *arguments, limit_s=limit_s, asked=asked
+        )
+
+    async def play_episode(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
+        """Play an episode on the worker with the fewest; one whose worker is lost has failed.
+
+        See `Policy`. A worker without an engine or a sandbox fails every episode at once and would be the
+        least loaded for ever: it is started again.
+        """
         worker = await self._least_loaded()
         actor = worker.actor
         worker.playing += 1
         try:
-            episode: Episode = await self._cluster.ask(worker.name, actor, "play", dispatch, environment, row)
+            episode: Episode = await self._ask(worker, "play_episode", dispatch, environment, row)
         except PolicyUnavailable as error:
             self._lose(worker, actor, error)
             return self._lost(dispatch, error)
         finally:
             worker.playing -= 1
-        failure = episode.failure
-        if failure is not None and (failure.boundary, failure.error) == ("policy", "PolicyUnavailable"):
-            # Without an engine it fails every episode at once, so it would be the least loaded for ever.
-            self._lose(worker, actor, PolicyUnavailable(f"{worker.name}: {failure.message}"))
+        if defect := await self._defect(worker, episode.failure):
+            self._lose(worker, actor, PolicyUnavailable(defect))
         return episode
+
+    async def _defect(self, worker: Worker, failure: Failure | None) -> str:
+        """What is wrong with a worker of which an episode failed; empty where it was the episode."""
+        if failure is None or not worker.live:
+            return ""
+        if (failure.boundary, failure.error) == ("policy", "PolicyUnavailable"):
+            return f"{worker.name}: {failure.message}"
+        if failure.boundary == "sandbox":
+            try:
+                await self._told(worker, "check_sandbox")
+            except PolicyError as error:
+                return str(error)
+        return ""
 
     def _lost(self, dispatch: Dispatch, error: PolicyUnavailable) -> Episode:
         return Episode(
@@ -247,15 +272,7 @@ class RolloutWorkers:
         if weights is None:
             return
         arguments = (weights.version, weights.attempt, weights.names, *weights.files)
-        limit_s = self._settings.engine.update_limit_s
-        try:
-            told = await asyncio.wait_for(self._told(worker, "load", *arguments), limit_s)
-        except TimeoutError:
-            raise WeightSyncError(
-                f"waited {limit_s:.0f} s (engine.update_limit_s) for {worker.name} to take version "
-                f"{weights.version}"
-            ) from None
-        self._statistics[worker.index] = told
+        self._statistics[worker.index] = await self._told(worker, "load", *arguments)
 
     def _lose(self, worker: Worker, actor: Any, error: BaseException) -> None:
         """A worker failed: it gets nothing more, and another is started in its place.
@@ -303,20 +320,41 @@ class RolloutWorkers:
 
     async def _end(self, worker: Worker) -> None:
         if worker.started:
-            with contextlib.suppress(TimeoutError, PolicyError):
-                await asyncio.wait_for(self._told(worker, "close"), CLOSE_LIMIT_S)
+            try:
+                await self._told(worker, "close")
+            except PolicyError as error:
+                logger.warning("%s; it is killed", error)
         worker.live = False
         self._cluster.end(worker.actor)
 
     def statistics(self) -> dict[str, float]:
-        """Sums over the workers at the newest update, and `workers_live`, `workers_lost`."""
-        total: dict[str, float] = {}
+        """Sums over the workers at the newest update, and `workers_live`, `workers_lost`.
+
+        What a lost worker had counted stays in the sums.
+        """
+        total = dict(self._ended)
         for told in self._statistics.values():
             for name, value in told.items():
                 total[name] = total.get(name, 0.0) + value
         total["workers_live"] = sum(worker.live for worker in self._workers)
         total["workers_lost"] = sum(worker.lost for worker in self._workers)
         return total
+
+
+def _limits(settings: Settings) -> dict[str, tuple[float, str]]:
+    """By method of a worker: the longest wait in seconds, and what is asked, for errors."""
+    episode_s = settings.rollout.limit_s
+    return {
+        "start": (settings.cluster.start_limit_s, "start engine and sandbox (cluster.start_limit_s)"),
+        "load": (settings.engine.update_limit_s, "take new weights (engine.update_limit_s)"),
+        # An episode ends by itself within its limit: a worker that says nothing for so long is stuck.
+        "play_episode": (2 * episode_s + 60, "play an episode (twice rollout.limit_s and a minute)"),
+        "generate": (episode_s, "sample a message (rollout.limit_s)"),
+        "check_sandbox": (SANDBOX_LIMIT_S, "open a session of its sandbox"),
+        "describe": (ANSWER_LIMIT_S, "say what it is"),
+        "release": (ANSWER_LIMIT_S, "forget a session"),
+        "close": (ANSWER_LIMIT_S, "stop engine and sandbox"),
+    }
 
 
 def _read_weights(source: Any, base: str) -> tuple[tuple[str, ...], list[np.ndarray[Any, Any]]]:

@@ -137,12 +137,8 @@ def _wired(
 ) -> Parts:
     """An engine, a learner and a renderer that are ready, with the prompts and the files of a run."""
     settings, pool = plan.settings, make_pool(plan.tasks, plan.settings)
-    decoding = Decoding(
-        settings.rollout.temperature,
-        top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
-    )
-
-    elsewhere = getattr(policy, "play", None)
+    decoding = Decoding.of(settings)
+    elsewhere = getattr(policy, "play_episode", None)
 
     async def play(dispatch: Dispatch) -> Episode:
         prompt = pool.index[dispatch.prompt_id]

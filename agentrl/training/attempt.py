@@ -137,6 +137,8 @@ class Attempt:
         async def load() -> None:
             await self.parts.policy.load(await self.parts.learner.handle(progress.version, progress.attempt))
 
-        await self.parts.watchdog.wait(
-            load(), f"the engine to take version {self.version}", self.settings.engine.update_limit_s
-        )
+        limit_s = self.settings.engine.update_limit_s
+        if self.settings.cluster.kind != "none":
+            # A worker has that limit itself and is lost past it; where all are, one is started again.
+            limit_s = 2 * limit_s + self.settings.cluster.start_limit_s
+        await self.parts.watchdog.wait(load(), f"the engine to take version {self.version}", limit_s)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from agentrl.algorithms.value_tracker import ValueTracker
 from agentrl.cluster import event_loop
 from agentrl.cluster.placement import Machine, inspect_machine
+from agentrl.cluster.ray import require_ray
 from agentrl.config import conflicts, registry, tree
 from agentrl.config.secrets import check_secrets
 from agentrl.config.settings import Settings
@@ -90,6 +91,10 @@ def plan_run(
     tokenizer = None
     with _noted(problems):
         check_secrets(asdict(settings))
+    notes: list[str] = []
+    with _noted(problems if fetch else notes):  # a plan that is only looked at may be for another machine
+        if settings.cluster.kind == "ray":
+            require_ray()
     with _noted(problems):
         tasks = load_tasks(settings.env, settings.data)
     if open_choices is not None and tasks:
@@ -111,7 +116,6 @@ def plan_run(
     with _noted(problems):
         if find_model(settings.model.path, fetch=fetch) is not None or fetch:
             tokenizer = load_tokenizer(settings.model.path)
-    notes: list[str] = []
     if tokenizer is None and not problems:
         notes.append(f"{settings.model.path} is not on this machine: format and prompt were not tried")
     prompts: list[Opened] = []

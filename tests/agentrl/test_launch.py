@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from agentrl.cli.main import main
 from agentrl.cluster.launch import shape_of
+from agentrl.config import bundled
 from agentrl.config.loading import load_settings
 from agentrl.errors import ConfigError
+from agentrl.training.plan import plan_run
 
 FLAGS = ("--cluster.rollout_workers=12", "--cluster.gpus=1", "--cluster.cpus=4")
 SHIM = """#!/bin/bash
@@ -30,6 +33,17 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
     path.write_text('[run]\nname = "sums"\n[learner]\nplace = "process"\nranks = 4\n')
     return path
+
+
+def test_a_run_on_a_cluster_without_the_package_is_refused_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    settings = load_settings(bundled.SETTINGS, [f"--model.path={bundled.MODEL}", "--cluster.kind=ray"])
+    with pytest.raises(ConfigError, match=r"needs the package ray: pip install \"agentrl\[ray\]\""):
+        plan_run(settings)
+    # Looked at only, it may be for another machine.
+    assert "needs the package ray" in plan_run(settings, fetch=False).notes[-1]
 
 
 def test_as_few_machines_as_hold_it(file: Path) -> None:
@@ -88,6 +102,13 @@ def test_the_script_for_slurm(file: Path, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "runs/sums").mkdir(parents=True)
     (tmp_path / "runs/sums/run.json").write_text("{}")
     assert "\nagentrl train --resume runs/sums --quiet" in submit().removeprefix(done)
+
+
+def test_an_environment_in_place_of_a_settings_file(capsys: pytest.CaptureFixture[str]) -> None:
+    # As `agentrl train` takes it: the machines choose the other settings when the run starts there.
+    assert main(["launch", "slurm", "my_env.py", "--gpus", "0", "--cluster.rollout_workers=2"]) == 0
+    trained = "agentrl train my_env.py --cluster.rollout_workers=2 --cluster ray --run.directory=runs"
+    assert trained in capsys.readouterr().out
 
 
 def test_the_job_for_kubernetes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pytest
 
 from agentrl.config import bundled
 from agentrl.config.loading import load_settings
+from agentrl.episode import Episode
 from agentrl.errors import ConfigError, PolicyUnavailable
 from agentrl.inference.policy import Generation, Sampling
 from agentrl.rollout.token_completer import Dispatch
-from agentrl.rollout.worker_pool import RolloutWorkers
+from agentrl.rollout.worker_pool import RolloutWorkers, Worker
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.metrics import read_metrics
 from agentrl.training.assembly import assemble
@@ -54,7 +56,7 @@ def demo(folder: Path, *flags: str) -> Any:
 
 
 async def run(folder: Path, *flags: str, meanwhile: Any = None) -> tuple[Orchestrator, list[str]]:
-    """A run to its end; `meanwhile()` once the first version is learned."""
+    """A run to its end; `meanwhile(orchestrator)` once the first version is learned."""
     said: list[str] = []
     learned = asyncio.Event()
 
@@ -69,7 +71,7 @@ async def run(folder: Path, *flags: str, meanwhile: Any = None) -> tuple[Orchest
             await asyncio.wait(
                 (running, asyncio.ensure_future(learned.wait())), return_when="FIRST_COMPLETED"
             )
-            meanwhile()
+            await meanwhile(orchestrator)
         await running
     return orchestrator, said
 
@@ -101,7 +103,9 @@ async def test_a_worker_that_dies_comes_back_with_the_newest_weights(cluster: An
     workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
     try:
         await workers.start()
+        await say(workers, "counted")
         await workers.load(WeightHandle(version=7, attempt=1, source=str(bundled.MODEL)))
+        assert workers.statistics()["sampled_tokens"] == 4
         (worker,) = workers._workers
         pid = (await workers._told(worker, "describe"))["pid"]
         asked = asyncio.ensure_future(say(workers, "a", tokens=400))
@@ -110,9 +114,70 @@ async def test_a_worker_that_dies_comes_back_with_the_newest_weights(cluster: An
         with pytest.raises(PolicyUnavailable, match="rollout worker 0 is gone: .*died"):
             await asked
         assert set((await say(workers, "b")).policy_versions) == {7}
+        # The new worker has counted nothing yet; what the old one had counted is not taken back.
+        await workers.load(WeightHandle(version=8, attempt=1, source=str(bundled.MODEL)))
         assert workers.statistics()["workers_lost"] == 1
+        assert workers.statistics()["sampled_tokens"] == 4 + 4
     finally:
         await workers.close()
+
+
+async def arithmetic(workers: RolloutWorkers) -> Episode:
+    """An episode of the demo's environment."""
+    (task,) = plan_run(workers._settings).tasks
+    dispatch = Dispatch("e", 0, "p", 0, environment=task.name)
+    return await workers.play_episode(dispatch, 0, task.rows[0])
+
+
+async def test_a_worker_that_stands_still_is_named_and_replaced(
+    cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ("--cluster.rollout_workers=1", "--rollout.limit_s=20", "--engine.update_limit_s=3")
+    workers = RolloutWorkers(demo(tmp_path, *flags))
+    assert workers._limits["play_episode"][0] == 100.0
+    workers._limits["play_episode"] = (3.0, workers._limits["play_episode"][1])
+    weights = WeightHandle(version=2, attempt=1, source=str(bundled.MODEL))
+    try:
+        await workers.start()
+        (worker,) = workers._workers
+        first = await stopped(worker, workers)
+        episode = await arithmetic(workers)
+        assert episode.failure is not None
+        assert episode.failure.error == "WorkerLost"
+        assert episode.failure.message == (
+            "waited 3 s for rollout worker 0 to play an episode (twice rollout.limit_s and a minute)"
+        )
+        assert (await arithmetic(workers)).failure is None
+        second = await stopped(worker, workers)
+        await workers.load(weights)  # by the third worker, which is waited for
+        waited = "waited 3 s for rollout worker 0 to take new weights (engine.update_limit_s)"
+        assert waited in caplog.text
+        assert set((await say(workers, "b")).policy_versions) == {2}
+        assert worker.lost == 2
+        for pid in (first, second):
+            await gone(pid)
+    finally:
+        await workers.close()
+
+
+async def stopped(worker: Worker, workers: RolloutWorkers) -> int:
+    """Stop the process of a worker as a debugger does; its number."""
+    pid: int = (await workers._told(worker, "describe"))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+async def gone(pid: int) -> None:
+    """Wait until a process is no more."""
+    await until(lambda: not Path(f"/proc/{pid}").exists(), 10.0)
+
+
+async def until(holds: Callable[[], bool], limit_s: float) -> None:
+    """Wait for something that nobody tells."""
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
 
 
 async def lost(workers: RolloutWorkers) -> None:
@@ -162,19 +227,35 @@ async def test_a_worker_that_cannot_be_started_again_at_once_is_tried_again(
 
 
 async def test_a_worker_whose_engine_has_died_gets_no_more_episodes(cluster: Any, tmp_path: Path) -> None:
-    settings = demo(tmp_path, "--cluster.rollout_workers=1")
-    workers = RolloutWorkers(settings)
+    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
     try:
         await workers.start()
         (worker,) = workers._workers
         await worker.actor.__ray_call__.remote(lambda it: it.policy._thread.post(lambda: 1 / 0))
-        (task,) = plan_run(settings).tasks
-        dispatch = Dispatch("e", 0, "p", 0, environment=task.name)
-        episode = await workers.play(dispatch, 0, task.rows[0])
+        episode = await arithmetic(workers)
         assert episode.failure is not None
         assert episode.failure.error == "PolicyUnavailable"
         assert worker.lost == 1
-        assert (await workers.play(dispatch, 0, task.rows[0])).failure is None
+        assert (await arithmetic(workers)).failure is None
+    finally:
+        await workers.close()
+
+
+async def test_a_worker_whose_sandbox_has_died_is_replaced(
+    cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
+    try:
+        await workers.start()
+        (worker,) = workers._workers
+        assert await workers._told(worker, "check_sandbox") is None
+        await worker.actor.__ray_call__.remote(lambda it: setattr(it._sandbox, "_closed", True))
+        episode = await arithmetic(workers)
+        assert episode.failure is not None
+        assert episode.failure.boundary == "sandbox"
+        assert "rollout worker 0: SandboxClosed: the sandbox was closed; it is started again" in caplog.text
+        assert worker.lost == 1
+        assert (await arithmetic(workers)).failure is None
     finally:
         await workers.close()
 
@@ -193,8 +274,15 @@ async def test_workers_without_room_are_refused(cluster: Any, tmp_path: Path) ->
 
 
 def test_a_node_that_dies_costs_its_unfinished_episodes(cluster: Any, tmp_path: Path) -> None:
-    def lose() -> None:  # in the main thread: Ray's helper sets handlers of signals
-        cluster.remove_node(sorted(cluster.worker_nodes, key=str)[0])
+    async def lose(orchestrator: Orchestrator) -> None:
+        workers = orchestrator.parts.policy
+        assert isinstance(workers, RolloutWorkers)
+        worker = workers._workers[0]
+        node = await worker.actor.__ray_call__.remote(lambda it: ray.get_runtime_context().get_node_id())
+        await until(lambda: worker.playing > 0, 60.0)
+        await stopped(worker, workers)  # else its episodes may end before their node does
+        (doomed,) = [one for one in cluster.worker_nodes if one.node_id == node]
+        cluster.remove_node(doomed)  # in the main thread: Ray's helper sets handlers of signals
         cluster.add_node(num_cpus=1)
 
     orchestrator, said = asyncio.run(run(tmp_path, "--run.steps=6", meanwhile=lose))
