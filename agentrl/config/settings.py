@@ -332,6 +332,9 @@ class LearnerSettings:
     """Likeliest tokens that are kept beside each token (`run.token_values_kept`), 6 bytes each."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    publish_every: Count = 1
+    """Steps between two updates of the engines, at most `stream.staleness` + 1; a version that is evaluated
+    is published too."""
     place: Literal["thread", "process"] = "thread"
     """A thread of this process, or processes of their own (one per rank)."""
     ranks: Count = 1
@@ -512,6 +515,14 @@ class Settings:
                     f"{self.cluster.kind!r} every rollout worker has an engine of its own: leave it out"
                 ),
             )
+        every, allowed = self.learner.publish_every, 0 if self.run.deterministic else self.stream.staleness
+        if every > allowed + 1:
+            within = "run.deterministic = true" if self.run.deterministic else f"stream.staleness = {allowed}"
+            text = (
+                f"learner.publish_every = {every} makes episodes {every - 1} versions old before they begin, "
+                f"and {within} allows {allowed}: publish every {allowed + 1} steps at most"
+            )
+            yield ("learner.publish_every", "stream.staleness", "run.deterministic"), text
         least = self.stream.staleness + 2
         if self.resident_adapters and 0 < self.engine.adapters < least:
             text = (

@@ -2,9 +2,10 @@
 
 Three rules of staleness, with s the allowed staleness, B the batch and v the learner's version:
 
-`correct` (soft): an episode is admitted while accepted + running < (s + v + 1) B. A batch is the B
-episodes that were dispatched first among the finished ones. A slow episode may exceed s; it is learned
-from with importance weights, and the excess is counted.
+`correct` (soft): an episode is admitted while accepted + running < (s + p + 1) B, with p the version that
+engines have: v, or up to `learner.publish_every` - 1 less. A batch is the B episodes that were dispatched
+first among the finished ones. A slow episode may exceed s; it is learned from with importance weights, and
+the excess is counted.
 
 `wait` (hard): an episode whose first token has version f is due by d = f + s. For each d, the episodes
 under way that are due by d are at most (d - v + 1) B, at admission and after each take; batches are
@@ -64,7 +65,7 @@ class EpisodeBuffer:
         self.batch = batch
         self.staleness = staleness
         self.stale_policy = stale_policy
-        self.version = 0
+        self.version = self.published = 0
         self._groups = groups
         self._unit = 1 if groups is None else groups.size
         self._keep = keep
@@ -108,9 +109,9 @@ class EpisodeBuffer:
         """Episodes that may be dispatched now."""
         if self.stale_policy == "wait":
             # A new episode is due last of all, so only the count of all of them binds.
-            steps_left = self.version + self.staleness - self._next + 1
+            steps_left = self.published + self.staleness - self._next + 1
             return steps_left * self.batch - self.under_way
-        return (self.staleness + self.version + 1) * self.batch - self._accepted - self.running
+        return (self.staleness + self.published + 1) * self.batch - self._accepted - self.running
 
     def started(self, episode_id: str, start_version: int) -> None:
         """An episode is in flight from now on."""
@@ -139,7 +140,7 @@ class EpisodeBuffer:
 
     def restore(self, episodes: Sequence[Episode], version: int) -> None:
         """Put finished episodes of an earlier attempt back, which was at `version`."""
-        self.version = version
+        self.version = self.published = version
         for episode in episodes:
             self._place(episode, kept=True)  # what is not kept left at once, in the earlier attempt
         self._next = self.version
@@ -166,9 +167,11 @@ class EpisodeBuffer:
         self._accepted -= sum(map(len, old))
         return old
 
-    def advance(self, version: int) -> None:
-        """The learner is at `version` now."""
+    def advance(self, version: int, *, published: bool = True) -> None:
+        """The learner is at `version` now, and so are the engines where it was published."""
         self.version = self._next = version
+        if published:
+            self.published = version
         self._changed.set()
 
     def _deadline(self, unit: Unit) -> int:

@@ -121,8 +121,9 @@ class Control:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise PartError(f"{where}; it must be a finite number")
         if name == STALENESS:
-            # What is in flight was planned for the setting.
-            return min(int(value), self._settings.stream.staleness)
+            # What is in flight was planned for the setting; below the least no batch could fill.
+            least = self._settings.learner.publish_every - 1
+            return max(least, min(int(value), self._settings.stream.staleness))
         section, _, field = name.partition(".")
         try:
             changed = dataclasses.replace(getattr(self._settings, section), **{field: float(value)})

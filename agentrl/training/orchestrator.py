@@ -194,8 +194,9 @@ class Orchestrator(Attempt):
         await write_step(self, batch, given, values, tokens, row)
         keys = [episode.episode_id for episode in batch]
         self.parts.ledger.learned(keys, self.version - 1, masked=given.masked)  # from now on it is taken
-        self.log.publish_s = await self._publish()
-        self.buffer.advance(self.version)
+        published = self._to_publish()
+        self.log.publish_s = await self._publish() if published else 0.0
+        self.buffer.advance(self.version, published=published)
         self.dispatcher.wake()
         await self._due()
 
@@ -269,6 +270,12 @@ class Orchestrator(Attempt):
 
     async def _flush(self) -> None:
         await self.limited(self.parts.recorder.flush(), f"the disk to write {self.parts.folder.episodes}")
+
+    def _to_publish(self) -> bool:
+        """Whether engines get the present version: it is its turn, or it is evaluated next."""
+        evaluated = self.settings.eval.every if self.parts.evaluate is not None else 0
+        every = (self.settings.learner.publish_every, evaluated)
+        return self.version >= self.settings.run.steps or any(n and self.version % n == 0 for n in every)
 
     async def _publish(self) -> float:
         started = time.monotonic()

@@ -147,7 +147,7 @@ class TrainingStream:
         return self._dispatch(key, prompt, group, done=done)
 
     def _dispatch(self, key: str, prompt: int, group: int | None, *, done: Done = "") -> Dispatch:
-        version = self._buffer.version
+        version = self._buffer.published
         index = int(key.removeprefix(TRAINING))
         copies = 0 if self._copies is None or group is None else self._copies.count_of(group)
         self._ledger.dispatched(key, self._pool.prompt_ids[prompt], version, group, copies=copies, done=done)

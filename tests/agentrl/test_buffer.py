@@ -45,6 +45,22 @@ def test_correct_admits_in_aggregate() -> None:
     assert buffer.room() == 2
 
 
+def test_engines_that_are_behind_the_learner_admit_by_their_own_version() -> None:
+    # s = 1, B = 2, published every 2 steps. Version 1 is not: an episode that begins now has version 0, and is
+    # learned from by the step of version 1 at the latest.
+    for policy in ("correct", "wait"):
+        buffer = EpisodeBuffer(batch=2, staleness=1, stale_policy=policy)
+        for index in range(4):
+            buffer.started(f"t{index}", 0)
+            buffer.put(episode(index, 0))
+        assert buffer.take_now() is not None
+        buffer.advance(1, published=False)
+        assert (buffer.version, buffer.published, buffer.room()) == (1, 0, 0)
+        assert buffer.take_now() is not None
+        buffer.advance(2)
+        assert (buffer.published, buffer.room()) == (2, 4)
+
+
 def test_drop_lets_go_of_who_is_too_old_and_admits_another() -> None:
     # s = 1, B = 1: two under way at version 0. t0 is still running when version 2 begins.
     buffer = EpisodeBuffer(batch=1, staleness=1, stale_policy="drop")
@@ -143,31 +159,32 @@ latencies = st.lists(
     slots=st.integers(1, 20),
     latency=latencies,
     late_first_token=st.booleans(),
+    every=st.integers(1, 4),
 )
 @pytest.mark.slow
 def test_wait_never_exceeds_its_bound_and_never_deadlocks(
-    batch: int, staleness: int, slots: int, latency: list[int], late_first_token: bool
+    batch: int, staleness: int, slots: int, latency: list[int], late_first_token: bool, every: int
 ) -> None:
-    # Fails when `_bound_after` always returns True (bound), or when batches are taken oldest first
-    # without the deadlines of running episodes (deadlock).
+    # Fails when `_bound_after` always returns True (bound), when batches are taken oldest first without the
+    # deadlines of running episodes (deadlock), or when `room` counts from the learner's version (bound).
     buffer = EpisodeBuffer(batch=batch, staleness=staleness, stale_policy="wait")
     running: dict[int, tuple[int, int]] = {}
     index = version = now = idle = 0
     while version * batch < len(latency):
         while buffer.room() > 0 and len(running) < slots:
-            buffer.started(f"t{index}", version)
-            running[index] = (now + latency[index % len(latency)], version)
+            buffer.started(f"t{index}", buffer.published)
+            running[index] = (now + latency[index % len(latency)], buffer.published)
             index += 1
         due = [number for number, (end, _) in running.items() if end <= now]
         for number in due:
             _, start = running.pop(number)
-            first = version if late_first_token else start
+            first = buffer.published if late_first_token else start
             buffer.put(episode(number, first))
         taken = buffer.take_now()
         if taken is not None:
             assert all(e.staleness(version) <= staleness for e in taken)
             version += 1
-            buffer.advance(version)
+            buffer.advance(version, published=version % min(every, staleness + 1) == 0)
         now += 1
         idle = 0 if taken or running else idle + 1
         assert idle < 3, "nothing runs and no batch can be taken: a deadlock"

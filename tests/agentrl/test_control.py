@@ -142,6 +142,14 @@ def test_what_a_controller_gives_is_checked(tmp_path: Path, gives: str, message:
         steering.act({}, CreditBatch(scores=np.zeros(1)))
 
 
+def test_staleness_is_not_steered_below_what_publishing_seldom_needs(tmp_path: Path) -> None:
+    # Published every 3 steps, episodes begin up to 2 versions old: with less no batch could fill.
+    code = part('("stream.staleness",)', '{"stream.staleness": 0}')
+    steered = control(tmp_path, code, "--stream.staleness=4", "--learner.publish_every=3")
+    steered.act({}, CreditBatch(scores=np.zeros(1)))
+    assert steered.staleness(4) == 2
+
+
 def test_staleness_falls_with_the_effective_share_and_rises_to_the_setting_again() -> None:
     settings = load_settings(None, ["--controller.kind=effective_share", "--stream.staleness=2"])
     steering, batch = Control(settings), CreditBatch(scores=np.zeros(1))

@@ -16,7 +16,7 @@ import pytest
 from agentrl.algorithms.advantage import advantages, normalise
 from agentrl.config.loading import load_settings
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError, ConfigError, DiskError, Interrupted, StallError
+from agentrl.errors import AgentRLError, ConfigError, DiskError, Interrupted, LearnerError, StallError
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.storage.checkpoint import checkpoint_folders
 from agentrl.storage.ledger import State
@@ -27,8 +27,9 @@ from agentrl.training.assembly import check_engine
 from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.drift_replay import DriftReplay
 from agentrl.training.resume import resume
+from agentrl.weights.handle import WeightHandle
 from agentrl_envs import Env
-from tests.agentrl.conftest import Echo, default_script, make_loop
+from tests.agentrl.conftest import ArithmeticLearner, Echo, default_script, make_loop
 
 if TYPE_CHECKING:
     from agentrl.training.learner_thread import AsyncLearner
@@ -43,6 +44,103 @@ async def test_a_run_learns_from_every_episode_it_dispatched(new_loop: Callable[
     rows = read_metrics(run.folder.metrics)
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
     await run.close()
+
+
+class Updated(ScriptedPolicy):
+    """Remembers the versions that it took."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.taken: list[int] = []
+
+    async def load(self, weights: WeightHandle) -> None:
+        self.taken.append(weights.version)
+        await super().load(weights)
+
+
+def updated() -> Updated:
+    return Updated(default_script, tokenizer=ByteTokenizer(), seed=0)
+
+
+async def test_engines_are_updated_every_k_steps(new_loop: Callable[..., Any]) -> None:
+    flags = ("--run.steps=6", "--learner.publish_every=2", "--stream.stale_policy=wait")
+    run = await new_loop(*flags, policy=updated())
+    await run.orchestrator.run()
+    assert run.policy.taken == [2, 4, 6]
+    rows = [row for row in read_metrics(run.folder.metrics) if row["kind"] == "step"]
+    assert [row["publish_s"] > 0 for row in rows] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]  # by the step before
+    # The hard bound counts from what sampled the tokens: versions 0, 2 and 4, at steps one later at most.
+    assert {age for row in rows for age in row["staleness"]} <= {"0", "1"}
+    ids = [key for batch in run.learner.batches for key in batch]
+    episodes = read_episodes(run.folder.episodes, set(ids))
+    for episode in episodes:
+        sampled = {
+            int(version) for part in episode.segments for version in part.policy_versions if version >= 0
+        }
+        assert min(sampled) == episode.start_version
+        assert sampled <= {0, 2, 4}
+    assert len(ids) == 48
+    await run.close()
+
+
+async def test_a_version_that_is_evaluated_is_published(new_loop: Callable[..., Any]) -> None:
+    flags = ("--run.steps=5", "--learner.publish_every=2", "--eval.every=3")
+    run = await new_loop(*flags, policy=updated(), held_out=[{"id": "ab", "word": "ab"}])
+    await run.orchestrator.run()
+    assert run.policy.taken == [2, 3, 4, 5]
+    rows = [row for row in read_metrics(run.folder.metrics) if row["kind"] == "eval"]
+    assert [row["version"] for row in rows] == [0, 3, 5]
+    await run.close()
+
+
+async def test_a_resumed_run_publishes_where_it_goes_on(
+    new_loop: Callable[..., Any], reopen: Callable[..., Any]
+) -> None:
+    flags = ("--run.steps=6", "--learner.publish_every=2", "--checkpoint.every=2")
+
+    async def killed() -> None:
+        if len(learner.batches) == 3:
+            raise LearnerError("killed here")
+
+    learner = ArithmeticLearner(seconds=lambda: killed())
+    run = await new_loop(*flags, policy=updated(), learner=learner)
+    with pytest.raises(LearnerError):
+        await run.orchestrator.run()
+    assert run.policy.taken == [2]
+    await run.close()
+    again = await reopen(*flags, policy=updated())
+    await resume(again.orchestrator)
+    # The learner is at 3, and so is the engine: no episode of this attempt begins under an older version.
+    assert again.policy.taken == [3]
+    assert again.orchestrator.buffer.published == 3
+    await again.orchestrator.run()
+    assert again.policy.taken == [3, 4, 6]
+    assert again.orchestrator.parts.ledger.summary() == {"learned": 48}
+    await again.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "allowed"),
+    [
+        (("--stream.staleness=1",), "stream.staleness = 1 allows 1"),
+        (("--run.deterministic=true",), "allows 0"),
+    ],
+)
+def test_engines_that_would_be_too_far_behind_are_refused(flags: tuple[str, ...], allowed: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"learner.publish_every = 3 makes episodes 2 versions old .*{allowed}"
+    ):
+        load_settings(None, ["--learner.publish_every=3", *flags])
+    assert (
+        load_settings(None, ["--learner.publish_every=3", "--stream.staleness=2"]).learner.publish_every == 3
+    )
 
 
 async def test_all_baselines_are_read_before_any_reward_of_the_batch_is_folded(

@@ -168,9 +168,10 @@ class BufferMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["correct", "wait", "drop"]),
         unit=st.sampled_from([1, 2]),
         slots=st.sampled_from([1, 6, 12]),
+        every=st.integers(1, 3),
     )
-    def start(self, batches: int, staleness: int, policy: Any, unit: int, slots: int) -> None:
-        self.unit, self.slots = unit, slots
+    def start(self, batches: int, staleness: int, policy: Any, unit: int, slots: int, every: int) -> None:
+        self.unit, self.slots, self.every = unit, slots, min(every, staleness + 1)
         self.options: dict[str, Any] = {
             "batch": batches * unit,
             "staleness": staleness,
@@ -194,7 +195,7 @@ class BufferMachine(RuleBasedStateMachine):
             if not self.missing:
                 self.missing = [self.index] * self.unit
             group = self.missing.pop()
-        version = self.buffer.version
+        version = self.buffer.published
         self.running[self.index] = Dispatch(f"t{self.index}", self.index, "p", version, group=group)
         self.buffer.started(f"t{self.index}", version)
         self.index += 1
@@ -213,7 +214,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     def _finish(self, index: int, late: bool) -> None:
         dispatch = self.running.pop(index)
-        first = self.buffer.version if late else dispatch.start_version
+        first = self.buffer.published if late else dispatch.start_version
         assert self.buffer.put(make_episode(dispatch, version=first)) == []
         self.finished.add(index)
 
@@ -248,7 +249,8 @@ class BufferMachine(RuleBasedStateMachine):
         assert set(taken) <= self.finished
         self.finished -= set(taken)
         self.learned += taken
-        self.buffer.advance(self.buffer.version + 1)
+        version = self.buffer.version + 1
+        self.buffer.advance(version, published=version % self.every == 0)
         return True
 
     @rule(seldom=st.integers(0, 9))
