@@ -243,12 +243,15 @@ def bench_step(options: argparse.Namespace) -> dict[str, Any]:
 def bench_ranks(options: argparse.Namespace) -> dict[str, Any]:
     """Share of rank time that is lost to waiting, where a batch is balanced over `--ranks`.
 
-    Each rank's packed micro-batches go forward and backward in this process, one after the other, and their CPU
-    seconds stand for the rank's: what other work does to a rank's wall time is left out.
+    Each rank's packed micro-batches go forward and backward in this process, one after the other and with one
+    thread, and their CPU seconds stand for the rank's: what other work does to a rank's wall time is left out.
     """
+    import torch
+
     from agentrl.learner.batch import balance, build_sequences, pack
     from agentrl.learner.learner import Learner
 
+    torch.set_num_threads(1)
     lengths = make_lengths(options.batch, options.tokens, options.lengths)
     if options.lengths_file:
         lengths = json.loads(Path(options.lengths_file).read_text())[: options.batch]
