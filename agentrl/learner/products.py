@@ -39,9 +39,9 @@ def _is_amd() -> bool:
 SLOW_BFLOAT16 = _slow_bfloat16()
 """Whether this is an x86 processor without AMX, and not one of AMD's with `avx512_bf16`.
 
-One core of an Intel Xeon with `avx512_bf16` gave 80 GFLOP/s in bfloat16 and 130 to 150 in float32; AMD's,
-with which it was not measured, are said to be twice as fast in bfloat16. From the processor and not from a
-measurement: a run that is resumed there must compute the same numbers."""
+One core of an Intel Xeon with `avx512_bf16` gave 80 GFLOP/s in bfloat16 and 130 to 150 in float32, one of an
+AMD EPYC 440 and 100. From the processor and not from a measurement: a run that is resumed there must compute
+the same numbers."""
 
 
 def multiplies_in_float32(choice: str, device: torch.device, dtype: torch.dtype) -> bool:

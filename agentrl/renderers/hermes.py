@@ -15,7 +15,7 @@ from typing import Any
 
 from agentrl.errors import RendererError
 from agentrl.renderers.base import ParsedMessage
-from agentrl.renderers.template import ChatTemplate, Step
+from agentrl.renderers.template import PROBE, ChatTemplate, Step
 from agentrl.renderers.text import TextCodec, fenced_code, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec, text_of
 from agentrl_envs.messages import MOST_CALLS
@@ -36,13 +36,6 @@ To call one, write a JSON object with its name and its arguments between these t
 The result comes back between <tool_response> and </tool_response>. To answer, write no call."""
 """Added to the system message where the chat template does not list tools."""
 
-_PROBE = ToolSpec(
-    name="probe_tool",
-    description="Look something up.",
-    parameters={"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
-    parallel=False,
-    timeout_s=1.0,
-)
 _PROBE_CALL = {"name": "probe_tool", "arguments": {"code": "print(1)"}}
 
 
@@ -149,8 +142,8 @@ class HermesRenderer:
 
     def _knows_format(self) -> bool:
         """Whether the template lists tools and asks for `<tool_call>`."""
-        text = self._template.render([_user("a")], [_PROBE.as_openai()])
-        return _PROBE.name in text and OPEN in text
+        text = self._template.render([_user("a")], [PROBE.as_openai()])
+        return PROBE.name in text and OPEN in text
 
     def _knows_system(self) -> bool:
         try:
@@ -174,7 +167,7 @@ class HermesRenderer:
             Step(f"Again.\n{raw}\n{raw}", self._said("Again.", raw, 2), two),
             Step("Yes, 1.", self._said("Yes, 1."), [_user("Thank you.")]),
         ]
-        tools = [_PROBE.as_openai()] if self.template_lists_tools else []
+        tools = [PROBE.as_openai()] if self.template_lists_tools else []
         self._template.prove_append_only(steps, [_user("What is it?")], tools)
 
     def _said(self, content: str, raw: str = "", calls: int = 0) -> Message:
@@ -189,7 +182,7 @@ def _user(text: str) -> Message:
 
 
 def _result(text: str) -> ToolResult:
-    return ToolResult(call_id="call_0", name=_PROBE.name, text=text, ok=True, seconds=0.0)
+    return ToolResult(call_id="call_0", name=PROBE.name, text=text, ok=True, seconds=0.0)
 
 
 def _calls(text: str) -> list[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from agentrl.errors import RendererError
 from agentrl.renderers.base import ParsedMessage, refuse_pictures
-from agentrl.renderers.template import neutral_message
+from agentrl.renderers.template import PROBE, neutral_message
 from agentrl.renderers.text import TextCodec, message_id
 from agentrl_envs import Message, ToolCall, ToolResult, ToolSpec
 from agentrl_envs.messages import MOST_CALLS
@@ -22,13 +22,6 @@ from agentrl_envs.plain import read_json
 
 REMEDY = 'pip install "agentrl[native]" installs it'
 
-_PROBE = ToolSpec(
-    name="probe_tool",
-    description="Look something up.",
-    parameters={"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
-    parallel=False,
-    timeout_s=1.0,
-)
 _PROBE_ARGUMENTS = {"code": "print(1)"}
 _ASKED: list[Message] = [
     {"role": "system", "content": "Be brief."},
@@ -239,18 +232,18 @@ class NativeRenderer:
                 {
                     "id": "functions.probe_tool:0",
                     "type": "function",
-                    "function": {"name": _PROBE.name, "arguments": _PROBE_ARGUMENTS},
+                    "function": {"name": PROBE.name, "arguments": _PROBE_ARGUMENTS},
                 }
             ],
         }
         told: Message = {
             "role": "tool",
-            "name": _PROBE.name,
+            "name": PROBE.name,
             "tool_call_id": "functions.probe_tool:0",
             "content": "2",
         }
         for messages in (_ASKED, _ASKED[1:], [*_ASKED, called, told]):
-            self._same_as_template(messages, [_PROBE])
+            self._same_as_template(messages, [PROBE])
         self._same_as_template(_ASKED[1:], [])
         self._reads_back([*_ASKED, called], told)
         self._after([*self._said, self.turn_end_id], _ASKED[1:])
@@ -279,12 +272,12 @@ class NativeRenderer:
 
     def _reads_back(self, messages: Sequence[Message], told: Message) -> None:
         """A call that is written is read again, and what follows it is what a whole rendering has there."""
-        whole = self._render([*messages, told], [_PROBE], announce=True)
-        prompt = len(self._render(messages[:-1], [_PROBE], announce=False))
+        whole = self._render([*messages, told], [PROBE], announce=True)
+        prompt = len(self._render(messages[:-1], [PROBE], announce=False))
         ends = [i for i in range(prompt, len(whole)) if whole[i] in self.stop_token_ids]
         for end in ends:
             sampled = self._sampled(whole[prompt : end + 1])
-            calls = self.parse(sampled, [_PROBE]).tool_calls
+            calls = self.parse(sampled, [PROBE]).tool_calls
             if len(calls) == 1 and calls[0].arguments == _PROBE_ARGUMENTS:
                 break
         else:
@@ -293,7 +286,7 @@ class NativeRenderer:
                 f"{self.decode(whole[prompt:])!r}"
             )
         result = ToolResult(
-            call_id=str(told["tool_call_id"]), name=_PROBE.name, text="2", ok=True, seconds=0.0
+            call_id=str(told["tool_call_id"]), name=PROBE.name, text="2", ok=True, seconds=0.0
         )
         self._call_end = sampled[-1]
         added = self.extend(sampled, [result])

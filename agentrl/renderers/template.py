@@ -16,11 +16,20 @@ from typing import Any
 
 from agentrl.errors import RendererError
 from agentrl.renderers.text import BREAK, TextCodec
-from agentrl_envs import Message
+from agentrl_envs import Message, ToolSpec
 
 _MARKER = "\ue0f8said\ue0f9"
 FOREIGN_ROLES = ("user", "tool")
 """Messages of these roles carry text of users, data and programs: never control tokens."""
+
+PROBE = ToolSpec(
+    name="probe_tool",
+    description="Look something up.",
+    parameters={"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
+    parallel=False,
+    timeout_s=1.0,
+)
+"""A tool that scripted conversations call."""
 
 
 @dataclass(frozen=True, slots=True)

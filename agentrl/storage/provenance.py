@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,25 @@ from agentrl_envs.secret_text import masked_words
 PACKAGES = ("agentrl", "numpy", "torch", "transformers", "vllm", "openai", "math-verify", "sympy")
 
 
+def processor() -> str:
+    """The name that the processor gives itself on Linux; elsewhere what Python knows of it."""
+    try:
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        named = None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python, the system and the packages that matter, where installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    """Versions of Python, the system and the packages that matter, where installed.
+
+    The processor is among them: learning in bfloat16 without a GPU multiplies by it (`learner.cpu_products`).
+    """
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+    }
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

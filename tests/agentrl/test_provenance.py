@@ -59,7 +59,7 @@ def test_a_command_is_kept_without_its_secrets(given: list[str], shown: str) -> 
 
 
 def test_versions_name_what_took_part() -> None:
-    assert {"python", "platform", "agentrl", "numpy"} <= set(versions())
+    assert {"python", "platform", "processor", "agentrl", "numpy"} <= set(versions())
 
 
 def test_nested_values_lose_their_secrets() -> None:
