@@ -6,14 +6,18 @@ a test that does not run is a failure.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["missing", "needed"]
+from agentrl_sandbox import SandboxUnavailable
+
+__all__ = ["docker_engine", "missing", "needed"]
 
 
 def needed(package: str, reason: str) -> Any:
@@ -30,3 +34,18 @@ def missing(why: str) -> NoReturn:
     if os.environ.get("AGENTRL_REQUIRE_ADAPTERS"):
         pytest.fail(f"AGENTRL_REQUIRE_ADAPTERS is set: {why}")
     pytest.skip(why)
+
+
+@contextlib.contextmanager
+def docker_engine() -> Iterator[Any]:
+    """A client of the Docker engine; without one, skip, or fail where AGENTRL_REQUIRE_DOCKER is set."""
+    from agentrl_sandbox.docker.engine import connect
+
+    try:
+        client = connect()
+    except SandboxUnavailable as error:
+        if os.environ.get("AGENTRL_REQUIRE_DOCKER"):
+            raise
+        pytest.skip(f"no Docker engine (scripts/test_docker.sh starts one): {error}")
+    yield client
+    client.close()

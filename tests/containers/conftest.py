@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from agentrl_sandbox import SandboxUnavailable
+from tests.needed import docker_engine
 
 SHELL_IMAGE = "agentrl-test:shell"
 PROGRAMS = (
@@ -35,22 +34,15 @@ PROGRAMS = (
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Any]:
-    """A client of the engine; its absence is an error where the caller promised one."""
-    from agentrl_sandbox.docker.engine import connect
+    """A client of the engine, which has the image with a shell."""
     from agentrl_sandbox.docker.image import build_image
 
-    try:
-        client = connect()
-    except SandboxUnavailable as error:
-        if os.environ.get("AGENTRL_REQUIRE_DOCKER"):
-            raise
-        pytest.skip(f"no Docker engine (scripts/test_docker.sh starts one): {error}")
-    before = tags(client)
-    build_image(SHELL_IMAGE, packages=(), programs=PROGRAMS)
-    yield client
-    for tag in tags(client) - before:  # the images of tasks, too
-        client.images.remove(tag, force=True)
-    client.close()
+    with docker_engine() as client:
+        before = tags(client)
+        build_image(SHELL_IMAGE, packages=(), programs=PROGRAMS)
+        yield client
+        for tag in tags(client) - before:  # the images of tasks, too
+            client.images.remove(tag, force=True)
 
 
 def tags(engine: Any) -> set[str]:

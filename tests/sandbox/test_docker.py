@@ -26,6 +26,7 @@ from agentrl_sandbox import (
     open_sandbox,
 )
 from agentrl_sandbox.docker.pool import OWNER_LABEL, SANDBOX_LABEL, boot_id, remove_abandoned
+from tests.needed import docker_engine
 from tests.sandbox.starting import cancelled
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -33,17 +34,9 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pyte
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
-    """A client of the engine; its absence is an error where the caller promised one."""
-    from agentrl_sandbox.docker.engine import connect
-
-    try:
-        client = connect()
-    except SandboxUnavailable as error:
-        if os.environ.get("AGENTRL_REQUIRE_DOCKER"):
-            raise
-        pytest.skip(f"no Docker engine (scripts/test_docker.sh starts one): {error}")
-    yield client
-    client.close()
+    """A client of the engine."""
+    with docker_engine() as client:
+        yield client
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,15 +1,15 @@
 """The hostile programs of `benchmarks.hostile` in containers of a real engine (`make test-docker`)."""
 
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from agentrl_sandbox import SandboxUnavailable, open_sandbox
+from agentrl_sandbox import open_sandbox
 from benchmarks.hostile import CASES
 from benchmarks.hostile.harness import LIMITS, endure
+from tests.needed import docker_engine
 
 pytestmark = [
     pytest.mark.docker,
@@ -21,15 +21,9 @@ pytestmark = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sandbox() -> AsyncIterator[Any]:
-    opened = open_sandbox("docker", limits=LIMITS, warm=2)
-    try:
-        await opened.start()
-    except SandboxUnavailable as error:
-        if os.environ.get("AGENTRL_REQUIRE_DOCKER"):
-            raise
-        pytest.skip(f"no Docker engine (scripts/test_docker.sh starts one): {error}")
-    yield opened
-    await opened.close()
+    with docker_engine():
+        async with open_sandbox("docker", limits=LIMITS, warm=2) as opened:
+            yield opened
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -128,37 +128,46 @@ def seccomp_profile(families: Sequence[int] = (socket.AF_UNIX,)) -> str:
     return json.dumps(profile)
 
 
-def container_options(shape: ContainerShape, settings: ContainerSettings) -> dict[str, Any]:
-    """The arguments of docker-py's `containers.create`: everything denied that a program does not need."""
+def limited(
+    image: str,
+    labels: Mapping[str, str],
+    *,
+    memory_mb: int,
+    processes: int,
+    cpus: float,
+    runtime: str | None,
+    entrypoint: Sequence[str],
+) -> dict[str, Any]:
+    """The arguments of docker-py's `containers.create` that all containers share: limits, and no network.
+
+    Args:
+        image: of the container.
+        labels: by which it is found again.
+        memory_mb: memory of all its processes; there is no swap beside it.
+        processes: processes and threads at once.
+        cpus: cores.
+        runtime: another than the engine's own.
+        entrypoint: the program that is process 1, with its arguments.
+    """
     from docker.types import LogConfig, Ulimit
 
-    memory = (shape.memory_mb + BASE_MEMORY_MB) * _MIB
     options: dict[str, Any] = {
-        "image": settings.image,
-        "entrypoint": ["python3", "-I", "-c", BOOTSTRAP],
+        "image": image,
+        "labels": dict(labels),
+        "entrypoint": list(entrypoint),
         "command": [],
-        "user": NOBODY,
-        "working_dir": "/tmp",
-        "environment": ENVIRONMENT,
-        "hostname": "sandbox",
-        "labels": dict(settings.labels),
         "network_mode": "none",
         "ipc_mode": "private",
-        "read_only": True,
-        # One file system for everything a program may write, so that one size bounds it.
-        "tmpfs": {"/tmp": f"rw,nosuid,nodev,noexec,mode=1777,size={shape.file_mb}m,nr_inodes={shape.files}"},
-        "shm_size": SHM_MB * _MIB,
         "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges", f"seccomp={seccomp_profile()}"],
-        "mem_limit": memory,
-        "memswap_limit": memory,
-        "pids_limit": shape.processes + 1,  # and the supervisor
-        "nano_cpus": int(settings.cpus * 1e9),
-        # RLIMIT_NPROC counts a user's processes on the whole machine, so it would couple sessions: pids_limit
-        # it is.
-        "ulimits": [Ulimit(name="core", soft=0, hard=0), Ulimit(name="memlock", soft=65536, hard=65536)],
-        # Our supervisor is process 1 and does what an init does. The engine's own would run as the program's
-        # user and, other than the supervisor, leave its memory and environment open to the program.
+        "security_opt": ["no-new-privileges"],
+        "mem_limit": memory_mb * _MIB,
+        "memswap_limit": memory_mb * _MIB,
+        # RLIMIT_NPROC counts a user's processes on the whole machine, so it would couple containers.
+        "pids_limit": processes,
+        "nano_cpus": int(cpus * 1e9),
+        "ulimits": [Ulimit(name="core", soft=0, hard=0)],
+        # Process 1 is ours and does what an init does. The engine's own would run as the program's user and,
+        # other than our supervisor, leave its memory and environment open to the program.
         "init": False,
         "oom_score_adj": 500,
         "stdin_open": True,
@@ -167,9 +176,35 @@ def container_options(shape: ContainerShape, settings: ContainerSettings) -> dic
         "log_config": LogConfig(type=LogConfig.types.NONE),
         "auto_remove": True,
     }
-    if settings.runtime:
-        options["runtime"] = settings.runtime
-    return options
+    return options | ({"runtime": runtime} if runtime else {})
+
+
+def container_options(shape: ContainerShape, settings: ContainerSettings) -> dict[str, Any]:
+    """The arguments of docker-py's `containers.create`: everything denied that a program does not need."""
+    from docker.types import Ulimit
+
+    common = limited(
+        settings.image,
+        dict(settings.labels),
+        memory_mb=shape.memory_mb + BASE_MEMORY_MB,
+        processes=shape.processes + 1,  # and the supervisor
+        cpus=settings.cpus,
+        runtime=settings.runtime,
+        entrypoint=["python3", "-I", "-c", BOOTSTRAP],
+    )
+    return {
+        **common,
+        "user": NOBODY,
+        "working_dir": "/tmp",
+        "environment": ENVIRONMENT,
+        "hostname": "sandbox",
+        "read_only": True,
+        # One file system for everything a program may write, so that one size bounds it.
+        "tmpfs": {"/tmp": f"rw,nosuid,nodev,noexec,mode=1777,size={shape.file_mb}m,nr_inodes={shape.files}"},
+        "shm_size": SHM_MB * _MIB,
+        "security_opt": [*common["security_opt"], f"seccomp={seccomp_profile()}"],
+        "ulimits": [*common["ulimits"], Ulimit(name="memlock", soft=65536, hard=65536)],
+    }
 
 
 def sent_program(modules: Mapping[str, str], function: str, *arguments: Any) -> bytes:
@@ -245,8 +280,7 @@ class Container:
         made = await created(client, calls, options)
         self = cls(made, calls, frame_limit)
         try:
-            raw = await calls.run("attach to a container", _attach, client, made.id)
-            self._reader, self._writer = await asyncio.open_connection(sock=raw)
+            self._reader, self._writer = await attached(client, calls, made.id, "stdin", "stdout", "stderr")
             await calls.run("start a container", made.start)
             self._writer.write(program)
             self.first, _ = await asyncio.wait_for(self.receive(), START_LIMIT_S)
@@ -329,26 +363,30 @@ class Container:
 
 async def created(client: docker.DockerClient, calls: EngineCalls, options: Mapping[str, Any]) -> Any:
     """A container that was made. Cancelled while the engine makes it, it is removed once it is there."""
-    making = asyncio.ensure_future(calls.run("create a container", client.containers.create, **options))
-    try:
-        return await asyncio.shield(making)
-    except asyncio.CancelledError:
-
-        async def remove() -> None:
-            with contextlib.suppress(SandboxUnavailable):
-                await calls.run("remove a container", remove_now, await making)
-
-        await asyncio.shield(asyncio.ensure_future(remove()))
-        raise
+    return await calls.run("create a container", client.containers.create, discard=remove_now, **options)
 
 
-def _attach(client: docker.DockerClient, container_id: str) -> socket.socket:
-    """The raw socket of the container's stdin, stdout and stderr."""
-    wanted = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-    return raw_socket(client.api.attach_socket(container_id, params=wanted))
+async def attached(
+    client: docker.DockerClient, calls: EngineCalls, container_id: str, *streams: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The `streams` of a container ("stdin", "stdout", "stderr"), from here on."""
+    wanted = {**dict.fromkeys(streams, 1), "stream": 1}
+    return await opened(calls, "attach to a container", client.api.attach_socket, container_id, params=wanted)
 
 
-def raw_socket(attached: Any) -> socket.socket:
+async def opened(
+    calls: EngineCalls, what: str, call: Callable[..., Any], *arguments: Any, **named: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The stream that a call of docker-py gives; closed where its caller was cancelled meanwhile."""
+
+    def open_it() -> socket.socket:
+        return _raw_socket(call(*arguments, **named))
+
+    raw = await calls.run(what, open_it, discard=socket.socket.close)
+    return await asyncio.open_connection(sock=raw)
+
+
+def _raw_socket(attached: Any) -> socket.socket:
     """The socket of a stream that the engine gave, independent of docker-py's own objects."""
     inner = getattr(attached, "_sock", attached)
     if not isinstance(inner, socket.socket) or inner.__class__.__name__ == "SSLSocket":

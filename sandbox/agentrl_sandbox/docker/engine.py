@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -64,7 +63,11 @@ def connect(base_url: str | None = None, *, timeout_s: float = CALL_LIMIT_S) -> 
         # The pool must be as wide as the threads that use it, or urllib3 drops and reopens connections.
         options: dict[str, Any] = {"timeout": timeout_s, "max_pool_size": 32}
         client = docker.DockerClient(base_url=base_url, **options) if base_url else docker.from_env(**options)
-        client.ping()
+        try:
+            client.ping()
+        except BaseException:
+            client.close()
+            raise
         return client
 
 
@@ -88,31 +91,63 @@ class EngineCalls:
         self._limit_s = limit_s
 
     async def run(
-        self, what: str, call: Callable[..., T], *arguments: Any, limit_s: float | None = None, **named: Any
+        self,
+        what: str,
+        call: Callable[..., T],
+        *arguments: Any,
+        limit_s: float | None = None,
+        discard: Callable[[T], object] | None = None,
+        **named: Any,
     ) -> T:
         """`call(*arguments, **named)` in a thread. `what` completes the sentence "cannot ...".
 
-        Raises `SandboxUnavailable` past the limit: `limit_s`, where it is given.
+        On cancellation or past the limit the thread goes on until the client's own time-out ends it, for
+        docker-py cannot be interrupted. What the call then returns is given to `discard`, in a thread; a
+        cancelled caller waits for it.
 
-        On cancellation or past the limit the thread goes on until the client's own time-out ends it:
-        docker-py cannot be interrupted, so callers must clean up what such a call may still make (labels do
-        that).
+        Args:
+            what: is done.
+            call: blocks.
+            arguments: of the call.
+            limit_s: on the time; the calls' own where None.
+            discard: closes or removes a result that nobody will have.
+            named: arguments of the call.
+
+        Raises:
+            SandboxUnavailable: the engine refuses, or does not answer within the limit.
         """
 
         def guarded() -> T:
             with engine_errors(what):
                 return call(*arguments, **named)
 
-        loop = asyncio.get_running_loop()
         limit_s = limit_s or self._limit_s
+        calling = self._threads.submit(guarded)
         try:
             async with asyncio.timeout(limit_s):
-                return await loop.run_in_executor(self._threads, functools.partial(guarded))
-        except TimeoutError as error:
-            raise SandboxUnavailable(
-                f"cannot {what}: the Docker engine did not answer within {limit_s:g} s"
-            ) from error
+                return await asyncio.wrap_future(calling)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            dropping = None if discard is None or calling.cancel() else _dropping(calling, discard)
+            if isinstance(error, TimeoutError):
+                raise SandboxUnavailable(
+                    f"cannot {what}: the Docker engine did not answer within {limit_s:g} s"
+                ) from error
+            if dropping is not None:
+                await asyncio.shield(dropping)
+            raise
 
     def close(self) -> None:
         """Gives the threads up; calls under way end by the client's own time-out."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _dropping(calling: Future[T], discard: Callable[[T], object]) -> asyncio.Future[None]:
+    """Wait for a call, and discard what it returns, if it does."""
+
+    def drop() -> None:
+        if calling.exception() is None:
+            with contextlib.suppress(SandboxUnavailable), engine_errors("discard what came too late"):
+                discard(calling.result())
+
+    # In a thread and not in a task: the end of the loop would cancel that.
+    return asyncio.get_running_loop().run_in_executor(None, drop)

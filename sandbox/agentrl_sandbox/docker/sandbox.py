@@ -143,7 +143,9 @@ class DockerSandbox(Sandbox):
                     f"the docker sandbox offers level {self.level.name.lower()}, below the "
                     f"{self._min_level.name.lower()} asked for; runtime='runsc' (gVisor) gives virtual"
                 )
-            self._client = await self._calls.run("connect", connect, self._base_url)
+            self._client = await self._calls.run(
+                "connect", connect, self._base_url, discard=lambda client: client.close()
+            )
             client = self._client
             removed = await self._calls.run("remove old containers", remove_abandoned, client)
             if removed:

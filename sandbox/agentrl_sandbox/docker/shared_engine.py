@@ -35,7 +35,9 @@ class SharedEngine:
 
     async def open(self) -> None:
         """Connect, and remove what dead processes left."""
-        self.client = await self.calls.run("connect", connect, self.base_url)
+        self.client = await self.calls.run(
+            "connect", connect, self.base_url, discard=lambda client: client.close()
+        )
         await self.calls.run("remove old containers", remove_abandoned, self.client)
 
     def labels(self) -> dict[str, str]:
@@ -64,7 +66,7 @@ async def shared_engine(base_url: str | None = None) -> AsyncIterator[SharedEngi
         SandboxUnavailable: docker-py is not installed, or no engine answers.
     """
     shared = _ENGINES.setdefault(asyncio.get_running_loop(), {})
-    one = shared.setdefault(base_url or "", SharedEngine(base_url))
+    one = shared.get(base_url or "") or shared.setdefault(base_url or "", SharedEngine(base_url))
     one.users += 1
     try:
         if one.opening is None:

@@ -14,17 +14,16 @@ import re
 import secrets
 import struct
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SandboxError, SandboxUnavailable
-from .container import created, raw_socket, remove_now
+from .container import attached, created, limited, opened, remove_now
 from .shared_engine import SharedEngine
 
 __all__ = ["Done", "Workspace", "WorkspaceFailure", "WorkspaceShape", "build"]
 
-_MIB = 1 << 20
 _KILL_S = 10.0
 _CAPABILITIES = (
     "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID", "SYS_CHROOT",
@@ -38,6 +37,9 @@ _FIRST = "trap : CHLD; while IFS= read -r _ || [ $? -gt 128 ]; do :; done"
 # what it leaves running may hold the stream open, and is not waited for.
 _RUN = 'echo $$; bash -c "$1" 2>&1 </dev/null; printf "\\n%s %d\\n" "$2" $?'
 
+# What is written before the host has the stream would be lost: docker-py drops what it has read beyond the
+# head of the engine's answer. So a command waits for a line.
+_WAIT = "read -r _ || exit 1; "
 
 # Several rounds: what is looked for may fork meanwhile, and what was killed is reaped a moment later.
 _END_OTHERS = """for round in {1..50}; do
@@ -104,10 +106,7 @@ class Workspace:
         made = await created(engine.client, engine.calls, options)
         self = cls(engine, made)
         try:
-            attached = await engine.calls.run(
-                "attach to a container", engine.client.api.attach_socket, made.id, {"stdin": 1, "stream": 1}
-            )
-            _, self._writer = await asyncio.open_connection(sock=raw_socket(attached))
+            _, self._writer = await attached(engine.client, engine.calls, made.id, "stdin")
             await engine.calls.run(f"start a container of image {shape.image}", made.start)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self.close()))
@@ -138,8 +137,7 @@ class Workspace:
             WorkspaceFailure: the container was lost.
         """
         mark = secrets.token_hex(16)
-        wrapped = ["bash", "-c", _RUN, "bash", command, mark]
-        reader, writer = await self._execute(wrapped, user, folder, variables or {})
+        reader, writer = await self._execute(_RUN, [command, mark], user, folder, variables or {})
         output = _Output(mark.encode(), most)
         try:
             async with asyncio.timeout(time_s):
@@ -179,18 +177,31 @@ class Workspace:
             await self._engine.calls.run("remove a container", remove_now, self._container)
 
     async def _execute(
-        self, command: list[str], user: str, folder: str | None, variables: Mapping[str, str]
+        self,
+        script: str,
+        arguments: Sequence[str],
+        user: str,
+        folder: str | None,
+        variables: Mapping[str, str],
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Start something in the container; its stream."""
+        """Start a script of bash in the container; its stream."""
         api = self._engine.client.api
+        command = ["bash", "-c", _WAIT + script, "bash", *arguments]
 
         def start() -> Any:
             made = api.exec_create(
-                self._container.id, command, user=user, workdir=folder, environment=dict(variables)
+                self._container.id,
+                command,
+                stdin=True,
+                user=user,
+                workdir=folder,
+                environment=dict(variables),
             )
-            return raw_socket(api.exec_start(made["Id"], socket=True))
+            return api.exec_start(made["Id"], socket=True)
 
-        return await asyncio.open_connection(sock=await self._engine.calls.run("run a command", start))
+        reader, writer = await opened(self._engine.calls, "run a command", start)
+        writer.write(b"\n")
+        return reader, writer
 
     async def _kill(self, group: int, user: str) -> None:
         """Kill a process group, and wait until that was done."""
@@ -198,9 +209,7 @@ class Workspace:
             return
         with contextlib.suppress(SandboxError, OSError, TimeoutError, asyncio.IncompleteReadError):
             async with asyncio.timeout(_KILL_S):
-                reader, writer = await self._execute(
-                    ["bash", "-c", f"kill -KILL -- -{group}; echo"], user, None, {}
-                )
+                reader, writer = await self._execute(f"kill -KILL -- -{group}; echo", (), user, None, {})
                 try:
                     await _piece(reader)
                 finally:
@@ -263,35 +272,17 @@ async def _piece(reader: asyncio.StreamReader) -> bytes:
 
 
 def _options(shape: WorkspaceShape, labels: Mapping[str, str]) -> dict[str, Any]:
-    from docker.types import LogConfig, Ulimit
-
-    memory = shape.memory_mb * _MIB
-    options: dict[str, Any] = {
-        "image": shape.image,
-        "entrypoint": ["bash", "-c", _FIRST],
-        "command": [],
-        "environment": dict(shape.variables),
-        "labels": dict(labels),
-        "network_mode": shape.network,
-        "ipc_mode": "private",
-        "cap_drop": ["ALL"],
-        "cap_add": list(_CAPABILITIES),
-        "security_opt": ["no-new-privileges"],
-        "mem_limit": memory,
-        "memswap_limit": memory,
-        "pids_limit": shape.processes,
-        "nano_cpus": int(shape.cpus * 1e9),
-        "ulimits": [Ulimit(name="core", soft=0, hard=0)],
-        "init": False,
-        "oom_score_adj": 500,
-        "stdin_open": True,
-        "tty": False,
-        "log_config": LogConfig(type=LogConfig.types.NONE),
-        "auto_remove": True,
-    }
-    if shape.runtime:
-        options["runtime"] = shape.runtime
-    return options
+    common = limited(
+        shape.image,
+        labels,
+        memory_mb=shape.memory_mb,
+        processes=shape.processes,
+        cpus=shape.cpus,
+        runtime=shape.runtime,
+        entrypoint=["bash", "-c", _FIRST],
+    )
+    own = {"network_mode": shape.network, "cap_add": list(_CAPABILITIES)}
+    return {**common, **own, "environment": dict(shape.variables)}
 
 
 def _read(container: Any, path: str, most: int) -> bytes | None:
