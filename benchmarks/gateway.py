@@ -1,6 +1,7 @@
 """What the gateway costs: tokens a second beside the direct path, latency a request, and what compaction lets a run learn.
 
-    python -m benchmarks.gateway speed          the embedded engine, 64 conversations in flight, both ways in turn
+    python -m benchmarks.gateway speed          the embedded engine, 64 conversations in flight, both ways in turn;
+                                                the demo's model, or with --model FOLDER a real one
     python -m benchmarks.gateway served         an engine elsewhere, 64 conversations in flight, both ways in turn
     python -m benchmarks.gateway latency        an engine that answers at once, one conversation
     python -m benchmarks.gateway compaction     a task of three contexts, with and without
@@ -20,7 +21,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,12 +32,14 @@ import aiohttp
 import agentrl
 from agentrl.config.loading import load_settings
 from agentrl.config.settings import RolloutSettings
+from agentrl.episode import Episode
 from agentrl.inference.policy import Policy
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.base import Renderer
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl_envs import Env, tool
+from agentrl_envs.model import Access
 
 DEMO = Path(agentrl.__file__).parent / "demo"
 TOOL = {
@@ -51,10 +56,17 @@ class Direct(Env):
     """Turns of an environment."""
 
     max_turns = 8
+    follow_ups: int = 0
 
     def prompt(self, row: Any) -> str:
         """The problem."""
+        self.left = self.follow_ups
         return row["problem"]
+
+    def reply(self, message: str) -> str | None:
+        """Another question, while there are any left."""
+        self.left -= 1
+        return FOLLOW_UP if self.left >= 0 else None
 
     @tool
     async def python(self, code: str) -> str:
@@ -70,18 +82,34 @@ class Through(Env):
     """The same agent as a client of the gateway, in the process of the agents."""
 
     max_turns = 8
+    follow_ups: int = 0
     agents: ClassVar[Agents]
 
     async def play(self, row: Any) -> str | None:
         """A loop over requests."""
         async with self.speaker.serve() as access:
-            answer, seconds = await self.agents.play(access.url, access.key, row["problem"])
+            answer, seconds = await self.agents.play(access, row["problem"], self.follow_ups)
         LATENCIES.extend(seconds)
         return answer
 
     async def reward(self, row: Any, answer: str | None) -> bool:
         """Nothing is learned here."""
         return True
+
+
+FOLLOW_UP = "Are you sure? Work it out again, step by step."
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Who is asked, and for how much."""
+
+    policy: Policy
+    renderer: Renderer
+    max_tokens: int = 64
+    """Of an episode."""
+    follow_ups: int = 0
+    """Questions after an answer."""
 
 
 LATENCIES: list[float] = []
@@ -94,6 +122,7 @@ class Agents:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._waiting: list[asyncio.Future[Any]] = []
+        self._lines: list[str] = []
         self._reading = asyncio.ensure_future(self._read())
 
     @classmethod
@@ -116,14 +145,20 @@ class Agents:
             self._waiting[number].set_result(result)
 
     async def _ask(self, *given: Any) -> Any:
-        self._waiting.append(asyncio.get_running_loop().create_future())
-        line = json.dumps([len(self._waiting) - 1, *given])
-        self._process.stdin.write(f"{line}\n".encode())
-        return await self._waiting[-1]
+        loop = asyncio.get_running_loop()
+        self._waiting.append(answer := loop.create_future())
+        if not self._lines:  # what is asked in one turn of the loop is one write
+            loop.call_soon(self._write)
+        self._lines.append(json.dumps([len(self._waiting) - 1, *given]) + "\n")
+        return await answer
 
-    async def play(self, url: str, key: str, problem: str) -> tuple[str | None, list[float]]:
+    def _write(self) -> None:
+        self._process.stdin.write("".join(self._lines).encode())
+        self._lines.clear()
+
+    async def play(self, access: Access, problem: str, follow_ups: int) -> tuple[str | None, list[float]]:
         """Play one episode: its answer, and the seconds of each request."""
-        answer, seconds = await self._ask(url, key, problem)
+        answer, seconds = await self._ask(access.url, access.key, problem, follow_ups)
         return answer, seconds
 
     async def cpu_seconds(self) -> float:
@@ -151,7 +186,7 @@ async def be_agents() -> None:
 
 
 async def agent(
-    http: aiohttp.ClientSession, url: str, key: str, problem: str
+    http: aiohttp.ClientSession, url: str, key: str, problem: str, follow_ups: int
 ) -> tuple[str | None, list[float]]:
     """A loop over requests: the answer, and the seconds of each."""
     messages: list[Any] = [{"role": "user", "content": problem}]
@@ -167,80 +202,104 @@ async def agent(
         seconds.append(time.perf_counter() - began)
         messages.append(said)
         if not said.get("tool_calls"):
-            return said["content"], seconds
+            follow_ups -= 1
+            if follow_ups < 0:
+                return said["content"], seconds
+            messages.append({"role": "user", "content": FOLLOW_UP})
+            continue
         messages += [{"role": "tool", "tool_call_id": c["id"], "content": "5561"} for c in said["tool_calls"]]
     return None, seconds
 
 
-async def episodes(
-    env: type[Env], policy: Policy, renderer: Renderer, count: int, at_once: int
-) -> tuple[int, float, float]:
-    """Sampled tokens, seconds and CPU seconds of `count` episodes."""
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What some episodes took."""
+
+    tokens: int
+    """Sampled."""
+    messages: int
+    """Sampled."""
+    seconds: float
+    cpu_s: float
+    """Of this process."""
+
+
+async def episodes(env: Callable[[], Env], setting: Setting, count: int, at_once: int) -> Played:
+    """Play `count` episodes."""
     slots = asyncio.Semaphore(at_once)
     began, cpu = time.perf_counter(), time.process_time()
 
-    async def one(number: int) -> int:
+    async def one(number: int) -> Episode:
         async with slots:
             episode = await run_episode(
                 env,
-                policy,
-                renderer,
+                setting.policy,
+                setting.renderer,
                 row={"problem": f"{number % 90 + 10}*{number % 80 + 11}+17"},
                 dispatch=Dispatch(f"e{number}", number, "p", 0, seed=number),
-                settings=RolloutSettings(max_tokens=64, truncated="mask"),
+                settings=RolloutSettings(max_tokens=setting.max_tokens, truncated="mask"),
             )
         assert episode.failure is None, episode.failure
-        return episode.num_sampled
+        return episode
 
-    tokens = sum(await asyncio.gather(*(one(number) for number in range(count))))
-    return tokens, time.perf_counter() - began, time.process_time() - cpu
+    played = await asyncio.gather(*(one(number) for number in range(count)))
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    return Played(sum(e.num_sampled for e in played), sum(len(e.turns) for e in played), seconds, cpu_s)
 
 
-async def speed(rounds: int, count: int) -> dict[str, Any]:
-    """Both ways in turn, with the demo's model in the embedded engine."""
+async def speed(rounds: int, count: int, model: str, tokens: int) -> dict[str, Any]:
+    """Both ways in turn, in the embedded engine."""
+    import torch
+
     from agentrl.inference.embedded.engine import TransformersPolicy
-    from agentrl.learner.learner import Learner
     from agentrl.weights.model_files import load_tokenizer
 
-    settings = load_settings(DEMO / "demo.toml", [f"--model.path={DEMO / 'model'}"])
-    learner = Learner(settings.model, settings.learner, settings.loss, seed=0)
-    tokenizer = load_tokenizer(settings.model.path)
-    policy = TransformersPolicy(learner.model, tokenizer, slots=64, context_tokens=512)
+    torch.set_num_threads(1)
+    folder = model or str(DEMO / "model")
+    tokenizer = load_tokenizer(folder)
+    policy = TransformersPolicy(folder, tokenizer, slots=64, context_tokens=1024, dtype="float32")
     await policy.start()
     renderer = make_renderer(tokenizer, "code")
+    # A model that was not trained to call tools is asked again, so that its conversations go on too.
+    setting = Setting(policy, renderer, tokens, follow_ups=3 if model else 0)
     try:
-        return {"what": "speed", **await both_ways(policy, renderer, rounds, count)}
+        named = {"what": "speed", "model": Path(model).name or "demo"}
+        return named | await both_ways(setting, rounds, count)
     finally:
         await policy.close()
 
 
-async def both_ways(policy: Policy, renderer: Renderer, rounds: int, count: int) -> dict[str, Any]:
+async def both_ways(setting: Setting, rounds: int, count: int) -> dict[str, Any]:
     """Tokens a second, 64 conversations in flight: both ways in turn, so that other work weighs on both alike."""
-    wall: list[dict[str, float]] = []
-    cpu: list[dict[str, float]] = []
+    ways = {"Direct": Direct, "Through": Through}
+    played: list[dict[str, Played]] = []
+    shares: list[float] = []
     async with Agents.started() as Through.agents:
         for number in range(-1, rounds):  # the first is warming up
-            wall.append({})
-            cpu.append({})
-            for env in (Direct, Through) if number % 2 else (Through, Direct):
+            played.append({})
+            for name in ways if number % 2 else reversed(ways):
                 before = await Through.agents.cpu_seconds()
-                tokens, seconds, used = await episodes(env, policy, renderer, count, 64)
-                wall[-1][env.__name__], cpu[-1][env.__name__] = tokens / seconds, tokens / used
-                if env is Through:
-                    cpu[-1]["agents_share"] = (await Through.agents.cpu_seconds() - before) / used
-    wall, cpu = wall[1:], cpu[1:]
+                env = partial(ways[name], follow_ups=setting.follow_ups)
+                done = played[-1][name] = await episodes(env, setting, count, 64)
+                if name == "Through":
+                    shares.append((await Through.agents.cpu_seconds() - before) / done.cpu_s)
+    del played[0], shares[0]
+    wall = [{name: one[name].tokens / one[name].seconds for name in ways} for one in played]
+    cpu = [{name: one[name].tokens / one[name].cpu_s for name in ways} for one in played]
+    directs = [one["Direct"] for one in played]
     return {
         "in_flight": 64,
         "rounds": rounds,
-        "tokens_per_s": {
-            name: statistics.median(row[name] for row in wall) for name in ("Direct", "Through")
-        },
+        "tokens_per_message": sum(one.tokens for one in directs) / sum(one.messages for one in directs),
+        "messages_per_episode": sum(one.messages for one in directs) / (rounds * count),
+        "tokens_per_s": {name: statistics.median(row[name] for row in wall) for name in ways},
+        "tokens_per_cpu_s": {name: statistics.median(row[name] for row in cpu) for name in ways},
         "ratio": statistics.median(row["Through"] / row["Direct"] for row in wall),
         "ratio_cpu": statistics.median(row["Through"] / row["Direct"] for row in cpu),
         "ratios": [round(row["Through"] / row["Direct"], 3) for row in wall],
         "ratios_cpu": [round(row["Through"] / row["Direct"], 3) for row in cpu],
         # Processor time of the agents for one second of the engine and the gateway.
-        "agents_share": statistics.median(row["agents_share"] for row in cpu),
+        "agents_share": statistics.median(shares),
         "load": os.getloadavg()[0],
     }
 
@@ -253,7 +312,7 @@ async def served(rounds: int, count: int) -> dict[str, Any]:
 
     policy = ScriptedPolicy(script, tokenizer=ByteTokenizer(), seconds=lambda _, tokens: 0.02 * tokens)
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
-    return {"what": "served", **await both_ways(policy, renderer, rounds, count)}
+    return {"what": "served", **await both_ways(Setting(policy, renderer), rounds, count)}
 
 
 async def latency(requests: int) -> dict[str, Any]:
@@ -276,32 +335,30 @@ async def latency(requests: int) -> dict[str, Any]:
         return result
 
     policy.generate = timed  # type: ignore[method-assign]
+    setting = Setting(policy, renderer)
     async with Agents.started() as Through.agents:
-        await episodes(Through, policy, renderer, requests // 8, 1)
+        await episodes(Through, setting, requests // 8, 1)
         added = [a - b for a, b in zip(LATENCIES, directly, strict=True)]
-        medians = await cpu_a_request(policy, renderer, directly, requests // 40)
+        medians = await cpu_a_message(setting, requests // 40)
     cut = statistics.quantiles(added, n=100)
     return {
         "what": "latency",
         "requests": len(added),
         "added_ms": {p: 1e3 * cut[p - 1] for p in (10, 50, 90, 99)},
         # Of the engine and the gateway, and of what an episode costs by itself.
-        "cpu_ms_a_request": medians,
+        "cpu_ms_a_message": medians,
         "added_cpu_ms": medians["Through"] - medians["Direct"],
         "load": os.getloadavg()[0],
     }
 
 
-async def cpu_a_request(
-    policy: Policy, renderer: Renderer, asked: Sequence[Any], count: int
-) -> dict[str, float]:
-    """Milliseconds of the processor for one request; `asked` grows by one with each."""
+async def cpu_a_message(setting: Setting, count: int) -> dict[str, float]:
+    """Milliseconds of the processor for one message."""
     cpu: dict[str, list[float]] = {"Direct": [], "Through": []}
     for _ in range(5):
         for env in (Direct, Through):
-            before = len(asked)
-            _, _, seconds = await episodes(env, policy, renderer, count, 1)
-            cpu[env.__name__].append(1e3 * seconds / (len(asked) - before))
+            played = await episodes(env, setting, count, 1)
+            cpu[env.__name__].append(1e3 * played.cpu_s / played.messages)
     return {name: statistics.median(values) for name, values in cpu.items()}
 
 
@@ -385,13 +442,15 @@ def main() -> None:
     parser.add_argument("what", choices=("speed", "served", "latency", "compaction", "agents"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=128)
+    parser.add_argument("--model", default="", help="a folder with weights, in place of the demo's")
+    parser.add_argument("--tokens", type=int, default=64, help="of an episode")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--context", type=int, default=128)
     options = parser.parse_args()
     if options.what == "agents":
         return asyncio.run(be_agents())
     if options.what == "speed":
-        row = asyncio.run(speed(options.rounds, options.episodes))
+        row = asyncio.run(speed(options.rounds, options.episodes, options.model, options.tokens))
     elif options.what == "served":
         row = asyncio.run(served(options.rounds, options.episodes))
     elif options.what == "latency":

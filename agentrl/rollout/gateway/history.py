@@ -49,10 +49,6 @@ class _Known:
         """Whether `messages` begin with these."""
         return list(messages[: len(self.messages)]) == self.messages
 
-    def copy(self) -> _Known:
-        """One of its own, to go on with."""
-        return _Known(list(self.messages), list(self.known), dict(self.names), self.carried)
-
 
 class History:
     """What one episode's programs were given."""
@@ -77,7 +73,8 @@ class History:
     def known(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation with the messages that were given in their own form."""
         # Nearly every request is the one before with a few messages more.
-        known = self._newest.copy() if self._newest.begins(messages) else _Known()
+        known = self._newest if self._newest.begins(messages) else _Known()
+        self._newest = _Known()
         for message in messages[len(known.messages) :]:
             self._add_known(known, message)
         self._newest = known
