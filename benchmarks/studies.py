@@ -123,7 +123,7 @@ STUDIES: Mapping[str, Study] = {
     "rare": Study(
         arms=PRESETS, common=(*FAST, "--data.train=generated:train:4000"), reference="spo", tokens=10_000
     ),
-    "published": Study(arms=PUBLISHED, common=FAST, reference="spo", tokens=10_000),
+    "published": Study(arms=PUBLISHED, common=FAST, reference="spo", tokens=34_000),
     "countdown": Study(
         arms={arm: PRESETS[arm] for arm in ("spo_plus", "rloo")},
         common=COUNTDOWN,
