@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,18 @@ async def test_a_reward_function_that_raises() -> None:
     leaving = env_of(kind="leaving")
     left = await play(leaving, row_of(leaving), [f"4{END}"])
     assert (left.failure, left.reward, left.counts["verifiers/reward_errors"]) == (None, 0.0, 1)
+
+
+async def test_signals_are_the_runs_and_an_environment_can_be_made_in_any_thread() -> None:
+    """A run in a notebook has its loop in a thread of its own."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(kind) for kind in kinds]
+    env = env_of(timeout_seconds=71)
+    there = await asyncio.to_thread(env_of, timeout_seconds=72)
+    assert [signal.getsignal(kind) for kind in kinds] == before
+    for one in (env, there):
+        episode = await play(one, row_of(one), [f"It is 4{END}"])
+        assert (episode.failure, episode.reward) == (None, 1.0)
 
 
 def test_rows_are_the_environments_own() -> None:

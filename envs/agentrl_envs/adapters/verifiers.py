@@ -11,9 +11,11 @@ import contextvars
 import functools
 import inspect
 import json
+import signal
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 from ..env import Env
@@ -303,6 +305,7 @@ def _load(env_id: str, arguments: str) -> Any:
         raise EnvError(
             f"verifiers {verifiers.__version__} is neither 0.2 nor 0.4: pip install 'agentrl[verifiers]'"
         )
+    _leave_signals()
     given = json.loads(arguments)
     try:
         if env_id.endswith(".py"):
@@ -321,6 +324,17 @@ def _load(env_id: str, arguments: str) -> Any:
         raise EnvError(f"verifiers:{env_id} rewards groups of rollouts, and an episode here stands alone")
     _prepare(environment)
     return environment
+
+
+def _leave_signals() -> None:
+    """Let its environments set no handlers of signals.
+
+    They would take Ctrl-C and SIGTERM from the run, and cannot be made beside the main thread, where a
+    notebook's run has its loop. What they close then, they close when the process ends as well.
+    """
+    from verifiers.envs import environment
+
+    environment.signal = SimpleNamespace(**{**vars(signal), "signal": lambda *_: None})
 
 
 def _prepare(environment: Any) -> None:
