@@ -79,7 +79,7 @@ test-docker: $(STAMP)-dev
 test-vllm:
 	scripts/test_vllm.sh -q
 
-## make test-agents   programs of smolagents, the OpenAI Agents SDK and curl, and environments of reasoning-gym, Gymnasium, ...
+## make test-agents   programs of smolagents, the OpenAI Agents SDK, LangGraph and curl, and environments of reasoning-gym, Gymnasium, ...
 test-agents: $(STAMP)-dev agents-environments
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-programs test-adapters test-verifiers
 

@@ -5,7 +5,9 @@
 
 Ways: in this process, in a process of its own, an MCP server over pipes and over HTTP (package `mcp`), one in plain
 Python started for each episode, the server of `agentrl serve --openenv`, and with `--openenv PYTHON` (an interpreter
-that has OpenEnv) that package's own. Each way prints a JSON line, with the load of the machine beside it.
+that has OpenEnv) that package's own. With `--image TAG` (an image with bash and curl, of a Docker engine that runs
+nothing else), episodes of an agent program in a container each, which asks once; what is left of containers, networks
+and volumes is counted too. Each way prints a JSON line, with the load of the machine beside it.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl_envs import Env, ToolCall, load_env, tool
 from agentrl_envs.isolation import end_hosts, isolated
+from agentrl_envs.program import ProgramEnv, program_env
 
 SERVERS = Path(__file__).parents[1] / "tests" / "agents" / "servers"
 PACKAGE = [sys.executable, str(SERVERS / "python_server.py")]
@@ -50,8 +53,16 @@ SHARED = "mcp, pipes, package, shared"
 HTTP = "mcp, http, package, a session each"
 PLAIN = "mcp, pipes, plain, a server each"
 OURS, THEIRS = "openenv, our server", "openenv, its own server"
-WAYS = ("in process", "process", SHARED, HTTP, PLAIN, OURS, THEIRS)
+CONTAINED = "program, a container each"
+WAYS = ("in process", "process", SHARED, HTTP, PLAIN, OURS, THEIRS, CONTAINED)
 ROW = {"problem": "Say it.", "answer": "42"}
+SCRIPT = ["<code>\n4 + 38\n</code>"] * 3 + ["\\boxed{42}<|end|>"]
+AGENT = """
+said=$(curl -sS "$OPENAI_BASE_URL/chat/completions" -H "Authorization: Bearer $OPENAI_API_KEY" \
+  -H 'Content-Type: application/json' -d '{"model": "policy", "messages": [{"role": "user", "content": "Say it."}]}')
+said=${said#*\\"content\\": \\"}
+echo "${said%%\\"*}"
+"""
 CALL = ToolCall("1", "python", {"code": "4 + 38"})
 
 
@@ -97,7 +108,7 @@ def listening(command: list[str], path: str = "") -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def loaded(way: str, openenv: str) -> Iterator[tuple[type[Env], dict[str, Any]]]:
+def loaded(way: str, openenv: str, image: str) -> Iterator[tuple[type[Env], dict[str, Any]]]:
     """The class of a way, and the settings of its objects; its server runs while the context is open."""
     python = {"variables": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
     given: dict[str, Any] = {**python, "shared": True} if way == SHARED else {}
@@ -109,7 +120,9 @@ def loaded(way: str, openenv: str) -> Iterator[tuple[type[Env], dict[str, Any]]]
             OURS: lambda: f"openenv:{stack.enter_context(listening(OUR_SERVER))}",
             THEIRS: lambda: f"openenv:{stack.enter_context(listening([openenv, *THEIR_SERVER]))}",
         }
-        if way in served:
+        if way == CONTAINED:
+            yield program_env(shlex.join(["bash", "-c", AGENT])), {"image": image, "memory_mb": 256}
+        elif way in served:
             yield load_env(served[way](), given), given
         else:
             yield (Echo if way == "in process" else isolated(f"{__file__}:Echo")), {}
@@ -134,7 +147,7 @@ async def calls(env_class: type[Env], settings: dict[str, Any], count: int) -> d
 async def episodes(env_class: type[Env], settings: dict[str, Any], count: int) -> dict[str, Any]:
     """Play so many, sixteen at once."""
     turns = asyncio.Semaphore(16)
-    script = ["<code>\n4 + 38\n</code>"] * 3 + ["\\boxed{42}<|end|>"]
+    script = SCRIPT[-1:] if issubclass(env_class, ProgramEnv) else SCRIPT
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
 
     async def one(number: int) -> Any:
@@ -160,6 +173,25 @@ async def episodes(env_class: type[Env], settings: dict[str, Any], count: int) -
     }
 
 
+def of_engine() -> dict[str, int]:
+    """What the Docker engine has; a container that ended is removed a moment later."""
+    from agentrl_sandbox.docker.engine import connect
+
+    client = connect()
+    try:
+        for _ in range(100):
+            if not (containers := client.containers.list(all=True, ignore_removed=True)):
+                break
+            time.sleep(0.2)
+        return {
+            "containers": len(containers),
+            "networks": len(client.networks.list()),
+            "volumes": len(client.volumes.list()),
+        }
+    finally:
+        client.close()
+
+
 def held(folder: Path) -> dict[str, int]:
     """What this process has: processes that it started, descriptors, files in its temporary folder, threads."""
     gc.collect()
@@ -182,12 +214,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--ways", default="", help="only those whose name holds this")
     parser.add_argument("--openenv", default="", help="an interpreter that has the package openenv")
+    parser.add_argument("--image", default="", help="an image with bash and curl")
     options = parser.parse_args()
-    chosen = [way for way in WAYS if options.ways in way and (options.openenv or way != THEIRS)]
+    able = {THEIRS: bool(options.openenv), CONTAINED: bool(options.image) and options.what == "episodes"}
+    chosen = [way for way in WAYS if options.ways in way and able.get(way, True)]
     with tempfile.TemporaryDirectory() as made:
         tempfile.tempdir = made
         for way in chosen:
-            with loaded(way, options.openenv) as (env_class, settings):
+            with loaded(way, options.openenv, options.image) as (env_class, settings):
                 row = measure(options.what, options.count, Path(made), env_class, settings)
             print(json.dumps({"way": way, **row, "load": round(os.getloadavg()[0], 1)}), flush=True)
 
@@ -198,14 +232,15 @@ def measure(
     """The numbers of one way."""
     if what == "calls":
         return asyncio.run(calls(env_class, settings, count))
+    engine = of_engine if issubclass(env_class, ProgramEnv) else dict[str, int]
     try:
         # What is made once, whatever the number of episodes (threads of the grader), is made before.
         asyncio.run(episodes(env_class, settings, 32))
         end_hosts()
-        before = held(folder)
+        before = {**held(folder), **engine()}
         measured = asyncio.run(episodes(env_class, settings, count))
         end_hosts()
-        after = held(folder)
+        after = {**held(folder), **engine()}
         return {**measured, "left": {name: after[name] - before[name] for name in before}}
     finally:
         end_hosts()

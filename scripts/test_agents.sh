@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 venv=$(realpath -m "${AGENTRL_AGENTS_VENV:-.venv-agents}")
 fill() {
   "$venv/bin/python" -m pip --disable-pip-version-check install --quiet \
-    'smolagents[openai]>=1.26,<2' 'openai-agents>=0.24,<1'
+    'smolagents[openai]>=1.26,<2' 'openai-agents>=0.24,<1' 'langgraph>=1,<2' 'langchain-openai>=1,<2'
   rm -rf "$venv/ours" # half of one, where the last run was interrupted
   "$venv/bin/python" -m pip --disable-pip-version-check install --quiet -c constraints.txt --target "$venv/ours" 'mcp>=2.2,<3'
 }

@@ -48,7 +48,11 @@ def command(name: str) -> str:
         if shutil.which("curl") is None:
             missing("no curl on this machine")
         return shlex.join(["sh", str(EXAMPLES / name)])
-    module = {"smolagents_agent.py": "smolagents", "openai_agents_agent.py": "agents"}[name]
+    module = {
+        "smolagents_agent.py": "smolagents",
+        "openai_agents_agent.py": "agents",
+        "langgraph_agent.py": "langgraph",
+    }[name]
     if why := lacks(module):
         missing(why)
     return shlex.join([PYTHON, str(EXAMPLES / name)])
@@ -63,6 +67,7 @@ PROGRAMS = {
     # smolagents takes the code of a message itself, and ends when it calls final_answer.
     "smolagents_agent.py": [*CALLS, code("final_answer(86)")],
     "openai_agents_agent.py": [*CALLS, "86<|end|>"],
+    "langgraph_agent.py": [*CALLS, "86<|end|>"],
     "curl_agent.sh": [*CALLS, "86<|end|>"],
 }
 

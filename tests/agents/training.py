@@ -1,8 +1,9 @@
-"""Two steps of the demo's model on eight sums, by whatever environment plays them."""
+"""Two steps of the demo's model, on eight sums or on other rows, by whatever environment plays them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,34 @@ from agentrl.config.loading import load_settings
 from agentrl.storage.metrics import read_metrics
 
 DEMO = Path(agentrl.__file__).parent / "demo"
+SUMS = [{"id": str(n), "problem": f"{n}*8+1", "answer": str(n * 8 + 1)} for n in range(20, 28)]
 
 
-def two_steps(folder: Path, env: str, settings: str = "") -> list[dict[str, Any]]:
+def two_steps(
+    folder: Path,
+    env: str,
+    settings: str = "",
+    *,
+    rows: Sequence[dict[str, Any]] = SUMS,
+    flags: Sequence[str] = (),
+) -> list[dict[str, Any]]:
     """The rows of both steps.
 
     Args:
         folder: of the run.
         env: `env.name`.
         settings: lines of `[env.settings]`.
+        rows: of the data.
+        flags: more settings of the run.
     """
     from agentrl.training.train import train
 
-    rows = [{"id": str(n), "problem": f"{n}*8+1", "answer": str(n * 8 + 1)} for n in range(20, 28)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = (DEMO / "demo.toml").read_text().replace("generated:train:250", str(folder / "rows.jsonl"))
     text = text.replace('name = "arithmetic"', f"name = {json.dumps(env)}\n\n[env.settings]\n{settings}")
     (folder / "run.toml").write_text(text)
     flags = [
+        *flags,
         f"--model.path={DEMO / 'model'}",
         f"--run.directory={folder}",
         "--run.name=run",

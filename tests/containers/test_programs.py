@@ -21,7 +21,9 @@ from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.renderers.making import make_renderer
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl_envs.program import ProgramEnv
+from tests.agents.training import two_steps
 from tests.containers.conftest import SHELL_IMAGE, of_this_process
+from tests.needed import needed
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "agents"
@@ -186,6 +188,15 @@ async def test_a_grader_imports_nothing_that_the_agent_left(engine: Any, tmp_pat
     )
     assert not (tmp_path / "escaped").exists()
     assert (episode.failure, episode.reward) == (None, 1.0)
+
+
+def test_a_program_in_containers_is_trained_for_two_steps(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed("torch", "the learner needs torch (pip install agentrl[train])")
+    monkeypatch.chdir(EXAMPLES)
+    steps = two_steps(tmp_path, "program:sh curl_agent.sh", f"image = {SHELL_IMAGE!r}")
+    assert all(row["counts"]["gateway/requests"] >= 3 for row in steps)
 
 
 async def test_a_folder_goes_along(engine: Any, tmp_path: Path) -> None:
