@@ -259,8 +259,8 @@ async def speed(rounds: int, count: int, model: str, tokens: int) -> dict[str, A
     tokenizer = load_tokenizer(folder)
     policy = TransformersPolicy(folder, tokenizer, slots=64, context_tokens=1024, dtype="float32")
     await policy.start()
-    renderer = make_renderer(tokenizer, "code")
-    # A model that was not trained to call tools is asked again, so that its conversations go on too.
+    # A model that was not trained to call tools is told of none, and asked again: its conversations go on too.
+    renderer = make_renderer(tokenizer, "code", **({"instructions": ""} if model else {}))
     setting = Setting(policy, renderer, tokens, follow_ups=3 if model else 0)
     try:
         named = {"what": "speed", "model": Path(model).name or "demo"}
