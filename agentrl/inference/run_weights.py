@@ -76,16 +76,10 @@ def _write(folder: RunFolder, checkpoint: Path, version: int) -> Path:
     from agentrl.learner.learner import Learner
 
     settings = loading.load_settings(folder.config)
-    if settings.learner.ranks > 1:
-        raise ConfigError(
-            f"version {version} of {folder.path} is in {checkpoint} only, split over "
-            f"{settings.learner.ranks} learner ranks; `agentrl train --resume {folder.path}` writes its "
-            "weights when it ends or is stopped"
-        )
     target = folder.weights / f"step_{version}"
     logger.warning("version %d of %s is in a checkpoint only; writing %s", version, folder.path, target)
-    # Neither a reference nor compiled layers: it takes no step.
-    one = replace(settings.learner, compile=False)
+    # Neither a reference nor compiled layers nor other ranks: it takes no step.
+    one = replace(settings.learner, compile=False, place="thread", ranks=1, sequence_parallel=1)
     learner = Learner(replace(settings.model, device="cpu"), one, seed=settings.run.seed)
     learner.load(checkpoint / "learner")
     with whole_folder(target) as written:

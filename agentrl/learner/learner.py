@@ -358,30 +358,36 @@ class Learner:
             "batches": self._batches,
             "optimizer_steps": self._optimizer.steps,
             "seed": self._seed,
-            "ranks": self._ranks.size,
             "products": self._products,
         }
-        checkpoint.write(self._own(folder), self._weights(), self._optimizer.tensors(), counters)
+        own = {"rank": self._ranks.rank, "ranks": self._ranks.size}
+        checkpoint.write(Path(folder), self._weights(), self._optimizer.tensors(), counters, **own)
 
     def load(self, folder: str | Path) -> None:
-        """Go back to a saved state, bit for bit.
+        """Go back to a saved state, bit for bit; it may be of another number of ranks.
 
         Raises:
             CheckpointError: it cannot be read, or belongs to another model.
         """
-        weights, optimizer, counters = checkpoint.read(self._own(folder))
-        if counters["ranks"] != self._ranks.size:
-            raise CheckpointError(
-                f"the state in {folder} was saved by {counters['ranks']} ranks and learner.ranks is "
-                f"{self._ranks.size}; resume with the same number"
-            )
+        size = self._ranks.size
+        weights, optimizer, counters = checkpoint.read(Path(folder), self._ranks.rank, size)
+        parameters = self._weights()
+        if counters["ranks"] != size:
+            logger.warning(
+                "the state in %s was saved by %d ranks and is read by %d: sums are taken in another order, "
+                "so the run goes on, but not to the same digits",
+                folder, counters["ranks"], size,
+            )  # fmt: skip
+            for name in weights.keys() & parameters.keys():
+                # Several ranks have float32 weights and no masters; one may have rounded ones, and masters.
+                master = optimizer.setdefault(f"master:{name}", weights[name])
+                weights[name] = master.to(parameters[name].dtype)
         if counters.get("products", self._products) != self._products:
             logger.warning(
                 "the state in %s was learned with products of matrices in %s, and this processor takes %s: "
                 "the run goes on, but not to the same numbers; learner.cpu_products = '%s' does",
                 folder, counters["products"], self._products, counters["products"],
             )  # fmt: skip
-        parameters = self._weights()
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in parameters.items()}
         if shapes != {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}:
             raise CheckpointError(
@@ -402,9 +408,6 @@ class Learner:
         """This rank's part of each weight that is learned, live."""
         parameters = self.model.named_parameters()
         return {name: local(tensor).detach() for name, tensor in parameters if tensor.requires_grad}
-
-    def _own(self, folder: str | Path) -> Path:
-        return Path(folder) if self._ranks.size == 1 else Path(folder) / f"rank_{self._ranks.rank}"
 
     def _prepare(self, episodes: Sequence[Episode], advantages: Advantages) -> _Batch:
         failed = [episode.episode_id for episode in episodes if episode.failure is not None]
