@@ -82,6 +82,8 @@ class RayCluster:
         # Read at import: actors without a GPU see none, and nothing is reported to anybody.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's own 15 would leave engines on this machine only what the learner does not want.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         require_ray()
         import ray
 

@@ -39,6 +39,7 @@ def cluster() -> Iterator[Any]:
     """A head and two nodes, each of a rollout worker's size; the head has no room for one."""
     from ray.cluster_utils import Cluster
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as `RayCluster` starts its own
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         made.add_node(num_cpus=1)
