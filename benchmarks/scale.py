@@ -61,11 +61,11 @@ class Talk(Env):
         return answer is not None
 
 
-class _Prepared(ScriptedPolicy):
+class Prepared(ScriptedPolicy):
     """Says what was tokenised beforehand, so that what is measured is the loop and not the script."""
 
-    def __init__(self, call: str, answer: str) -> None:
-        super().__init__([answer])
+    def __init__(self, call: str, answer: str, tokenizer: Any = None) -> None:
+        super().__init__([answer], tokenizer=tokenizer)
         self._messages = [self._message(call), self._message(answer)]
         self._said: dict[str, int] = {}
         self.turns = self.peak = self._asking = 0
@@ -108,7 +108,7 @@ class _Learner:
 
 async def _play_all(episodes: int, tokens: int, folder: Path) -> dict[str, float]:
     filler = "x" * (tokens // TURNS - 40)
-    policy = _Prepared(f"{filler}<code>\n```python\n1\n```\n</code>", f"{filler}<|end|>")
+    policy = Prepared(f"{filler}<code>\n```python\n1\n```\n</code>", f"{filler}<|end|>")
     renderer = make_renderer(ByteTokenizer(), "code", instructions="")
     flags = {"batch": episodes, "in_flight": episodes, "staleness": 0}
     settings = load_settings(
