@@ -38,6 +38,14 @@ def answers(request):
 def always(request):
     return "\\\\boxed{7}<|end|>"
 """
+AGENT = """
+import json, os, sys, urllib.request
+
+body = json.dumps({"model": "m", "messages": [{"role": "user", "content": sys.stdin.read()}]}).encode()
+head = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, head)
+print(json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"])
+"""
 
 
 @pytest.fixture
@@ -82,6 +90,18 @@ def test_eval_and_compare_from_the_command_line(place, capsys):
     assert "sign-flip test (exact)" in printed
     assert main(["compare", "out", "right", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == 12
+
+
+@pytest.mark.slow
+def test_a_program_is_checked_and_evaluated_through_the_gateway(place, capsys):
+    (place / "agent.py").write_text(AGENT)
+    (place / "plain.jsonl").write_text('{"problem": "problem 1", "answer": "7"}\n')
+    name = f"program:{sys.executable} agent.py"
+    assert main(["check", name, "--data", "plain.jsonl", "--sandbox", "none"]) == 0, capsys.readouterr().out
+    given = command("always", samples=1)
+    given[given.index("boxed.py")] = name
+    assert main(given) == 0
+    assert (table(place / "out")["avg@k"]["value"], table(place / "out")["episodes"]) == (1.0, 12)
 
 
 @pytest.mark.slow
