@@ -257,7 +257,7 @@ async def speed(rounds: int, count: int, model: str, tokens: int) -> dict[str, A
     torch.set_num_threads(1)
     folder = model or str(DEMO / "model")
     tokenizer = load_tokenizer(folder)
-    policy = TransformersPolicy(folder, tokenizer, slots=64, context_tokens=1024, dtype="float32")
+    policy = TransformersPolicy(folder, tokenizer, slots=64, context_tokens=512, dtype="float32")
     await policy.start()
     # A model that was not trained to call tools is told of none, and asked again: its conversations go on too.
     renderer = make_renderer(tokenizer, "code", **({"instructions": ""} if model else {}))
