@@ -21,8 +21,6 @@ from agentrl.config.settings import TrackerSettings
 from agentrl.errors import CheckpointError
 
 SAVED = ("trends", "folded_at", "residual", "curvature", "counted", "inverse", "first_sums", "first_counts")
-LATER = ("counted", "inverse")
-"""Of these, what states of before draws were weighed do not have."""
 
 VERSIONS = 256
 """Trends that are remembered, by the version that began with them; an older episode is given the oldest."""
@@ -179,8 +177,6 @@ class TrendTracker(ValueTracker):
             CheckpointError: the state is of another tracker, or of other prompts.
         """
         super().load_state_dict(state)
-        nothing = {name: np.zeros_like(self._residual) for name in LATER}
-        state = nothing | dict(state)
         for name in SAVED:
             if name not in state:
                 raise CheckpointError(

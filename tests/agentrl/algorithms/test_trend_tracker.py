@@ -192,16 +192,6 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
     assert np.array_equal(one.baselines(range(3), [0, 1, 3]), other.baselines(range(3), [0, 1, 3]))
 
 
-def test_a_state_of_before_draws_were_weighed_is_read() -> None:
-    one, other = known(2), tracker(2)
-    saved = one.state_dict()
-    other.load_state_dict({name: saved[name] for name in saved if name not in ("counted", "inverse")})
-    for it in (one, other):
-        it.fold(0, 1.0, start_clock=0.0)
-        it.end_batch()
-    assert one.trend[0] == other.trend[0] > 0.0
-
-
 def test_the_state_of_another_tracker_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"another tracker than `trend`"):
         tracker(3).load_state_dict(ValueTracker(3, CONSTANT).state_dict())
