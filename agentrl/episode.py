@@ -102,7 +102,8 @@ class Segment:
     """One sequence of T tokens, to which tokens were only ever appended.
 
     The arrays have one length T and take 13 bytes a token together; the k likeliest tokens, where a loss asks
-    for them, another 8 k for each of the S tokens that were sampled, and what a served teacher says 4.
+    for them, another 8 k for each of the S tokens that were sampled, and what a served teacher says 4. The
+    hidden state of a prompt, where an estimator asks for it, takes 4 bytes for each of D numbers.
     """
 
     token_ids: array[int]
@@ -122,6 +123,9 @@ class Segment:
     """[S k] and their log-probabilities, the largest of a place first."""
     teacher_logprobs: array[float] = field(default_factory=lambda: array("f"))
     """[S] nats, of the sampled tokens by a served teacher; empty where none was asked."""
+    prompt_features: array[float] = field(default_factory=lambda: array("f"))
+    """[D] mean hidden state of the sampler over the last tokens before its first one, in an episode's first
+    segment; empty where nobody asked."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", _int_array(self.token_ids))
@@ -131,6 +135,7 @@ class Segment:
         object.__setattr__(self, "top_ids", _int_array(self.top_ids))
         object.__setattr__(self, "top_logprobs", _float_array(self.top_logprobs))
         object.__setattr__(self, "teacher_logprobs", _float_array(self.teacher_logprobs))
+        object.__setattr__(self, "prompt_features", _float_array(self.prompt_features))
         lengths = {
             len(self.token_ids),
             len(self.loss_mask),
@@ -196,6 +201,8 @@ def _check_segment(segment: Segment) -> None:
         raise DataError(
             f"a teacher gave {len(segment.teacher_logprobs)} log-probabilities for {count} sampled tokens"
         )
+    if not np.isfinite(np.frombuffer(segment.prompt_features, np.float32)).all():
+        raise DataError("the hidden state of a prompt is not finite")
     own = versions[sampled]
     if len(own) and (own[0] < 0 or (np.diff(own) < 0).any()):
         raise DataError("policy versions of sampled tokens must be at least 0 and never fall")
@@ -382,6 +389,7 @@ class SegmentBuilder:
         self._logprobs = array("f")
         self._versions = array("i")
         self._top_ids, self._top_logprobs = array("i"), array("f")
+        self._prompt_features = array("f")
         self._agent, self._model, self._trainable = agent, model, trainable
 
     def __len__(self) -> int:
@@ -439,6 +447,10 @@ class SegmentBuilder:
         self._top_logprobs.extend(top_logprobs)
         return start, len(self._token_ids)
 
+    def note_prompt(self, features: Sequence[float]) -> None:
+        """Keep the hidden state [D] of the tokens before the first sampled one."""
+        self._prompt_features = array("f", features)
+
     def build(self) -> Segment:
         """Freeze the segment."""
         return Segment(
@@ -451,6 +463,7 @@ class SegmentBuilder:
             trainable=self._trainable,
             top_ids=self._top_ids,
             top_logprobs=self._top_logprobs,
+            prompt_features=self._prompt_features,
         )
 
 
@@ -476,9 +489,11 @@ def _unpack(code: Literal["i", "f"], text: str) -> array[Any]:
 def _segment_to_json(segment: Segment) -> dict[str, Any]:
     top = {"top_ids": _pack(segment.top_ids), "top_logprobs": _pack(segment.top_logprobs)}
     teacher = {"teacher_logprobs": _pack(segment.teacher_logprobs)}
+    prompt = {"prompt_features": _pack(segment.prompt_features)}
     return (
         (top if segment.top_ids else {})
         | (teacher if segment.teacher_logprobs else {})
+        | (prompt if segment.prompt_features else {})
         | {
             "token_ids": _pack(segment.token_ids),
             "loss_mask": base64.b64encode(segment.loss_mask).decode("ascii"),
@@ -503,6 +518,7 @@ def _segment_from_json(data: Mapping[str, Any]) -> Segment:
         top_ids=_unpack("i", data.get("top_ids", "")),
         top_logprobs=_unpack("f", data.get("top_logprobs", "")),
         teacher_logprobs=_unpack("f", data.get("teacher_logprobs", "")),
+        prompt_features=_unpack("f", data.get("prompt_features", "")),
     )
 
 

@@ -24,6 +24,42 @@ FAMILIES = {
 }
 MADE = "This page is made by `scripts/algorithm_pages.py`; a test keeps it current."
 
+WHERE = {
+    "PPO's clip, clipped higher, dual clip": "`loss.kind=clipped`: `loss.clip_low`, `loss.clip_high`, `loss.dual_clip`",
+    "decoupled: behaviour, proximal, current": "`loss.kind=clipped`: `loss.importance`; others that clip: `loss.importance_max`",
+    "CISPO; MinPRO; GSPO; BPO; REAL; TBRM": "`loss.kind=cispo`, `loss.kind=minpro`, `loss.kind=gspo`, `loss.kind=bpo`, "
+    "`loss.kind=real`, `loss.kind=tbrm`",
+    "importance weights of tokens and sequences (geometric mean, product), truncated or masked at one end or both": "`loss.importance_level`, "
+    "`loss.importance`, `loss.importance_min`, `loss.importance_max`",
+    "dropping by age": "`stream.stale_policy`, `stream.staleness`; `controller.kind=effective_share`",
+    "mean over tokens, over sequences, over a constant": "`aggregator.kind=tokens`, `aggregator.kind=sequences`, `aggregator.kind=constant`",
+    "KL as k1, k2, k3, in the loss or in the reward; adaptive": "`loss.kl`, `loss.kl_coefficient`; `controller.kind=target_kl`, "
+    "`controller.kind=accuracy_kl` (FG-ExPO's AKL)",
+    "entropy bonus, adaptive": "`loss.entropy_coefficient`; `controller.kind=target_entropy`",
+    "DAPO's soft penalty for length": "`shaper.kind=soft_length`",
+    "learning-rate schedules": "`learner.schedule`, `learner.warmup_steps`",
+    "a teacher's KL of each token, by weights or a vLLM server": "`loss.kind=distillation`, `loss.teacher`",
+    "score centering": "`loss.kind=score_centering`, `loss.behaviour_top_k`",
+    "GDPO; DGPO (DGAE, DQW); BNPO": "`estimator.kind=gdpo`, `estimator.kind=gdpo_value`, `estimator.kind=dgpo`, "
+    "`estimator.kind=dgpo_value`, `estimator.kind=bnpo`",
+    "ASPO (early calls); OTC": "`estimator.kind=aspo`; `shaper.kind=otc`",
+    "FG-ExPO's curriculum (GCS)": "`sampler.kind=gaussian`",
+    "D3S, of episodes and of tokens": "`estimator.kind=d3s`, `loss.kind=d3s_tokens`",
+    "HAPO's clip; GTPO's entropy filter": "`loss.kind=hapo`, `loss.kind=gtpo`",
+    "PIPO's gate": "`controller.kind=improvement_gate`",
+    "KRPO with the prior mean": "`tracker.kind=kalman`",
+    "Lion; StoSignSGD": "`learner.optimizer`",
+    "MC-GRPO; CAPO (calibration); NFT; EMPO; ADORA; RiskPO; R2VPO": "`mc_grpo.py`, `capo_calibration.py`, `nft.py`, "
+    "`empo.py`, `adora.py`, `risk.py`, `ratio_variance.py`",
+    "POISE's prompt-only prior": "`poise.py`",
+    "GHPO's and Scaf-GRPO's hints": "`hints.py`: each level is a prompt of its own, so it has a value of its own",
+    "DHPO; SSPO; BRPO": "`sentence_ratio.py`, `anytime.py`",
+    "right answers a call, calls a right answer, tokens to the first call, share of failing calls, entropy, parts of the reward": "every "
+    "row of a step: `right_per_call`, `calls_per_right`, `first_call_tokens_mean`, `tool_error_share`, `entropy`, `reward_parts`",
+    "pass@k, AUC of the policy's own confidence": "every evaluation: `pass@k`, `auc`",
+}
+"""Of the literature around SPO, what is here and where."""
+
 NOT_SHIPPED = {
     "ETR (2601.03723), FiberPO, WS-GRPO": "formula not found",
     "COPO (2508.04138)": "global reward and constants not found",
@@ -34,8 +70,9 @@ NOT_SHIPPED = {
     "SRPO (2604.02288)": "weights of its distillation not found",
     "SSL (2601.22491)": "tiers for maths not found",
     "MDPO, INPO, BVPO, PFPO": "not read in full",
-    "POISE (2605.07579)": "formula known; engines and learners hand on no hidden states; with tokens of the prompt: "
-    "`prompt_prior.py`",
+    "POISE (2605.07579) with features of the answer": "they bias the baseline of one rollout, and pairs were not made; its layer and PCA "
+    "were not found; of the prompt alone: `poise.py`",
+    "TRPA (2504.04524), CoPG (2406.19185)": "formulas known; losses of pairs of completions of a prompt",
     "CAPO (curvature, 2510.00819)": "closed forms of its curvature not found",
     "T-PPO, AsyPPO, POAD": "need a critic",
     "FAPO, CAPO (GenPRM)": "need a judge's server",
@@ -88,8 +125,8 @@ def presets_page() -> str:
 
 
 def methods_page() -> str:
-    """Methods that are files, and those that are not here."""
-    lines = ["# Methods as files, and what is not shipped", "", f"Files of `examples/methods`. {MADE}", ""]
+    """Methods that are files."""
+    lines = ["# Methods as files", "", f"Files of `examples/methods`. {MADE}", ""]
     for path in sorted((ROOT / "examples" / "methods").glob("*.py")):
         text = path.read_text(encoding="utf-8")
         head = inspect.cleandoc(text.split('"""')[1])
@@ -101,8 +138,6 @@ def methods_page() -> str:
         for name in re.findall(r"--env\.name examples/methods/\S+?:(\w+)", head):
             text = inspect.cleandoc(load_env(f"{path}:{name}").__doc__ or "")
             lines += [f"**environment `{name}`.** " + paragraphs(text)[0], ""]
-    lines += ["## Not shipped", "", "| method | why |", "|---|---|"]
-    lines += [f"| {name} | {why} |" for name, why in NOT_SHIPPED.items()]
     return "\n".join([*lines, ""])
 
 
@@ -123,6 +158,15 @@ def pages() -> dict[str, str]:
     made |= {"presets.md": presets_page(), "methods.md": methods_page()}
     index = ["# Algorithms", "", f"{MADE} How a part of your own is written: [parts](../parts.md).", ""]
     index += [f"- [{name.removesuffix('.md')}]({name})" for name in made]
+    index += [
+        "",
+        "## What is here, and where",
+        "",
+        "| what | setting, file of `examples/methods`, or metric |",
+        "|---|---|",
+    ]
+    index += [f"| {what} | {where} |" for what, where in WHERE.items()]
+    index += [f"| {name} | not shipped: {why} |" for name, why in NOT_SHIPPED.items()]
     return made | {"README.md": "\n".join([*index, ""])}
 
 

@@ -240,51 +240,65 @@ def test_ratio_variance() -> None:
     assert gradient == near([2.0, 0.0, -1.0])
 
 
-def of_prompt(tokens: list[int], reward: float, said: int = 9) -> Episode:
-    """An episode of a prompt of these tokens."""
+def of_prompt(features: list[float], reward: float, said: int = 9) -> Episode:
+    """An episode of a prompt with these hidden states."""
     builder = SegmentBuilder()
-    builder.append_given(tokens)
+    builder.append_given([1])
+    builder.note_prompt(features)
     builder.append_sampled([said], [-1.0], [0])
     return episode(segments=(builder.build(),), reward=reward)
 
 
-def test_prompt_prior() -> None:
-    it = make("estimator", "prompt_prior.py:PromptPrior", size=4, weight=1.0, kept=1.0)
-    for token, reward in ((1, 1.0), (1, 1.0), (2, 0.0), (2, 0.0)):
-        it.fold(of_prompt([token], reward))
-    # Mean (2 + .5) / 5 = .5. Token 1: (2 - .5 * 2) / (2 + 1) = 1/3, token 2: -1/3.
-    assert it.predicted(np.eye(4)[[1, 2, 3]]) == near([5 / 6, 1 / 6, 0.5])
-    rows = [of_prompt([1], 1.0), of_prompt([1], 0.0), of_prompt([2], 1.0), of_prompt([2], 0.0)]
+def test_poise_predicts_from_hidden_states_of_the_prompt() -> None:
+    it = make("estimator", "poise.py:PromptPrior", weight=1.0)
+    assert it.predicted([np.ones(2)]) == near([0.5])
+    for place, reward in ((2.0, 1.0), (2.0, 1.0), (0.0, 0.0), (0.0, 0.0)):
+        it.fold(of_prompt([place, 7.0], reward))
+    # Mean (2 + .5) / 5 = .5, centre (1, 7), mean square length 1: one feature u = +-1, scores +-.5 from the mean.
+    # Ridge: sum(.5) / (sum u^2 + 1) = 2 / 5 a unit.
+    assert it.predicted(np.array([[2.0, 7.0], [0.0, 7.0], [1.0, 0.0], [9.0, 7.0]])) == near(
+        [0.9, 0.1, 0.5, 1.0]
+    )
+    rows = [of_prompt([2, 7], 1.0), of_prompt([2, 7], 0.0), of_prompt([0, 7], 1.0), of_prompt([0, 7], 0.0)]
     known = {"baselines": np.full(4, 0.5), "counts": np.ones(4), "episodes": rows}
-    # Baselines (.5 + 5/6) / 2 = 2/3 and 1/3: 1/3, -2/3, 2/3, -1/3 over the deviation sqrt(10/27).
-    wanted = np.array([1.0, -2.0, 2.0, -1.0]) / 3.0 / (10.0 / 27.0) ** 0.5
+    # Baselines (.5 + .9) / 2 = .7 and .3: .3, -.7, .7, -.3 over the deviation sqrt(1.16 / 3).
+    wanted = np.array([0.3, -0.7, 0.7, -0.3]) / (1.16 / 3) ** 0.5
     assert it(batch([1, 0, 1, 0], **known)) == near(wanted)
     # What was said does not move the baseline, and neither does asking.
-    other = [of_prompt([1], 1.0, said=3), *rows[1:]]
+    other = [of_prompt([2, 7], 1.0, said=3), *rows[1:]]
     assert it(batch([1, 0, 1, 0], **(known | {"episodes": other}))) == near(wanted)
-    again = make("estimator", "prompt_prior.py:PromptPrior", size=4, weight=1.0, kept=1.0)
+    again = make("estimator", "poise.py:PromptPrior", weight=1.0)
     again.load_state_dict(json.loads(json.dumps(it.state_dict())))
-    assert again(batch([1, 0, 1, 0], **known)) == near(wanted)
-    # A prompt that is known well has its own value.
-    sure = it(batch([1, 0, 1, 0], **(known | {"counts": np.full(4, 1e9)})))
-    assert sure == near(np.array([0.5, -0.5, 0.5, -0.5]) / (1 / 3) ** 0.5)
+    assert (again(batch([1, 0, 1, 0], **known)) == it(batch([1, 0, 1, 0], **known))).all()
+    # A prompt that is known well has its own value, and so has an episode without a hidden state.
+    sure = near(np.array([0.5, -0.5, 0.5, -0.5]) / (1 / 3) ** 0.5)
+    assert it(batch([1, 0, 1, 0], **(known | {"counts": np.full(4, 1e9)}))) == sure
+    unread = [of_prompt([], reward) for reward in (1.0, 0.0, 1.0, 0.0)]
+    assert it(batch([1, 0, 1, 0], **(known | {"episodes": unread}))) == sure
+    it.fold(unread[0])
+    assert it.state_dict() == again.state_dict()
 
 
-def test_a_prompt_prior_errs_less_than_the_mean_where_prompts_tell_their_difficulty() -> None:
-    it, rng = make("estimator", "prompt_prior.py:PromptPrior"), np.random.default_rng(0)
-    hard = rng.random(64) < 0.5  # by the one token that matters
+def test_poise_forgets_what_left_its_buffer() -> None:
+    it = make("estimator", "poise.py:PromptPrior", buffer=4)
+    for place, reward in ((5.0, 0.0), (2.0, 1.0), (2.0, 1.0), (0.0, 0.0), (0.0, 0.0)):
+        it.fold(of_prompt([place], reward))
+    assert it.predicted(np.array([[2.0], [0.0]])) == near([0.9, 0.1])
+
+
+def test_poise_errs_less_than_the_mean_where_hidden_states_tell_the_difficulty() -> None:
+    it, rng = make("estimator", "poise.py:PromptPrior"), np.random.default_rng(0)
     errors = []
-    for number in range(600):
-        token = int(rng.integers(64))
-        chance = 0.2 if hard[token] else 0.8
-        one = of_prompt([token, 200, 200], float(rng.random() < chance))
-        if number >= 300:
-            mean = it.total / it.count
-            guess = float(it.predicted(it.features_of(one)[None])[0])
-            errors.append([(guess - chance) ** 2, (mean - chance) ** 2])
+    for number in range(400):
+        hidden = rng.normal(size=16)
+        chance = 1.0 / (1.0 + np.exp(-2.0 * hidden[3]))
+        one = of_prompt(hidden.tolist(), float(rng.random() < chance))
+        if number >= 200:
+            guess = float(it.predicted([hidden])[0])
+            errors.append([(guess - chance) ** 2, (np.mean(it.scores) - chance) ** 2])
         it.fold(one)
     own, mean = np.mean(errors, axis=0)
-    assert own < 0.5 * mean
+    assert own < 0.3 * mean
 
 
 def test_brpo_by_hand() -> None:

@@ -64,6 +64,21 @@ def test_the_pages_of_algorithms_are_current() -> None:
         assert (folder / name).read_text() == text, "run: python scripts/algorithm_pages.py"
 
 
+def test_what_the_page_of_algorithms_names_is_there() -> None:
+    known = (ROOT / "docs/configuration.md").read_text()
+    named = re.findall("`([^`]+)`", "\n".join(script("algorithm_pages").WHERE.values()))
+    for name in named:
+        setting, _, kind = name.partition("=")
+        if kind:
+            assert registry.declared(setting.removesuffix(".kind"), kind).text, name
+        elif name.endswith(".py"):
+            assert (ROOT / "examples/methods" / name).is_file(), name
+        elif "." in name:
+            assert f"| `{name}` |" in known, name
+    files = {path.name for path in (ROOT / "examples/methods").glob("*.py")}
+    assert files <= set(named)
+
+
 @pytest.mark.parametrize("family", ["loss", "estimator", "shaper"])
 def test_every_part_says_where_it_is_from(family: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parts", "--kind", family]) == 0

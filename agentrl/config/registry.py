@@ -110,6 +110,7 @@ REQUIREMENTS = {
     "proximal": "log-probabilities of the whole batch under the weights before its first step",
     "teacher": "log-probabilities of other weights or of a server, which the setting loss.teacher names",
     "behaviour_top": "log-probabilities of the sampler's likeliest tokens (as many as loss.behaviour_top_k)",
+    "prompt_features": "the sampler's hidden state at the end of each prompt (feature_tokens, feature_layer)",
     "gold": "a gold answer in every row (the column `answer`)",
 }
 """What a part may require of a run."""
@@ -351,6 +352,15 @@ def parsed(text: str, name: str) -> ast.Module:
         return ast.parse(text, name)
     except SystemError:  # CPython 3.11 now and then, where something else runs in between (gh-106905)
         return ast.parse(text, name)
+
+
+def prompt_features(kind: str, own: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Tokens and layer of the hidden states that an estimator is shown; None where it requires none."""
+    found = declared("estimator", kind)
+    if "prompt_features" not in found.requires:
+        return None
+    said = found.defaults() | dict(own)
+    return int(said.get("feature_tokens", 10)), int(said.get("feature_layer", -1))
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ from typing import Any
 from agentrl.cluster.placement import choose_engine, find_gpus, gpu_layout, has_vllm
 from agentrl.config import registry
 from agentrl.config.settings import Settings
+from agentrl.errors import ConfigError
 from agentrl.inference.policy import Policy
 from agentrl.weights.handle import WeightHandle
 
@@ -44,6 +45,46 @@ async def make_policy(
         attempt=1,
         update_limit_s=engine.update_limit_s,
     )
+
+
+def check_engine(settings: Settings, policy: Policy | None = None) -> None:
+    """Refuse parts that need what the engine does not give.
+
+    Args:
+        settings: of the run.
+        policy: its engine; None looks at the one of this package that `make_policy` would take.
+
+    Raises:
+        ConfigError: it reports no likeliest tokens or no hidden states, and a part requires them.
+    """
+    loss, estimator = settings.loss, settings.estimator
+    top = registry.behaviour_top_k(loss.kind, loss.own)
+    features = registry.prompt_features(estimator.kind, estimator.own)
+    engine = _class_of(settings) if policy is None and (top or features) else policy
+    if engine is None:
+        return
+    name = getattr(engine, "__name__", type(engine).__name__)
+    if top and not getattr(engine, "gives_top_logprobs", False):
+        raise ConfigError(
+            f"loss.kind = {loss.kind!r} requires the sampler's {top} likeliest tokens at each place, and the "
+            f"engine {name} does not report them (one that does says gives_top_logprobs = "
+            "True): take engine.kind transformers or vllm, or another loss"
+        )
+    if features and not getattr(engine, "gives_prompt_features", False):
+        raise ConfigError(
+            f"estimator.kind = {estimator.kind!r} requires hidden states of the prompt, and the engine "
+            f"{name} does not report them (one that does says gives_prompt_features = True): take "
+            "engine.kind transformers, or another estimator"
+        )
+
+
+def _class_of(settings: Settings) -> type[Any] | None:
+    """The engine of this package that a run would have; None where it is not, or not known here."""
+    engine = settings.engine
+    kind: str = engine.kind
+    if kind == "auto" and settings.cluster.kind == "none":
+        kind, _ = choose_engine(engine, gpus=len(find_gpus()), vllm_found=has_vllm(engine.python))
+    return registry.load("engine", kind) if kind in registry.BUILT_IN["engine"] else None
 
 
 def make_vllm_policy(settings: Settings, log_folder: Path) -> Policy:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from agentrl.config.settings import EngineSettings
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.errors import AgentRLError, ContextOverflow, ParityError, PolicyError
-from agentrl.inference.policy import Generation, Policy, Sampling
+from agentrl.inference.policy import Generation, Policy, PromptFeatures, Sampling
 from agentrl_envs import EnvError, Finish
 from agentrl_envs.raised import error_text, message_of
 
@@ -185,6 +185,7 @@ class ParityGate:
         temperature: that of the rollouts.
         tokens: sampled per prompt.
         top_logprobs: likeliest tokens that the engine must report at each place.
+        prompt_features: hidden states of each prompt that it must report.
         limit_s: longest wait for engine or learner.
         log: told every report.
     """
@@ -199,6 +200,7 @@ class ParityGate:
         temperature: float = 1.0,
         tokens: int = 64,
         top_logprobs: int = 0,
+        prompt_features: PromptFeatures | None = None,
         limit_s: float = 600.0,
         log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
@@ -206,7 +208,9 @@ class ParityGate:
         self._prompts = [list(prompt) for prompt in prompts]
         self._settings = settings
         self._limit_s = limit_s
-        self._sampling = Sampling(tokens, temperature=temperature, top_logprobs=top_logprobs)
+        self._sampling = Sampling(
+            tokens, temperature=temperature, top_logprobs=top_logprobs, prompt_features=prompt_features
+        )
         self._log = log
         self._before: list[Scored] = []
         self._round = 0
@@ -280,6 +284,8 @@ class ParityGate:
             raise PolicyError(
                 f"the engine gave {len(generation.top_ids)} likeliest tokens where {wanted} were asked for"
             )
+        if self._sampling.prompt_features is not None and not generation.prompt_features:
+            raise PolicyError("the engine gave no hidden state of a prompt where one was asked for")
         return Episode(
             episode_id=f"parity-{self._round}-{index}",
             dispatch_index=index,

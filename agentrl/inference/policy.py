@@ -17,6 +17,16 @@ from agentrl.weights.handle import WeightHandle
 
 
 @dataclass(frozen=True, slots=True)
+class PromptFeatures:
+    """Which hidden states of a prompt are reported, as their mean over its last tokens."""
+
+    tokens: int = 10
+    """Of a shorter prompt, all."""
+    layer: int = -1
+    """Of the model's L + 1: 0 are the embeddings, -1 is what the output layer reads."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How one message is sampled."""
 
@@ -34,6 +44,8 @@ class Sampling:
     """Makes this message's random stream its own; None draws from the engine's."""
     top_logprobs: int = 0
     """k likeliest tokens of which the log-probabilities are reported too, at each place."""
+    prompt_features: PromptFeatures | None = None
+    """Hidden states of the prompt that are reported too."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -71,14 +83,22 @@ class Generation:
     token is among them only where it is one of the k."""
     top_logprobs: array[float] = field(default_factory=lambda: array("f"))
     """[N k] and their log-probabilities, under the same distribution, the largest of a place first."""
+    prompt_features: array[float] = field(default_factory=lambda: array("f"))
+    """[D] mean hidden state of the prompt's last tokens, where `Sampling.prompt_features` asks for it. It is
+    made before anything is sampled."""
+
+
+GIVES = ("gives_top_logprobs", "gives_prompt_features")
+"""Attributes of a policy that say what it can report besides the sampled tokens."""
 
 
 @runtime_checkable
 class Policy(Protocol):
     """An engine that samples from one policy.
 
-    An attribute `gives_top_logprobs = True` says that it heeds `Sampling.top_logprobs`; a loss that requires
-    them is refused where there is none.
+    An attribute `gives_top_logprobs = True` says that it heeds `Sampling.top_logprobs`, and
+    `gives_prompt_features = True` that it heeds `Sampling.prompt_features`; a part that requires either is
+    refused where there is none.
 
     A method `async play_episode(dispatch, environment, row)` says that it plays whole episodes itself, away
     from the run: a run that learns asks it for each episode (`dispatch` of it, the number of its environment

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, Self
 from agentrl.config import registry
 from agentrl.config.settings import Settings
 from agentrl.episode import Boundary, Segment, StopReason
-from agentrl.inference.policy import Sampling
+from agentrl.inference.policy import PromptFeatures, Sampling
 from agentrl_envs import Message, ToolCall, ToolSpec
 
 
@@ -40,12 +40,18 @@ class Decoding:
     top_k: int = 0
     top_logprobs: int = 0
     """Likeliest tokens that are kept of each place, for losses that require them."""
+    prompt_features: PromptFeatures | None = None
+    """Hidden states that are kept of an episode's first prompt, for estimators that require them."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """How a run samples the episodes that it learns from."""
-        top = registry.behaviour_top_k(settings.loss.kind, settings.loss.own)
-        return cls(settings.rollout.temperature, top_logprobs=top)
+        """How a run samples the episodes that it learns from, with what its parts require."""
+        features = registry.prompt_features(settings.estimator.kind, settings.estimator.own)
+        return cls(
+            settings.rollout.temperature,
+            top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
+            prompt_features=None if features is None else PromptFeatures(*features),
+        )
 
     def sampling(
         self,
@@ -56,13 +62,17 @@ class Decoding:
         stop: tuple[str, ...] = (),
         stop_token_ids: tuple[int, ...] = (),
     ) -> Sampling:
-        """How one message of at most `budget` tokens is sampled, with a random stream of its own."""
+        """How one message of at most `budget` tokens is sampled, with a random stream of its own.
+
+        Hidden states are asked for with the first alone: later prompts follow from what was sampled.
+        """
         return Sampling(
             max_new_tokens=budget,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             top_logprobs=self.top_logprobs,
+            prompt_features=None if turn else self.prompt_features,
             stop=stop,
             stop_token_ids=stop_token_ids,
             seed=None if seed is None else (seed * 1_000_003 + turn) % 2**62,

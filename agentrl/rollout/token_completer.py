@@ -104,6 +104,8 @@ class TokenCompleter:
             raise Exhausted(full)
         self.boundary = "renderer"
         self.replies += 1
+        if generation.prompt_features:
+            thread.tokens.note_prompt(generation.prompt_features)
         start, end = thread.tokens.append_sampled(
             generation.token_ids,
             generation.logprobs,

@@ -24,7 +24,7 @@ from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, PolicyError
 from agentrl.inference.engines import make_policy
-from agentrl.inference.policy import Policy, Sampling
+from agentrl.inference.policy import GIVES, Policy, Sampling
 from agentrl.renderers.making import rollout_renderer
 from agentrl.rollout.completer import Decoding
 from agentrl.rollout.token_completer import Dispatch, run_episode
@@ -85,7 +85,7 @@ class RolloutWorker:
         return {
             "version": policy.version,
             "context_tokens": policy.context_tokens,
-            "gives_top_logprobs": getattr(policy, "gives_top_logprobs", False),
+            **{name: getattr(policy, name, False) for name in GIVES},
             "sandbox": self._sandbox.describe(),
             "pid": os.getpid(),
         }

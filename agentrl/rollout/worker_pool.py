@@ -24,7 +24,7 @@ from agentrl.config import loading
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode, Failure, SegmentBuilder, StopReason
 from agentrl.errors import PolicyError, PolicyUnavailable, WeightSyncError
-from agentrl.inference.policy import Generation, Sampling
+from agentrl.inference.policy import GIVES, Generation, Sampling
 from agentrl.inference.vllm.transfer import write_module
 from agentrl.rollout.token_completer import Dispatch
 from agentrl.rollout.worker import RolloutWorker
@@ -93,7 +93,7 @@ class RolloutWorkers:
         self._limits = _limits(settings)
         self._closed = False
         self._version = self._context_tokens = 0
-        self.gives_top_logprobs = False
+        self.gives_top_logprobs = self.gives_prompt_features = False
 
     @property
     def version(self) -> int:
@@ -115,7 +115,8 @@ class RolloutWorkers:
             self._tell(line)
         found = await asyncio.gather(*map(self._begin, self._workers))
         self._context_tokens = min(one["context_tokens"] for one in found)
-        self.gives_top_logprobs = all(one["gives_top_logprobs"] for one in found)
+        for name in GIVES:
+            setattr(self, name, all(one[name] for one in found))
         for worker in self._workers:
             worker.live = True
 

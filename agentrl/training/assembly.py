@@ -19,8 +19,7 @@ from typing import Any
 from agentrl.config import registry
 from agentrl.config.settings import LossSettings, Settings
 from agentrl.episode import Episode
-from agentrl.errors import ConfigError
-from agentrl.inference.engines import make_policy
+from agentrl.inference.engines import check_engine, make_policy
 from agentrl.inference.policy import Policy
 from agentrl.inference.vllm.teacher import ServedTeacher
 from agentrl.renderers.base import Renderer
@@ -172,21 +171,6 @@ def _wired(
     )
 
 
-def check_engine(settings: Settings, policy: Policy) -> None:
-    """Refuse a loss that needs what the engine does not give.
-
-    Raises:
-        ConfigError: it reports no likeliest tokens, and the loss requires them.
-    """
-    kind, top = settings.loss.kind, registry.behaviour_top_k(settings.loss.kind, settings.loss.own)
-    if top and not getattr(policy, "gives_top_logprobs", False):
-        raise ConfigError(
-            f"loss.kind = {kind!r} requires the sampler's {top} likeliest tokens at each place, and the "
-            f"engine {type(policy).__name__} does not report them (one that does says gives_top_logprobs = "
-            "True): take engine.kind transformers or vllm, or another loss"
-        )
-
-
 def make_teacher(loss: LossSettings) -> ServedTeacher:
     """The server that `loss.teacher` names."""
     return ServedTeacher(
@@ -251,6 +235,8 @@ async def _parity_gate(settings: Settings, parts: Parts, renderer: Renderer, san
     if left_out:
         parts.metrics.write("left_out", rows=left_out)
 
+    decoding = Decoding.of(settings)
+
     def log(row: dict[str, Any]) -> None:
         parts.metrics.write(**row)
 
@@ -259,9 +245,10 @@ async def _parity_gate(settings: Settings, parts: Parts, renderer: Renderer, san
         parts.learner.score,
         prompts,
         settings.engine,
-        temperature=settings.rollout.temperature,
+        temperature=decoding.temperature,
         tokens=min(64, settings.rollout.max_tokens),
-        top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
+        top_logprobs=decoding.top_logprobs,
+        prompt_features=decoding.prompt_features,
         limit_s=settings.run.wait_limit_s,
         log=log,
     )

@@ -24,6 +24,7 @@ from agentrl.config import conflicts, registry, tree
 from agentrl.config.secrets import check_secrets
 from agentrl.config.settings import Settings
 from agentrl.errors import AgentRLError, ConfigError
+from agentrl.inference.engines import check_engine
 from agentrl.renderers.making import choose_format, read_options, rollout_renderer
 from agentrl.tasks.task import Task, load_tasks, make_sandbox
 from agentrl.training import choices
@@ -154,7 +155,7 @@ def _check_requirements(settings: Settings, tasks: Sequence[Task]) -> None:
 
     Raises:
         ConfigError: no teacher is named, or a row has no gold answer, and a part requires one; or a teacher
-            is named, and none is required.
+            is named, and none is required; or the engine does not give what a part requires.
     """
     loss = settings.loss
     taught = "teacher" in registry.declared("loss", loss.kind).requires
@@ -168,6 +169,7 @@ def _check_requirements(settings: Settings, tasks: Sequence[Task]) -> None:
             f"loss.teacher = {loss.teacher!r} is for a loss that asks a teacher, as 'distillation' does, and "
             f"loss.kind = {loss.kind!r} asks none: leave it out, or take another loss"
         )
+    check_engine(settings)
     part = next((one for one in tree.parts_of(settings) if "gold" in one.requires), None)
     if part is None:
         return

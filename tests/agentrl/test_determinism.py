@@ -38,6 +38,7 @@ from agentrl.weights.model_files import load_tokenizer
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 DEMO = Path(agentrl.__file__).parent / "demo"
 STEPS, BATCH = 3, 8
+POISE = f"{Path(__file__).parents[2] / 'examples' / 'methods' / 'poise.py'}:PromptPrior"
 
 
 def demo(tmp_path: Path, *flags: str) -> Settings:
@@ -138,8 +139,9 @@ def test_a_deterministic_run_equals_a_plain_synchronous_loop_bit_for_bit(tmp_pat
         ("--estimator.kind=grpo", "--estimator.group_size=4", "--estimator.dynamic_sampling=true"),
         ("--sampler.fresh_copies=3", "--tracker.kind=trend", "--stream.staleness=2", "--engine.slots=16"),
         ("--loss.kind=score_centering", "--loss.behaviour_top_k=5", "--stream.staleness=2"),
+        (f"--estimator.kind={POISE}", "--stream.staleness=2"),
     ],
-    ids=["asynchronous", "drift-replay", "grpo", "copies", "score-centering"],
+    ids=["asynchronous", "drift-replay", "grpo", "copies", "score-centering", "poise"],
 )
 def test_recorded_episodes_give_the_same_weights_again(flags: tuple[str, ...], tmp_path: Path) -> None:
     # Fails when `replay_steps` takes batches in order of dispatch, or leaves initial values out.

@@ -17,13 +17,13 @@ from agentrl.algorithms.advantage import advantages, normalise
 from agentrl.config.loading import load_settings
 from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, ConfigError, DiskError, Interrupted, LearnerError, StallError
+from agentrl.inference.engines import check_engine
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.storage.checkpoint import checkpoint_folders
 from agentrl.storage.ledger import State
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.recorder import read_episodes
 from agentrl.storage.run_folder import RunFolder
-from agentrl.training.assembly import check_engine
 from agentrl.training.dispatcher import Dispatcher
 from agentrl.training.drift_replay import DriftReplay
 from agentrl.training.resume import resume
@@ -188,6 +188,16 @@ def test_a_loss_that_needs_likeliest_tokens_is_refused_where_an_engine_gives_non
     settings = load_settings(None, ["--loss.kind=score_centering"])
     with pytest.raises(ConfigError, match=r"20 likeliest tokens at each place.*ScriptedPolicy does not"):
         check_engine(settings, ScriptedPolicy(default_script))
+
+
+def test_an_estimator_that_needs_hidden_states_is_refused_where_an_engine_gives_none() -> None:
+    estimator = "--estimator.kind=examples/methods/poise.py:PromptPrior"
+    wanted = r"requires hidden states of the prompt, and the engine \w+ does not report them"
+    with pytest.raises(ConfigError, match=wanted):
+        check_engine(load_settings(None, [estimator]), ScriptedPolicy(default_script))
+    with pytest.raises(ConfigError, match=wanted):  # before it is started, though it is not installed
+        check_engine(load_settings(None, [estimator, "--engine.kind=vllm"]))
+    check_engine(load_settings(None, [estimator, "--engine.kind=transformers"]))
 
 
 @pytest.mark.slow

@@ -190,8 +190,8 @@ class BatchDecoder:
             if session.row is None:
                 left.append(request)
                 continue
-            # The last token is always computed: its logits are what is sampled from.
-            limit = min(session.cached, len(request.token_ids) - 1)
+            # So are those whose hidden states are wanted.
+            limit = min(session.cached, len(request.token_ids) - max(1, request.feature_tokens))
             session.cached = shared_prefix(session.token_ids, request.token_ids, limit)
             self.counters["reused_tokens"] += session.cached
             placed.append((session, request))
@@ -221,6 +221,7 @@ class BatchDecoder:
         rows = slice(first, first + len(group))
         missing = np.array([_missing(one) for one in group])
         self.counters["prefilled_tokens"] += int(missing.sum())
+        featured = [(i, r, r.feature_tokens) for i, (_, r) in enumerate(group) if r.feature_tokens]
         logits = None
         for begin in range(0, int(missing.max()), PREFILL_TOKENS):
             # Only a lone message is longer than one pass.
@@ -231,7 +232,12 @@ class BatchDecoder:
                 at = int(self._table.lengths[first + i])
                 ids[i, width - count :] = request.token_ids[at : at + count]
             self._table.lengths[rows] += counts
-            logits = self._forward(rows, ids, self._table.lengths[rows], counts)
+            out = self._forward(rows, ids, self._table.lengths[rows], counts, hidden=bool(featured))
+            logits = out.logits[:, -1]
+            for i, request, tokens in featured:
+                layer = out.hidden_states[request.sampling.prompt_features.layer]
+                states = layer[i, width - min(int(counts[i]), tokens) :].float().cpu().numpy()
+                request.add_features(states, int(self._table.lengths[first + i]), tokens)
         assert logits is not None
         self._emit(rows, logits, self._rows_sampling(rows), ended)
 
@@ -241,20 +247,24 @@ class BatchDecoder:
         self._table.lengths[:active] += 1
         counts = np.zeros(rows.stop, dtype=np.int64)
         counts[:active] = 1
-        logits = self._forward(rows, self._table.last_tokens[rows, None], self._table.lengths[rows], counts)
+        last = self._table.last_tokens[rows, None]
+        logits = self._forward(rows, last, self._table.lengths[rows], counts).logits[:, -1]
         if self._sampling is None or self._sampling[0] != self._table.changes:
             self._sampling = (self._table.changes, self._rows_sampling(slice(0, active)))
         self.counters["steps"] += 1
         self._emit(slice(0, active), logits[:active], self._sampling[1], ended)
 
-    def _forward(self, rows: slice, ids: np.ndarray, ends: np.ndarray, counts: np.ndarray) -> Tensor:
-        """Logits [B, V] of the last token of each row.
+    def _forward(
+        self, rows: slice, ids: np.ndarray, ends: np.ndarray, counts: np.ndarray, *, hidden: bool = False
+    ) -> Any:
+        """The model's output: logits [B, 1, V] of the last token of each row.
 
         Args:
             rows: of the cache.
             ids: [B, Q] padded on the left.
             ends: [B] length of each row with these tokens.
             counts: [B] tokens of each row that are not padding.
+            hidden: whether hidden states [B, Q, D] of every layer are given too.
         """
         width = ids.shape[1]
         places = np.arange(width)[None, :]
@@ -264,15 +274,15 @@ class BatchDecoder:
         written = np.where(places < width - counts[:, None], -1, positions)
         self._cache.point_at(rows, self._tensor(written), attended)
         mask = additive_mask(self._tensor(ends), width, attended, self._groups, self._model.dtype)
-        out = self._model(
+        return self._model(
             input_ids=self._tensor(ids),
             attention_mask=mask,
             position_ids=self._tensor(np.maximum(positions, 0)),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            output_hidden_states=hidden,
         )
-        return out.logits[:, -1]
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)

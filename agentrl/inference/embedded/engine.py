@@ -62,7 +62,7 @@ class TransformersPolicy:
         ConfigError: the folder, the context or the kind of model cannot be used.
     """
 
-    gives_top_logprobs = True
+    gives_top_logprobs = gives_prompt_features = True
 
     def __init__(
         self,
@@ -148,6 +148,7 @@ class TransformersPolicy:
             reason,
             request.top_ids,
             request.top_logprobs,
+            array("f", () if request.features is None else request.features),
         )
 
     async def release(self, session: str) -> None:
@@ -211,6 +212,11 @@ class TransformersPolicy:
         if sampling.top_logprobs > self._vocabulary:
             raise PolicyError(
                 f"the model has {self._vocabulary} tokens, and {sampling.top_logprobs} are to be reported"
+            )
+        layers, asked = self._config.num_hidden_layers, sampling.prompt_features
+        if asked is not None and not -layers - 1 <= asked.layer <= layers:
+            raise PolicyError(
+                f"the model has {layers} layers, and hidden states of layer {asked.layer} are to be reported"
             )
         seed = self._random.getrandbits(62) if sampling.seed is None else sampling.seed
         return Request(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentrl.inference.embedded.kv_cache import RowCache
 from agentrl.inference.embedded.stop_rules import StopRule
@@ -53,6 +54,26 @@ class Request:
     versions: array[int] = field(default_factory=lambda: array("i"))
     top_ids: array[int] = field(default_factory=lambda: array("i"))
     top_logprobs: array[float] = field(default_factory=lambda: array("f"))
+    features: NDArray[np.float32] | None = None
+    """[D] of the prompt, as far as it was read."""
+
+    @property
+    def feature_tokens(self) -> int:
+        """Last tokens of the prompt whose hidden states are still wanted; 0 where none are."""
+        asked = self.sampling.prompt_features
+        return 0 if asked is None or self.features is not None else min(asked.tokens, self.prompt_tokens)
+
+    def add_features(self, states: NDArray[np.float32], end: int, tokens: int) -> None:
+        """Add what a pass over a part of the prompt says of its last `tokens` tokens.
+
+        Args:
+            states: [Q, D] of the tokens [end - Q, end).
+            end: where the part ends.
+            tokens: how many the mean is over.
+        """
+        first = max(0, self.prompt_tokens - tokens - (end - len(states)))
+        part = states[first:].sum(0) / np.float32(tokens)
+        self.features = part if self.features is None else self.features + part
 
     @property
     def sampled(self) -> array[int]:

@@ -14,7 +14,7 @@ from agentrl.config.settings import EngineSettings
 from agentrl.episode import Episode
 from agentrl.errors import ParityError, PolicyError
 from agentrl.inference.parity import ParityGate, Scored, is_stale, measure
-from agentrl.inference.policy import FinishReason, Generation, Sampling
+from agentrl.inference.policy import FinishReason, Generation, PromptFeatures, Sampling
 from agentrl.weights.handle import WeightHandle
 
 VOCABULARY = 32
@@ -86,6 +86,13 @@ def gate(policy: Any, learner: Any, temperature: float = 1.0, **settings: Any) -
     return ParityGate(
         policy, learner.score, PROMPTS, EngineSettings(**settings), temperature=temperature, tokens=48
     )
+
+
+async def test_an_engine_that_gives_no_hidden_states_is_found_at_the_start(table: np.ndarray):
+    learner, asked = BigramLearner(table), PromptFeatures()
+    check = ParityGate(BigramPolicy(table), learner.score, PROMPTS, EngineSettings(), prompt_features=asked)
+    with pytest.raises(PolicyError, match="gave no hidden state of a prompt where one was asked for"):
+        await check.check(0)
 
 
 async def test_equal_weights_agree(table: np.ndarray):

@@ -9,7 +9,7 @@ from array import array
 import pytest
 
 from agentrl.errors import ConfigError, ContextOverflow, PolicyError, PolicyUnavailable, WeightSyncError
-from agentrl.inference.policy import FinishReason, Policy, Sampling
+from agentrl.inference.policy import FinishReason, Policy, PromptFeatures, Sampling
 from agentrl.weights.handle import WeightHandle
 
 torch = pytest.importorskip("torch")
@@ -140,6 +140,34 @@ async def test_the_likeliest_tokens_are_those_of_a_full_forward_pass(engine):
         torch.testing.assert_close(found, wanted.gather(1, ids), atol=2e-5, rtol=0)
     with pytest.raises(PolicyError, match=f"the model has {VOCABULARY} tokens"):
         await speak(policy, [1], "more", top_logprobs=VOCABULARY + 1)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+async def test_features_of_a_prompt_are_the_mean_hidden_state_of_its_last_tokens(engine, monkeypatch, fixed):
+    # Fails when padding is averaged, when a pass's share is lost, or when keys of before stand in for states.
+    monkeypatch.setattr("agentrl.inference.embedded.batch_decoder.PREFILL_TOKENS", 16)
+    model, rng = make_model("Qwen3"), random.Random(0)
+    policy = await engine(model, slots=8, deterministic=fixed)
+    prompts = [[rng.randrange(VOCABULARY) for _ in range(length)] for length in (3, 7, 9, 53, 53)]
+    # Of 53 tokens in passes of 16 the last ten are in two; the second time all but one have keys.
+    names, layers = ["a", "b", "c", "d", "d"], [-1, 0, 1, 2, 2]
+    prompts[4] = prompts[3]
+
+    async def ask(at):
+        asked = PromptFeatures(10, layers[at])
+        return await speak(policy, prompts[at], names[at], prompt_features=asked, seed=at, max_new_tokens=3)
+
+    generations = [*await asyncio.gather(*map(ask, range(4))), await ask(4)]
+    for prompt, layer, generation in zip(prompts, layers, generations, strict=True):
+        with torch.no_grad():
+            states = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[layer][0]
+        found = torch.tensor(list(generation.prompt_features))
+        torch.testing.assert_close(found, states[-10:].mean(0), atol=2e-5, rtol=1e-5)
+        assert difference(model, prompt, generation) < 2e-5
+    assert policy.statistics()["reused_tokens"] == 53 - 10
+    assert not (await speak(policy, prompts[0])).prompt_features
+    with pytest.raises(PolicyError, match="the model has 2 layers, .* layer 3 are"):
+        await speak(policy, [1], "more", prompt_features=PromptFeatures(layer=3))
 
 
 async def test_a_turn_goes_on_without_computing_its_prefix_again(engine):
