@@ -143,6 +143,9 @@ class Agents:
         async for line in self._process.stdout:
             number, *result = json.loads(line)
             self._waiting[number].set_result(result)
+        for one in self._waiting:
+            if not one.done():
+                one.set_exception(RuntimeError("the process of the agents ended before its episodes"))
 
     async def _ask(self, *given: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -172,17 +175,19 @@ async def be_agents() -> None:
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(loop=loop)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    tasks = set()
 
     async def one(number: int, *given: Any) -> None:
         result = await agent(http, *given) if given else (time.process_time(),)
         print(json.dumps([number, *result]), flush=True)
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+    # A real model may take minutes for a message where the machine has other work.
+    patient = aiohttp.ClientTimeout(total=None)
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=patient) as http,
+        asyncio.TaskGroup() as playing,  # an episode that breaks ends the process, and the measurement
+    ):
         async for line in lines:
-            task = asyncio.ensure_future(one(*json.loads(line)))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            playing.create_task(one(*json.loads(line)))
 
 
 async def agent(
