@@ -235,12 +235,12 @@ def test_a_command_in_the_text_of_a_page_has_such_flags(text: str) -> None:
         wanted = [word for word in words if word.startswith("-") and word not in ("--help", "-h")]
         _, command = command_parser(words)
         shown = command.format_help()
-        for flag in (word.partition("=")[0] for word in wanted):
-            if "." in flag:
-                tree = command.get_default("takes_settings")
-                load(tree, None, [word for word in wanted if word.startswith(flag)])
-            else:
-                assert flag in shown, text
+        flags = [word.partition("=")[0] for word in wanted]
+        settings = [word for word, flag in zip(wanted, flags, strict=True) if "." in flag]
+        if settings:
+            load(command.get_default("takes_settings"), None, settings)
+        for flag in flags:
+            assert "." in flag or flag in shown, text
 
 
 def test_every_block_is_of_a_kind_that_runs() -> None:
