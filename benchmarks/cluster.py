@@ -204,7 +204,7 @@ async def run(settings: Settings, losses: Sequence[Loss] = ()) -> Row:
         "cpu_s_after_the_first_step": steps[-1]["cpu_s"] - steps[0]["cpu_s"],
         "wall_s_after_the_first_step": steps[-1]["time_s"] - steps[0]["time_s"],
         "tokens_after_the_first_step": steps[-1]["tokens_generated"] - steps[0]["tokens_generated"],
-        "scores": [[row["version"], row["score"]] for row in rows if row["kind"] == "eval"],
+        "scores": [[row["version"], row["reward_mean"]] for row in rows if row["kind"] == "eval"],
         "ledger": counts,
         "reasons": reasons,
         "dispatched": len(ledger.entries),

@@ -31,6 +31,7 @@ from agentrl.inference.policy import Policy, Sampling
 from agentrl.training.assembly import make_learner
 from agentrl.training.learner_thread import LearnerThread
 from agentrl.weights.model_files import load_tokenizer
+from benchmarks.cluster import local_cluster
 from benchmarks.tiny_config import tiny_config
 
 Row = dict[str, Any]
@@ -196,7 +197,8 @@ def main() -> None:
         print(f"# {weights:,} weights, float32", flush=True)
         for way in ways:
             for kind in KINDS:
-                asyncio.run(measure(Path(folder), way, kind, options.count, flags))
+                with local_cluster(1) if way == "ray" else contextlib.nullcontext():
+                    asyncio.run(measure(Path(folder), way, kind, options.count, flags))
 
 
 if __name__ == "__main__":

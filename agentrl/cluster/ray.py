@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 REACH_LIMIT_S = 10.0
 """Longest wait for the port of a cluster's address: `ray.init` itself tries for minutes."""
+HEAD_LIMIT_S, LOOK_S = 20.0, 2.0
+"""How long the head of a cluster may not answer, and how often it is looked at, in seconds: after a minute
+Ray ends this process without a word."""
 
 
 def require_ray() -> None:
@@ -92,6 +96,8 @@ class RayCluster:
         if self._ours:
             self._join()
         self._group: Any = None
+        self.headless = False
+        """Whether the head is gone: workers cannot be ended then, and end with their nodes."""
 
     def _join(self) -> None:
         address, named = self._settings.address, os.environ.get("RAY_ADDRESS", "")
@@ -211,18 +217,53 @@ class RayCluster:
         except RayError as error:
             raise PolicyUnavailable(f"{who} is gone: {_reason(error)}") from error
 
+    async def watch_head(self) -> None:
+        """Look at the head for ever; where it cannot be reached from here at all, only Ray knows of it.
+
+        Raises:
+            PolicyUnavailable: it has not answered for `HEAD_LIMIT_S`.
+        """
+        address: str = self._ray.get_runtime_context().gcs_address
+        host, _, port = address.rpartition(":")
+        if not await _listens(host, int(port)):
+            return
+        seen = time.monotonic()
+        while time.monotonic() - seen < HEAD_LIMIT_S:
+            await asyncio.sleep(LOOK_S)
+            if await _listens(host, int(port)):
+                seen = time.monotonic()
+        self.headless = True
+        raise PolicyUnavailable(
+            f"the head of the Ray cluster at {address} has not answered for {HEAD_LIMIT_S:.0f} s: start the "
+            "cluster again (`ray start --head` there, `ray start --address` on the others), and go on with "
+            "`agentrl train --resume RUN`; no step is lost"
+        )
+
     def end(self, actor: Any) -> None:
         """Kill an actor; one that is gone is fine."""
-        self._ray.kill(actor)
+        if not self.headless:  # who would be asked to
+            self._ray.kill(actor)
 
     def close(self) -> None:
         """Give the bundles back, and leave a cluster that was joined here."""
         from ray.util.placement_group import remove_placement_group
 
+        if self.headless:
+            return  # Ray would wait for its answer
         if self._group is not None:
             remove_placement_group(self._group)
         if self._ours:
             self._ray.shutdown()
+
+
+async def _listens(host: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(LOOK_S):
+            _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+    except OSError:  # a time-out too
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:

@@ -92,6 +92,7 @@ class RolloutWorkers:
         self._ended: dict[str, float] = {}
         self._limits = _limits(settings)
         self._closed = False
+        self._watch: asyncio.Future[None] | None = None
         self._version = self._context_tokens = 0
         self.gives_top_logprobs = self.gives_prompt_features = False
 
@@ -113,12 +114,24 @@ class RolloutWorkers:
         """
         for line in await self._cluster.reserve(len(self._workers)):
             self._tell(line)
+        self._watch = asyncio.ensure_future(self._watch_head())
         found = await asyncio.gather(*map(self._begin, self._workers))
         self._context_tokens = min(one["context_tokens"] for one in found)
         for name in GIVES:
             setattr(self, name, all(one[name] for one in found))
         for worker in self._workers:
             worker.live = True
+
+    async def _watch_head(self) -> None:
+        try:
+            await self._cluster.watch_head()
+        except PolicyUnavailable as error:
+            logger.error("%s", error)  # episodes in flight go on: it may be long until somebody asks
+            raise
+
+    def _check_head(self) -> None:
+        if self._watch is not None and self._watch.done() and not self._closed:
+            self._watch.result()  # raises, where the head is gone
 
     async def _begin(self, worker: Worker) -> dict[str, Any]:
         """A new actor for a worker, with engine and sandbox; the counters of the one before are kept."""
@@ -202,6 +215,7 @@ class RolloutWorkers:
         )
 
     async def _least_loaded(self) -> Worker:
+        self._check_head()
         deadline = time.monotonic() + self._settings.cluster.start_limit_s
         while not (live := [worker for worker in self._workers if worker.live]):
             if self._closed or time.monotonic() > deadline:
@@ -220,6 +234,7 @@ class RolloutWorkers:
         self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str, start_version: int
     ) -> Generation:
         """Sample one message on the worker of the session; see `Policy.generate`."""
+        self._check_head()
         worker = self._homes.get(session)
         if worker is None or not worker.live:
             worker = self._homes[session] = await self._least_loaded()
@@ -312,15 +327,16 @@ class RolloutWorkers:
         """End the workers; episodes that they play are lost."""
         self._closed = True
         self._changed.set()
-        revivals = [worker.revival for worker in self._workers if worker.revival is not None]
-        for revival in revivals:
-            revival.cancel()
-        await asyncio.gather(*revivals, return_exceptions=True)
+        tasks = [worker.revival for worker in self._workers]
+        waiting = [task for task in (*tasks, self._watch) if task is not None]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.gather(*(self._end(worker) for worker in self._workers if worker.actor is not None))
         self._cluster.close()
 
     async def _end(self, worker: Worker) -> None:
-        if worker.started:
+        if worker.started and not self._cluster.headless:
             try:
                 await self._told(worker, "close")
             except PolicyError as error:
