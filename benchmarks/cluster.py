@@ -303,7 +303,7 @@ def table(options: argparse.Namespace) -> None:
         for line in path.read_text().splitlines()
         if line[:1] == "{"
     ]
-    for engine in ("prepared", "demo"):
+    for engine in dict.fromkeys(row["engine"] for row in rows if row["benchmark"] == "workers"):
         found = [row for row in rows if row["benchmark"] == "workers" and row["engine"] == engine]
         for unit in ("cpu_ms_a_turn", "cpu_us_a_token"):
             mean = {n: np.median([row[unit] for row in found if row["workers"] == n]) for n in (1, 4)}
