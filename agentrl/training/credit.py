@@ -110,7 +110,8 @@ class Credit:
         self._shape = None if shaper.kind == "none" else registry.make("shaper", shaper.kind, shaper.own)
         self.clocks = [0.0]
         """The tracker's drift clock when each version began, by version."""
-        self._frozen: dict[str, float] = {}
+        self._frozen: dict[str, tuple[float, int]] = {}
+        """Of a copy that was not folded yet: the mean score of the others, and how many they are."""
 
     def freeze(self, copies: Sequence[Episode]) -> None:
         """Make each episode's baseline the mean score of the others, until it is folded.
@@ -121,7 +122,7 @@ class Credit:
         scores = {episode.episode_id: self.score(episode) for episode in copies}
         total, others = sum(scores.values()), len(scores) - 1
         if others:
-            means = {key: (total - score) / others for key, score in scores.items()}
+            means = {key: ((total - score) / others, others) for key, score in scores.items()}
             self._frozen |= {key: mean for key, mean in means.items() if key not in self._frozen}
 
     def learner_options(self, baselines: NDArray[np.float64]) -> dict[str, Any]:
@@ -145,8 +146,10 @@ class Credit:
         prompts = np.array([self._pool.index[episode.prompt_id] for episode in batch])
         starts = np.array([episode.start_version for episode in batch])
         baselines = self._pool.tracker.baselines(prompts, starts)
+        counts = self._pool.tracker.effective_counts(prompts)
         for place, episode in enumerate(batch):
-            baselines[place] = self._frozen.get(episode.episode_id, baselines[place])
+            if episode.episode_id in self._frozen:
+                baselines[place], counts[place] = self._frozen[episode.episode_id]
         masked: dict[str, str] = {}
         if self._settings.rollout.truncated == "mask":
             masked = {e.episode_id: "truncated" for e in batch if e.stop_reason.truncated}
@@ -158,7 +161,6 @@ class Credit:
                 '= "mask" leaves none to learn from: raise rollout.max_tokens (or engine.context_tokens), '
                 'or set rollout.truncated = "zero"'
             )
-        counts = self._pool.tracker.effective_counts(prompts)
         kind = self._settings.estimator.kind
         with registry.blame("estimator", kind):
             given = self._estimator(self.batch(trained, baselines[kept], counts[kept]))
@@ -236,7 +238,7 @@ class Credit:
         """Fold one episode, with its score where it is known already."""
         score = self.score(episode) if score is None else score
         fold = self.fold_score(episode.episode_id, episode.prompt_id, score, episode.start_version, drift)
-        self.remember(episode)
+        self.remember(episode, score)
         return fold
 
     def fold_score(
@@ -255,11 +257,15 @@ class Credit:
             weight=self._pool.weight(prompt),
         )
 
-    def remember(self, episode: Episode) -> None:
-        """Tell parts that remember of an episode that was folded."""
+    def remember(self, episode: Episode, score: float) -> None:
+        """Tell parts that remember of a folded episode; an estimator with the reward that it counted for."""
+        counted = episode
+        if self._shape is not None:
+            low, high = episode.reward_range
+            counted = replace_reward(episode, low + score * (high - low))
         for name, part in self._remembering():
             with registry.blame(name, getattr(self._settings, name).kind):
-                part.fold(episode)
+                part.fold(counted if name == "estimator" else episode)
 
     def _remembering(self) -> Iterator[tuple[str, Any]]:
         """Parts that are told of each folded episode, and have a state."""
@@ -274,7 +280,7 @@ class Credit:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state; a part that was not there then begins without memory."""
-        self._frozen = dict(state.get("frozen", {}))
+        self._frozen = {key: tuple(one) for key, one in state.get("frozen", {}).items()}
         for name, part in self._remembering():
             if name in state:
                 part.load_state_dict(state[name])

@@ -238,7 +238,7 @@ def redo(attempt: Attempt, position: int, episodes: Mapping[str, Episode]) -> No
         elif record["e"] == "discarded":
             attempt.credit.fold_score(entry.key, entry.prompt_id, record["s"], entry.start_version)
             if entry.key in episodes:
-                attempt.credit.remember(episodes[entry.key])
+                attempt.credit.remember(episodes[entry.key], record["s"])
         if "do" in record:
             pool.do(record["do"], entry.prompt_id)
 

@@ -24,7 +24,7 @@ class PromptPrior:
     g is a ridge regression of scores on hidden states of their prompts, over the newest episodes folded
     before: no baseline contains its own reward, and none depends on what was sampled. Hidden states are those
     of the weights that sampled, centred and divided by the root of their mean square length. With
-    `sampler.fresh_copies` a first visit has its siblings for a baseline and needs no prior."""
+    `sampler.fresh_copies` a first visit has the mean of its n siblings for v."""
 
     requires = ("baselines", "prompt_features")
 

@@ -82,9 +82,9 @@ def test_each_copy_has_the_mean_of_the_others_as_its_baseline() -> None:
     settings = load_settings(None, ["--sampler.fresh_copies=4"])
     credit = Credit(settings, Any, make_estimator(settings.estimator))  # type: ignore[arg-type]
     credit.freeze([episode(number, 0, score) for number, score in enumerate((1.0, 0.0, 0.0, 1.0))])
-    # (2 - 1) / 3 and (2 - 0) / 3.
+    # (2 - 1) / 3 and (2 - 0) / 3, each the mean of three scores.
     frozen = credit.state_dict()["frozen"]
-    assert frozen == pytest.approx({"t0": 1 / 3, "t1": 2 / 3, "t2": 2 / 3, "t3": 1 / 3})
+    assert frozen == {"t0": (1 / 3, 3), "t1": (2 / 3, 3), "t2": (2 / 3, 3), "t3": (1 / 3, 3)}
     credit.freeze([episode(9, 1, 1.0)])  # alone: it has the prompt's value, like any other
     assert "t9" not in credit.state_dict()["frozen"]
 
@@ -110,10 +110,11 @@ async def test_a_run_with_fresh_copies_learns_from_all_of_them(new_loop: Callabl
         sets: dict[int | None, list[Episode]] = {}
         for one in batch:
             sets.setdefault(one.group, []).append(one)
-        for one, baseline in zip(batch, found.baselines, strict=True):
+        for one, baseline, count in zip(batch, found.baselines, found.counts, strict=True):
             others = [other.score for other in sets[one.group] if other is not one]
             if one.group is not None and others:
                 assert baseline == pytest.approx(np.mean(others))
+                assert count == len(others)
         return found
 
     run.orchestrator.credit.assign = spy

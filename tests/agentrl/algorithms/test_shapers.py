@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,45 @@ def test_what_a_shaper_remembers_survives_a_resume(tmp_path: Path, monkeypatch: 
     counts = [int(line) for line in (tmp_path / "counts.txt").read_text().split()]
     assert counts == list(range(1, 33))
 
+
+async def test_an_estimator_remembers_what_episodes_counted_for(
+    new_loop: Callable[..., Any], tmp_path: Path
+) -> None:
+    # Otherwise what it predicts is on another scale than the scores that it is subtracted from.
+    (tmp_path / "halves.py").write_text(HALVES)
+    flags = [f"--shaper.kind={tmp_path}/halves.py:Half", f"--estimator.kind={tmp_path}/halves.py:Seen"]
+    run = await new_loop("--run.steps=1", *flags)
+    await run.orchestrator.run()
+    state = run.orchestrator.credit.state_dict()
+    assert sorted(state["estimator"]["folded"]) == sorted(state["estimator"]["asked"])
+    assert set(state["estimator"]["folded"]) == {0.0, 0.5}
+    assert set(state["shaper"]["folded"]) == {0.0, 1.0}
+    await run.close()
+
+
+HALVES = """
+class Seen:
+    def __init__(self):
+        self.asked, self.folded = [], []
+
+    def __call__(self, batch):
+        self.asked = batch.scores.tolist()
+        return batch.scores
+
+    def fold(self, episode):
+        self.folded.append(episode.score)
+
+    def state_dict(self):
+        return {"asked": self.asked, "folded": self.folded}
+
+    def load_state_dict(self, state):
+        self.asked, self.folded = state["asked"], state["folded"]
+
+
+class Half(Seen):
+    def __call__(self, episode):
+        return episode.reward / 2
+"""
 
 COUNTING = '''
 class Counting:
