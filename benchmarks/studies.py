@@ -61,6 +61,10 @@ PRESETS: Mapping[str, Flags] = {
     "grpo": ("--preset=grpo", "--tracker.drift=constant"),
     "rloo": ("--preset=rloo", "--tracker.drift=constant"),
 }
+GAINS: Mapping[str, Flags] = {
+    "spo_plus": PRESETS["spo_plus"],
+    "spo_plus, gain .5": (*PRESETS["spo_plus"], "--tracker.gain=0.5"),
+}
 PUBLISHED: Mapping[str, Flags] = {
     "spo": ("--preset=spo", "--tracker.initial_rollouts=0"),
     "spo, 8 initial rollouts": ("--preset=spo",),
@@ -119,6 +123,7 @@ def stale_flags(staleness: int) -> Flags:
 
 STUDIES: Mapping[str, Study] = {
     "demo": Study(arms=PRESETS, common=FAST, reference="spo", tokens=10_000),
+    "gain": Study(arms=GAINS, common=FAST, reference="spo_plus", tokens=10_000),
     "uneven": Study(arms=PRESETS, common=(*FAST, *UNEVEN), reference="spo", tokens=10_000),
     "rare": Study(
         arms=PRESETS, common=(*FAST, "--data.train=generated:train:4000"), reference="spo", tokens=10_000
