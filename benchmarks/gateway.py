@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import statistics
@@ -228,6 +229,10 @@ class Played:
     cpu_s: float
     """Of this process."""
 
+    def __add__(self, other: Played) -> Played:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Played(*(one + more for one, more in pairs))
+
 
 async def episodes(env: Callable[[], Env], setting: Setting, count: int, at_once: int) -> Played:
     """Play `count` episodes."""
@@ -275,20 +280,24 @@ async def speed(rounds: int, count: int, model: str, tokens: int) -> dict[str, A
 
 
 async def both_ways(setting: Setting, rounds: int, count: int) -> dict[str, Any]:
-    """Tokens a second, 64 conversations in flight: both ways in turn, so that other work weighs on both alike."""
+    """Tokens a second, 64 conversations in flight: both ways in turn, so that other work weighs on both alike.
+
+    A round plays each way twice, there and back: what follows the same way finds its prompts in the engine's keys.
+    """
     ways = {"Direct": Direct, "Through": Through}
     played: list[dict[str, Played]] = []
     shares: list[float] = []
     async with Agents.started() as Through.agents:
-        for number in range(-1, rounds):  # the first is warming up
-            played.append({})
-            for name in ways if number % 2 else reversed(ways):
+        for _ in range(-1, rounds):  # the first is warming up
+            played.append({name: Played(0, 0, 0.0, 0.0) for name in ways})
+            for name in (*ways, *reversed(ways)):
                 before = await Through.agents.cpu_seconds()
                 env = partial(ways[name], follow_ups=setting.follow_ups)
-                done = played[-1][name] = await episodes(env, setting, count, 64)
+                done = await episodes(env, setting, count, 64)
+                played[-1][name] += done
                 if name == "Through":
                     shares.append((await Through.agents.cpu_seconds() - before) / done.cpu_s)
-    del played[0], shares[0]
+    del played[0], shares[:2]
     wall = [{name: one[name].tokens / one[name].seconds for name in ways} for one in played]
     cpu = [{name: one[name].tokens / one[name].cpu_s for name in ways} for one in played]
     directs = [one["Direct"] for one in played]
@@ -296,7 +305,7 @@ async def both_ways(setting: Setting, rounds: int, count: int) -> dict[str, Any]
         "in_flight": 64,
         "rounds": rounds,
         "tokens_per_message": sum(one.tokens for one in directs) / sum(one.messages for one in directs),
-        "messages_per_episode": sum(one.messages for one in directs) / (rounds * count),
+        "messages_per_episode": sum(one.messages for one in directs) / (2 * rounds * count),
         "tokens_per_s": {name: statistics.median(row[name] for row in wall) for name in ways},
         "tokens_per_cpu_s": {name: statistics.median(row[name] for row in cpu) for name in ways},
         "ratio": statistics.median(row["Through"] / row["Direct"] for row in wall),

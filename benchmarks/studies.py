@@ -62,7 +62,7 @@ PRESETS: Mapping[str, Flags] = {
     "rloo": ("--preset=rloo", "--tracker.drift=constant"),
 }
 GAINS: Mapping[str, Flags] = {
-    "spo_plus": PRESETS["spo_plus"],
+    **{arm: PRESETS[arm] for arm in ("spo", "spo_plus")},
     "spo_plus, gain .5": (*PRESETS["spo_plus"], "--tracker.gain=0.5"),
 }
 PUBLISHED: Mapping[str, Flags] = {
@@ -123,7 +123,7 @@ def stale_flags(staleness: int) -> Flags:
 
 STUDIES: Mapping[str, Study] = {
     "demo": Study(arms=PRESETS, common=FAST, reference="spo", tokens=10_000),
-    "gain": Study(arms=GAINS, common=FAST, reference="spo_plus", tokens=10_000),
+    "gain": Study(arms=GAINS, common=FAST, reference="spo", tokens=10_000),
     "uneven": Study(arms=PRESETS, common=(*FAST, *UNEVEN), reference="spo", tokens=10_000),
     "rare": Study(
         arms=PRESETS, common=(*FAST, "--data.train=generated:train:4000"), reference="spo", tokens=10_000

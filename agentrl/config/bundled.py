@@ -22,6 +22,11 @@ def is_bundled(path: str) -> bool:
     return bool(path) and Path(path).expanduser().absolute() == MODEL.absolute()
 
 
+def shown(path: str) -> str:
+    """What weights are called in results: the bundled model by its name, wherever it is installed."""
+    return NAME if is_bundled(path) else path
+
+
 def put_model(table: Mapping[str, Any]) -> None:
     """Write the folder of the bundled model into a table of settings that names it."""
     section = table.get("model")

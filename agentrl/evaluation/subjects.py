@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agentrl.config import loading
+from agentrl.config import bundled, loading
 from agentrl.config.registry import load_function
 from agentrl.config.settings import EngineSettings, RolloutSettings, Settings
 from agentrl.errors import ConfigError, StallError
@@ -249,7 +249,8 @@ def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
         device=options.device,
         seed=options.seed,
     )
-    return policy, tokenizer, {"kind": "transformers", "weights": path, "fingerprint": fingerprint(path)}
+    identity = {"kind": "transformers", "weights": bundled.shown(path), "fingerprint": fingerprint(path)}
+    return policy, tokenizer, identity
 
 
 async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -281,7 +282,11 @@ async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str
         start_limit_s=engine.start_limit_s,
     )
     tokenizer = await asyncio.to_thread(load_tokenizer, model, "the model")
-    return policy, tokenizer, {"kind": "vllm", "weights": path, "fingerprint": fingerprint(path)}
+    return (
+        policy,
+        tokenizer,
+        {"kind": "vllm", "weights": bundled.shown(path), "fingerprint": fingerprint(path)},
+    )
 
 
 def _scripted(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:

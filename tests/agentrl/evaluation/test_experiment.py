@@ -105,6 +105,22 @@ def test_a_program_is_checked_and_evaluated_through_the_gateway(place, capsys):
 
 
 @pytest.mark.slow
+def test_the_bundled_model_goes_by_its_name_and_not_by_where_it_is_installed(place):
+    given = [
+        "eval",
+        "demo",
+        "--env",
+        "boxed.py",
+        "--data",
+        "rows.jsonl",
+        "--map",
+        "problem=question,answer=final",
+    ]
+    assert main([*given, "--out", "out", "--eval.limit", "1", "--sandbox", "broken", "--quiet"]) == 0
+    assert json.loads((place / "out/eval.json").read_text())["policy"]["weights"] == "demo"
+
+
+@pytest.mark.slow
 def test_a_comparison_says_what_each_training_cost(place, capsys):
     main(command())
     main(command("always", "right"))
