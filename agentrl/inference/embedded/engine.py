@@ -216,7 +216,8 @@ class TransformersPolicy:
         layers, asked = self._config.num_hidden_layers, sampling.prompt_features
         if asked is not None and not -layers - 1 <= asked.layer <= layers:
             raise PolicyError(
-                f"the model has {layers} layers, and hidden states of layer {asked.layer} are to be reported"
+                f"the model has {layers} layers, and hidden states of layer {asked.layer} are to be "
+                f"reported: take one from {-layers - 1} to {layers} (estimator.feature_layer)"
             )
         seed = self._random.getrandbits(62) if sampling.seed is None else sampling.seed
         return Request(
