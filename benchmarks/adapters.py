@@ -216,7 +216,8 @@ def main() -> None:
     parser.add_argument("--openenv", default="", help="an interpreter that has the package openenv")
     parser.add_argument("--image", default="", help="an image with bash and curl")
     options = parser.parse_args()
-    able = {THEIRS: bool(options.openenv), CONTAINED: bool(options.image) and options.what == "episodes"}
+    whole = options.what == "episodes"  # an OpenEnv environment ends by itself, long before a thousand calls
+    able = {OURS: whole, THEIRS: whole and bool(options.openenv), CONTAINED: whole and bool(options.image)}
     chosen = [way for way in WAYS if options.ways in way and able.get(way, True)]
     with tempfile.TemporaryDirectory() as made:
         tempfile.tempdir = made
