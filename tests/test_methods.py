@@ -17,6 +17,7 @@ from agentrl.algorithms.advantage import CreditBatch
 from agentrl.config import registry
 from agentrl.episode import Episode, SegmentBuilder, StopReason
 from agentrl.learner.batch import build_sequences
+from agentrl.storage import nested
 from agentrl_envs import load_env
 from agentrl_envs.math_with_python import MathWithPython
 from tests.agentrl.test_segments import play
@@ -284,6 +285,17 @@ def test_poise_forgets_what_left_its_buffer() -> None:
     for place, reward in ((5.0, 0.0), (2.0, 1.0), (2.0, 1.0), (0.0, 0.0), (0.0, 0.0)):
         it.fold(of_prompt([place], reward))
     assert it.predicted(np.array([[2.0], [0.0]])) == near([0.9, 0.1])
+    # With each step goes what changed of the state: one of four hidden states, in the oldest one's place.
+    before = it.state_dict()
+    it.fold(of_prompt([3.0], 1.0))
+    change = nested.difference(before, it.state_dict())
+    assert list(change["in"]["features"]["in"]) == ["1"]
+    again = make("estimator", "poise.py:PromptPrior", buffer=4)
+    again.load_state_dict(nested.applied(before, change))
+    assert again.state_dict() == it.state_dict()
+    shorter = make("estimator", "poise.py:PromptPrior", buffer=2)
+    shorter.load_state_dict(before)
+    assert len(shorter.features) == len(shorter.scores) == 2
 
 
 def test_poise_errs_less_than_the_mean_where_hidden_states_tell_the_difficulty() -> None:

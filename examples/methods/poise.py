@@ -46,7 +46,7 @@ class PromptPrior:
 
     def __init__(self, settings):
         self.settings = settings
-        self.features, self.scores = [], []
+        self.features, self.scores, self.folded = [], [], 0
 
     def __call__(self, batch):
         """[B] advantages."""
@@ -73,19 +73,26 @@ class PromptPrior:
     def fold(self, episode):
         """Take an episode into the buffer; one that was not sampled from has no hidden state."""
         if len(features := features_of(episode)):
-            newest = self.settings.buffer
-            self.features = [*self.features, features][-newest:]
-            self.scores = [*self.scores, episode.score][-newest:]
+            place = self.folded % self.settings.buffer
+            self.features[place : place + 1] = [features]
+            self.scores[place : place + 1] = [episode.score]
+            self.folded += 1
 
     def state_dict(self):
-        """The buffer: hidden states as the bytes of float32, scores as numbers."""
-        packed = [base64.b64encode(one.tobytes()).decode() for one in self.features]
-        return {"features": packed, "scores": list(self.scores)}
+        """The buffer: hidden states as the bytes of float32, and scores.
+
+        By place, and what is new takes the oldest one's: a step writes what changed, and a list that moves
+        on would be written whole, megabytes of it.
+        """
+        packed = {str(at): base64.b64encode(one.tobytes()).decode() for at, one in enumerate(self.features)}
+        return {"features": packed, "scores": list(self.scores), "folded": self.folded}
 
     def load_state_dict(self, state):
         """Go back to a saved state."""
-        self.features = [np.frombuffer(base64.b64decode(one), dtype="<f4") for one in state["features"]]
-        self.scores = list(state["scores"])
+        newest, packed = self.settings.buffer, state["features"]
+        places = range(min(newest, len(packed)))
+        self.features = [np.frombuffer(base64.b64decode(packed[str(at)]), dtype="<f4") for at in places]
+        self.scores, self.folded = list(state["scores"])[:newest], state["folded"]
 
 
 def features_of(episode):
