@@ -213,16 +213,16 @@ class ParityGate:
         )
         self._log = log
         self._before: list[Scored] = []
-        self._round = 0
+        self._round = self._compared = 0
 
     async def after_update(self, version: int) -> None:
-        """Compare when it is time to (`engine.parity_every`).
+        """Compare when it is time to (`engine.parity_every`), or was at a version that was not published.
 
         Raises:
             ParityError: they disagree; the text has the probable cause.
         """
         every = self._settings.parity_every
-        if every and version % every == 0:
+        if every and version // every > self._compared // every:
             await self.check(version)
 
     async def check(self, version: int) -> ParityReport:
@@ -232,6 +232,7 @@ class ParityGate:
             ParityError: they disagree beyond the bounds; the text has the probable cause.
             PolicyError: the engine or the learner did not answer.
         """
+        self._compared = version
         episodes = await self._sample(version)
         scored = await self._compare(episodes)
         report = measure(scored, version)

@@ -86,7 +86,7 @@ class Control:
         Then the controller begins anew: what it remembers led to the old number.
         """
         same = {name for name in self.values if state["settings"].get(name) == self._setting(name)}
-        self.values |= {name: state["values"][name] for name in same}
+        self.values |= {name: self._checked(name, state["values"][name]) for name in same}
         if same == set(self.values) and state["part"] and hasattr(self._part, "load_state_dict"):
             self._part.load_state_dict(state["part"])
 

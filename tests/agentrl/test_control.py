@@ -148,6 +148,13 @@ def test_staleness_is_not_steered_below_what_publishing_seldom_needs(tmp_path: P
     steered = control(tmp_path, code, "--stream.staleness=4", "--learner.publish_every=3")
     steered.act({}, CreditBatch(scores=np.zeros(1)))
     assert steered.staleness(4) == 2
+    # Nor after a resume that publishes more seldom than the run did before.
+    before = control(tmp_path, code, "--stream.staleness=4")
+    before.act({}, CreditBatch(scores=np.zeros(1)))
+    assert before.staleness(4) == 0
+    resumed = control(tmp_path, code, "--stream.staleness=4", "--learner.publish_every=3")
+    resumed.load_state_dict(before.state_dict())
+    assert resumed.staleness(4) == 2
 
 
 def test_staleness_falls_with_the_effective_share_and_rises_to_the_setting_again() -> None:

@@ -172,6 +172,18 @@ async def test_it_compares_only_when_it_is_time(table: np.ndarray):
     await gate(policy, learner, parity_every=0).after_update(3)
 
 
+async def test_a_version_that_was_not_published_is_made_up_for_at_the_next(table: np.ndarray):
+    # Published every 2 versions and compared every 3: at 0, 4 (for 3), 6 and 10 (for 9).
+    reports: list[dict[str, Any]] = []
+    policy, learner = BigramPolicy(table), BigramLearner(table)
+    settings = EngineSettings(parity_every=3)
+    check = ParityGate(policy, learner.score, PROMPTS, settings, tokens=48, log=reports.append)
+    await check.check(0)
+    for policy.version in (2, 4, 6, 8, 10):
+        await check.after_update(policy.version)
+    assert [report["version"] for report in reports] == [0, 4, 6, 10]
+
+
 async def test_an_engine_that_hangs_is_named(table: np.ndarray):
     class Hanging(BigramPolicy):
         async def generate(self, *args: Any, **options: Any) -> Generation:
