@@ -50,6 +50,8 @@ def write(
     folder = place if ranks == 1 else place / f"rank_{rank}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if ranks > 1:
+            (place / COUNTERS).unlink(missing_ok=True)  # of one rank, which would be read in place of these
         save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in optimizer.items()}, folder / OPTIMIZER

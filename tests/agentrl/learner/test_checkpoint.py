@@ -36,6 +36,12 @@ def test_five_rows_of_two_ranks_read_by_three(tmp_path: Path) -> None:
     assert (counters["batches"], counters["ranks"]) == (5, 2)
 
 
+def test_a_folder_that_is_written_again_by_others_has_nothing_of_those_before(tmp_path: Path) -> None:
+    for value, ranks in enumerate((4, 2, 1, 2)):
+        save(tmp_path, {"a": torch.full((4,), float(value))}, ranks)
+        assert checkpoint.read(tmp_path)[0]["a"].tolist() == [value] * 4
+
+
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(0, 9), before=st.integers(1, 5), after=st.integers(1, 5))
 def test_any_number_of_ranks_reads_what_any_number_wrote(
