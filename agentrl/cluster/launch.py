@@ -33,6 +33,7 @@ set -euo pipefail
 head=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | awk 'NR == 1')
 address=$$(srun --nodes=1 --ntasks=1 --nodelist="$$head" hostname --ip-address | awk '{print $$1}')
 export RAY_ADDRESS="$$address:$port"
+export RAY_worker_niceness=0  # as the learner beside them
 
 # The learner has $ranks of the first machine's GPUs to itself: Ray lends only the others.
 srun --nodes=1 --ntasks=1 --nodelist="$$head" --overlap \\
@@ -153,6 +154,7 @@ def ray_job(settings: Settings, shape: Shape, *, image: str, claim: str) -> str:
             "name": role,
             "image": image,
             "workingDir": "/workspace",
+            "env": [{"name": "RAY_worker_niceness", "value": "0"}],
             "resources": {"limits": amounts, "requests": amounts},
             "volumeMounts": [workspace, {"name": "shm", "mountPath": "/dev/shm"}],
         }

@@ -70,6 +70,9 @@ def test_the_script_for_slurm(file: Path, tmp_path: Path, capsys: pytest.Capture
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     head = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
     assert "#SBATCH --nodes=2" in head
+    before, started, _ = script.read_text().partition("ray start")
+    assert started
+    assert "\nexport RAY_worker_niceness=0 " in before  # else workers starve beside the learner
     assert "#SBATCH --gpus-per-node=8" in head
     assert "#SBATCH --time=08:00:00" in head
     # Run it with what it calls written down in place of done.
@@ -123,6 +126,7 @@ def test_the_job_for_kubernetes(file: Path, capsys: pytest.CaptureFixture[str]) 
     for part in (spec["rayClusterSpec"]["headGroupSpec"], group):
         (container,) = part["template"]["spec"]["containers"]
         assert container["image"] == "registry/agentrl:1"
+        assert container["env"] == [{"name": "RAY_worker_niceness", "value": "0"}]
         assert container["resources"]["limits"] == {"cpu": "64", "nvidia.com/gpu": "8"}
 
 

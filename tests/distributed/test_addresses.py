@@ -48,3 +48,13 @@ def test_an_address_of_the_environment(
     with pytest.raises(ConfigError, match=f"RAY_ADDRESS = '{address}': cannot connect to 127.0.0.1:"):
         RayCluster(ClusterSettings(kind="ray"))
     assert time.monotonic() - begun < 20.0
+
+
+def test_workers_of_a_cluster_of_the_run_s_own_have_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    cluster = RayCluster(ClusterSettings(kind="ray", address="local"))
+    try:
+        found = ray.get(ray.remote(lambda: os.getpriority(os.PRIO_PROCESS, 0)).remote(), timeout=90.0)
+        assert found == os.getpriority(os.PRIO_PROCESS, 0)
+    finally:
+        cluster.close()
