@@ -104,6 +104,9 @@ class Policy(Protocol):
     from the run: a run that learns asks it for each episode (`dispatch` of it, the number of its environment
     among the run's, the row of data) and gets an `Episode`, failed or not. Single messages, as evaluations
     sample them, come from `generate` all the same.
+
+    A method `on_error(handler)` says that it finds out by itself that it cannot go on: it gives the error to
+    the handler, and the run ends with it at once, whatever it waits for.
     """
 
     @property

@@ -93,6 +93,7 @@ class RolloutWorkers:
         self._limits = _limits(settings)
         self._closed = False
         self._watch: asyncio.Future[None] | None = None
+        self._on_error: Callable[[Exception], None] = lambda error: None
         self._version = self._context_tokens = 0
         self.gives_top_logprobs = self.gives_prompt_features = False
 
@@ -122,11 +123,16 @@ class RolloutWorkers:
         for worker in self._workers:
             worker.live = True
 
+    def on_error(self, handler: Callable[[Exception], None]) -> None:
+        """Call `handler` when the head is gone: it may be long until somebody asks a worker."""
+        self._on_error = handler
+
     async def _watch_head(self) -> None:
         try:
             await self._cluster.watch_head()
         except PolicyUnavailable as error:
-            logger.error("%s", error)  # episodes in flight go on: it may be long until somebody asks
+            logger.error("%s", error)  # at once: what is left of the run may take long to end
+            self._on_error(error)
             raise
 
     def _check_head(self) -> None:
@@ -140,12 +146,14 @@ class RolloutWorkers:
             if name not in GAUGES:
                 self._ended[name] = self._ended.get(name, 0.0) + value
         config, folder = loading.to_toml(self._settings), str(Path.cwd())
+        at_once = self._settings.stream.in_flight or self._settings.engine.slots
         worker.actor = self._cluster.place(
             worker.index,
             RolloutWorker,
             config,
             folder,
-            concurrency=(self._settings.stream.in_flight or self._settings.engine.slots) + 64,
+            # Where it is the last one it has all episodes that are learned from, and all of an evaluation.
+            concurrency=2 * at_once + 64,
         )
         found: dict[str, Any] = await self._told(worker, "start")
         worker.started = True
@@ -249,11 +257,18 @@ class RolloutWorkers:
             worker.playing -= 1
 
     async def release(self, session: str) -> None:
-        """Forget a session."""
+        """Forget a session; a worker that does not answer is lost."""
         worker = self._homes.pop(session, None)
-        if worker is not None and worker.live:
-            with contextlib.suppress(PolicyError):
-                await self._told(worker, "release", session)
+        if worker is None or not worker.live:
+            return
+        actor = worker.actor
+        try:
+            await self._told(worker, "release", session)
+        except PolicyUnavailable as error:
+            # Of a message the episode's limit comes first: only here it shows that the worker stands still.
+            self._lose(worker, actor, error)
+        except PolicyError as error:
+            logger.warning("%s", error)
 
     async def load(self, weights: WeightHandle) -> None:
         """Put the weights into the object store once, and let every worker take them.

@@ -93,6 +93,8 @@ class Attempt:
         self.forgive = not settings.run.deterministic
         """Whether prompts that an earlier attempt set aside are drawn again."""
         parts.recorder.on_error(self._fail)
+        if hasattr(parts.policy, "on_error"):
+            parts.policy.on_error(self._fail)
 
     def _fail(self, error: Exception) -> None:
         if self._failed is not None and not self._failed.done():

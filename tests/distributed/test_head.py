@@ -15,23 +15,29 @@ ray = needed("ray", "make test-distributed installs it")
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
-PROGRAM = """
-import asyncio, logging, os, sys
+CLUSTER = """
+import asyncio, os, sys
+from dataclasses import replace
 from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
 
 from agentrl.errors import PolicyUnavailable
-from tests.distributed.test_ray_cluster import demo, say
 from agentrl.rollout.worker_pool import RolloutWorkers
+from agentrl.training.assembly import assemble
+from agentrl.training.plan import plan_run
+from tests.distributed.test_ray_cluster import demo, say
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 ray.init(address=cluster.address, log_to_driver=False)
+folder = Path(sys.argv[1])
+settings = demo(folder, "--cluster.rollout_workers=1")
+"""
 
-
+ASKED = """
 async def main() -> None:
-    workers = RolloutWorkers(demo(Path(sys.argv[1]), "--cluster.rollout_workers=1"))
+    workers = RolloutWorkers(settings)
     await workers.start()
     await say(workers, "a")
     cluster.head_node.kill_gcs_server()
@@ -44,17 +50,48 @@ async def main() -> None:
         await asyncio.sleep(0.5)
     await workers.close()
     print("closed", flush=True)
+"""
+
+# Every slot has an episode that does not end soon: nothing new is asked of the workers.
+BUSY = """
+(folder / "slow.py").write_text('''
+import asyncio
+from agentrl_envs.arithmetic import Arithmetic
+
+class Slow(Arithmetic):
+    async def reward(self, row, answer):
+        await asyncio.sleep(200)
+''')
+settings = replace(settings, env=(replace(settings.env[0], name=f"{folder}/slow.py:Slow"),))
+settings = replace(settings, eval=replace(settings.eval, data=""))
 
 
+
+
+async def main() -> None:
+    async with assemble(plan_run(settings)) as orchestrator:
+        running = asyncio.ensure_future(orchestrator.run())
+        while orchestrator.dispatcher.in_flight < 16:
+            await asyncio.sleep(0.1)
+        cluster.head_node.kill_gcs_server()
+        try:
+            await running
+        except PolicyUnavailable as error:
+            print(f"ended: {error}", flush=True)
+    print("closed", flush=True)
+"""
+
+END = """
 asyncio.run(main())
 os._exit(0)  # Ray's own end waits for the head; its other processes end without it
 """
 
 
-def test_a_head_that_is_gone_ends_the_run_with_the_remedy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [ASKED, BUSY], ids=["asked", "busy"])
+def test_a_head_that_is_gone_ends_the_run_with_the_remedy(tmp_path: Path, program: str) -> None:
     paths = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "RAY_worker_niceness": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        [sys.executable, "-c", CLUSTER + program + END, str(tmp_path)],
         env=os.environ | paths,
         cwd=Path(__file__).parents[2],
         capture_output=True,

@@ -161,6 +161,57 @@ async def test_a_worker_that_stands_still_is_named_and_replaced(
         await workers.close()
 
 
+async def test_a_worker_that_stands_still_under_an_evaluation_is_replaced(
+    cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
+    workers._limits["release"] = (3.0, workers._limits["release"][1])
+    try:
+        await workers.start()
+        (worker,) = workers._workers
+        await stopped(worker, workers)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(say(workers, "a"), 1.0)  # as the limit of an episode, rollout.limit_s
+        await workers.release("a")
+        assert "waited 3 s for rollout worker 0 to forget a session; it is started again" in caplog.text
+        assert worker.lost == 1
+        assert len((await say(workers, "b")).token_ids) > 0
+    finally:
+        await workers.close()
+
+
+SLOW = """
+import asyncio
+from agentrl_envs.arithmetic import Arithmetic
+
+class Slow(Arithmetic):
+    async def setup(self):
+        await asyncio.sleep(60)
+"""
+
+
+async def test_a_worker_answers_with_all_episodes_and_an_evaluation_on_it(
+    cluster: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    settings = demo(tmp_path, "--cluster.rollout_workers=1", "--stream.in_flight=80")
+    slow = replace(settings.env[0], name=f"{tmp_path}/slow.py:Slow")
+    workers = RolloutWorkers(replace(settings, env=(slow,)))
+    try:
+        await workers.start()
+        (worker,) = workers._workers
+        dispatches = [Dispatch(f"e{index}", index, "p", 0, environment="slow") for index in range(160)]
+        row = {"id": "p", "problem": "1+1", "answer": "2"}
+        playing = [asyncio.ensure_future(workers.play_episode(one, 0, row)) for one in dispatches]
+        await until(lambda: worker.playing == 160, 10.0)
+        await asyncio.wait_for(workers._told(worker, "describe"), 15.0)
+        for one in playing:
+            one.cancel()
+        await asyncio.gather(*playing, return_exceptions=True)
+    finally:
+        await workers.close()
+
+
 async def stopped(worker: Worker, workers: RolloutWorkers) -> int:
     """Stop the process of a worker as a debugger does; its number."""
     pid: int = (await workers._told(worker, "describe"))["pid"]
