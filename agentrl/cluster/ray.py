@@ -96,6 +96,7 @@ class RayCluster:
         if self._ours:
             self._join()
         self._group: Any = None
+        self._head: tuple[str, int] | None = None
         self.headless = False
         """Whether the head is gone: workers cannot be ended then, and end with their nodes."""
 
@@ -227,10 +228,11 @@ class RayCluster:
         host, _, port = address.rpartition(":")
         if not await _listens(host, int(port)):
             return
+        self._head = host, int(port)
         seen = time.monotonic()
         while time.monotonic() - seen < HEAD_LIMIT_S:
             await asyncio.sleep(LOOK_S)
-            if await _listens(host, int(port)):
+            if await _listens(*self._head):
                 seen = time.monotonic()
         self.headless = True
         raise PolicyUnavailable(
@@ -238,6 +240,15 @@ class RayCluster:
             "cluster again (`ray start --head` there, `ray start --address` on the others), and go on with "
             "`agentrl train --resume RUN`; no step is lost"
         )
+
+    async def check_head(self) -> None:
+        """Look at the head where it is watched: to kill or to place an actor blocks this thread without it.
+
+        Raises:
+            PolicyUnavailable: it does not answer.
+        """
+        if self._head is not None and not await _listens(*self._head):
+            raise PolicyUnavailable("the head of the Ray cluster does not answer")
 
     def end(self, actor: Any) -> None:
         """Kill an actor; one that is gone is fine."""

@@ -236,6 +236,7 @@ class RolloutWorkers:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 1.0)
+            self._check_head()
         return min(live, key=lambda worker: worker.playing)
 
     async def generate(
@@ -322,8 +323,9 @@ class RolloutWorkers:
     async def _revive(self, worker: Worker) -> None:
         delay = FIRST_DELAY_S
         while not self._closed:
-            self._cluster.end(worker.actor)
             try:
+                await self._cluster.check_head()  # it may be gone with the worker
+                self._cluster.end(worker.actor)
                 await self._begin(worker)
                 async with self._updating:
                     await self._update(worker)

@@ -16,7 +16,7 @@ ray = needed("ray", "make test-distributed installs it")
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 CLUSTER = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,14 +39,18 @@ ASKED = """
 async def main() -> None:
     workers = RolloutWorkers(settings)
     await workers.start()
-    await say(workers, "a")
+    (worker,) = workers._workers
+    pid = (await workers._told(worker, "describe"))["pid"]
     cluster.head_node.kill_gcs_server()
+    if LOST:
+        os.kill(pid, signal.SIGKILL)
     while True:
         try:
-            await say(workers, "a")  # the worker is still there
+            await say(workers, "a")
         except PolicyUnavailable as error:
-            print(f"ended: {error}", flush=True)
-            break
+            if not worker.lost or "head" in str(error):
+                print(f"ended: {error}", flush=True)
+                break
         await asyncio.sleep(0.5)
     await workers.close()
     print("closed", flush=True)
@@ -87,7 +91,11 @@ os._exit(0)  # Ray's own end waits for the head; its other processes end without
 """
 
 
-@pytest.mark.parametrize("program", [ASKED, BUSY], ids=["asked", "busy"])
+@pytest.mark.parametrize(
+    "program",
+    ["LOST = False\n" + ASKED, "LOST = True\n" + ASKED, BUSY],
+    ids=["asked", "lost_with_a_worker", "busy"],
+)
 def test_a_head_that_is_gone_ends_the_run_with_the_remedy(tmp_path: Path, program: str) -> None:
     paths = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "RAY_worker_niceness": "0"}
     done = subprocess.run(
