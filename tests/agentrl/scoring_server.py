@@ -73,6 +73,7 @@ class ScoringServer:
         started.set()
         await self._end.wait()
         await runner.cleanup()
+        await asyncio.sleep(0.1)  # a connection that was accepted meanwhile sees that its client is gone
 
     @contextmanager
     def running(self) -> Iterator[ScoringServer]:
