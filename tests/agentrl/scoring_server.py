@@ -72,8 +72,8 @@ class ScoringServer:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         started.set()
         await self._end.wait()
+        await asyncio.sleep(0.1)  # who called at the last moment is let in, and seen to be gone
         await runner.cleanup()
-        await asyncio.sleep(0.1)  # a connection that was accepted meanwhile sees that its client is gone
 
     @contextmanager
     def running(self) -> Iterator[ScoringServer]:
