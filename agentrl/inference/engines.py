@@ -31,8 +31,12 @@ async def make_policy(
     source = (await handle(0, 1)).source
     if kind != "transformers":
         return registry.make("engine", kind, {}, settings, source, tokenizer, logs)
+    import torch
+
     from agentrl.inference.embedded.engine import TransformersPolicy
 
+    if settings.model.threads > 0:  # a learner in a process of its own sets them there only
+        torch.set_num_threads(settings.model.threads)
     return TransformersPolicy(
         source,
         tokenizer,
