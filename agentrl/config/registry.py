@@ -299,10 +299,10 @@ def blame(family: str, kind: str) -> Iterator[None]:
 
 def beside(kind: str, folder: Path) -> str:
     """A kind whose file stands beside the settings file, with that folder; others as they are."""
-    path, suffix, name = kind.partition(".py")
-    there = folder / f"{path}.py"
-    if suffix and name[:1] in ("", ":") and not Path(f"{path}.py").is_file() and there.is_file():
-        return f"{there}{name}"
+    path, colon, name = (kind, "", "") if kind.endswith(".py") else kind.rpartition(":")
+    there = folder / path
+    if path.endswith(".py") and not Path(path).is_file() and there.is_file():
+        return f"{there}{colon}{name}"
     return kind
 
 
@@ -354,13 +354,16 @@ def parsed(text: str, name: str) -> ast.Module:
         return ast.parse(text, name)
 
 
-def prompt_features(kind: str, own: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Tokens and layer of the hidden states that an estimator is shown; None where it requires none."""
+def prompt_features(kind: str, own: Mapping[str, Any]) -> dict[str, int] | None:
+    """`tokens` and `layer` of the hidden states that an estimator is shown, as far as it has such settings.
+
+    None where it requires none.
+    """
     found = declared("estimator", kind)
     if "prompt_features" not in found.requires:
         return None
     said = found.defaults() | dict(own)
-    return int(said.get("feature_tokens", 10)), int(said.get("feature_layer", -1))
+    return {name: int(said[f"feature_{name}"]) for name in ("tokens", "layer") if f"feature_{name}" in said}
 
 
 @lru_cache(maxsize=256)

@@ -249,8 +249,7 @@ def _transformers(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:
         device=options.device,
         seed=options.seed,
     )
-    identity = {"kind": "transformers", "weights": bundled.shown(path), "fingerprint": fingerprint(path)}
-    return policy, tokenizer, identity
+    return policy, tokenizer, _identity("transformers", path)
 
 
 async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -282,11 +281,12 @@ async def _vllm(options: SubjectOptions, logs: Path) -> tuple[Any, Any, dict[str
         start_limit_s=engine.start_limit_s,
     )
     tokenizer = await asyncio.to_thread(load_tokenizer, model, "the model")
-    return (
-        policy,
-        tokenizer,
-        {"kind": "vllm", "weights": bundled.shown(path), "fingerprint": fingerprint(path)},
-    )
+    return policy, tokenizer, _identity("vllm", path)
+
+
+def _identity(kind: str, path: str) -> dict[str, str]:
+    """What results say of weights that an engine of ours ran."""
+    return {"kind": kind, "weights": bundled.shown(path), "fingerprint": fingerprint(path)}
 
 
 def _scripted(options: SubjectOptions) -> tuple[Any, Any, dict[str, Any]]:

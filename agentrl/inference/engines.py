@@ -64,7 +64,7 @@ def check_engine(settings: Settings, policy: Policy | None = None) -> None:
     loss, estimator = settings.loss, settings.estimator
     top = registry.behaviour_top_k(loss.kind, loss.own)
     features = registry.prompt_features(estimator.kind, estimator.own)
-    engine = _class_of(settings) if policy is None and (top or features) else policy
+    engine = _class_of(settings) if policy is None and (top or features is not None) else policy
     if engine is None:
         return
     name = getattr(engine, "__name__", type(engine).__name__)
@@ -74,7 +74,7 @@ def check_engine(settings: Settings, policy: Policy | None = None) -> None:
             f"engine {name} does not report them (one that does says gives_top_logprobs = "
             "True): take engine.kind transformers or vllm, or another loss"
         )
-    if features and not getattr(engine, "gives_prompt_features", False):
+    if features is not None and not getattr(engine, "gives_prompt_features", False):
         raise ConfigError(
             f"estimator.kind = {estimator.kind!r} requires hidden states of the prompt, and the engine "
             f"{name} does not report them (one that does says gives_prompt_features = True): take "

@@ -50,7 +50,7 @@ class Decoding:
         return cls(
             settings.rollout.temperature,
             top_logprobs=registry.behaviour_top_k(settings.loss.kind, settings.loss.own),
-            prompt_features=None if features is None else PromptFeatures(*features),
+            prompt_features=None if features is None else PromptFeatures(**features),
         )
 
     def sampling(

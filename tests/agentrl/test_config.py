@@ -105,16 +105,20 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_settings(write(tmp_path / "broken.toml", "[run\n"))
 
 
-@pytest.mark.parametrize("name", ["game.py", "game.py:Game"])
+@pytest.mark.parametrize("name", ["game.py", "game.py:Game", "my.pyproj/game.py"])
 def test_an_environment_stands_beside_the_settings_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "game.py").touch()
+    for folder in (tmp_path, tmp_path / "my.pyproj"):
+        folder.mkdir(exist_ok=True)
+        (folder / "game.py").touch()
     (tmp_path / "run.toml").write_text(f"[[env]]\nname = '{name}'\n[[env]]\nname = 'gsm8k'\n")
     assert [env.name for env in load_settings(Path("../run.toml")).env] == [f"../{name}", "gsm8k"]
-    (tmp_path / "here" / "game.py").touch()  # the folder one works in comes first
+    for folder in (tmp_path / "here", tmp_path / "here" / "my.pyproj"):
+        folder.mkdir(exist_ok=True)
+        (folder / "game.py").touch()  # the folder one works in comes first
     assert load_settings(Path("../run.toml")).env[0].name == name
 
 

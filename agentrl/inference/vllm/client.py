@@ -168,8 +168,8 @@ class VLLMClient:
             return first["id"], int(first["max_model_len"])
         except (LookupError, TypeError, ValueError) as error:
             raise PolicyError(
-                f"{self.name} ({self.url}) answers /v1/models without a model and its max_model_len, as vLLM "
-                f"does not: {str(answer)[:200]}"
+                f"{self.name} ({self.url}) answers /v1/models without a model and its max_model_len, which a "
+                f"vLLM server (`vllm serve MODEL`) gives: {str(answer)[:200]}"
             ) from error
 
     async def root(self, *, limit_s: float = 10.0) -> str:

@@ -91,9 +91,8 @@ class ServedTeacher:
         except PolicyError as error:
             for one in asked:  # nobody wants the rest, and it would keep others waiting
                 one.cancel()
-            await asyncio.gather(
-                *asked, return_exceptions=True
-            )  # a connection under way is closed by its task
+            # A connection under way is closed by its task alone.
+            await asyncio.gather(*asked, return_exceptions=True)
             failure = Failure("teacher", type(error).__name__, str(error))
             return replace(episode, failure=failure, reward=None, stop_reason=StopReason.FAILED)
         return replace(episode, segments=tuple(segments))
