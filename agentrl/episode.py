@@ -313,6 +313,16 @@ class Episode:
         """All tool calls, in order."""
         return tuple(call for turn in self.turns for call in turn.tool_calls)
 
+    @property
+    def tokens_to_first_call(self) -> int | None:
+        """Sampled tokens up to the end of the first message that called a tool; None where none did."""
+        tokens = 0
+        for turn in self.turns:
+            tokens += turn.end - turn.start
+            if turn.tool_calls:
+                return tokens
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """The form on disk; `Episode.from_json` is its inverse, bit for bit."""
         return {

@@ -122,10 +122,9 @@ class TrendTracker(ValueTracker):
         prompt: int,
         score: float,
         *,
-        start_clock: float,
-        drift: float | None = None,
         start_version: int | None = None,
         weight: float = 1.0,
+        **options: Any,
     ) -> Fold:
         """Carry a prompt to the trend its episode began at, then fold its score as `ValueTracker` does."""
         version = self._version if start_version is None else start_version
@@ -141,7 +140,7 @@ class TrendTracker(ValueTracker):
                 self._curvature[environment] += value * (1.0 - value) / weight
                 self._counted[environment] += 1.0
                 self._inverse[environment] += 1.0 / weight
-        fold = super().fold(prompt, score, start_clock=start_clock, drift=drift)
+        fold = super().fold(prompt, score, **options)
         self._folded_at[prompt] = self._trend_at(version, environment)
         self._ages.append(max(0, self._version - version))
         self._folded.append(prompt)

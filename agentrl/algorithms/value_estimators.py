@@ -23,7 +23,6 @@ from agentrl.algorithms.advantage import (
 )
 from agentrl.algorithms.group_estimators import hardness_weights
 from agentrl.config.ranges import Amount, Positive, Range
-from agentrl.episode import Episode
 
 
 def beta_density(values: ArrayLike, alpha: float, beta: float) -> FloatArray:
@@ -103,16 +102,6 @@ class DGPOValueEstimator:
         return result
 
 
-def tokens_to_first_call(episode: Episode) -> int | None:
-    """Sampled tokens up to the end of the first message that called a tool; None where none did."""
-    tokens = 0
-    for turn in episode.turns:
-        tokens += turn.end - turn.start
-        if turn.tool_calls:
-            return tokens
-    return None
-
-
 class ASPOEstimator:
     """SPO's advantages, larger for right answers that called a tool early (ASPO of tool-integrated
     reasoning).
@@ -145,7 +134,7 @@ class ASPOEstimator:
         result = advantages(batch.scores, given_baselines(batch))
         if settings.normalise == "batch":
             result = normalise(result, settings.deviation_floor)
-        found = [tokens_to_first_call(episode) for episode in batch.episodes]
+        found = [episode.tokens_to_first_call for episode in batch.episodes]
         called = np.array([one is not None for one in found], dtype=np.bool_)
         moved = called & (batch.scores > 0.5) & (result > 0.0)
         return result + self._bias(batch, found, result, moved) if moved.any() else result

@@ -415,7 +415,21 @@ class StreamSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class EvalSettings:
+class SampleSettings:
+    """How often and with which distribution an evaluation samples, inside of training and by itself."""
+
+    samples: Count = 1
+    """Episodes per row (k)."""
+    temperature: Amount = 1.0
+    """Sampling temperature."""
+    top_p: Nucleus = 1.0
+    """Nucleus."""
+    top_k: Number = 0
+    """0 means no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings(SampleSettings):
     """`[eval]`: evaluation inside training."""
 
     every: Number = 0
@@ -424,14 +438,6 @@ class EvalSettings:
     """Held-out rows of the environments that name none of their own; empty evaluates only those that do."""
     limit: Number = 0
     """First rows of each environment only; 0 takes all."""
-    samples: Count = 1
-    """Episodes per row."""
-    temperature: Amount = 1.0
-    """Sampling temperature."""
-    top_p: Nucleus = 1.0
-    """Nucleus."""
-    top_k: Number = 0
-    """0 means no limit."""
 
 
 @dataclass(frozen=True, slots=True)

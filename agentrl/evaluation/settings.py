@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.config import loading, presets
-from agentrl.config.ranges import Amount, Count, Number, Seed, Share
+from agentrl.config.ranges import Count, Number, Seed, Share
 from agentrl.config.settings import (
     EngineSettings,
     IsolationSettings,
-    Nucleus,
     RolloutSettings,
     Rules,
+    SampleSettings,
     SandboxSettings,
 )
 from agentrl.errors import ConfigError
@@ -110,7 +110,7 @@ class SubjectSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasureSettings:
+class MeasureSettings(SampleSettings):
     """`[eval]`: what is asked, how often, and how answers are scored."""
 
     data: tuple[str, ...] = ()
@@ -145,14 +145,6 @@ class MeasureSettings:
     """Columns by whose values accuracy is broken down."""
     preset: str = ""
     """A named protocol: `spo-paper`."""
-    samples: Count = 1
-    """Episodes per problem (k)."""
-    temperature: Amount = 1.0
-    """Sampling temperature."""
-    top_p: Nucleus = 1.0
-    """Nucleus."""
-    top_k: Number = 0
-    """0 means no limit."""
     seed: Seed = 0
     """Of what is sampled; evaluations with one seed are paired."""
     concurrency: Count = 64

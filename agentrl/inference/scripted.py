@@ -104,27 +104,17 @@ class ScriptedPolicy:
     ) -> None:
         self._script = script
         self.tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
-        self._context_tokens = context_tokens
+        self.context_tokens = context_tokens
         self._seconds = seconds
         self._sleep = sleep
         self._seed = seed
-        self._version = version
+        self.version = version
         self.attempt = 0
         self._calls = 0
         self._turns: dict[str, int] = {}
         self._closed = asyncio.Event()
         self._counters = dict.fromkeys(("requests", "sampled_tokens", "prefilled_tokens", "cancelled"), 0)
         self._running = 0
-
-    @property
-    def version(self) -> int:
-        """Version that a token sampled now would get."""
-        return self._version
-
-    @property
-    def context_tokens(self) -> int:
-        """Longest sequence, prompt and message together."""
-        return self._context_tokens
 
     async def start(self) -> None:
         """Nothing to start."""
@@ -135,16 +125,16 @@ class ScriptedPolicy:
         """Follow the script. Half of the tokens get the version before the wait, half that after it."""
         if self._closed.is_set():
             raise PolicyUnavailable("the scripted policy was closed")
-        room = self._context_tokens - len(prompt_ids)
+        room = self.context_tokens - len(prompt_ids)
         if room < 1:
-            raise ContextOverflow(len(prompt_ids), self._context_tokens)
+            raise ContextOverflow(len(prompt_ids), self.context_tokens)
         request = self._request(prompt_ids, sampling, session)
         tokens, logprobs = self._reply(request)
         tokens, logprobs, reason = self._cut(tokens, logprobs, sampling, room)
-        before = self._version
+        before = self.version
         await self._wait(request, len(tokens))
         half = (len(tokens) + 1) // 2
-        versions = [before] * half + [self._version] * (len(tokens) - half)
+        versions = [before] * half + [self.version] * (len(tokens) - half)
         self._counters["sampled_tokens"] += len(tokens)
         return Generation(array("i", tokens), array("f", logprobs), array("i", versions), reason)
 
@@ -154,7 +144,7 @@ class ScriptedPolicy:
 
     async def load(self, weights: WeightHandle) -> None:
         """Take a version; there are no weights."""
-        self._version, self.attempt = weights.version, weights.attempt
+        self.version, self.attempt = weights.version, weights.attempt
 
     async def close(self) -> None:
         """Fail the calls in flight."""
@@ -172,7 +162,7 @@ class ScriptedPolicy:
         self._counters["requests"] += 1
         self._counters["prefilled_tokens"] += len(prompt_ids)
         prompt = self.tokenizer.decode(list(prompt_ids), skip_special_tokens=False)
-        return ScriptedRequest(tuple(prompt_ids), prompt, session, turn, call, self._version, sampling)
+        return ScriptedRequest(tuple(prompt_ids), prompt, session, turn, call, self.version, sampling)
 
     async def _wait(self, request: ScriptedRequest, tokens: int) -> None:
         seconds = self._seconds(request, tokens) if callable(self._seconds) else self._seconds

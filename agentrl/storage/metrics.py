@@ -105,20 +105,10 @@ def _parts(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in sorted(found.items())}
 
 
-def _first_call(episode: Episode) -> int | None:
-    """Tokens sampled up to the end of the first message with a call; None without one."""
-    said = 0
-    for turn in episode.turns:
-        said += turn.end - turn.start
-        if turn.tool_calls:
-            return said
-    return None
-
-
 def _economy(episodes: Sequence[Episode], calls: int) -> dict[str, float | None]:
     """What tools were worth: right answers (score above one half) and calls, and when the first one came."""
     right = sum(episode.score > 0.5 for episode in episodes)
-    first = [tokens for episode in episodes if (tokens := _first_call(episode)) is not None]
+    first = [tokens for one in episodes if (tokens := one.tokens_to_first_call) is not None]
     return {
         "right_per_call": right / calls if calls else None,
         "calls_per_right": calls / right if right else None,

@@ -371,6 +371,7 @@ class Env(Speaking):
         Raises RewardError outside `reward_range`, GraderFailure without a verdict, EnvError when `reward`
         raised.
         """
+        self._before_score()
         self._verdict = None
         self._turn = max(self._turn, transcript.turns - 1)
         if finish is not None and finish.answer is not None:
@@ -395,6 +396,9 @@ class Env(Speaking):
             self._thread.end()
             if self._sandbox is not None:
                 await self._sandbox.close_sessions()
+
+    def _before_score(self) -> None:
+        """For environments that lean on something: raises a failure where that was lost on the way."""
 
     # ---- inside --------------------------------------------------------------------------------------------
 

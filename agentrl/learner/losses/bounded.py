@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agentrl.config.ranges import Positive, Range
 from agentrl.learner.losses.clipped import LossInputs, log_ratio
-from agentrl.learner.losses.sequence_ratio import truncated_weight
+from agentrl.learner.losses.truncated import truncated_weight
 
 
 class BPOLoss:

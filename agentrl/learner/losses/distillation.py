@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 from torch import Tensor
 
-from agentrl.config.ranges import Amount, Positive, Range
+from agentrl.config.ranges import Amount, Positive
 from agentrl.errors import DataError
-from agentrl.learner.losses.clipped import LossInputs, clipped_surrogate, log_ratio
-from agentrl.learner.losses.sequence_ratio import truncated_weight
+from agentrl.learner.losses.clipped import LossInputs, log_ratio
+from agentrl.learner.losses.truncated import ClipSettings, truncated_surrogate
 
 
 class DistillationLoss:
@@ -26,19 +25,13 @@ class DistillationLoss:
     requires = ("teacher",)
 
     @dataclass(frozen=True, slots=True)
-    class Settings:
+    class Settings(ClipSettings):
         """Settings of `distillation`."""
 
         reward: Amount = 0.0
         """Weight of the environment's advantages; 0 learns from the teacher alone."""
         bound: Positive = 5.0
         """The teacher's advantage of a token is clipped at +-bound, nats."""
-        clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
-        """The ratio current/proximal is clipped below at 1 - clip_low."""
-        clip_high: Positive = 0.28
-        """The ratio current/proximal is clipped above at 1 + clip_high."""
-        importance_max: Annotated[float, Range(above=1, or_zero=True)] = 2.0
-        """Bound of the weight proximal/behaviour of a token; 0 takes no weight."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -49,12 +42,6 @@ class DistillationLoss:
         if inputs.teacher is None:
             raise DataError("the loss 'distillation' needs the log-probabilities of a teacher")
         behind = log_ratio(inputs.proximal, inputs.teacher)
-        surrogate = clipped_surrogate(
-            log_ratio(inputs.current, inputs.proximal).exp(),
-            settings.reward * inputs.advantage - behind.clamp(-settings.bound, settings.bound),
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            dual_clip=0.0,
-        )
-        loss = surrogate.loss * truncated_weight(inputs, settings.importance_max)
+        advantage = settings.reward * inputs.advantage - behind.clamp(-settings.bound, settings.bound)
+        loss, _ = truncated_surrogate(inputs, advantage, settings)
         return loss, {"teacher_divergence": behind}

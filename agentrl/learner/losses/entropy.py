@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agentrl.config.ranges import Amount, Positive, Range
 from agentrl.learner.losses.clipped import LossInputs, clipped_surrogate, log_ratio
-from agentrl.learner.losses.sequence_ratio import truncated_weight
+from agentrl.learner.losses.truncated import ClipSettings, truncated_surrogate, truncated_weight
 
 
 class GTPOLoss:
@@ -26,19 +26,15 @@ class GTPOLoss:
     """
 
     @dataclass(frozen=True, slots=True)
-    class Settings:
+    class Settings(ClipSettings):
         """Settings of `gtpo`."""
 
         penalty: Amount = 0.1
         """What a nat of mean entropy costs, in advantages."""
         limit: Positive = 0.7
         """Sequences of more nats a token are not learned from."""
-        clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
-        """The ratio current/proximal is clipped below at 1 - clip_low."""
         clip_high: Positive = 0.2
         """The ratio current/proximal is clipped above at 1 + clip_high."""
-        importance_max: Annotated[float, Range(above=1, or_zero=True)] = 2.0
-        """Bound of the weight proximal/behaviour of a token; 0 takes no weight."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -49,14 +45,7 @@ class GTPOLoss:
         entropy = inputs.sequence_mean(inputs.entropy.detach())
         dropped = entropy > settings.limit
         advantage = torch.where(dropped, 0.0, inputs.advantage - settings.penalty * entropy)
-        surrogate = clipped_surrogate(
-            log_ratio(inputs.current, inputs.proximal).exp(),
-            advantage,
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            dual_clip=0.0,
-        )
-        loss = surrogate.loss * truncated_weight(inputs, settings.importance_max)
+        loss, surrogate = truncated_surrogate(inputs, advantage, settings)
         return loss, {"entropy_dropped": dropped, "clip_high": surrogate.clipped_high}
 
 
@@ -134,17 +123,11 @@ class D3STokensLoss:
     requires = ("proximal",)
 
     @dataclass(frozen=True, slots=True)
-    class Settings:
+    class Settings(ClipSettings):
         """Settings of `d3s_tokens`."""
 
         share: Annotated[float, Range(above=0, most=1)] = 0.5
         """Of the tokens of a batch that are learned from."""
-        clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
-        """The ratio current/proximal is clipped below at 1 - clip_low."""
-        clip_high: Positive = 0.28
-        """The ratio current/proximal is clipped above at 1 + clip_high."""
-        importance_max: Annotated[float, Range(above=1, or_zero=True)] = 2.0
-        """Bound of the weight proximal/behaviour of a token; 0 takes no weight."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -159,14 +142,7 @@ class D3STokensLoss:
         """[N] loss, and which tokens were learned from."""
         settings = self._settings
         kept = inputs.advantage.abs() * inputs.entropy.detach() >= inputs.statistics["least"]
-        surrogate = clipped_surrogate(
-            log_ratio(inputs.current, inputs.proximal).exp(),
-            inputs.advantage,
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            dual_clip=0.0,
-        )
-        loss = surrogate.loss * truncated_weight(inputs, settings.importance_max)
+        loss, _ = truncated_surrogate(inputs, inputs.advantage, settings)
         return torch.where(kept, loss / settings.share, 0.0), {"tokens_kept": kept}
 
 

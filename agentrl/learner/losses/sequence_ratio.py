@@ -9,7 +9,8 @@ from typing import Annotated
 from torch import Tensor
 
 from agentrl.config.ranges import Positive, Range
-from agentrl.learner.losses.clipped import LossInputs, clipped_surrogate, importance_weights, log_ratio
+from agentrl.learner.losses.clipped import LossInputs, clipped_surrogate, log_ratio
+from agentrl.learner.losses.truncated import truncated_weight
 
 
 def sequence_ratio(inputs: LossInputs) -> Tensor:
@@ -56,15 +57,3 @@ class GSPOLoss:
         )
         loss = surrogate.loss * truncated_weight(inputs, settings.importance_max, sequence=True)
         return loss, {"clip_low": surrogate.clipped_low, "clip_high": surrogate.clipped_high}
-
-
-def truncated_weight(inputs: LossInputs, bound: float, *, sequence: bool = False) -> Tensor:
-    """[N] min(proximal / behaviour, bound) of a token or its sequence (geometric mean); a bound of 0 is
-    none."""
-    weights = importance_weights(
-        inputs.log_importance("sequence" if sequence else "token"),
-        "truncate" if bound else "off",
-        low=0.0,
-        high=bound,
-    )
-    return weights.applied

@@ -14,28 +14,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ..env import Env
 from ..errors import EnvError, EnvNotFound
 from ..messages import Finish
 from ..raised import error_text
 from ..registry import load_file
-from .making import make_class, seeded_rows
+from .making import RangedEnv, make_class, seeded_rows
 
 __all__ = ["Gymnasium", "gymnasium_env"]
 
 _MARKED = re.compile(r"\x1b\[[\d;]+m(.*?)\x1b\[0m", re.DOTALL)
 
 
-class Gymnasium(Env):
+class Gymnasium(RangedEnv):
     """Play the game, one action a message."""
 
     max_turns = 50
     id: ClassVar[str] = ""
 
-    lowest: float = 0.0
-    """Least sum of rewards of an episode."""
-    highest: float = 1.0
-    """Greatest sum of rewards."""
     arguments: dict[str, Any] = {}  # noqa: RUF012 - a setting; each instance has its own
     """Arguments of `gymnasium.make`."""
     actions: list[str] = []  # noqa: RUF012

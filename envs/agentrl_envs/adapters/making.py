@@ -6,12 +6,22 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from ..env import Env
 from ..errors import SettingsError
 
-__all__ = ["make_class", "seeded_rows"]
+__all__ = ["RangedEnv", "make_class", "seeded_rows"]
 
 _SEEDS = 2**30
 """Seeds of each split."""
+
+
+class RangedEnv(Env):
+    """An environment whose range of rewards is a setting: what it wraps does not tell it."""
+
+    lowest: float = 0.0
+    """Least reward of an episode."""
+    highest: float = 1.0
+    """Greatest reward of an episode."""
 
 
 def make_class(
@@ -19,14 +29,14 @@ def make_class(
 ) -> tuple[Any, dict[str, Any]]:
     """A subclass of `base` with more attributes, and the settings as it reads them.
 
-    Where `base` has the settings `lowest` and `highest`, they are its `reward_range`.
+    The `reward_range` of a `RangedEnv` is what its settings say.
 
     Raises:
         SettingsError: settings that it does not have, or an empty range.
     """
     made: Any = type(base.__name__, (base,), {"__module__": base.__module__, **body})
     given = made.check_settings(settings)
-    if "lowest" in made.setting_types():
+    if issubclass(base, RangedEnv):
         low, high = (given.get(name, getattr(made, name)) for name in ("lowest", "highest"))
         if not low < high:
             raise SettingsError(f"{base.__name__}: lowest {low:g} is not below highest {high:g}")

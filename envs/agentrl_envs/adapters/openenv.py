@@ -12,14 +12,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from ..env import Env
 from ..errors import EnvError, EnvNotFound, ToolError, ToolFailure
 from ..messages import Finish
 from ..raised import error_text
 from ..secret_text import masked
 from ..threads import run_apart
 from ..tools import SchemaTool, schema_tools
-from .making import make_class, seeded_rows
+from .making import RangedEnv, make_class, seeded_rows
 
 __all__ = ["OpenEnv", "openenv_env"]
 
@@ -32,16 +31,12 @@ _NOTHING = (None, "", [], {})
 """What a field of an observation says nothing with."""
 
 
-class OpenEnv(Env):
+class OpenEnv(RangedEnv):
     """A task of a server; its tools are called until it says that the episode is done."""
 
     max_turns = 32
     url: ClassVar[str] = ""
 
-    lowest: float = 0.0
-    """Least reward of an episode."""
-    highest: float = 1.0
-    """Greatest reward of an episode."""
     rewards: Literal["sum", "last"] = "sum"
     """The reward of an episode: the sum over its steps, or that of the last step that had one."""
     instructions: str = ""

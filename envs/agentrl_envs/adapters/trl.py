@@ -15,12 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from ..env import Env
 from ..errors import EnvError, EnvNotFound
 from ..messages import Message, Transcript, text_of
 from ..registry import load_file
 from ..tools import tool
-from .making import make_class
+from .making import RangedEnv, make_class
 
 __all__ = ["TrlEnv", "trl_env"]
 
@@ -28,17 +27,13 @@ _PROMPTS = ("prompt", "problem", "question")
 _OWN = ("reset", "get_reward")
 
 
-class TrlEnv(Env):
+class TrlEnv(RangedEnv):
     """A task of TRL: its tools, its reset, its reward."""
 
     factory: ClassVar[Any] = None
     """The class of the environment; None where there are only functions."""
     graders: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
-    lowest: float = 0.0
-    """Least reward."""
-    highest: float = 1.0
-    """Greatest reward."""
     reward_funcs: list[str] = []  # noqa: RUF012 - a setting; each instance has its own
     """Names of reward functions in the same file; their rewards are added to that of the class."""
 

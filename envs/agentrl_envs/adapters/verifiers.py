@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
-from ..env import Env
 from ..errors import EnvError, EnvNotFound, SettingsError
 from ..infrastructure import is_infrastructure
 from ..messages import Message, ToolResult, ToolSpec
@@ -28,7 +27,7 @@ from ..registry import load_file
 from ..secret_text import masked
 from ..user_code import CallThread
 from .loops import LoopThread, LoopThreads
-from .making import make_class
+from .making import RangedEnv, make_class
 
 __all__ = ["VerifiersEnv", "verifiers_env"]
 
@@ -36,7 +35,7 @@ _raised: contextvars.ContextVar[list[Exception]] = contextvars.ContextVar("raise
 """What functions of the running rollout raised; to its rubric, one of a reward function is a reward of 0."""
 
 
-class VerifiersEnv(Env):
+class VerifiersEnv(RangedEnv):
     """A task of verifiers."""
 
     max_turns = 64
@@ -47,14 +46,8 @@ class VerifiersEnv(Env):
     """Arguments of `load_environment`."""
     loops: int = 1
     """Event loops that share the rollouts, each with a copy of the environment."""
-    lowest: float = 0.0
-    """Least reward of its rubric."""
-    highest: float = 1.0
-    """Greatest reward of its rubric."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._scored: float | None = None
+    _scored: float | None = None
 
     async def play(self, row: Mapping[str, Any]) -> str | None:
         """Let the environment run its rollout; the text of its last message."""
@@ -381,7 +374,7 @@ def _beside(function: Callable[..., Any], *, noted: bool) -> Callable[..., Any]:
     return beside
 
 
-def verifiers_env(rest: str, settings: Mapping[str, Any]) -> type[Env]:
+def verifiers_env(rest: str, settings: Mapping[str, Any]) -> type[RangedEnv]:
     """The environment of `env.name = "verifiers:NAME"` or `"verifiers:file.py"`, by the installed version."""
     import verifiers
 

@@ -17,13 +17,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ..env import Env
 from ..errors import EnvError, EnvNotFound, SettingsError
 from ..model import Access
 from ..raised import error_text
 from ..secret_text import masked
 from .loops import LoopThreads
-from .making import make_class
+from .making import RangedEnv, make_class
 
 __all__ = ["VerifiersTaskEnv", "tasks_env"]
 
@@ -31,7 +30,7 @@ _HELD_OUT = 10
 """Every so many tasks one is held out: a taskset has no split of its own."""
 
 
-class VerifiersTaskEnv(Env):
+class VerifiersTaskEnv(RangedEnv):
     """A task of verifiers."""
 
     max_turns = 64
@@ -52,14 +51,8 @@ class VerifiersTaskEnv(Env):
     """Within which an episode must end."""
     loops: int = 1
     """Event loops that share the episodes, each with a copy of the environment."""
-    lowest: float = 0.0
-    """Least reward of a task."""
-    highest: float = 1.0
-    """Greatest reward of a task."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._scored: float | None = None
+    _scored: float | None = None
 
     async def play(self, row: Mapping[str, Any]) -> str | None:
         """Let the harness play the task; the text of its last message."""

@@ -14,9 +14,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from ..adapters.making import make_class
+from ..adapters.making import RangedEnv, make_class
 from ..containers import packed
-from ..env import Env
 from ..errors import EnvError, SandboxFailure, SettingsError, ToolError
 from ..tools import tool
 from .rewards import reward_of
@@ -34,7 +33,7 @@ _REWARD_BYTES = 1 << 16
 _LOGS = "/logs/verifier /logs/agent /logs/artifacts"
 
 
-class HarborEnv(Env):
+class HarborEnv(RangedEnv):
     """Work on a task with a shell; its own tests tell the reward."""
 
     max_turns = 30
@@ -64,10 +63,6 @@ class HarborEnv(Env):
     """Whether what the agent left running is killed before the tests, which may want a server that runs."""
     reward_key: str = "reward"
     """Which number of a `reward.json` with several is the reward."""
-    lowest: float = 0.0
-    """Least reward."""
-    highest: float = 1.0
-    """Greatest reward."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)

@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from ..errors import EnvError, ServerFailure, ToolError
-from ..messages import Finish, Reward, Transcript
 from ..question import QuestionEnv
 from ..secret_text import masked, with_variables
 from ..threads import run_apart
@@ -84,18 +83,10 @@ class McpEnv(QuestionEnv):
         if session is not None:
             await (_SHARED.leave(session) if self.shared else session.close())
 
-    async def score(
-        self,
-        row: Mapping[str, Any],
-        answer: str | None,
-        transcript: Transcript,
-        *,
-        finish: Finish | None = None,
-    ) -> Reward:
-        """As `Env.score`; ServerFailure where the server was over one of its limits."""
+    def _before_score(self) -> None:
+        """ServerFailure where the server was over one of its limits."""
         if self._over_limit():
             raise self._session.failure("was killed")  # pyrefly: ignore[missing-attribute]
-        return await super().score(row, answer, transcript, finish=finish)
 
     def _over_limit(self) -> bool:
         """Whether the server was over one of its limits; counted once."""

@@ -16,7 +16,7 @@ from agentrl.algorithms.advantage import CreditBatch
 from agentrl.algorithms.group_estimators import leave_one_out
 from agentrl.algorithms.selection import most_varied
 from agentrl.algorithms.turn_credit import returns
-from agentrl.algorithms.value_estimators import beta_density, tokens_to_first_call
+from agentrl.algorithms.value_estimators import beta_density
 from agentrl.config import registry
 from agentrl.episode import Episode, SegmentBuilder, StopReason, ToolCallRecord, Turn
 from agentrl.errors import DataError
@@ -213,8 +213,8 @@ def test_the_wish_of_aspo_in_the_reward_turns_right_answers_negative() -> None:
 
 
 def test_tokens_to_the_first_call() -> None:
-    assert tokens_to_first_call(make_episode((3, 4, 5), calls=(1, 2))) == 7
-    assert tokens_to_first_call(make_episode((3, 4))) is None
+    assert make_episode((3, 4, 5), calls=(1, 2)).tokens_to_first_call == 7
+    assert make_episode((3, 4)).tokens_to_first_call is None
 
 
 def rewarded(turns: tuple[int, ...], rewards: tuple[float, ...]) -> Episode:
