@@ -13,6 +13,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive
 from agentrl.episode import Episode
 from agentrl.errors import ConfigError, DataError
@@ -145,7 +146,7 @@ class Estimator(Protocol):
         ...
 
 
-class Normalising:
+class Normalising(Part["Normalising.Settings"]):
     """An estimator whose settings say whether its advantages are normalised over the batch."""
 
     @dataclass(frozen=True, slots=True)
@@ -157,12 +158,9 @@ class Normalising:
         deviation_floor: Positive = 0.1
         """Smallest deviation divided by, so that a nearly solved batch is not blown up to unit noise."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def _normalised(self, raw: FloatArray) -> FloatArray:
         """[B] advantages as the settings want them, from raw ones [B]."""
-        settings = self._settings
+        settings = self.settings
         return normalise(raw, settings.deviation_floor) if settings.normalise == "batch" else raw
 
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from agentrl.algorithms.advantage import Advantages, CreditBatch, FloatArray, Normalising, given_baselines
 from agentrl.algorithms.group_estimators import leave_one_out
+from agentrl.config.part import Part
 from agentrl.config.ranges import Range
 from agentrl.episode import Episode
 
 
-class AgentEstimator:
+class AgentEstimator(Part["AgentEstimator.Settings"]):
     """Of each agent: its own reward less what others of its name got, else the score less the value.
 
     An agent to which the environment gave a reward of its own (`reward_agent`) is credited with that; its
@@ -36,9 +37,6 @@ class AgentEstimator:
         shared: Annotated[float, Range(least=0, most=1)] = 0.0
         """Share of the episode's advantage in that of an agent with its own reward: 1 credits all alike."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, batch: CreditBatch) -> Advantages:
         """Of each episode and segment, [T] advantages; needs baselines and episodes."""
         whole = np.asarray(batch.scores) - given_baselines(batch)
@@ -48,13 +46,13 @@ class AgentEstimator:
             for at, episode in enumerate(batch.episodes)
         ]
         flat, scale = np.array([one for episode in units for one in episode]), 1.0
-        if self._settings.normalise == "batch" and len(flat) > 1:
-            scale = max(float(flat.std(ddof=1)), self._settings.deviation_floor)
+        if self.settings.normalise == "batch" and len(flat) > 1:
+            scale = max(float(flat.std(ddof=1)), self.settings.deviation_floor)
         return [_of_tokens(episode, of, scale) for episode, of in zip(batch.episodes, units, strict=True)]
 
     def _own(self, episodes: Sequence[Episode], whole: FloatArray) -> dict[tuple[int, str], float]:
         """By episode and agent: the advantage of those that have rewards of their own."""
-        shared, found = self._settings.shared, dict[tuple[int, str], float]()
+        shared, found = self.settings.shared, dict[tuple[int, str], float]()
         for name in sorted({name for episode in episodes for name in episode.agent_rewards}):
             who = [at for at, episode in enumerate(episodes) if name in episode.agent_rewards]
             less = leave_one_out([_own_score(episodes[at], name) for at in who], np.zeros(len(who), np.int64))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 from agentrl.algorithms.advantage import CreditBatch
+from agentrl.config.part import Part
 from agentrl.config.ranges import Amount, Positive, Range, Share
 
 
@@ -36,7 +37,7 @@ class Controller(Protocol):
         ...
 
 
-class EffectiveShare:
+class EffectiveShare(Part["EffectiveShare.Settings"]):
     """Lowers the staleness while importance weights leave too few effective tokens, and raises it again."""
 
     controls = ("stream.staleness",)
@@ -48,9 +49,6 @@ class EffectiveShare:
         least: Share = 0.5
         """Effective sample size over the number of tokens, below which staleness falls."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(
         self, metrics: Mapping[str, Any], batch: CreditBatch, values: Mapping[str, float]
     ) -> Mapping[str, float]:
@@ -59,10 +57,10 @@ class EffectiveShare:
         if share is None:
             return {}
         staleness = values["stream.staleness"]
-        return {"stream.staleness": max(0, staleness - 1) if share < self._settings.least else staleness + 1}
+        return {"stream.staleness": max(0, staleness - 1) if share < self.settings.least else staleness + 1}
 
 
-class TargetKL:
+class TargetKL(Part["TargetKL.Settings"]):
     """Holds the divergence from the first weights near a target, by its coefficient (RLHF's adaptive KL).
 
     coefficient x (1 + gain clip(KL / target - 1, -.2, .2)) after each step: at most a fiftieth of it more or
@@ -87,14 +85,11 @@ class TargetKL:
         most: Positive = 1.0
         """Largest coefficient."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(
         self, metrics: Mapping[str, Any], batch: CreditBatch, values: Mapping[str, float]
     ) -> Mapping[str, float]:
         """The coefficient of the next step."""
-        settings = self._settings
+        settings = self.settings
         error = min(max(metrics["kl_reference"] / settings.target - 1.0, -0.2), 0.2)
         moved = values["loss.kl_coefficient"] * (1.0 + settings.gain * error)
         return {"loss.kl_coefficient": min(max(moved, settings.least), settings.most)}

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from agentrl.algorithms.advantage import FloatArray
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive, Share
 
 
-class GaussianWeights:
+class GaussianWeights(Part["GaussianWeights.Settings"]):
     """exp(-(v - centre)^2 / (2 width^2)) + floor: prompts solved about half the time come first (FG-ExPO).
 
     The paper smooths success rates by .9 from .5 on; here v is the tracker's. The floor is ours: without it a
@@ -30,10 +31,7 @@ class GaussianWeights:
         floor: Positive = 0.02
         """Added to every weight, so that no prompt is forgotten."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, values: FloatArray, counts: FloatArray) -> FloatArray:
         """[N] weights from values v, [N]; counts are not looked at."""
-        settings = self._settings
+        settings = self.settings
         return np.exp(-((values - settings.centre) ** 2) / (2.0 * settings.width**2)) + settings.floor

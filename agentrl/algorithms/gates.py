@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from agentrl.algorithms.advantage import CreditBatch, given_baselines
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive, Range
 from agentrl.errors import DataError
 
 
-class AccuracyKL:
+class AccuracyKL(Part["AccuracyKL.Settings"]):
     """Coefficient of the divergence: coefficient (tanh(accuracy) + 1) / 2 of the batch (FG-ExPO's AKL).
 
     From a half of it at accuracy 0 to .88 of it at 1: who fails is held less tightly. The opposite sign is
@@ -30,15 +31,12 @@ class AccuracyKL:
         coefficient: Positive = 0.02
         """beta of the paper; `loss.kl_coefficient` is that of the first step."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(
         self, metrics: Mapping[str, Any], batch: CreditBatch, values: Mapping[str, float]
     ) -> Mapping[str, float]:
         """The coefficient of the next step."""
         accuracy = float(batch.scores.mean())
-        return {"loss.kl_coefficient": self._settings.coefficient * (math.tanh(accuracy) + 1.0) / 2.0}
+        return {"loss.kl_coefficient": self.settings.coefficient * (math.tanh(accuracy) + 1.0) / 2.0}
 
 
 class ImprovementGate:

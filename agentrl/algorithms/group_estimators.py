@@ -18,6 +18,7 @@ from agentrl.algorithms.advantage import (
     mixed_groups,
     normalise,
 )
+from agentrl.config.part import Part
 from agentrl.config.ranges import Amount, Positive
 from agentrl.episode import Episode
 from agentrl.errors import DataError
@@ -70,7 +71,7 @@ def hardness_weights(means: ArrayLike, temperature: float) -> FloatArray:
     return len(exponents) * exponents / exponents.sum()
 
 
-class DGPOEstimator:
+class DGPOEstimator(Part["DGPOEstimator.Settings"]):
     """Score less its group's mean, over the mean absolute deviation, hard groups weighted up (DGPO).
 
     The mean absolute advantage of every mixed group is 1 (DGAE). Groups whose scores are all equal get 0, and
@@ -90,9 +91,6 @@ class DGPOEstimator:
         temperature: Amount = 2.0
         """Of the weights of hard groups; 0 weighs all groups alike."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs groups."""
         groups = given_groups(batch)
@@ -110,11 +108,11 @@ class DGPOEstimator:
     ) -> FloatArray:
         """[B] of each episode's group."""
         weights = np.ones(len(scores))
-        if self._settings.temperature > 0.0:
+        if self.settings.temperature > 0.0:
             solved = group_statistics(scores > 0.5, groups)[0] > 0.0
             _, first, member_of = np.unique(groups[mixed], return_index=True, return_inverse=True)
             rate = np.where(solved, mean, 1.0)[mixed][first]
-            weights[mixed] = hardness_weights(rate, self._settings.temperature)[member_of]
+            weights[mixed] = hardness_weights(rate, self.settings.temperature)[member_of]
         return weights
 
 
@@ -139,7 +137,7 @@ def reward_parts(episodes: Sequence[Episode]) -> Mapping[str, FloatArray]:
     return {name: np.array([one.reward_parts.get(name, 0.0) for one in episodes]) for name in names}
 
 
-class GDPOEstimator:
+class GDPOEstimator(Part["GDPOEstimator.Settings"]):
     """Each named part of the reward is normalised in its group, then parts are added and whitened (GDPO).
 
     A part of small range is not drowned by one of large range, and episodes that earned the same sum by other
@@ -159,19 +157,16 @@ class GDPOEstimator:
         deviation_floor: Positive = 0.1
         """Smallest deviation of the sum over the batch divided by."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs groups and episodes."""
         groups = given_groups(batch)
         total = np.zeros(len(batch.scores))
         parts = reward_parts(batch.episodes)
-        if unknown := set(self._settings.weights) - set(parts):
+        if unknown := set(self.settings.weights) - set(parts):
             raise DataError(f"estimator.weights names {sorted(unknown)}; the parts are {sorted(parts)}")
         for name, values in parts.items():
             mean, deviation, _ = group_statistics(values, groups)
             mixed = mixed_groups(values, groups)
             normal = np.where(mixed, (values - mean) / (deviation + 1e-6), 0.0)
-            total += self._settings.weights.get(name, 1.0) * normal
-        return normalise(total, self._settings.deviation_floor)
+            total += self.settings.weights.get(name, 1.0) * normal
+        return normalise(total, self.settings.deviation_floor)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentrl.algorithms.value_tracker import UNSEEN_COUNT, ValueTracker
+from agentrl.config.part import Part
 from agentrl.config.ranges import Amount, Positive
 from agentrl.config.settings import SamplerSettings
 from agentrl.errors import CheckpointError, ConfigError, DataError
@@ -66,7 +67,7 @@ class Weights(Protocol):
         ...
 
 
-class PriorityWeights:
+class PriorityWeights(Part["PriorityWeights.Settings"]):
     """By what is left to learn (paper equation 11)."""
 
     @dataclass(frozen=True, slots=True)
@@ -78,12 +79,9 @@ class PriorityWeights:
         gamma: Amount = 0.0
         """Divides the weight by the effective count to this power."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, values: FloatArray, counts: FloatArray, *_: FloatArray) -> FloatArray:
         """[N] `sampling_weights`."""
-        return sampling_weights(values, counts, epsilon=self._settings.epsilon, gamma=self._settings.gamma)
+        return sampling_weights(values, counts, epsilon=self.settings.epsilon, gamma=self.settings.gamma)
 
 
 class DeviationWeights(PriorityWeights):
@@ -98,9 +96,9 @@ class DeviationWeights(PriorityWeights):
     def __call__(self, values: FloatArray, counts: FloatArray, *deviations: FloatArray) -> FloatArray:
         """[N] deviation / N_eff^gamma + epsilon."""
         (deviation,) = deviations
-        if self._settings.gamma != 0.0:
-            deviation = deviation / counts**self._settings.gamma
-        return deviation + self._settings.epsilon
+        if self.settings.gamma != 0.0:
+            deviation = deviation / counts**self.settings.gamma
+        return deviation + self.settings.epsilon
 
 
 class UniformWeights:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Count, Positive, Range
 from agentrl.episode import Episode
 
@@ -99,7 +100,7 @@ class OTCShaper:
         self._calls = {prompt: list(calls) for prompt, calls in state["calls"].items()}
 
 
-class SoftLengthShaper:
+class SoftLengthShaper(Part["SoftLengthShaper.Settings"]):
     """Within `margin` tokens of the limit an episode pays, linearly up to the whole penalty (DAPO).
 
     The penalty is a share of the environment's range; a reward does not fall below that range, so an answer
@@ -120,12 +121,9 @@ class SoftLengthShaper:
         penalty: Annotated[float, Range(above=0, most=1)] = 0.5
         """Share of the range of the reward."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, episode: Episode) -> float:
         """The reward of an episode."""
-        settings, (low, high) = self._settings, episode.reward_range
+        settings, (low, high) = self.settings, episode.reward_range
         assert episode.reward is not None, "failed episodes are not scored"
         over = (episode.num_sampled - settings.limit + settings.margin) / settings.margin
         paid = min(max(over, 0.0), 1.0) * settings.penalty * (high - low)

@@ -22,6 +22,7 @@ from agentrl.algorithms.advantage import (
     normalise,
 )
 from agentrl.algorithms.group_estimators import hardness_weights
+from agentrl.config.part import Part
 from agentrl.config.ranges import Amount, Positive, Range
 
 
@@ -32,7 +33,7 @@ def beta_density(values: ArrayLike, alpha: float, beta: float) -> FloatArray:
     return np.exp(constant + (alpha - 1.0) * np.log(array) + (beta - 1.0) * np.log1p(-array))
 
 
-class BNPOEstimator:
+class BNPOEstimator(Part["BNPOEstimator.Settings"]):
     """Score less value, over the density of values in the batch (BNPO).
 
     A Beta distribution is fitted to the values v of the batch by its mean and variance; with alpha and beta
@@ -52,9 +53,6 @@ class BNPOEstimator:
         weight_max: Positive = 1e6
         """Largest weight of an episode."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs baselines."""
         values = given_baselines(batch)
@@ -64,11 +62,11 @@ class BNPOEstimator:
         spread = mean * (1.0 - mean) / variance - 1.0
         alpha, beta = max(1.0, 1.0 + spread * mean / 3.0), max(1.0, 1.0 + spread * (1.0 - mean) / 3.0)
         density = beta_density(np.clip(values, 1e-6, 1.0 - 1e-6), alpha, beta)
-        weights = 1.0 / np.maximum(density, 1.0 / self._settings.weight_max)
+        weights = 1.0 / np.maximum(density, 1.0 / self.settings.weight_max)
         return weights * advantages(batch.scores, values)
 
 
-class DGPOValueEstimator:
+class DGPOValueEstimator(Part["DGPOValueEstimator.Settings"]):
     """Score less value, over the mean absolute deviation 2 v (1 - v), hard prompts weighted up (DGPO, no
     groups).
 
@@ -89,20 +87,17 @@ class DGPOValueEstimator:
         bound: Positive = 5.0
         """Advantages are clipped at +-bound before they are weighted: a lucky answer at v = .1 has 5."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs baselines."""
-        values, bound = given_baselines(batch), self._settings.bound
+        values, bound = given_baselines(batch), self.settings.bound
         raw = advantages(batch.scores, values) / (2.0 * values * (1.0 - values) + 1e-4)
         result = np.clip(raw, -bound, bound)
-        if self._settings.temperature > 0.0:
-            result = result * hardness_weights(values, self._settings.temperature)
+        if self.settings.temperature > 0.0:
+            result = result * hardness_weights(values, self.settings.temperature)
         return result
 
 
-class ASPOEstimator:
+class ASPOEstimator(Part["ASPOEstimator.Settings"]):
     """SPO's advantages, larger for right answers that called a tool early (ASPO of tool-integrated
     reasoning).
 
@@ -125,12 +120,9 @@ class ASPOEstimator:
         bound: Annotated[float, Range(least=0, below=1)] = 0.7
         """k: largest change, as a share of the advantage."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, batch: CreditBatch) -> FloatArray:
         """[B] advantages; needs baselines and episodes."""
-        settings = self._settings
+        settings = self.settings
         result = advantages(batch.scores, given_baselines(batch))
         if settings.normalise == "batch":
             result = normalise(result, settings.deviation_floor)
@@ -145,6 +137,6 @@ class ASPOEstimator:
         """[B] what an early call adds."""
         calls = np.array([one or 0 for one in found], dtype=np.float64)
         lengths = np.array([episode.num_sampled for episode in batch.episodes], dtype=np.float64)
-        wish = self._settings.delta * (calls - calls[moved].mean()) / lengths[moved].mean()
-        most = self._settings.bound * np.abs(result)
+        wish = self.settings.delta * (calls - calls[moved].mean()) / lengths[moved].mean()
+        most = self.settings.bound * np.abs(result)
         return np.where(moved, np.clip(wish, -most, most), 0.0)

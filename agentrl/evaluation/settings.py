@@ -23,7 +23,7 @@ from agentrl.config.settings import (
     SandboxSettings,
 )
 from agentrl.errors import ConfigError
-from agentrl.inference.endpoint.settings import EndpointSettings
+from agentrl.inference.endpoint.settings import EndpointAddress, EndpointSettings
 from agentrl.storage.run_folder import RunFolder
 
 SHORT = {
@@ -180,15 +180,9 @@ OF_ENV = tuple(one.name for one in fields(PlayedEnvSettings))
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeSettings:
+class JudgeSettings(EndpointAddress):
     """`[judge]`: an OpenAI-compatible endpoint that is asked about answers too."""
 
-    url: str = ""
-    """Empty asks nobody."""
-    model: str = ""
-    """Name of the judging model."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key."""
     over: Literal["undecided", "wrong"] = "undecided"
     """`undecided`: may say right where the grader could not compare. `wrong`: also where it said wrong, or
     found no answer."""

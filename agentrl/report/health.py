@@ -43,20 +43,16 @@ def _entropy(steps: Sequence[Row]) -> str | None:
     return None
 
 
-def _above(name: str, limit: float, stated: str, text: str) -> Rule:
+def _above(name: str, limit: float, stated: str, text: str, sign: int = 1) -> Rule:
     def broken(steps: Sequence[Row]) -> str | None:
         value = _mean(steps[-NEWEST:], name)
-        return text.format(value) if value is not None and value > limit else None
+        return text.format(value) if value is not None and sign * value > sign * limit else None
 
     return Rule(stated.format(limit), name, broken)
 
 
 def _below(name: str, limit: float, stated: str, text: str) -> Rule:
-    def broken(steps: Sequence[Row]) -> str | None:
-        value = _mean(steps[-NEWEST:], name)
-        return text.format(value) if value is not None and value < limit else None
-
-    return Rule(stated.format(limit), name, broken)
+    return _above(name, limit, stated, text, sign=-1)
 
 
 def _flat(steps: Sequence[Row]) -> str | None:

@@ -7,12 +7,13 @@ files of killed attempts went into the same packed file before it.
 from __future__ import annotations
 
 import gzip
-import json
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+
+from agentrl.storage.durable import record_of
 
 CACHE_BYTES = 256 << 20
 """Unpacked bytes of a compressed file that are kept for the next episode of it."""
@@ -27,17 +28,9 @@ def lines_of(path: Path, start: int) -> Iterator[tuple[int, dict[str, Any] | Non
                 if not line.endswith(b"\n"):
                     return
                 start += len(line)
-                yield start, _object(line)
+                yield start, record_of(line)
     except OSError:
         return
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def newest_records(folder: Path, count: int, tail: int = 1 << 20) -> list[dict[str, Any]]:
@@ -51,7 +44,7 @@ def newest_records(folder: Path, count: int, tail: int = 1 << 20) -> list[dict[s
             lines = file.read().split(b"\n")
     except OSError:
         return []
-    records = (_object(line) for line in lines[-count - 2 :])
+    records = (record_of(line) for line in lines[-count - 2 :])
     return [record for record in records if record and "episode_id" in record][-count:]
 
 
@@ -94,7 +87,7 @@ class RecordFiles:
                 for line in file:
                     if not line.endswith(b"\n"):
                         return
-                    yield start, start + len(line), _object(line)
+                    yield start, start + len(line), record_of(line)
                     start += len(line)
         except (OSError, EOFError, zlib.error):
             return  # the rest is damaged
@@ -103,7 +96,7 @@ class RecordFiles:
         """One recorded episode; None where its file is gone or damaged."""
         for _ in range(2):  # it may be packed between looking and opening
             found = self._line(number, position)
-            record = None if found is None else _object(found)
+            record = None if found is None else record_of(found)
             if record is not None and record.get("episode_id") == identity:
                 return record
         return None

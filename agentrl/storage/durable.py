@@ -93,7 +93,7 @@ def _cut_torn_line(descriptor: int) -> int:
     while end > 0:
         # A power cut may leave a line of zeros, or half of one and a whole one behind it.
         start = _line_start(descriptor, end - 1)
-        if _record(os.pread(descriptor, end - start, start)) is not None:
+        if record_of(os.pread(descriptor, end - start, start)) is not None:
             break
         end = start
     if end != size:
@@ -112,7 +112,7 @@ def _line_start(descriptor: int, end: int) -> int:
     return 0
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def record_of(line: bytes) -> dict[str, Any] | None:
     """The record of a line, None where it is damaged."""
     try:
         record = json.loads(line)
@@ -138,7 +138,7 @@ def read_lines(
             position += len(line)
             if not line.endswith(b"\n") or (end is not None and position > end):
                 return
-            record = _record(line)
+            record = record_of(line)
             if record is not None:
                 yield record
             elif not skip_damaged:

@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from agentrl_sandbox.result import Ended
+
 from .errors import EnvError, SandboxFailure
-from .processes import Ended
 
 if TYPE_CHECKING:
     from agentrl_sandbox.docker.program import ContainerLimits, ProgramEnded
@@ -97,11 +98,10 @@ class ContainedProgram:
             ) from error
         if self.left is not None:
             unpack(ended.files, self.left, self.limits.file_mb << 20)
-        found = Ended(ended.code, ended.out, ended.err, ended.cut)
         if ended.memory and ended.code:
-            said = f"the container was out of its {self.limits.memory_mb} MB of memory\n{found.err}"
-            return replace(found, err=said)
-        return found
+            said = f"the container was out of its {self.limits.memory_mb} MB of memory\n{ended.err}"
+            return replace(ended, err=said)
+        return ended
 
 
 def packed(files: Mapping[str, Path]) -> bytes:

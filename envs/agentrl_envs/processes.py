@@ -16,50 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from agentrl_sandbox.result import Ended
+
 from .errors import EnvError
 
-__all__ = ["MARK", "Ended", "ProcessLimits", "Program", "end_of", "exit_of", "inherited", "kill_marked"]
+__all__ = ["MARK", "Program", "end_of", "exit_of", "inherited", "kill_marked"]
 
 MARK = "AGENTRL_PROGRAM"
 """Variable by which what a program started is found, also when it left the process group."""
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "SSL_CERT_FILE")
 _READ = 1 << 16
 _HEARD_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessLimits:
-    """What a program may use."""
-
-    time_s: float = 300.0
-    """Wall time."""
-    cpu_s: int = 120
-    """CPU time of each of its processes."""
-    memory_mb: int = 4096
-    """Address space of each of its processes; 0 sets no limit."""
-    output_kb: int = 1024
-    """Output that is kept, of each stream; what follows is read and dropped."""
-    file_mb: int = 256
-    """Size of a file that it writes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a program ended."""
-
-    code: int
-    """Exit status; -N where signal N ended it."""
-    out: str
-    err: str
-    cut: bool = False
-    """Whether output was dropped."""
-
-    @property
-    def why(self) -> str:
-        """The end in words, with the last of what it wrote to standard error."""
-        how = f"signal {signal.Signals(-self.code).name}" if self.code < 0 else f"exit status {self.code}"
-        said = self.err.strip() or self.out.strip()
-        return f"{how}; it wrote: {said[-600:]}" if said else f"{how}; it wrote nothing"
 
 
 @dataclass(slots=True)
@@ -70,13 +37,21 @@ class Program:
         command: its arguments, the program first; no shell reads them.
         folder: it is started in.
         environment: variables, beside a few of this process; nothing else is inherited, no key among it.
-        limits: what it may use.
+        time_s: wall time.
+        cpu_s: CPU time of each of its processes.
+        memory_mb: address space of each of its processes; 0 sets no limit.
+        output_kb: output that is kept, of each stream; what follows is read and dropped.
+        file_mb: size of a file that it writes.
     """
 
     command: Sequence[str]
     folder: Path
     environment: Mapping[str, str]
-    limits: ProcessLimits
+    time_s: float
+    cpu_s: int
+    memory_mb: int
+    output_kb: int
+    file_mb: int = 256
     _mark: str = field(default_factory=lambda: secrets.token_hex(12))
     _process: asyncio.subprocess.Process | None = None
 
@@ -87,11 +62,11 @@ class Program:
             EnvError: it cannot be started, or used up its time.
         """
         try:
-            async with asyncio.timeout(self.limits.time_s):
+            async with asyncio.timeout(self.time_s):
                 return await self._run(text)
         except TimeoutError as error:
             raise EnvError(
-                f"the program {self.command[0]!r} did not end within {self.limits.time_s:g} s and was killed "
+                f"the program {self.command[0]!r} did not end within {self.time_s:g} s and was killed "
                 "(raise the setting time_s if this is how long it takes)"
             ) from error
         finally:
@@ -100,7 +75,7 @@ class Program:
     async def _run(self, text: str) -> Ended:
         try:
             process = self._process = await asyncio.create_subprocess_exec(
-                *_limited(self.command, self.limits),
+                *self._limited(),
                 cwd=self.folder,
                 env={**inherited(), **self.environment, MARK: self._mark},
                 stdin=asyncio.subprocess.PIPE,
@@ -113,7 +88,7 @@ class Program:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        most = self.limits.output_kb << 10
+        most = self.output_kb << 10
         reads = [asyncio.ensure_future(_read(one, most)) for one in (process.stdout, process.stderr)]
         try:
             with contextlib.suppress(ConnectionError):  # it may end without reading
@@ -129,6 +104,13 @@ class Program:
             for read in reads:
                 read.cancel()
         return Ended(code, out, err, more or more_err)
+
+    def _limited(self) -> list[str]:
+        """The command behind a shell that sets the limits before it becomes the program."""
+        memory = f"ulimit -v {self.memory_mb * 1024}; " if self.memory_mb else ""
+        blocks = self.file_mb * 2048  # of 512 bytes, as POSIX has it
+        script = f'ulimit -t {self.cpu_s}; ulimit -f {blocks}; ulimit -c 0; {memory}exec "$@"'
+        return ["/bin/sh", "-c", script, "sh", *self.command]
 
     async def kill(self) -> None:
         """Kill it with all it started, and wait for it."""
@@ -153,14 +135,6 @@ def kill_marked(mark: str) -> int:
 def inherited() -> dict[str, str]:
     """The variables of this process that a program is given; no key is among them."""
     return {name: os.environ[name] for name in _INHERITED if name in os.environ}
-
-
-def _limited(command: Sequence[str], limits: ProcessLimits) -> list[str]:
-    """The command behind a shell that sets the limits before it becomes the program."""
-    memory = f"ulimit -v {limits.memory_mb * 1024}; " if limits.memory_mb else ""
-    blocks = limits.file_mb * 2048  # of 512 bytes, as POSIX has it
-    script = f'ulimit -t {limits.cpu_s}; ulimit -f {blocks}; ulimit -c 0; {memory}exec "$@"'
-    return ["/bin/sh", "-c", script, "sh", *command]
 
 
 async def exit_of(process: asyncio.subprocess.Process) -> None:

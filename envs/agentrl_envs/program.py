@@ -13,15 +13,17 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+from agentrl_sandbox.result import Ended
 
 from .containers import ContainedProgram
 from .errors import EnvError
 from .messages import text_of
 from .model import Access, GatewayCalls
-from .processes import Ended, ProcessLimits, Program
+from .processes import Program
 from .question import QuestionEnv
 from .secret_text import filled_words, masked
 
@@ -120,7 +122,7 @@ class ProgramEnv(QuestionEnv):
         if self.image:
             program: Any = self._contained(shown, variables, access, folder)
         else:
-            program = Program(filled(self.command, shown), folder, variables, self._limits())
+            program = self._process(filled(self.command, shown), folder, variables)
         running = asyncio.ensure_future(program.run(text))
         over = asyncio.ensure_future(access.calls.ended())
         try:
@@ -166,7 +168,7 @@ class ProgramEnv(QuestionEnv):
         command, files = sent_along(self.command, shown)
         whole = {} if not self.folder else {".": Path(self.folder)}
         limits = ContainerLimits(
-            memory_mb=self.memory_mb or ProcessLimits.memory_mb,
+            memory_mb=self.memory_mb or ProgramEnv.memory_mb,
             cpus=self.cpus,
             cpu_s=self.cpu_s,
             processes=self.processes,
@@ -185,8 +187,8 @@ class ProgramEnv(QuestionEnv):
             runtime=self.runtime,
         )
 
-    def _limits(self) -> ProcessLimits:
-        return ProcessLimits(self.time_s, self.cpu_s, self.memory_mb, self.output_kb)
+    def _process(self, command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Program:
+        return Program(command, folder, variables, self.time_s, self.cpu_s, self.memory_mb, self.output_kb)
 
     async def _grade_by_program(
         self, row: Mapping[str, Any], answer: str | None, access: Access, folder: Path
@@ -200,7 +202,7 @@ class ProgramEnv(QuestionEnv):
         }
         # What an agent left is data here: `python -m` and `python -c` would import modules from that folder.
         safe = {"PYTHONSAFEPATH": "1"} if self.image else {}
-        grader = Program(filled(self.grade_command, row), folder, safe, self._limits())
+        grader = self._process(filled(self.grade_command, row), folder, safe)
         ended = await grader.run(json.dumps(given, default=str))
         try:
             self._handed_in = await asyncio.wait_for(access.calls.reward(), 0.1)

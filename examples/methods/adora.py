@@ -8,10 +8,11 @@ agentrl train run.toml --estimator.kind examples/methods/adora.py:ADORA --estima
 import numpy as np
 
 from agentrl.algorithms.advantage import grpo_advantages
+from agentrl.config.part import Part
 from agentrl.config.ranges import Share
 
 
-class ADORA:
+class ADORA(Part):
     """GRPO's advantages, times `weight` in groups where the longest right answer is not above the mean wrong
     one."""
 
@@ -23,9 +24,6 @@ class ADORA:
         weight: Share = 0.1
         """Of groups that are held back."""
 
-    def __init__(self, settings):
-        self.weight = settings.weight
-
     def __call__(self, batch):
         """[B] advantages."""
         lengths = np.array([episode.num_sampled for episode in batch.episodes], dtype=float)
@@ -36,5 +34,5 @@ class ADORA:
             right = lengths[here & (batch.scores > 0.5)]
             wrong = lengths[here & (batch.scores <= 0.5) & ~cut_off]
             if max(right, default=0.0) <= (wrong.mean() if len(wrong) else 0.0):
-                weights[here] = self.weight
+                weights[here] = self.settings.weight
         return weights * grpo_advantages(batch.scores, batch.groups, floor=0.1)

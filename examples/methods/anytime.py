@@ -13,6 +13,7 @@ agentrl train run.toml --estimator.kind examples/methods/anytime.py:BRPO
 import numpy as np
 
 from agentrl.algorithms.advantage import normalise
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive
 from agentrl_envs import Env
 
@@ -46,7 +47,7 @@ class Anytime(Env):
         return sum(self.agent_rewards.values()) / self.steps
 
 
-class BRPO:
+class BRPO(Part):
     """Of span s of S: J_s - (s V1 + (S - s) V2) / S, where J_s is what the answers from s on are worth.
 
     V1 is what the episode's own earlier answers promise, the later ones twice as much each; V2 is the
@@ -60,9 +61,6 @@ class BRPO:
 
         deviation_floor: Positive = 0.1
         """Smallest deviation that advantages are divided by."""
-
-    def __init__(self, settings):
-        self.settings = settings
 
     def __call__(self, batch):
         """Of each episode and segment, [T] advantages."""

@@ -8,10 +8,11 @@ agentrl train run.toml --estimator.kind examples/methods/capo_calibration.py:CAP
 
 import numpy as np
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive
 
 
-class CAPO:
+class CAPO(Part):
     """The derivative of a logistic loss of the AUC: a right answer as likely as the wrong ones gets most.
 
     The paper also leaves out right answers of perplexity above 2.5 and wrong ones below 1.05 under a
@@ -28,9 +29,6 @@ class CAPO:
         """Largest perplexity of a right answer that is learned from."""
         wrong_min: Positive = 1.05
         """Smallest perplexity of a wrong one."""
-
-    def __init__(self, settings):
-        self.settings = settings
 
     def __call__(self, batch):
         """[B] advantages."""

@@ -5,10 +5,11 @@ agentrl train run.toml --estimator.kind examples/methods/mc_grpo.py:MCGRPO --est
 
 import numpy as np
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive
 
 
-class MCGRPO:
+class MCGRPO(Part):
     """Needs groups of an odd size, G + 1; the episode that is the median gets 0, as in the paper it is
     dropped.
 
@@ -24,9 +25,6 @@ class MCGRPO:
         bound: Positive = 3.0
         """Advantages are clipped at +-bound (ours)."""
 
-    def __init__(self, settings):
-        self.bound = settings.bound
-
     def __call__(self, batch):
         """[B] advantages."""
         result = np.zeros(len(batch.scores))
@@ -34,4 +32,4 @@ class MCGRPO:
             scores = batch.scores[batch.groups == group]
             distance = scores - np.median(scores)
             result[batch.groups == group] = distance / (np.median(np.abs(distance)) + 1e-3)
-        return np.clip(result, -self.bound, self.bound)
+        return np.clip(result, -self.settings.bound, self.settings.bound)

@@ -10,6 +10,7 @@ agentrl train run.toml --loss.kind examples/methods/nft.py:NFT --estimator.kind 
 import numpy as np
 import torch
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Share
 
 
@@ -23,7 +24,7 @@ class Rate:
         return np.clip(batch.baselines, 0.02, 0.98)
 
 
-class NFT:
+class NFT(Part):
     """-log max(ratio, c) where right, -log max((1 - p ratio) / (1 - p), c) where wrong, straight through the
     max."""
 
@@ -34,9 +35,6 @@ class NFT:
         """c of right answers (ours: the paper's was not found)."""
         wrong_floor: Share = 0.1
         """c of wrong ones."""
-
-    def __init__(self, settings):
-        self.settings = settings
 
     def __call__(self, inputs):
         """[N] loss, and the implicit ratio."""

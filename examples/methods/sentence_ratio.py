@@ -11,6 +11,7 @@ agentrl train run.toml --loss.kind examples/methods/sentence_ratio.py:HybridRati
 
 import torch
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive
 
 
@@ -30,7 +31,7 @@ def of_spans(inputs, span):
     return (mean + inputs.current - inputs.current.detach()).exp()
 
 
-class TurnRatio:
+class TurnRatio(Part):
     """One ratio for each message of the policy, clipped."""
 
     class Settings:
@@ -39,16 +40,13 @@ class TurnRatio:
         width: Positive = 0.2
         """The ratio is clipped at 1 - width and 1 + width."""
 
-    def __init__(self, settings):
-        self.width = settings.width
-
     def __call__(self, inputs):
         """[N] loss, and where it is clipped."""
         ratio = of_spans(inputs, inputs.sequence * (int(inputs.turn.max()) + 1) + inputs.turn)
-        return surrogate(ratio, ratio.clamp(1 - self.width, 1 + self.width), inputs)
+        return surrogate(ratio, ratio.clamp(1 - self.settings.width, 1 + self.settings.width), inputs)
 
 
-class HybridRatio:
+class HybridRatio(Part):
     """Mean of a token's clipped ratio and its sequence's."""
 
     class Settings:
@@ -58,9 +56,6 @@ class HybridRatio:
         """Of the token's ratio."""
         sequence_width: Positive = 0.0004
         """Of the sequence's."""
-
-    def __init__(self, settings):
-        self.settings = settings
 
     def __call__(self, inputs):
         """[N] loss, and where it is clipped."""

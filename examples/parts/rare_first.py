@@ -3,10 +3,11 @@
 agentrl train run.toml --sampler.kind examples/parts/rare_first.py:RareFirst
 """
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive
 
 
-class RareFirst:
+class RareFirst(Part):
     """1 - value, and a floor, so that no prompt is forgotten."""
 
     class Settings:
@@ -15,9 +16,6 @@ class RareFirst:
         floor: Positive = 0.05
         """Weight of a prompt that is always solved."""
 
-    def __init__(self, settings):
-        self.floor = settings.floor
-
     def __call__(self, values, counts):
         """[N] weights, from values and effective counts."""
-        return 1.0 - values + self.floor
+        return 1.0 - values + self.settings.floor

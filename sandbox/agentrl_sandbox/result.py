@@ -137,3 +137,22 @@ def signal_name(number: int) -> str:
         return f"signal {number} ({_signal.Signals(number).name})"
     except ValueError:
         return f"signal {number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended that is no session: its exit status and what it wrote."""
+
+    code: int
+    """Exit status; -N where signal N ended it."""
+    out: str
+    err: str
+    cut: bool = False
+    """Whether output was dropped."""
+
+    @property
+    def why(self) -> str:
+        """The end in words, with the last of what it wrote to standard error."""
+        how = f"signal {_signal.Signals(-self.code).name}" if self.code < 0 else f"exit status {self.code}"
+        said = self.err.strip() or self.out.strip()
+        return f"{how}; it wrote: {said[-600:]}" if said else f"{how}; it wrote nothing"

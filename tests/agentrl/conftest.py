@@ -24,6 +24,7 @@ from agentrl.training.assembly import assemble
 from agentrl.training.held_out import HeldOut
 from agentrl.training.orchestrator import Orchestrator
 from agentrl.training.plan import RunPlan
+from agentrl.training.resume import resume
 from agentrl.weights.handle import WeightHandle
 from agentrl_envs import Env
 from agentrl_sandbox import open_sandbox
@@ -98,6 +99,13 @@ class LoopRun:
     policy: ScriptedPolicy
     folder: RunFolder
     stack: contextlib.AsyncExitStack
+    resuming: bool = False
+
+    async def play(self) -> None:
+        """Run to the end, from where the attempt before this one was."""
+        if self.resuming:
+            await resume(self.orchestrator)
+        await self.orchestrator.run()
 
     async def close(self) -> None:
         await self.stack.aclose()
@@ -114,7 +122,7 @@ def default_script(request: Any) -> dict[str, float]:
 
 
 async def make_loop(
-    folder: RunFolder,
+    folder: RunFolder | Path,
     flags: Sequence[str] = (),
     *,
     env: type[Env] = Echo,
@@ -123,7 +131,10 @@ async def make_loop(
     learner: ArithmeticLearner | None = None,
     held_out: Sequence[dict[str, Any]] = (),
 ) -> LoopRun:
-    """A run of these parts."""
+    """A run of these parts; one more attempt of it, where its path is given and there is one."""
+    resuming = isinstance(folder, Path) and (folder / "run.json").exists()
+    if isinstance(folder, Path):
+        folder = RunFolder.open(folder) if resuming else RunFolder.create(folder.parent, folder.name)
     settings: Settings = load_settings(
         None,
         [
@@ -148,7 +159,7 @@ async def make_loop(
             plan, folder, policy=policy, learner=learner, renderer=renderer, sandbox=open_sandbox("broken")
         )
     )
-    return LoopRun(orchestrator, learner, policy, folder, stack)
+    return LoopRun(orchestrator, learner, policy, folder, stack, resuming)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.storage import durable
 from agentrl.storage.metrics import read_metrics
 from agentrl.storage.run_folder import RunFolder
-from agentrl.training.resume import resume
 from agentrl.training.train import write_config
 from tests.agentrl import conftest as parts
 
@@ -39,25 +38,21 @@ class WrittenLearner(parts.ArithmeticLearner):
 
 async def attempt(path: Path, *flags: str) -> bool:
     """One attempt of a run; whether it came to its end."""
-    resuming = (path / "run.json").exists()
-    folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
-    write_config(folder, loading.load_settings(None, [*FLAGS, *flags]))
 
     def script(request: Any) -> dict[str, float]:
         skill = SKILL[run.orchestrator.version]
         return {f"{request.prompt.strip()[-2:]}<|end|>": skill, "no<|end|>": 1 - skill}
 
     run = await parts.make_loop(
-        folder,
+        path,
         (*FLAGS, *flags),
         learner=WrittenLearner(),
         held_out=HELD_OUT,
         policy=ScriptedPolicy(script, tokenizer=ByteTokenizer()),
     )
+    write_config(run.folder, loading.load_settings(None, [*FLAGS, *flags]))
     try:
-        if resuming:
-            await resume(run.orchestrator)
-        await run.orchestrator.run()
+        await run.play()
     except AgentRLError as error:
         assert "the disk is gone" in str(error)  # noqa: PT017 - any other failure is one of the test
         return False

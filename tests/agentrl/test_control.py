@@ -13,10 +13,8 @@ from agentrl.algorithms.controllers import EffectiveShare
 from agentrl.config.loading import load_settings
 from agentrl.errors import ConfigError, LearnerError, PartError
 from agentrl.storage.metrics import read_metrics
-from agentrl.storage.run_folder import RunFolder
 from agentrl.storage.steps import read_credit
 from agentrl.training.control import Control
-from agentrl.training.resume import resume
 from tests.agentrl import conftest as parts
 
 REMEMBERS = """
@@ -55,15 +53,11 @@ class Controlled(parts.ArithmeticLearner):
 
 
 async def play(path: Path, *flags: str, dies_at: int = -1) -> tuple[Any, Controlled]:
-    resuming = (path / "run.json").exists()
-    folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
     learner = Controlled(dies_at)
     every = ("--run.deterministic=true", "--run.steps=5", "--checkpoint.every=100")
-    run = await parts.make_loop(folder, (*every, *flags), learner=learner)
+    run = await parts.make_loop(path, (*every, *flags), learner=learner)
     try:
-        if resuming:
-            await resume(run.orchestrator)
-        await run.orchestrator.run()
+        await run.play()
     except LearnerError:
         pass
     finally:

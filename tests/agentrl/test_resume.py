@@ -85,14 +85,10 @@ def play(path: Path, arm: str, disk: Disk, fails_at: int = 0) -> dict[str, Any] 
 async def attempt(path: Path, arm: str, disk: Disk, fails_at: int) -> dict[str, Any] | None:
     flags, env = ARMS[arm]
     disk.moments, disk.fails_at = 0, 0
-    resuming = (path / "run.json").exists()
-    folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
-    run = await parts.make_loop(folder, (*FLAGS, *flags), env=env)
+    run = await parts.make_loop(path, (*FLAGS, *flags), env=env)
     disk.fails_at = fails_at
     try:
-        if resuming:
-            await resume(run.orchestrator)
-        await run.orchestrator.run()
+        await run.play()
     except AgentRLError as error:
         assert "the disk is gone" in str(error)  # noqa: PT017 - any other failure is one of the test
         await run.close()
@@ -105,7 +101,7 @@ async def attempt(path: Path, arm: str, disk: Disk, fails_at: int) -> dict[str, 
         "ledger": ledger.summary(),
         "totals": run.orchestrator.progress.totals.state_dict()["values"],
         "tokens": run.orchestrator.progress.tokens,
-        "steps": [row["step"] for row in read_metrics(folder.metrics) if row["kind"] == "step"],
+        "steps": [row["step"] for row in read_metrics(run.folder.metrics) if row["kind"] == "step"],
     }
     await run.close()
     return result
@@ -186,8 +182,6 @@ async def once(
     path: Path, *flags: str, dies_at: int = -1, stops_at: int = -1, step_s: float = 0.0, **given: Any
 ) -> Any:
     """One attempt whose learner dies, or that is asked to stop, at a version; what it ended with."""
-    resuming = (path / "run.json").exists()
-    folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
     run: Any = None
 
     async def before_step() -> None:
@@ -198,11 +192,9 @@ async def once(
             run.orchestrator.stop()
 
     learner = parts.ArithmeticLearner(seconds=before_step)
-    run = await parts.make_loop(folder, ("--run.wait_limit_s=10", *flags), learner=learner, **given)
+    run = await parts.make_loop(path, ("--run.wait_limit_s=10", *flags), learner=learner, **given)
     try:
-        if resuming:
-            await resume(run.orchestrator)
-        await run.orchestrator.run()
+        await run.play()
     except (LearnerError, Interrupted, CheckpointError) as error:
         return error
     finally:

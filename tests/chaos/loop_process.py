@@ -13,14 +13,10 @@ from pathlib import Path
 
 from agentrl.inference.scripted import ByteTokenizer, ScriptedPolicy
 from agentrl.storage.metrics import read_metrics
-from agentrl.storage.run_folder import RunFolder
-from agentrl.training.resume import resume
 from tests.agentrl import conftest as parts
 
 
 async def main(path: Path, flags: list[str]) -> None:
-    resuming = (path / "run.json").exists()
-    folder = RunFolder.open(path) if resuming else RunFolder.create(path.parent, path.name)
     delays = random.Random(str(path))
 
     async def learn() -> None:
@@ -32,7 +28,7 @@ async def main(path: Path, flags: list[str]) -> None:
         seconds=lambda request, tokens: delays.choice((0.0, 0.001, 0.001, 0.01)),
     )
     run = await parts.make_loop(
-        folder,
+        path,
         flags,
         policy=policy,
         learner=parts.ArithmeticLearner(seconds=learn),
@@ -40,16 +36,16 @@ async def main(path: Path, flags: list[str]) -> None:
         if "--eval.every" in " ".join(flags)
         else (),
     )
-    if resuming:
-        await resume(run.orchestrator)
-    await run.orchestrator.run()
+    await run.play()
     ledger = run.orchestrator.parts.ledger
     values = run.orchestrator.parts.pool.tracker.values(range(len(run.orchestrator.parts.pool)))
     result = {
         "digest": run.learner.digest,
         "values": [float(value) for value in values],
         "evaluations": [
-            [row["step"], row["reward_mean"]] for row in read_metrics(folder.metrics) if row["kind"] == "eval"
+            [row["step"], row["reward_mean"]]
+            for row in read_metrics(run.folder.metrics)
+            if row["kind"] == "eval"
         ],
         "ledger": ledger.summary(),
         "attempt": ledger.attempt,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentrl_sandbox.docker.program import ContainerProgram
+from agentrl_sandbox.docker.program import ContainerLimits, ContainerProgram
 from agentrl_sandbox.docker.shared_engine import SharedEngine, shared_engine
 from agentrl_sandbox.docker.workspace import Workspace, WorkspaceShape
 from tests.containers.conftest import SHELL_IMAGE
@@ -28,7 +28,8 @@ async def workspace(engine: SharedEngine) -> None:
 
 
 async def program(engine: SharedEngine) -> None:
-    await ContainerProgram(engine, ("127.0.0.1", 9), SHELL_IMAGE).start()
+    limits = ContainerLimits(memory_mb=256, cpus=1.0, cpu_s=60, processes=64, file_mb=16, output_bytes=4096)
+    await ContainerProgram(engine, ("127.0.0.1", 9), SHELL_IMAGE, limits).start()
 
 
 def sockets() -> set[str]:

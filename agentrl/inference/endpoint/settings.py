@@ -10,15 +10,21 @@ from agentrl.config.settings import Rules
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointSettings:
-    """`[endpoint]`: an OpenAI-compatible endpoint, and how much of it may be used."""
+class EndpointAddress:
+    """A model of an OpenAI-compatible endpoint."""
 
     url: str = ""
-    """Base URL, usually ending in `/v1`."""
+    """Base URL, usually ending in `/v1`; empty is none."""
     model: str = ""
-    """Name of the model there; empty takes `model.path`."""
+    """Name of the model there; `[endpoint]` takes `model.path` where it is empty."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; local servers often need none."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSettings(EndpointAddress):
+    """`[endpoint]`: an OpenAI-compatible endpoint, and how much of it may be used."""
+
     tool_format: Literal["native", "code"] = "native"
     """Tools are called natively, or in code blocks."""
     limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"

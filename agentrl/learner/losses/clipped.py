@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive, Range
 from agentrl.learner.losses.rows import sum_from
 
@@ -237,7 +238,7 @@ class Loss(Protocol):
         ...
 
 
-class ClippedLoss:
+class ClippedLoss(Part["ClippedLoss.Settings"]):
     """Importance weight proximal/behaviour times PPO's surrogate of current/proximal, clipped.
 
     The three policies make it the decoupled objective (arXiv 2110.00641). The weight may be a token's, or its
@@ -267,12 +268,9 @@ class ClippedLoss:
         importance_min: Annotated[float, Range(least=0, below=1)] = 0.5
         """Lower edge of the mask, and lower bound of `bound`."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         """[N] loss, and the shares of tokens at which a bound held."""
-        settings = self._settings
+        settings = self.settings
         surrogate = clipped_surrogate(
             log_ratio(inputs.current, inputs.proximal).exp(),
             inputs.advantage,

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Amount, Positive
 from agentrl.errors import DataError
 from agentrl.learner.losses.clipped import LossInputs, log_ratio
 from agentrl.learner.losses.truncated import ClipSettings, truncated_surrogate
 
 
-class DistillationLoss:
+class DistillationLoss(Part["DistillationLoss.Settings"]):
     """PPO's surrogate of the advantage log(teacher / proximal) of each token: on-policy distillation.
 
     On the policy its gradient is that of KL(current || teacher) at each place. `reward` adds the
@@ -33,12 +34,9 @@ class DistillationLoss:
         bound: Positive = 5.0
         """The teacher's advantage of a token is clipped at +-bound, nats."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         """[N] loss, and log(proximal / teacher), whose mean is the divergence."""
-        settings = self._settings
+        settings = self.settings
         if inputs.teacher is None:
             raise DataError("the loss 'distillation' needs the log-probabilities of a teacher")
         behind = log_ratio(inputs.proximal, inputs.teacher)

@@ -9,12 +9,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Amount, Positive, Range
 from agentrl.learner.losses.clipped import LossInputs, clipped_surrogate, log_ratio
 from agentrl.learner.losses.truncated import ClipSettings, truncated_surrogate, truncated_weight
 
 
-class GTPOLoss:
+class GTPOLoss(Part["GTPOLoss.Settings"]):
     """PPO's surrogate without sequences of high mean entropy, others pay for theirs (GTPO).
 
     A' = A - penalty H where the mean entropy H of the sequence is at most `limit` (about ln 2), else 0. The
@@ -36,12 +37,9 @@ class GTPOLoss:
         clip_high: Positive = 0.2
         """The ratio current/proximal is clipped above at 1 + clip_high."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         """[N] loss, and which tokens belong to dropped sequences."""
-        settings = self._settings
+        settings = self.settings
         entropy = inputs.sequence_mean(inputs.entropy.detach())
         dropped = entropy > settings.limit
         advantage = torch.where(dropped, 0.0, inputs.advantage - settings.penalty * entropy)
@@ -54,7 +52,7 @@ LEAST_ENTROPY = 1e-4
 others."""
 
 
-class HAPOLoss:
+class HAPOLoss(Part["HAPOLoss.Settings"]):
     """PPO's surrogate, wider downwards where entropy is low and upwards where it is high (HAPO's clip).
 
     h is the distance of log entropy from its `pivot` quantile over the batch, scaled to [-1, 1] on each side:
@@ -82,13 +80,10 @@ class HAPOLoss:
         importance_max: Annotated[float, Range(above=1, or_zero=True)] = 2.0
         """Bound of the weight proximal/behaviour of a token; 0 takes no weight."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def statistics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """Pivot of the log entropies of the batch, and how far they reach to either side."""
         logs = _log(inputs.entropy)
-        pivot = torch.quantile(logs, self._settings.pivot)
+        pivot = torch.quantile(logs, self.settings.pivot)
         return {"pivot": pivot, "above": logs.max() - pivot, "below": pivot - logs.min()}
 
     def heights(self, inputs: LossInputs) -> Tensor:
@@ -100,7 +95,7 @@ class HAPOLoss:
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         """[N] loss, and where which clip held."""
-        settings, height = self._settings, self.heights(inputs)
+        settings, height = self.settings, self.heights(inputs)
         low = settings.clip * (1.0 + settings.strength * (-height).clamp(min=0.0))
         high = settings.clip * (1.0 + settings.strength * height.clamp(min=0.0))
         ratio = log_ratio(inputs.current, inputs.proximal).exp()
@@ -111,7 +106,7 @@ class HAPOLoss:
         return loss, {"clip_low": surrogate.clipped_low, "clip_high": surrogate.clipped_high}
 
 
-class D3STokensLoss:
+class D3STokensLoss(Part["D3STokensLoss.Settings"]):
     """PPO's surrogate of the tokens with the largest |advantage| times entropy, the others left out (D3S).
 
     `share` of the tokens of the batch are learned from; their losses are divided by it, so that the step
@@ -129,18 +124,15 @@ class D3STokensLoss:
         share: Annotated[float, Range(above=0, most=1)] = 0.5
         """Of the tokens of a batch that are learned from."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def statistics(self, inputs: LossInputs) -> Mapping[str, Tensor]:
         """The least |advantage| times entropy that is learned from."""
         worth = inputs.advantage.abs() * inputs.entropy
-        kept = max(round(self._settings.share * len(worth)), 1)
+        kept = max(round(self.settings.share * len(worth)), 1)
         return {"least": worth.topk(kept).values[-1]}
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         """[N] loss, and which tokens were learned from."""
-        settings = self._settings
+        settings = self.settings
         kept = inputs.advantage.abs() * inputs.entropy.detach() >= inputs.statistics["least"]
         loss, _ = truncated_surrogate(inputs, inputs.advantage, settings)
         return torch.where(kept, loss / settings.share, 0.0), {"tokens_kept": kept}

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from torch import Tensor
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive, Range
 from agentrl.learner.losses.clipped import LossInputs, clipped_surrogate, log_ratio
 from agentrl.learner.losses.truncated import truncated_weight
@@ -22,7 +23,7 @@ def sequence_ratio(inputs: LossInputs) -> Tensor:
     return (mean + inputs.current - inputs.current.detach()).exp()
 
 
-class GSPOLoss:
+class GSPOLoss(Part["GSPOLoss.Settings"]):
     """PPO's surrogate whose ratio is the geometric mean of the sequence's ratios, clipped narrowly (GSPO).
 
     Made for `aggregator.kind = "sequences"`. All tokens of a sequence are clipped or none. The weight
@@ -42,12 +43,9 @@ class GSPOLoss:
         importance_max: Annotated[float, Range(above=1, or_zero=True)] = 2.0
         """Bound of the weight proximal/behaviour of a sequence; 0 takes no weight."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         """[N] loss, and where the ratio was clipped."""
-        settings = self._settings
+        settings = self.settings
         surrogate = clipped_surrogate(
             sequence_ratio(inputs),
             inputs.advantage,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from torch import Tensor
 
+from agentrl.config.part import Part
 from agentrl.config.ranges import Positive, Range
 from agentrl.learner.losses.clipped import LossInputs, log_ratio
 from agentrl.learner.losses.rows import minimum_before
@@ -20,7 +21,7 @@ def weighted(log_weight: Tensor, inputs: LossInputs, low: float, high: float) ->
     return -clipped * inputs.advantage * inputs.current, weight != clipped
 
 
-class CISPOLoss:
+class CISPOLoss(Part["CISPOLoss.Settings"]):
     """Minus clipped ratio current/behaviour, without gradient, times advantage times log-probability (CISPO).
 
     No token's gradient is ever switched off.
@@ -37,17 +38,14 @@ class CISPOLoss:
         clip_high: Positive = 4.0
         """The weight is at most 1 + clip_high."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         """[N] loss, and where the weight was clipped."""
         log_weight = log_ratio(inputs.current.detach(), inputs.behaviour)
-        loss, clipped = weighted(log_weight, inputs, self._settings.clip_low, self._settings.clip_high)
+        loss, clipped = weighted(log_weight, inputs, self.settings.clip_low, self.settings.clip_high)
         return loss, {"weight_clipped": clipped}
 
 
-class MinPROLoss:
+class MinPROLoss(Part["MinPROLoss.Settings"]):
     """CISPO whose weight is the token's ratio times the smallest ratio before it in the sequence (MinPRO).
 
     The exact weight of a token is the product of all ratios up to it; the smallest ratio of the prefix stands
@@ -67,12 +65,9 @@ class MinPROLoss:
         bound_prefix: bool = False
         """Take no prefix above 1 (not in the paper): the second token's prefix is one single ratio."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         """[N] loss, where the weight was clipped, and the smallest ratio of the prefix."""
-        settings = self._settings
+        settings = self.settings
         ratios = log_ratio(inputs.current.detach(), inputs.behaviour)
         prefix = minimum_before(ratios, inputs.sequence)
         if settings.bound_prefix:

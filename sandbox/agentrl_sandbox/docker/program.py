@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SandboxError, SandboxUnavailable
+from ..result import Ended
 from .container import (
-    DEFAULT_TAG,
     Container,
     ContainerSettings,
     ContainerShape,
@@ -48,31 +48,25 @@ class ProgramFailure(SandboxError):
 class ContainerLimits:
     """What a program may use."""
 
-    memory_mb: int = 4096
+    memory_mb: int
     """Memory of all its processes and of the files that it writes together."""
-    cpus: float = 1.0
+    cpus: float
     """Cores."""
-    cpu_s: int = 120
+    cpu_s: int
     """CPU time of each of its processes."""
-    processes: int = 64
+    processes: int
     """Processes and threads at once."""
-    file_mb: int = 64
+    file_mb: int
     """Size of all files that it writes together."""
-    output_bytes: int = 1 << 20
+    output_bytes: int
     """Output that is kept, of each stream."""
 
 
 @dataclass(frozen=True, slots=True)
-class ProgramEnded:
-    """How a program ended."""
+class ProgramEnded(Ended):
+    """How a program in a container ended."""
 
-    code: int
-    """Exit status; -N where signal N ended it."""
-    out: str
-    err: str
-    cut: bool
-    """Whether output was dropped."""
-    memory: bool
+    memory: bool = False
     """Whether the kernel killed one of its processes for the limit on memory."""
     files: bytes = b""
     """The files of its folder as a tar archive, where they were asked for; the program may have forged it."""
@@ -92,8 +86,8 @@ class ContainerProgram:
 
     engine: SharedEngine
     address: tuple[str, int]
-    image: str = DEFAULT_TAG
-    limits: ContainerLimits = field(default_factory=ContainerLimits)
+    image: str
+    limits: ContainerLimits
     runtime: str | None = None
     port: int = 0
     """Port on the loopback interface of the container that leads to `address`."""

@@ -17,6 +17,7 @@ from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode, Failure, Segment, SegmentBuilder, StopReason
 from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError
 from agentrl.learner.learner import Learner
+from benchmarks.tiny_config import tiny_config
 
 MakeLearner = Callable[..., Learner]
 
@@ -510,16 +511,7 @@ def test_checkpoints_that_cannot_be_read(make_learner: MakeLearner, make_model: 
 
 
 def test_a_mixture_of_experts_is_refused_in_one_sentence(make_learner, tmp_path: Path) -> None:
-    config = transformers.Qwen3MoeConfig(
-        vocab_size=61,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_experts=4,
-    )
+    config = tiny_config("qwen3_moe", layers=1, moe_intermediate_size=16, num_experts=4)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="is a mixture of 4 experts, which the learner refuses"):
         make_learner(tmp_path)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,9 +150,14 @@ send(sys.argv[1], RunFolder(Path(sys.argv[2])), range(int(sys.argv[3]), int(sys.
 """
 
 
-def attempt(
-    name: str, folder: RunFolder, first: int, last: int, monkeypatch: pytest.MonkeyPatch, home: Path
-) -> None:
+def read_back(code: str) -> Any:
+    """What a program of its own prints as JSON in its last line."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def attempt_twice(name: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Two attempts of a run, of three steps and of the two that follow."""
     for key, value in (("WANDB_MODE", "offline"), ("TRACKIO_DIR", str(home)), ("HF_HUB_OFFLINE", "1")):
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
@@ -161,18 +167,18 @@ def attempt(
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join(paths)
     )  # the working folder is where mlflow keeps tables
-    given = [name, str(folder.path), str(first), str(last)]
-    done = subprocess.run([sys.executable, "-c", ATTEMPT, *given], capture_output=True, text=True, cwd=home)
-    assert done.returncode == 0, done.stderr
-    assert "left out from now on" not in done.stderr
+    for steps in (("1", "4"), ("4", "6")):
+        given = [sys.executable, "-c", ATTEMPT, name, str(folder.path), *steps]
+        done = subprocess.run(given, capture_output=True, text=True, cwd=home)
+        assert done.returncode == 0, done.stderr
+        assert "left out from now on" not in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wandb_offline_writes_one_run(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     pytest.importorskip("wandb")
-    attempt("wandb", folder, 1, 4, monkeypatch, tmp_path)
-    attempt("wandb", folder, 4, 6, monkeypatch, tmp_path)
+    attempt_twice("wandb", folder, monkeypatch, tmp_path)
     files = sorted((folder.path / "wandb").glob("offline-run-*/run-abc.wandb"))
     assert len(files) == 2  # one id: `wandb sync` makes one run of both
     assert b"train/score_mean" in files[0].read_bytes()
@@ -184,24 +190,19 @@ def test_trackio_reads_what_was_written(folder: RunFolder, monkeypatch: pytest.M
     pytest.importorskip("trackio")
     home = tmp_path / "trackio"
     home.mkdir()
-    attempt("trackio", folder, 1, 4, monkeypatch, home)
-    attempt("trackio", folder, 4, 6, monkeypatch, home)
+    attempt_twice("trackio", folder, monkeypatch, home)
     code = "import json; from trackio.sqlite_storage import SQLiteStorage as S; print(json.dumps(S.get_logs('agentrl-test', 'one-abc'), default=str))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    logs = json.loads(done.stdout.splitlines()[-1])
-    assert [row["step"] for row in logs if "train/score_mean" in row] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in read_back(code) if "train/score_mean" in row] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_mlflow_reads_what_was_written(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     pytest.importorskip("mlflow")
-    attempt("mlflow", folder, 1, 4, monkeypatch, tmp_path)
-    attempt("mlflow", folder, 4, 6, monkeypatch, tmp_path)
+    attempt_twice("mlflow", folder, monkeypatch, tmp_path)
     code = (
         "import json, mlflow; runs = mlflow.search_runs(experiment_names=['agentrl-test'], output_format='list'); "
         "h = mlflow.MlflowClient().get_metric_history(runs[0].info.run_id, 'train/score_mean'); "
         "print(json.dumps([len(runs), sorted(m.step for m in h)]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [1, [1, 2, 3, 4, 5]]
+    assert read_back(code) == [1, [1, 2, 3, 4, 5]]
