@@ -2,8 +2,9 @@
 
 `python -m benchmarks.weights`: a model of 50 million weights, all of them and an adapter of rank 16, by every way that
 needs no GPU: the engine of this process, with the learner in a thread or in processes of its own (1 and 2 ranks), a
-rollout worker of a Ray cluster, and with `--vllm PYTHON` a vLLM server on the CPU. Eight sessions are sampled
-meanwhile. The steps are real ones, of one short episode. Each update prints a line of JSON; `table` reads them.
+rollout worker of a Ray cluster, and with `--vllm PYTHON` a vLLM server on the CPU, which merges the adapter or has it
+apart. Eight sessions are sampled meanwhile. The steps are real ones, of one short episode. Each update prints a line
+of JSON; `table` reads them.
 """
 
 from __future__ import annotations
@@ -38,13 +39,21 @@ Row = dict[str, Any]
 SESSIONS = 8
 """Sampled while weights travel."""
 PROMPT = [5, 6, 7, 8]
-KINDS = {"full": (), "adapter": ("--learner.adapter.rank=16",)}
+KINDS = {
+    "full": (),
+    "adapter": ("--learner.adapter.rank=16",),
+    "apart": ("--learner.adapter.rank=16", "--engine.adapter=apart"),
+}
+PLACES = {
+    "": (),
+    ", learner of 1 rank": ("--learner.place=process",),
+    ", learner of 2 ranks": ("--learner.place=process", "--learner.ranks=2"),
+}
+VLLM = ("--engine.kind=vllm", "--engine.args=--enforce-eager")
 WAYS = {
-    "embedded": (),
-    "embedded, learner of 1 rank": ("--learner.place=process",),
-    "embedded, learner of 2 ranks": ("--learner.place=process", "--learner.ranks=2"),
+    **{f"embedded{name}": flags for name, flags in PLACES.items()},
     "ray": ("--cluster.kind=ray", "--cluster.rollout_workers=1"),
-    "vllm": ("--engine.kind=vllm", "--engine.args=--enforce-eager"),
+    **{f"vllm{name}": (*VLLM, *flags) for name, flags in PLACES.items()},
 }
 
 
@@ -112,7 +121,7 @@ async def sample_on(policy: Policy, session: str) -> None:
 async def updates(settings: Settings, folder: Path, count: int) -> AsyncIterator[Row]:
     """Seconds of each update, after one that is not counted."""
     made = await asyncio.to_thread(make_learner, settings)
-    learner = LearnerThread(made, folder / "exchange")
+    learner = LearnerThread(made)
     try:
         async with engine(settings, learner, folder) as policy:
             busy = [asyncio.ensure_future(sample_on(policy, f"s{n}")) for n in range(SESSIONS)]
@@ -160,20 +169,22 @@ async def measure(model: Path, way: str, kind: str, count: int, flags: Sequence[
 
 
 def table(files: Sequence[Path]) -> None:
-    """Medians, and the adapter's share of the whole."""
+    """Medians, and an adapter's share of the whole."""
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines() if line[:1] == "{"]
-    print("| way | all weights: s (CPU s) | adapter: s (CPU s) | adapter / all |\n|---|---|---|---|")
+    print("| way | weights | s | of these gather, load, first token | CPU s | of all weights |")
+    print("|---|---|---|---|---|---|")
     for way in WAYS:
-        told: list[str] = []
-        means: list[float] = []
+        whole = 0.0
         for kind in KINDS:
             found = [row for row in rows if (row["way"], row["kind"]) == (way, kind)]
-            if found:
-                means.append(float(np.median([row["seconds"] for row in found])))
-                cpu_s = float(np.median([row["cpu_s"] for row in found]))
-                told.append(f"{means[-1]:.3f} ({cpu_s:.2f})")
-        if len(told) == len(KINDS):
-            print(f"| {way} | {' | '.join(told)} | {means[1] / means[0]:.2f} |")
+            if not found:
+                continue
+            names = ("seconds", "gather_s", "load_s", "first_token_s", "cpu_s")
+            seconds, *parts, cpu_s = (float(np.median([row[name] for row in found])) for name in names)
+            whole = seconds if kind == "full" else whole
+            told = ", ".join(f"{part:.2f}" for part in parts)
+            share = f"{seconds / whole:.2f}" if whole and kind != "full" else ""
+            print(f"| {way} | {kind} | {seconds:.2f} | {told} | {cpu_s:.2f} | {share} |")
 
 
 def main() -> None:
@@ -183,20 +194,20 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="?", choices=("measure", "table"), default="measure")
     parser.add_argument("files", nargs="*", type=Path, help="of `table`")
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=[way for way in WAYS if way != "vllm"])
+    parser.add_argument("--ways", nargs="*", choices=WAYS, help="all that can be by default")
     parser.add_argument("--count", type=int, default=5)
-    parser.add_argument("--vllm", default="", help="a Python with vLLM, for the way `vllm`")
+    parser.add_argument("--vllm", default="", help="a Python with vLLM, for the ways of vLLM")
     options = parser.parse_args()
     if options.what == "table":
         table(options.files)
         return
     flags = [f"--engine.python={options.vllm}"] if options.vllm else []
-    ways = [*options.ways, *(["vllm"] if options.vllm and "vllm" not in options.ways else [])]
+    ways = options.ways or [way for way in WAYS if options.vllm or not way.startswith("vllm")]
     with tempfile.TemporaryDirectory() as folder:
         weights = make_model(Path(folder))
         print(f"# {weights:,} weights, float32", flush=True)
         for way in ways:
-            for kind in KINDS:
+            for kind in KINDS if way.startswith("vllm") else ("full", "adapter"):
                 with local_cluster(1) if way == "ray" else contextlib.nullcontext():
                     asyncio.run(measure(Path(folder), way, kind, options.count, flags))
 

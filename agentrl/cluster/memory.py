@@ -190,16 +190,18 @@ def make_plans(shape: ModelShape, settings: Settings, machine: Machine, kind: En
         ranks = max(1, settings.learner.ranks)
         needs = (*learning * ranks, *host, *sampling * (1 if embedded else engine.replicas))
         plans = [Plan("memory", machine.memory_available, needs)]
-        if not embedded and ranks == 1:
+        if not embedded or settings.learner.place == "process":
             plans.append(_shared_memory(shape, settings, machine))
         return tuple(plans)
     memory = (Plan("memory", machine.memory_available, host),) if host else ()
     runtime = Need("CUDA context and fragmentation", RUNTIME)
     gpu = machine.gpus[0]
     if embedded:
+        if settings.learner.place == "process":
+            memory = (*memory, _shared_memory(shape, settings, machine))
         return (_gpu_plan(gpu, (runtime, *learning, *sampling)), *memory)
     used = gpu_layout(settings, [gpu.index for gpu in machine.gpus])
-    if used.transfer == "file" and len(used.learner) == 1:
+    if used.transfer == "file":
         memory = (*memory, _shared_memory(shape, settings, machine))
     if engine.layout == "shared":
         return (

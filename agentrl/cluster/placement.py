@@ -137,9 +137,9 @@ def gpu_layout(settings: Settings, gpus: Sequence[int]) -> GpuLayout:
     """
     engine, ranks = settings.engine, max(1, settings.learner.ranks)
     size = engine.tensor_parallel
-    # NCCL and IPC need vLLM in the learner's own process, and send a model's own weights: servers of another
-    # environment, several ranks and merged adapters go through a file.
-    live = not engine.python and ranks == 1 and settings.learner.adapter.rank == 0
+    # NCCL and IPC need vLLM where the learner is, and send a model's own weights: servers of another
+    # environment and merged adapters go through a file.
+    live = not engine.python and settings.learner.adapter.rank == 0
     if not gpus:
         return GpuLayout((), ((),) * engine.replicas, "file")
     if settings.cluster.kind != "none":  # asked by a rollout worker, of the GPUs that Ray lent it

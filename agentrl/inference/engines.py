@@ -51,6 +51,15 @@ async def make_policy(
     )
 
 
+def takes_live_weights(settings: Settings) -> bool:
+    """Whether weights go to the engine from device to device, and not as files or copies."""
+    if settings.cluster.kind != "none":
+        return False
+    gpus, found = [gpu.index for gpu in find_gpus()], has_vllm(settings.engine.python)
+    kind, _ = choose_engine(settings.engine, gpus=len(gpus), vllm_found=found)
+    return kind == "vllm" and gpu_layout(settings, gpus).transfer != "file"
+
+
 def check_engine(settings: Settings, policy: Policy | None = None) -> None:
     """Refuse parts that need what the engine does not give.
 

@@ -69,8 +69,10 @@ def _adapted(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def plain_weights(module: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model under its own names, whole and with its adapter merged, one at a time.
+def named_weights(
+    module: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, Tensor, Any | None]]:
+    """The weights of a model under its own names, not gathered, each with the adapted layer it belongs to.
 
     Args:
         module: live; its weights must not change meanwhile.
@@ -84,11 +86,22 @@ def plain_weights(module: nn.Module, *, remove_duplicate: bool = True) -> Iterat
         if ".lora_" in name or (remove_duplicate and name not in own):
             continue
         if owner not in layers:
-            yield name, whole(tensor.detach())
-        elif kind == "weight":
-            yield f"{owner}.weight", _merged(layers[owner])
+            yield name, tensor.detach(), None
         else:
-            yield f"{owner}.{kind}", whole(tensor.detach())
+            yield f"{owner}.{kind}", tensor.detach(), layers[owner] if kind == "weight" else None
+
+
+def plain_weights(module: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """The same weights, whole and with the adapter merged, one at a time; see `named_weights`."""
+    for name, tensor, layer in named_weights(module, remove_duplicate=remove_duplicate):
+        yield name, plain_weight(tensor, layer)
+
+
+def plain_weight(tensor: Tensor, layer: Any | None, out: Tensor | None = None) -> Tensor:
+    """A weight of `named_weights`, gathered and merged; or written into another tensor."""
+    if layer is not None:
+        return _merged(layer, out)
+    return whole(tensor) if out is None else out.copy_(whole(tensor))
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
@@ -101,16 +114,16 @@ def plain_copy(module: nn.Module) -> nn.Module:
             parent, _, own = name.rpartition(".")
             setattr(result.get_submodule(parent), own, layer.base_layer)
         del result.agentrl_adapter
-        for name, weight in plain_weights(module):
-            result.get_parameter(name).copy_(weight)
+        for name, tensor, adapted in named_weights(module):
+            plain_weight(tensor, adapted, result.get_parameter(name))
     return result
 
 
-def _merged(layer: Any) -> Tensor:
+def _merged(layer: Any, out: Tensor | None = None) -> Tensor:
     """W + alpha / rank * B A, added in float32 and rounded once."""
     weight = whole(layer.base_layer.weight.detach())
     a, b = (whole(getattr(layer, part)[NAME].weight.detach()) for part in ("lora_A", "lora_B"))
-    return merge(weight, a, b, layer.scaling[NAME])
+    return merge(weight, a, b, layer.scaling[NAME], out)
 
 
 def write_adapter(module: nn.Module, folder: Path, source: str = "", *, write: bool = True) -> None:

@@ -30,7 +30,16 @@ from agentrl.config.settings import (
     ModelSettings,
 )
 from agentrl.episode import Episode
-from agentrl.errors import AgentRLError, CheckpointError, ConfigError, DataError, LearnerError
+from agentrl.errors import (
+    AgentRLError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LearnerError,
+    LearnerLost,
+    StallError,
+    WeightSyncError,
+)
 from agentrl.learner import checkpoint
 from agentrl.learner.adapter import add_adapter, has_adapter
 from agentrl.learner.batch import (
@@ -47,7 +56,7 @@ from agentrl.learner.forward import Forward
 from agentrl.learner.logprobs import LOGITS_AT_ONCE_GPU, Scores, TokenScorer, check_head
 from agentrl.learner.losses.clipped import LossInputs
 from agentrl.learner.metrics import StepMetrics
-from agentrl.learner.model import DTYPES, choose_device, load_model, save_adapter, save_model
+from agentrl.learner.model import DTYPES, choose_device, load_model, save_adapter, save_config, save_model
 from agentrl.learner.objective import Objective
 from agentrl.learner.optimizer import MasterOptimizer
 from agentrl.learner.packing import has_kernel, install
@@ -55,6 +64,7 @@ from agentrl.learner.products import attend_in_float32, multiplies_in_float32, m
 from agentrl.learner.ranks import Ranks, local
 from agentrl.learner.tally import Tally
 from agentrl.learner.token_table import TokenTable
+from agentrl.learner.weight_source import WeightLink, WeightSender, WeightSource
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
@@ -167,6 +177,8 @@ class Learner:
             self._teacher = self._load_frozen(model_settings, self._objective.teacher)
         self._top = max(self._objective.top_k, settings.top_k)
         self._batches = 0
+        self._link: WeightLink | None = None
+        self._sender: WeightSender | None = None
 
     def _load_frozen(self, settings: ModelSettings, path: str) -> Forward:
         """Weights that are scored with, and not learned."""
@@ -337,16 +349,61 @@ class Learner:
         """
         save_model(self.model, self._path, Path(folder), dtype=self._dtype, write=self._ranks.rank == 0)
 
+    @property
+    def _source(self) -> WeightSource:
+        return WeightSource(self.model, self._dtype)
+
+    def weight_bytes(self) -> int:
+        """Size of all weights in the type that is computed with."""
+        return self._source.size
+
     def publish(self, folder: str | Path) -> None:
         """Write what an engine needs of the present weights: the adapter alone, or else all of them.
 
         Raises:
             CheckpointError: it cannot be written.
         """
-        if has_adapter(self.model):
-            save_adapter(self.model, self._path, Path(folder), write=self._ranks.rank == 0)
-        else:
-            self.save_weights(folder)
+        leads, folder = self._ranks.rank == 0, Path(folder)
+        try:
+            if has_adapter(self.model):
+                save_adapter(self.model, self._path, folder, write=leads)
+                return
+            if leads:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_config(self.model, folder, self._dtype)
+            self._source.write(folder / "model.safetensors", leads=leads)
+        except OSError as error:
+            raise CheckpointError(f"weights cannot be written to {folder}: {error}") from error
+
+    def transmit(self, link: WeightLink, label: str) -> None:
+        """Send the present weights to engines on other devices: every rank gathers them, the first sends.
+
+        Args:
+            link: to the engines; kept for the next call, which joins anew where it is given another.
+            label: of the weights.
+
+        Raises:
+            WeightSyncError: they did not arrive; says who was waited for, or what a server answered.
+            LearnerLost: the same, and the ranks may be in the middle of a collective: they cannot go on.
+        """
+        self._wait()
+        if self._sender is None or link != self._link:
+            self._leave()
+            self._link, self._sender = link, link.join(self._source, self._ranks.rank)
+        try:
+            self._sender.send(label)
+        except StallError as error:
+            self._leave()
+            raise (WeightSyncError if self._ranks.size == 1 else LearnerLost)(str(error)) from error
+        except BaseException:
+            self._leave()
+            raise
+        self._wait()
+
+    def _leave(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+        self._link = self._sender = None
 
     def save(self, folder: str | Path) -> None:
         """Write everything that changes into `folder`; making it appear at once is up to the caller.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,6 +164,13 @@ def save_model(
             cast("Any", AutoTokenizer.from_pretrained(source)).save_pretrained(folder)
     except OSError as error:
         raise CheckpointError(f"weights cannot be written to {folder}: {error}") from error
+
+
+def save_config(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Write the configuration of a model whose weights are written as `dtype`."""
+    config = copy.deepcopy(cast("Any", model).config)
+    config.dtype = dtype
+    config.save_pretrained(folder)
 
 
 def save_adapter(model: nn.Module, source: str, folder: Path, *, write: bool = True) -> None:

@@ -16,16 +16,19 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from agentrl import errors
 from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.errors import AgentRLError, ConfigError, LearnerError, LearnerLost, StallError
+
+if TYPE_CHECKING:
+    from agentrl.learner.weight_source import WeightLink
 
 GRACE_S = 10.0
 """After one rank fails, how long the others may take to fail or finish too before they are ended."""
@@ -85,7 +88,7 @@ class LearnerProcesses:
             self._processes.append(process)
             self._pipes.append(mine)
         try:
-            self._collect("become ready")
+            self._collect("become ready", limit_s)
         except LearnerLost as error:  # it would die again
             raise LearnerError(str(error)) from None
 
@@ -97,6 +100,15 @@ class LearnerProcesses:
 
     step, score, save, load = map(_on_every_rank, ("step", "score", "save", "load"))
     save_weights, publish = _on_every_rank("save_weights"), _on_every_rank("publish")
+    weight_bytes = _on_every_rank("weight_bytes")
+
+    def transmit(self, link: WeightLink, label: str) -> None:
+        """See `Learner.transmit`; a rank that does not come to it is lost with the others."""
+        try:
+            # The ranks know better than this process who is missing, so they are given time to say it.
+            self._call("transmit", link, label, limit_s=link.limit_s + GRACE_S)
+        except StallError as error:
+            raise LearnerLost(str(error)) from error
 
     def close(self) -> None:
         """End the processes. Closing twice is fine."""
@@ -125,14 +137,15 @@ class LearnerProcesses:
         self._processes, self._pipes = [], []
         self._folder.cleanup()
 
-    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, limit_s: float = 0.0, **options: Any) -> Any:
         if not self._pipes:
             raise LearnerLost("the learner's processes have ended")
-        stuck = self._send((method, arguments, options), self._limit_s)
+        limit_s = limit_s or self._limit_s
+        stuck = self._send((method, arguments, options), limit_s)
         if stuck:
             self._end()
-            raise StallError(f"learner rank {stuck[0]} to take the call of {method}", self._limit_s)
-        return self._collect(method)
+            raise StallError(f"learner rank {stuck[0]} to take the call of {method}", limit_s)
+        return self._collect(method, limit_s)
 
     def _send(self, message: Any, limit_s: float) -> list[int]:
         """Send to all ranks; returns those that did not read it. A dead one shows when it should answer."""
@@ -152,9 +165,9 @@ class LearnerProcesses:
         self._senders = [thread for thread in threads if thread.is_alive()]
         return [rank for rank, thread in enumerate(threads) if thread.is_alive()]
 
-    def _collect(self, method: str) -> Any:
+    def _collect(self, method: str, limit_s: float) -> Any:
         """The first rank's answer, once every rank has answered."""
-        deadline = time.monotonic() + self._limit_s
+        deadline = time.monotonic() + limit_s
         answers: dict[int, tuple[str, Any]] = {}
         while len(answers) < len(self._pipes):
             for rank, pipe in enumerate(self._pipes):
@@ -170,14 +183,16 @@ class LearnerProcesses:
             missing = [rank for rank in range(len(self._pipes)) if rank not in answers]
             if missing and time.monotonic() > deadline:
                 self._end()
-                self._raise(answers)
-                raise StallError(f"learner rank {missing[0]} to {method}", self._limit_s)
+                self._raise(answers, silent=missing)
+                raise StallError(f"learner rank {missing[0]} to {method}", limit_s)
         if any(kind == "died" for kind, _ in answers.values()) or method == "become ready":
             self._raise(answers, end=True)
         self._raise(answers)
         return answers[0][1]
 
-    def _raise(self, answers: dict[int, tuple[str, Any]], *, end: bool = False) -> None:
+    def _raise(
+        self, answers: dict[int, tuple[str, Any]], *, end: bool = False, silent: Sequence[int] = ()
+    ) -> None:
         """Raise what a rank reported; a death first, for the others fail because of it."""
         failed = sorted((kind != "died", rank) for rank, (kind, _) in answers.items() if kind != "done")
         if not failed:
@@ -188,6 +203,10 @@ class LearnerProcesses:
         if kind == "died":
             raise LearnerLost(str(payload))
         name, text = cast("tuple[str, str]", payload)
+        if name == "LearnerLost":
+            self._end()
+        if silent:
+            text += f" (learner rank {silent[0]} did not answer at all)"
         raise errors.told(name, text, LearnerError)
 
     def _death(self, rank: int) -> str:

@@ -101,4 +101,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; a collective where it is split."""
-    return cast("Any", tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    split = cast("Any", tensor)
+    # Where the ranks meet: those that keep their parts in host memory cannot gather there by NCCL.
+    return split.to(split.device_mesh.device_type).full_tensor()

@@ -19,7 +19,7 @@ from typing import Any
 from agentrl.config import registry
 from agentrl.config.settings import LossSettings, Settings
 from agentrl.episode import Episode
-from agentrl.inference.engines import check_engine, make_policy
+from agentrl.inference.engines import check_engine, make_policy, takes_live_weights
 from agentrl.inference.policy import Policy
 from agentrl.inference.vllm.teacher import ServedTeacher
 from agentrl.renderers.base import Renderer
@@ -86,7 +86,7 @@ async def assemble(
         watchdog = Watchdog(folder.logs)
         if learner is None:
             made = await asyncio.to_thread(make_learner, settings)
-            learner = LearnerThread(made, folder.path / ".exchange")
+            learner = LearnerThread(made, live=takes_live_weights(settings))
             stack.push_async_callback(learner.close)
         if policy is None:
             policy = await _engine(plan, learner, folder, options)

@@ -14,10 +14,11 @@ import logging
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,12 @@ from numpy.typing import NDArray
 from agentrl.episode import Episode
 from agentrl.learner.batch import Advantages
 from agentrl.weights.handle import WeightHandle
+from agentrl.weights.shared_memory import weights_folder
 
 if TYPE_CHECKING:
     from agentrl.learner.learner import Learner
     from agentrl.learner.process import LearnerProcesses
+    from agentrl.learner.weight_source import WeightLink
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -83,17 +86,33 @@ def _in_the_thread(name: str) -> Callable[..., Any]:
     return call
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteWeights:
+    """The weights of a learner in other processes, which sends them itself."""
+
+    run: Callable[..., Awaitable[Any]]
+    """In the learner's thread."""
+    learner: LearnerProcesses
+
+    async def transmit(self, link: WeightLink, label: str) -> None:
+        """See `Learner.transmit`."""
+        await self.run(self.learner.transmit, link, label)
+
+
 class LearnerThread:
     """A `Learner`, or the processes of one, called from a thread of its own.
 
     Args:
         learner: has the methods of `Learner`.
-        exchange: folder for weights that engines read, where the learner lives in other processes.
+        live: whether the engine takes weights from device to device; else processes write files for it.
     """
 
-    def __init__(self, learner: Learner | LearnerProcesses, exchange: Path) -> None:
-        self._learner = learner
-        self._exchange = exchange
+    def __init__(self, learner: Learner | LearnerProcesses, *, live: bool = False) -> None:
+        self._learner, self._live = learner, live
+        self._folder: Path | None = None
+        """In shared memory, for weights of a learner in other processes."""
+        self._published: list[Path] = []
+        """The newest two."""
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="agentrl-learner", daemon=True).start()
 
@@ -122,18 +141,27 @@ class LearnerThread:
     save_weights = _in_the_thread("save_weights")
 
     async def handle(self, version: int, attempt: int) -> WeightHandle:
-        """The live model; where it lives in other processes, a folder of its adapter or of all weights."""
-        model = getattr(self._learner, "model", None)
-        if model is None:
-            model = self._exchange / f"{attempt}.{version}"
-            await self._run(self._learner.publish, model)
-            await asyncio.to_thread(self._forget, keep=model)
-        return WeightHandle(version=version, attempt=attempt, source=model)
+        """The live model; where it lives in other processes, what sends its weights from there, or a folder
+        of its adapter or of all weights."""
+        source = getattr(self._learner, "model", None)
+        if source is None and self._live:
+            source = RemoteWeights(self._run, cast("LearnerProcesses", self._learner))
+        elif source is None:
+            source = await self._publish(f"{attempt}.{version}")
+        return WeightHandle(version=version, attempt=attempt, source=source)
 
-    def _forget(self, keep: Path) -> None:
-        for folder in self._exchange.iterdir():
-            if folder != keep:
-                shutil.rmtree(folder)
+    async def _publish(self, name: str) -> Path:
+        """Write the weights into shared memory; those before stay, for a server that starts again."""
+        if self._folder is None:
+            room = 2 * await self._run(self._learner.weight_bytes)
+            self._folder = await asyncio.to_thread(weights_folder, room=room)
+        target = self._folder / name
+        kept = [folder for folder in self._published if folder != target][-1:]
+        for folder in {*self._published} - {*kept, target}:
+            await asyncio.to_thread(shutil.rmtree, folder)
+        self._published = [*kept, target]
+        await self._run(self._learner.publish, target)
+        return target
 
     async def close(self) -> None:
         """Stop after what is under way; past the limit the processes of a learner are killed."""
@@ -143,7 +171,8 @@ class LearnerThread:
         except TimeoutError:
             await self._abort()
         self._calls.put(None)
-        await asyncio.to_thread(shutil.rmtree, self._exchange, ignore_errors=True)
+        if self._folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     async def _abort(self) -> None:
         kill = getattr(self._learner, "kill", None)

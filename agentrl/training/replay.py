@@ -70,7 +70,7 @@ def replay(
     output.mkdir(parents=True, exist_ok=True)
 
     async def run() -> None:
-        learner = LearnerThread(make_learner(settings), output / ".exchange")
+        learner = LearnerThread(make_learner(settings))
         try:
             await replay_steps(folder, settings, pool, learner, shuffle_rewards=shuffle_rewards)
             await learner.save_weights(output)

@@ -83,7 +83,7 @@ def scaling(config: dict[str, Any]) -> float:
     return float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def merge(weight: Any, a: Any, b: Any, scale: float) -> Any:
+def merge(weight: Any, a: Any, b: Any, scale: float, out: Any = None) -> Any:
     """W + scale * B A, added in float32 and rounded once.
 
     Args:
@@ -91,14 +91,18 @@ def merge(weight: Any, a: Any, b: Any, scale: float) -> Any:
         a: [rank, I]
         b: [O, rank]
         scale: alpha / rank.
+        out: [O, I] where it is written, of any type; None makes a new tensor.
     """
     import torch
 
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
+    if out is not None and weight.dtype == out.dtype == torch.float32:
+        return torch.addmm(weight, b.float(), a.float(), alpha=scale, out=out)
+    merged = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
+    return merged if out is None else out.copy_(merged)
 
 
-def merged_tensors(base: str | Path, adapter: str | Path) -> Iterator[tuple[str, Any]]:
-    """The weights of a model with its adapter merged, under the model's own names, one at a time.
+class MergedFiles:
+    """The weights of a model with its adapter merged, under the model's own names, each read when asked for.
 
     Args:
         base: folder of the model, or a hub id that is on this machine.
@@ -107,20 +111,44 @@ def merged_tensors(base: str | Path, adapter: str | Path) -> Iterator[tuple[str,
     Raises:
         ValueError: the adapter belongs to another model, or is of a kind that is not merged here.
     """
-    scale = scaling(json.loads((Path(adapter) / CONFIG).read_text()))
-    parts = dict(read_tensors(Path(adapter) / WEIGHTS))
-    names = {owner_of(name) for name in parts}
-    for name, weight in read_tensors(base):
-        if name in names:
-            owner = f"{_PREFIX}{name.removesuffix('.weight')}"
-            a, b = (parts[f"{owner}.lora_{kind}.weight"] for kind in "AB")
-            if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-                raise ValueError(
-                    f"the adapter in {adapter} does not fit {name} {list(weight.shape)} of {base}"
-                )
-            names.remove(name)
-            # In the type it was learned with, so that every reader of these files gets the learner's bits.
-            weight = merge(weight.to(a.dtype), a, b, scale).to(weight.dtype)
-        yield name, weight
-    if names:
-        raise ValueError(f"the adapter in {adapter} changes {min(names)!r}, which {base} does not have")
+
+    def __init__(self, base: str | Path, adapter: str | Path) -> None:
+        from safetensors import safe_open
+
+        self._scale = scaling(json.loads((Path(adapter) / CONFIG).read_text()))
+        self._parts = dict(read_tensors(Path(adapter) / WEIGHTS))
+        files = [safe_open(file, framework="pt") for file in weight_files(base)]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (no mapping)
+        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
+        self._adapted = {owner_of(name) for name in self._parts}
+        for name in sorted(self._adapted):
+            if name not in self.shapes:
+                raise ValueError(f"the adapter in {adapter} changes {name!r}, which {base} does not have")
+            a, b = self._pair(name)
+            if (b.shape[0], a.shape[1]) != self.shapes[name]:
+                shape = list(self.shapes[name])
+                raise ValueError(f"the adapter in {adapter} does not fit {name} {shape} of {base}")
+
+    def _pair(self, name: str) -> tuple[Any, Any]:
+        owner = f"{_PREFIX}{name.removesuffix('.weight')}"
+        a, b = (self._parts[f"{owner}.lora_{kind}.weight"] for kind in "AB")
+        return a, b
+
+    def read(self, name: str, out: Any = None) -> Any:
+        """One weight, whose memory is the file's where it is not adapted; or written into a tensor."""
+        weight = self._files[name].get_tensor(name)
+        if name not in self._adapted:
+            return weight if out is None else out.copy_(weight)
+        a, b = self._pair(name)
+        if out is not None and out.dtype == weight.dtype == a.dtype:
+            return merge(weight, a, b, self._scale, out)
+        # In the type it was learned with, so that every reader of these files gets the learner's bits.
+        merged = merge(weight.to(a.dtype), a, b, self._scale).to(weight.dtype)
+        return merged if out is None else out.copy_(merged)
+
+
+def merged_tensors(base: str | Path, adapter: str | Path) -> Iterator[tuple[str, Any]]:
+    """All weights of `MergedFiles`, one at a time."""
+    merged = MergedFiles(base, adapter)
+    for name in merged.shapes:
+        yield name, merged.read(name)

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.inference.policy import Sampling
 from agentrl.inference.vllm.engine import VLLMPolicy
 from agentrl.inference.vllm.server import ServerSpec
+from agentrl.learner.process import LearnerProcesses
+from agentrl.training.learner_thread import LearnerThread
 from agentrl.weights.handle import WeightHandle
 from tests.vllm.tiny_models import make_model, reference_logprobs, save_random
 
@@ -77,6 +80,27 @@ async def test_updates_from_a_live_module(policy: VLLMPolicy):
         assert set(result.policy_versions) == {version}
         expected = reference_logprobs(module.cpu(), PROMPT, result.token_ids)
         assert list(result.logprobs) == pytest.approx(expected, abs=5e-2)
+
+
+async def test_updates_from_a_learner_in_processes(policy: VLLMPolicy, tmp_path: Path):
+    transfer = policy.servers[0].spec.transfer
+    module = save_random(tmp_path / "other", seed=7)
+    settings = ModelSettings(path=str(tmp_path / "other"), device="cuda:0")
+    learner = LearnerThread(
+        LearnerProcesses(settings, LearnerSettings(place="process")), live=transfer != "file"
+    )
+    try:
+        version = policy.version + 1
+        await policy.load(await learner.handle(version, 1))
+        result = await policy.generate(
+            PROMPT, Sampling(16, temperature=0.0), session="p", start_version=version
+        )
+    finally:
+        await learner.close()
+    assert set(result.policy_versions) == {version}
+    assert list(result.logprobs) == pytest.approx(
+        reference_logprobs(module, PROMPT, result.token_ids), abs=5e-2
+    )
 
 
 async def test_sleep_and_wake(policy: VLLMPolicy):

@@ -6,8 +6,10 @@ leaves the old one whole. Knows nothing of versions.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import WeightSyncError
-from agentrl.learner.adapter import plain_weights
-from agentrl.weights.adapter_files import base_of, is_adapter, merged_tensors
+from agentrl.learner.adapter import named_weights, plain_weight
+from agentrl.weights.adapter_files import MergedFiles, base_of, is_adapter
 
 
 def copy_weights(model: torch.nn.Module, source: Any) -> None:
@@ -30,12 +32,11 @@ def copy_weights(model: torch.nn.Module, source: Any) -> None:
     Raises:
         WeightSyncError: a parameter is missing or has another shape; nothing was changed.
     """
-    tensors = _tensors(source)
-    targets = dict(model.named_parameters())
+    weights = _weights(source)
     tied = _tied_names(model)
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for name, target in targets.items():
-        found = next((tensors[n] for n in (name, *tied.get(name, ())) if n in tensors), None)
+    pairs: list[tuple[Tensor, _Weight]] = []
+    for name, target in model.named_parameters():
+        found = next((weights[n] for n in (name, *tied.get(name, ())) if n in weights), None)
         if found is None:
             raise WeightSyncError(f"the new weights have no parameter {name!r}")
         if found.shape != target.shape:
@@ -46,31 +47,57 @@ def copy_weights(model: torch.nn.Module, source: Any) -> None:
         pairs.append((target, found))
     with torch.no_grad():
         for target, found in pairs:
-            target.copy_(found)
+            found.write(target)
 
 
-def _tensors(source: Any) -> Mapping[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A new weight, which is read or merged when it is written: straight into its place."""
+
+    shape: tuple[int, ...]
+    write: Callable[[Tensor], object]
+
+
+def _weights(source: Any) -> Mapping[str, _Weight]:
     if isinstance(source, torch.nn.Module):
-        # Names of a wrapped model (compiled, data parallel) begin with the wrapper's.
-        named = plain_weights(source, remove_duplicate=False)
-        return {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in named}
+        return _of_module(source)
     if isinstance(source, Mapping):
-        return source
+        return _of_tensors(source)
     if isinstance(source, str | Path):
-        if is_adapter(source):
-            return dict(_merged(source))
-        return dict(_read_folder(Path(source)))
+        return _of_adapter(source) if is_adapter(source) else _of_tensors(dict(_read_folder(Path(source))))
     raise WeightSyncError(
         "weights come from a model, a mapping of tensors or a folder of safetensors, "
         f"not from {type(source).__name__}"
     )
 
 
-def _merged(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+def _of_module(module: torch.nn.Module) -> dict[str, _Weight]:
+    found: dict[str, _Weight] = {}
+    for name, tensor, layer in named_weights(module, remove_duplicate=False):
+        # Names of a wrapped model (compiled, data parallel) begin with the wrapper's.
+        plain = name.removeprefix("module.").removeprefix("_orig_mod.")
+        found[plain] = _Weight(tuple(tensor.shape), functools.partial(plain_weight, tensor, layer))
+    return found
+
+
+def _of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, _Weight]:
+    def write(tensor: Tensor, target: Tensor) -> None:
+        target.copy_(tensor)
+
+    return {
+        name: _Weight(tuple(tensor.shape), functools.partial(write, tensor))
+        for name, tensor in tensors.items()
+    }
+
+
+def _of_adapter(folder: str | Path) -> dict[str, _Weight]:
     try:
-        yield from merged_tensors(base_of(folder), folder)
+        merged = MergedFiles(base_of(folder), folder)
     except (OSError, ValueError, KeyError) as error:
         raise WeightSyncError(f"the adapter in {folder} cannot be merged: {error}") from error
+    return {
+        name: _Weight(shape, functools.partial(merged.read, name)) for name, shape in merged.shapes.items()
+    }
 
 
 def _read_folder(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -7,15 +7,18 @@ beyond those that servers hold at once are unloaded, and refused from then on.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from agentrl.errors import PolicyError
 from agentrl.inference.vllm.client import ServerRefused, VLLMClient
 from agentrl.inference.vllm.transfer import FileTransfer, each
 from agentrl.weights.adapter_files import is_adapter
+from agentrl.weights.shared_memory import SHARED_MEMORY
 
 NEEDED = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve ... --enable-lora --max-loras {0} --max-cpu-loras {0}"
@@ -35,7 +38,7 @@ class AdapterTransfer(FileTransfer):
     apart = True
 
     def __init__(
-        self, base: str, resident: int, in_use: Callable[[], Collection[int]], folder: Path | None = None
+        self, base: str, resident: int, in_use: Callable[[], Collection[int]], folder: Path = SHARED_MEMORY
     ) -> None:
         super().__init__(base, folder)
         self._resident, self._in_use = resident, in_use
@@ -47,6 +50,15 @@ class AdapterTransfer(FileTransfer):
     def model(self, version: int) -> str:
         """Name of a version's adapter; empty for the base model."""
         return self._names.get(version, "")
+
+    async def prepare(self, source: Any) -> str:
+        """See `FileTransfer.prepare`; an adapter that a learner wrote is copied, for it may delete it."""
+        path = await super().prepare(source)
+        if is_adapter(path) and not self._owns(Path(path)):
+            own = self._new_path()
+            await asyncio.to_thread(shutil.copytree, path, own)
+            return str(own)
+        return path
 
     async def send(
         self, clients: Sequence[VLLMClient], staged: str, label: str, limit_s: float
@@ -75,7 +87,7 @@ class AdapterTransfer(FileTransfer):
         needed = {*self._names, *self._in_use()}
         for old in [one for one in self._paths if one not in needed]:
             path = Path(self._paths.pop(old))
-            if path.parent == self._folder:
+            if self._owns(path):
                 shutil.rmtree(path, ignore_errors=True)
 
     async def restore(self, client: VLLMClient, limit_s: float) -> None:

@@ -1,8 +1,7 @@
 """How one version's weights reach running vLLM servers: a file in shared memory, NCCL, or CUDA IPC.
 
-Each transfer moves weights between `pause` and `resume`; the order around it belongs to `vllm.py`. The
-two GPU transfers drive vLLM's own trainer-side engines, which block, so they run on a daemon thread
-under a limit whose error names the server or rank that is missing. Versions are opaque labels here.
+Each transfer moves weights between `pause` and `resume`; the order around it belongs to `engine.py`. Versions
+are opaque labels here.
 """
 
 from __future__ import annotations
@@ -11,26 +10,20 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import struct
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
-from agentrl.errors import StallError, WeightSyncError
+from agentrl.errors import LearnerLost, WeightSyncError
 from agentrl.inference.vllm.client import VLLMClient
+from agentrl.inference.vllm.device_link import Address, DeviceLink, DeviceSender
 from agentrl.weights import adapter_files
-from agentrl.weights.shared_memory import weights_folder
+from agentrl.weights.shared_memory import SHARED_MEMORY, weights_folder
 
 if TYPE_CHECKING:
     from torch import nn
-
-T = TypeVar("T")
 
 
 class Transfer(Protocol):
@@ -98,17 +91,13 @@ def write_module(module: nn.Module, path: Path, base: str) -> None:
 
     Of a module with an adapter of `base` that alone is written, as a folder.
     """
-    from safetensors.torch import save_file
-
-    from agentrl.learner.adapter import has_adapter, plain_weights, write_adapter
+    from agentrl.learner.adapter import has_adapter, write_adapter
+    from agentrl.learner.weight_source import WeightSource
 
     if has_adapter(module):
         write_adapter(module, path, base)
-        return
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in plain_weights(module)}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, str(partial))
-    partial.rename(path)
+    else:
+        WeightSource(module).write(path)
 
 
 class FileTransfer:
@@ -126,9 +115,10 @@ class FileTransfer:
     apart = False
     """Whether a message keeps the weights it began with: then no server has to be paused."""
 
-    def __init__(self, base: str = "", folder: Path | None = None) -> None:
+    def __init__(self, base: str = "", folder: Path = SHARED_MEMORY) -> None:
         self._base = str(Path(base).absolute()) if Path(base).is_dir() else base
-        self._folder = weights_folder(folder)
+        self._root, self._folder = folder, Path()
+        """Where the folder of its own files is made, and that one once there are any."""
         self._count = 0
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._last: Path | None = None
@@ -138,17 +128,32 @@ class FileTransfer:
         if isinstance(source, str | os.PathLike):
             path = str(Path.cwd() / os.fspath(source))
         else:
-            self._count += 1
-            name = str(self._count) if hasattr(source, "agentrl_adapter") else f"{self._count}.safetensors"
-            target = self._folder / name
-            await asyncio.to_thread(write_module, source, target, self._base)
-            path = str(target)
+            path = str(await asyncio.to_thread(self._write, source))
         shapes = await asyncio.to_thread(tensor_names, path)
         if adapter_files.is_adapter(path):
             self._check_adapter(shapes, path)
         else:
             self._check(shapes, path)
         return path
+
+    def _write(self, module: nn.Module) -> Path:
+        """Write a live module's weights, or its adapter, into a folder of our own."""
+        from agentrl.learner.weight_source import WeightSource
+
+        adapter = hasattr(module, "agentrl_adapter")
+        room = 0 if adapter else 2 * WeightSource(module).size
+        target = self._new_path("" if adapter else ".safetensors", room)
+        try:
+            write_module(module, target, self._base)
+        except OSError as error:
+            raise WeightSyncError(f"weights cannot be written to {target}: {error}") from error
+        return target
+
+    def _new_path(self, suffix: str = "", room: int = 0) -> Path:
+        if not self._count:
+            self._folder = weights_folder(self._root, room=room)
+        self._count += 1
+        return self._folder / f"{self._count}{suffix}"
 
     def _check_adapter(self, shapes: dict[str, tuple[int, ...]], path: str) -> None:
         named = {adapter_files.owner_of(name) for name in shapes}
@@ -207,7 +212,10 @@ class FileTransfer:
             if self._last.is_dir():
                 shutil.rmtree(self._last, ignore_errors=True)
             self._last.unlink(missing_ok=True)
-        self._last = path if path.parent == self._folder else None
+        self._last = path if self._owns(path) else None
+
+    def _owns(self, path: Path) -> bool:
+        return self._count > 0 and path.parent == self._folder
 
     def model(self, version: int) -> str:
         """Every version is the server's own model."""
@@ -218,7 +226,8 @@ class FileTransfer:
 
     async def close(self) -> None:
         """Delete the files in shared memory."""
-        await asyncio.to_thread(shutil.rmtree, self._folder, True)
+        if self._count:
+            await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
 
 async def each(
@@ -235,96 +244,11 @@ async def each(
     return errors
 
 
-class ServerControl:
-    """The four blocking calls of vLLM's `VLLMWeightSyncClient`, fanned out to several servers.
-
-    Every server gets its own rank offset, so that one trainer reaches all of them in one group; who has
-    not answered yet is known at any moment (`waiting`), which is what the error of a limit says.
-    """
-
-    def __init__(self, clients: Sequence[VLLMClient], *, ranks_per_server: int, limit_s: float) -> None:
-        self._targets = [(client.name, client.url, client.key) for client in clients]
-        self._ranks = ranks_per_server
-        self._limit_s = limit_s
-        self._lock = threading.Lock()
-        self._waiting: dict[str, str] = {}
-        self.label = ""
-
-    @property
-    def waiting(self) -> dict[str, str]:
-        """Route each server is in, for servers that have not answered."""
-        with self._lock:
-            return dict(self._waiting)
-
-    def _post(self, index: int, path: str, body: Mapping[str, Any]) -> None:
-        name, url, key = self._targets[index]
-        request = urllib.request.Request(
-            f"{url}{path}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
-        )
-        with self._lock:
-            self._waiting[name] = path
-        try:
-            with urllib.request.urlopen(request, timeout=self._limit_s) as response:
-                response.read()
-        except urllib.error.HTTPError as error:
-            text = error.read().decode(errors="replace")[:500]
-            raise WeightSyncError(f"{name} answered {path} with {error.code}: {text}") from error
-        except OSError as error:
-            raise WeightSyncError(f"{name} did not answer {path}: {error}") from error
-        with self._lock:
-            self._waiting.pop(name, None)
-
-    def _all(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> None:
-        with ThreadPoolExecutor(max_workers=len(self._targets)) as pool:
-            futures = [pool.submit(self._post, index, path, body) for index, body in enumerate(bodies)]
-            for future in futures:
-                future.result()
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Tell every server how to join; ranks of server i start after those of the servers before it."""
-        bodies: list[dict[str, Any]] = []
-        for index in range(len(self._targets)):
-            info = dict(init_info)
-            if "rank_offset" in info:
-                info["rank_offset"] = int(info["rank_offset"]) + index * self._ranks
-            bodies.append({"init_info": info})
-        self._all("/init_weight_transfer_engine", bodies)
-
-    def start_weight_update(self) -> None:
-        """Make every server ready to take weights."""
-        self._all("/start_weight_update", [{}] * len(self._targets))
-
-    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        """Make every server receive; returns when all have."""
-        self._all("/update_weights", [{"update_info": _over_http(update_info)}] * len(self._targets))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Commit the weights under the current label."""
-        label = weight_version or self.label
-        self._all("/finish_weight_update", [{"weight_version": label}] * len(self._targets))
-
-
-def _over_http(info: Any) -> Any:
-    """CUDA IPC handles hold objects JSON has no words for; they travel pickled, as vLLM expects."""
-    if isinstance(info, list):
-        return [_over_http(item) for item in info]
-    if not isinstance(info, dict) or info.get("ipc_handles") is None:
-        return info
-    import base64
-    import pickle
-
-    rest = {key: value for key, value in info.items() if key != "ipc_handles"}
-    packed = base64.b64encode(pickle.dumps(info["ipc_handles"])).decode()
-    return {**rest, "ipc_handles_pickled": packed}
-
-
 class DeviceTransfer:
-    """NCCL broadcast between GPUs (`nccl`), or CUDA memory shared on one GPU (`ipc`).
+    """Weights from device to device, from where they lie: a live module, or one whose ranks live elsewhere.
 
-    Drives vLLM's trainer-side engine, so the learner's process must have vLLM installed. The group is
-    formed at the first update and again whenever the set of servers changes or an update failed.
+    vLLM must be installed where the learner is. The group is formed at the first update and again whenever
+    the set of servers changes or an update failed.
     """
 
     apart = False
@@ -335,13 +259,12 @@ class DeviceTransfer:
         self._backend = backend
         self._ranks = ranks_per_server
         self._host = host
-        self._engine: Any = None
-        self._control: ServerControl | None = None
+        self._sender: DeviceSender | None = None
         self._group: tuple[Any, ...] = ()
 
     async def prepare(self, source: Any) -> Any:
-        """A live module is sent from where it lies."""
-        if not hasattr(source, "named_parameters"):
+        """Live weights are sent from where they lie."""
+        if not hasattr(source, "named_parameters") and not hasattr(source, "transmit"):
             raise WeightSyncError(
                 f"the weight transfer {self._backend!r} sends a live module, not {type(source).__name__}; "
                 "use the transfer `file` for weights on disk"
@@ -356,75 +279,37 @@ class DeviceTransfer:
     async def send(
         self, clients: Sequence[VLLMClient], staged: Any, label: str, limit_s: float
     ) -> dict[str, Exception]:
-        """See `Transfer.send`; a collective fails for all its servers or for none."""
+        """See `Transfer.send`; a collective fails for all its servers or for none.
+
+        Raises:
+            LearnerLost: the learner's ranks cannot go on.
+        """
+        servers = tuple(Address(client.name, client.url, client.key) for client in clients)
+        link = DeviceLink(self._backend, servers, self._ranks, self._host, limit_s)
         try:
-            await self._run(lambda: self._send(clients, staged, label, limit_s), limit_s)
+            if hasattr(staged, "transmit"):
+                await staged.transmit(link, label)
+            else:
+                await self._joined(link, staged).sent(label)
+        except LearnerLost:
+            raise
         except Exception as error:
             self._drop()
             return {client.name: error for client in clients}
         return {}
 
-    def _send(self, clients: Sequence[VLLMClient], module: Any, label: str, limit_s: float) -> None:
-        group = (id(module), *(client.url for client in clients))
-        if self._engine is None or group != self._group:
+    def _joined(self, link: DeviceLink, module: nn.Module) -> DeviceSender:
+        from agentrl.learner.weight_source import WeightSource
+
+        if self._sender is None or self._group != (module, link):
             self._drop()
-            control = ServerControl(clients, ranks_per_server=self._ranks, limit_s=limit_s)
-            self._control = control
-            self._engine = self._join(control, module, 1 + self._ranks * len(clients))
-            self._group = group
-        assert self._control is not None
-        self._control.label = label
-        self._engine.send_weights()
-
-    def _join(self, control: ServerControl, module: Any, world_size: int) -> Any:
-        from vllm.distributed.weight_transfer.base import ModuleSource
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-
-        if self._backend == "nccl":
-            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-            with socket.socket() as probe:
-                probe.bind((self._host, 0))
-                port = int(probe.getsockname()[1])
-            info: Any = NCCLTrainerInitInfo(
-                rank=0, master_address=self._host, master_port=port, world_size=world_size
-            )
-        else:
-            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-
-            info = IPCTrainerInitInfo(rank=0)
-        return WeightTransferTrainerFactory.trainer_init(info, client=control, source=ModuleSource(module))
-
-    async def _run(self, work: Callable[[], T], limit_s: float) -> T:
-        """Run blocking work on a daemon thread: a collective that hangs must not hold the process open."""
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
-
-        def body() -> None:
-            try:
-                future.set_result(work())
-            except BaseException as error:  # it belongs to whoever waits
-                future.set_exception(error)
-
-        threading.Thread(target=body, name=f"{self._backend}-transfer", daemon=True).start()
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), limit_s)
-        except TimeoutError as error:
-            raise StallError(
-                self._missing(), limit_s, "raise `engine.update_limit_s` if it is slow"
-            ) from error
-
-    def _missing(self) -> str:
-        waiting = self._control.waiting if self._control is not None else {}
-        if waiting:
-            return " and ".join(f"{name} in {path}" for name, path in waiting.items())
-        return f"rank 0 (the learner) in its {self._backend} collective: every server has answered"
+            self._sender, self._group = link.join(WeightSource(module)), (module, link)
+        return self._sender
 
     def _drop(self) -> None:
-        engine, self._engine, self._group = self._engine, None, ()
-        if engine is not None:
-            # A communicator whose peer is gone may block in its own shutdown.
-            threading.Thread(target=engine.shutdown, daemon=True).start()
+        if self._sender is not None:
+            self._sender.close()
+        self._sender, self._group = None, ()
 
     def take(self, staged: Any, label: str, version: int) -> None:
         """Nothing is kept: the weights stay with the learner."""

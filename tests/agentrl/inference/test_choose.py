@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentrl.cluster.placement import choose_engine, gpu_layout, server_gpus
-from agentrl.config.settings import EngineSettings, Settings
+from agentrl.config.settings import EngineSettings, LearnerSettings, Settings
 from agentrl.errors import ConfigError
 
 
@@ -35,6 +35,9 @@ def test_layouts():
     assert (layout.learner, layout.engines, layout.transfer) == ((0,), ((1, 2), (3, 4)), "nccl")
     with pytest.raises(ConfigError, match="5 together, and there are 4"):
         gpu_layout(separate, [0, 1, 2, 3])
+    # Ranks gather, and the first of them is the trainer of the group.
+    ranks = Settings(learner=LearnerSettings(ranks=2, place="process"))
+    assert gpu_layout(ranks, [0, 1, 2]).transfer == "nccl"
     shared = Settings(engine=EngineSettings(layout="shared"))
     assert gpu_layout(shared, [0]).transfer == "ipc"
     assert gpu_layout(shared, [0]).engines == ((0,),)

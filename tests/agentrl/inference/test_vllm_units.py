@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import shutil
 import struct
-import threading
 from array import array
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import pytest
 from agentrl.errors import PolicyError, StallError, WeightSyncError
 from agentrl.inference.policy import Sampling
 from agentrl.inference.vllm import fleet as vllm_fleet
+from agentrl.inference.vllm.adapters import AdapterTransfer
 from agentrl.inference.vllm.client import Received, VLLMClient
+from agentrl.inference.vllm.device_link import Address, DeviceLink, ServerControl
 from agentrl.inference.vllm.engine import VLLMPolicy, parse_label, request_body, token_versions
 from agentrl.inference.vllm.server import (
     ServerSpec,
@@ -26,13 +28,8 @@ from agentrl.inference.vllm.server import (
     server_command,
     server_environment,
 )
-from agentrl.inference.vllm.transfer import (
-    DeviceTransfer,
-    FileTransfer,
-    ServerControl,
-    make_transfer,
-    tensor_names,
-)
+from agentrl.inference.vllm.transfer import DeviceTransfer, FileTransfer, make_transfer, tensor_names
+from tests.agentrl.inference.weight_server import HashLink, WeightServer
 
 
 @pytest.mark.parametrize(
@@ -206,6 +203,18 @@ async def test_the_last_file_is_kept_for_servers_that_start_again(tmp_path: Path
     assert not second.exists()
 
 
+async def test_an_adapter_that_somebody_else_wrote_is_kept_while_servers_may_read_it(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    write_safetensors(tmp_path / "there" / "adapter_model.safetensors", {"lora": (2,)})
+    (tmp_path / "there" / "adapter_config.json").write_text("{}")
+    transfer = AdapterTransfer("", 2, set, tmp_path)
+    staged = Path(await transfer.prepare(str(tmp_path / "there")))
+    shutil.rmtree(tmp_path / "there")  # as a learner in processes of its own does after two more versions
+    assert (staged / "adapter_model.safetensors").exists()
+    await transfer.close()
+    assert not staged.exists()
+
+
 async def test_a_transfer_across_devices_wants_a_live_module():
     with pytest.raises(WeightSyncError, match="live module"):
         await make_transfer("nccl", "").prepare("/some/path")
@@ -213,47 +222,21 @@ async def test_a_transfer_across_devices_wants_a_live_module():
         make_transfer("carrier pigeon", "")
 
 
-class Recorder(BaseHTTPRequestHandler):
-    """Answers posts at once, except in servers told to hang."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server: Any = self.server
-        server.seen.append((self.path, body, self.headers["Authorization"]))
-        if self.path == server.hang_at:
-            server.release.wait(5)
-        self.send_response(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
 @pytest.fixture
-def servers() -> Iterator[list[Any]]:
-    made: list[Any] = []
-    for _ in range(3):
-        server: Any = ThreadingHTTPServer(("127.0.0.1", free_port()), Recorder)
-        server.seen, server.hang_at, server.release = [], "", threading.Event()
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        made.append(server)
-    yield made
-    for server in made:
-        server.release.set()
-        server.shutdown()
-        server.server_close()
+def servers() -> Iterator[list[WeightServer]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(WeightServer()) for _ in range(3)]
 
 
-def clients_of(servers: list[Any]) -> list[VLLMClient]:
-    return [
-        VLLMClient(f"http://127.0.0.1:{server.server_port}", f"key{i}", name=f"vLLM server {i}")
+def addresses(servers: list[WeightServer]) -> tuple[Address, ...]:
+    return tuple(
+        Address(f"vLLM server {i}", f"http://127.0.0.1:{server.server_port}", f"key{i}")
         for i, server in enumerate(servers)
-    ]
+    )
 
 
-def test_every_server_gets_its_own_ranks_and_key(servers: list[Any]):
-    control = ServerControl(clients_of(servers), ranks_per_server=2, limit_s=5)
+def test_every_server_gets_its_own_ranks_and_key(servers: list[WeightServer]):
+    control = ServerControl(addresses(servers), ranks_per_server=2, limit_s=5)
     control.label = "1.4"
     control.init_weight_transfer_engine({"rank_offset": 1, "world_size": 7})
     control.finish_weight_update()
@@ -264,25 +247,25 @@ def test_every_server_gets_its_own_ranks_and_key(servers: list[Any]):
     assert control.waiting == {}
 
 
-async def test_a_collective_that_hangs_names_the_server_that_is_missing(servers: list[Any]):
+async def test_a_collective_that_hangs_names_the_server_that_is_missing(
+    servers: list[WeightServer], monkeypatch: pytest.MonkeyPatch
+):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(DeviceLink, "trainer", HashLink.trainer)  # vLLM's own needs GPUs
+    clients = [VLLMClient(one.url, one.key, name=one.name) for one in addresses(servers)]
+    transfer, module = DeviceTransfer("nccl"), torch.nn.Linear(2, 2)
+    assert await transfer.send(clients, module, "1.1", 5.0) == {}
     servers[1].hang_at = "/update_weights"
-    clients = clients_of(servers)
-
-    class Hanging(DeviceTransfer):
-        """The real transfer, with the collective replaced by the control calls around it."""
-
-        def _send(self, clients: Any, module: Any, label: str, limit_s: float) -> None:
-            self._control = ServerControl(clients, ranks_per_server=1, limit_s=5)
-            self._control.start_weight_update()
-            self._control.update_weights({"names": []})
-
-    errors = await Hanging("nccl").send(clients, object(), "1.1", 0.3)
+    errors = await transfer.send(clients, module, "1.2", 0.3)
     assert set(errors) == {client.name for client in clients}
     error = errors["vLLM server 0"]
     assert isinstance(error, StallError)
     assert error.owner == "vLLM server 1 in /update_weights"
-    servers[1].release.set()
-    await asyncio.sleep(0.05)
+    # The group is formed again after a failure, and not before.
+    servers[1].hang_at = ""
+    assert await transfer.send(clients, module, "1.3", 5.0) == {}
+    assert [path for path, _, _ in servers[0].seen].count("/init_weight_transfer_engine") == 3
+    await transfer.close()
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def test_a_rank_that_hangs_is_killed(
     assert victim is not None
 
     async def hang() -> None:
-        learner = learner_thread.LearnerThread(ranks, tmp_path / "exchange")
+        learner = learner_thread.LearnerThread(ranks)
         os.kill(victim, signal.SIGSTOP)
         with pytest.raises(StallError, match="waited 1 s for the learner's step"):
             await Watchdog().wait(
