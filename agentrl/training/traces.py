@@ -6,7 +6,7 @@ A trace is one line of JSON: `messages`, and `tools` where tools are called.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,12 +131,3 @@ def _read_tool(entry: Any, place: str) -> ToolSpec:
         raise DataError(
             f'{place}: a tool must be {{"type": "function", "function": {{"name": ...}}}}, got {entry!r}'
         ) from error
-
-
-def write_traces(path: str | Path, traces: Iterable[Mapping[str, Any]]) -> int:
-    """Write traces as jsonl; returns how many."""
-    count = 0
-    with Path(path).open("w", encoding="utf-8") as file:
-        for count, trace in enumerate(traces, 1):  # noqa: B007
-            file.write(json.dumps(trace, ensure_ascii=False) + "\n")
-    return count

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from agentrl.errors import DataError
 from agentrl.renderers.making import make_renderer
 from agentrl.training.rendered_traces import render_trace, render_traces, written_message
-from agentrl.training.traces import load_traces, make_trace, write_traces
+from agentrl.training.traces import load_traces, make_trace
 
 CALL = {"type": "function", "function": {"name": "python", "arguments": json.dumps({"code": "print(6*7)"})}}
 TOOL = {
@@ -131,8 +131,9 @@ def test_the_end_of_a_turn_inside_a_message_is_an_error(tokenizer):
 
 def test_long_traces_are_left_out_and_counted(tokenizer, tmp_path: Path):
     long = {"messages": [{"role": "user", "content": "1" * 500}, {"role": "assistant", "content": "1"}]}
-    assert write_traces(tmp_path / "traces.jsonl", [CONVERSATION, long]) == 2
-    rendered = render_traces(load_traces(tmp_path / "traces.jsonl"), tokenizer, max_tokens=200)
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text("".join(json.dumps(one) + "\n" for one in (CONVERSATION, long)))
+    rendered = render_traces(load_traces(traces), tokenizer, max_tokens=200)
     assert (len(rendered.segments), rendered.too_long) == (1, 1)
     with pytest.raises(DataError, match="no trace of 2 has at most 10 tokens"):
-        render_traces(load_traces(tmp_path / "traces.jsonl"), tokenizer, max_tokens=10)
+        render_traces(load_traces(traces), tokenizer, max_tokens=10)

@@ -24,6 +24,8 @@ from agentrl.evaluation.statistics.quantiles import normal_quantile, student_t_q
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+LEVEL = 0.95
+"""Chance that an interval covers what it is about."""
 NEAR_EDGE = 3.0
 """Below this many problems' worth of right (or of wrong) answers the skew-aware method takes over."""
 FEW_PROBLEMS = 5
@@ -50,34 +52,26 @@ class Interval:
     low: float
     high: float
     method: str
-    level: float = 0.95
-
-    @property
-    def half_width(self) -> float:
-        """Half of the distance between the bounds."""
-        return (self.high - self.low) / 2.0
+    level: float = LEVEL
 
 
 # ---- new problems ------------------------------------------------------------------------------------------
 
 
-def new_problems_interval(values: Sequence[float] | FloatArray, level: float = 0.95) -> Interval:
+def new_problems_interval(values: Sequence[float] | FloatArray) -> Interval:
     """Interval of the population mean from one value in [0, 1] per problem.
 
     Args:
         values: [N] of `avg_at_k`, `pass_at_k` or `maj_at_k`.
-        level: chance that the interval covers the mean.
     """
     values = np.asarray(values, float)
     if values.ndim != 1 or not len(values):
         raise ValueError("an interval needs at least one problem")
-    low, high, skew_aware = new_problems_bounds(values[None], level)
-    return Interval(float(low[0]), float(high[0]), "gaffke" if skew_aware[0] else "wilson-effective", level)
+    low, high, skew_aware = new_problems_bounds(values[None])
+    return Interval(float(low[0]), float(high[0]), "gaffke" if skew_aware[0] else "wilson-effective")
 
 
-def new_problems_bounds(
-    values: FloatArray, level: float = 0.95
-) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+def new_problems_bounds(values: FloatArray) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
     """Bounds for many sets of problems at once: low [R], high [R], and where the skew-aware method was used.
 
     Wilson's interval with the effective number of problems m (1 - m) / variance of the mean, and Student's
@@ -90,10 +84,10 @@ def new_problems_bounds(
     variance = values.var(axis=1, ddof=1) / count if count > 1 else np.zeros(len(values))
     edge = np.minimum(mean, 1.0 - mean) * count < NEAR_EDGE - 1e-9  # a rounding decides no tie
     skew_aware = edge | (variance <= 1e-15) | (count < FEW_PROBLEMS)
-    quantile = student_t_quantile(0.5 + level / 2.0, max(count - 1, 1))
+    quantile = student_t_quantile(0.5 + LEVEL / 2.0, max(count - 1, 1))
     low, high = _wilson(mean, variance, np.full(len(mean), max(count - 1.0, 1.0)), quantile)
     for row in np.flatnonzero(skew_aware):
-        low[row], high[row] = _gaffke(values[row], level)
+        low[row], high[row] = _gaffke(values[row])
     return low, high, skew_aware
 
 
@@ -112,7 +106,7 @@ def _wilson(
     return np.clip(centre - half, 0.0, 1.0), np.clip(centre + half, 0.0, 1.0)
 
 
-def _gaffke(values: FloatArray, level: float) -> tuple[float, float]:
+def _gaffke(values: FloatArray) -> tuple[float, float]:
     """Gaffke's bounds (2005) for the mean of a distribution on [0, 1]: free of assumptions on its shape.
 
     The upper bound is a quantile of the weighted mean of the values and of one further value 1, with
@@ -125,7 +119,7 @@ def _gaffke(values: FloatArray, level: float) -> tuple[float, float]:
     extra = rng.standard_exponential(DIRICHLET_DRAWS)
     total = weights.sum(axis=1) + extra
     weighted = weights @ distinct
-    tail = (1.0 - level) / 2.0
+    tail = (1.0 - LEVEL) / 2.0
     low = float(np.quantile(weighted / total, tail)) if distinct[-1] > 0.0 else 0.0
     high = float(np.quantile((weighted + extra) / total, 1.0 - tail)) if distinct[0] < 1.0 else 1.0
     return low, high
@@ -135,7 +129,7 @@ def _gaffke(values: FloatArray, level: float) -> tuple[float, float]:
 
 
 def same_problems_interval(
-    mean: float, variances: Sequence[float] | FloatArray, *, trials: int = 0, level: float = 0.95
+    mean: float, variances: Sequence[float] | FloatArray, *, trials: int = 0
 ) -> Interval:
     """Interval of the mean over these problems from the variance of each problem's value under new answers.
 
@@ -144,7 +138,6 @@ def same_problems_interval(
         variances: [N], of `rate_variances`, `pass_variances` or `voting.majority_variance`.
         trials: independent draws behind the mean, below which the effective number cannot fall: all answers
             for avg@k (a sum of unlike coins varies less than one of like coins; Hoeffding 1956). 0 takes N.
-        level: chance that the interval covers the mean.
     """
     variances = np.asarray(variances, float)
     count = len(variances)
@@ -152,16 +145,15 @@ def same_problems_interval(
         np.array([mean]),
         np.array([variances.sum() / count**2]),
         np.array([float(trials or count)]),
-        level,
     )
-    return Interval(float(bounds[0][0]), float(bounds[1][0]), "wilson-effective", level)
+    return Interval(float(bounds[0][0]), float(bounds[1][0]), "wilson-effective")
 
 
 def same_problems_bounds(
-    mean: FloatArray, variance: FloatArray, least: FloatArray, level: float = 0.95
+    mean: FloatArray, variance: FloatArray, least: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Bounds [R] from means [R], variances of the means [R] and least effective trials [R]."""
-    return _wilson(mean, variance, least, normal_quantile(0.5 + level / 2.0))
+    return _wilson(mean, variance, least, normal_quantile(0.5 + LEVEL / 2.0))
 
 
 def rate_variances(right: IntArray, drawn: IntArray) -> FloatArray:
@@ -240,16 +232,14 @@ def _beta_binomial(n: int, alpha: float, beta: float) -> FloatArray:
 # ---- differences -------------------------------------------------------------------------------------------
 
 
-def paired_interval(differences: Sequence[float] | FloatArray, level: float = 0.95) -> Interval:
+def paired_interval(differences: Sequence[float] | FloatArray) -> Interval:
     """Interval of the mean difference over new problems, from one difference in [-1, 1] per problem."""
     differences = np.asarray(differences, float)
-    low, high, few = paired_bounds(differences[None], level)
-    return Interval(float(low[0]), float(high[0]), "agresti-min" if few[0] else "student-t", level)
+    low, high, few = paired_bounds(differences[None])
+    return Interval(float(low[0]), float(high[0]), "agresti-min" if few[0] else "student-t")
 
 
-def paired_bounds(
-    differences: FloatArray, level: float = 0.95
-) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+def paired_bounds(differences: FloatArray) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
     """Bounds [R] from differences [R, N], and where they are those of Agresti and Min.
 
     Student's t; or, for few changes, and where nearly all problems changed fully or all by the same amount,
@@ -262,19 +252,19 @@ def paired_bounds(
     few = (changed < FEW_CHANGES) | ((1.0 - np.abs(mean)) * count < NEAR_EDGE - 1e-9) | (count < 2)
     few |= np.ptp(differences, axis=1) <= 1e-12  # alike by chance: their spread says nothing
     spread = np.sqrt(differences.var(axis=1, ddof=1) / count) if count > 1 else np.zeros(len(mean))
-    quantile = student_t_quantile(0.5 + level / 2.0, max(count - 1, 1))
+    quantile = student_t_quantile(0.5 + LEVEL / 2.0, max(count - 1, 1))
     padded = differences.sum(axis=1) / (count + 2.0)
     padded_variance = ((differences**2).sum(axis=1) + 1.0) / (count + 2.0) - padded**2
-    padded_half = normal_quantile(0.5 + level / 2.0) * np.sqrt(padded_variance / (count + 2.0))
+    padded_half = normal_quantile(0.5 + LEVEL / 2.0) * np.sqrt(padded_variance / (count + 2.0))
     low = np.where(few, padded - padded_half, mean - quantile * spread)
     high = np.where(few, padded + padded_half, mean + quantile * spread)
     return np.clip(low, -1.0, 1.0), np.clip(high, -1.0, 1.0), few
 
 
-def same_problems_difference(difference: float, variances: FloatArray, level: float = 0.95) -> Interval:
+def same_problems_difference(difference: float, variances: FloatArray) -> Interval:
     """Normal interval of a difference over these problems.
 
     `variances`: [N] sum of both results' variances per problem under new answers.
     """
-    half = normal_quantile(0.5 + level / 2.0) * float(np.sqrt(variances.sum())) / len(variances)
-    return Interval(max(-1.0, difference - half), min(1.0, difference + half), "normal", level)
+    half = normal_quantile(0.5 + LEVEL / 2.0) * float(np.sqrt(variances.sum())) / len(variances)
+    return Interval(max(-1.0, difference - half), min(1.0, difference + half), "normal")

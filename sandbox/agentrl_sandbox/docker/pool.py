@@ -113,7 +113,6 @@ class ContainerPool:
         self._ready: list[Container] = []
         self._wanted = asyncio.Event()
         self._refill: asyncio.Task[None] | None = None
-        self.last_error: SandboxError | None = None
 
     def begin(self) -> None:
         """Starts to fill the pool."""
@@ -163,7 +162,6 @@ class ContainerPool:
                     failures = 0
                 except SandboxError as error:
                     # `take` tries for itself and tells its caller; here it is only tried again later.
-                    self.last_error = error
                     failures += 1
                     log.warning("the warm pool could not be filled: %s", error)
                     await asyncio.sleep(min(_LONGEST_REFILL_WAIT_S, 0.5 * 2**failures))
