@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agentrl.config.settings import AdapterSettings
 from agentrl.errors import ConfigError
-from agentrl.learner.ranks import whole
+from agentrl.learner.ranks import whole, whole_each
 from agentrl.weights import adapter_files
 from agentrl.weights.adapter_files import merge
 
@@ -91,17 +91,39 @@ def named_weights(
             yield f"{owner}.{kind}", tensor.detach(), layers[owner] if kind == "weight" else None
 
 
-def plain_weights(module: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, whole and with the adapter merged, one at a time; see `named_weights`."""
-    for name, tensor, layer in named_weights(module, remove_duplicate=remove_duplicate):
-        yield name, plain_weight(tensor, layer)
+def plain_weights(
+    module: nn.Module, *, remove_duplicate: bool = True, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The same weights, whole and with the adapter merged, one at a time; see `named_weights`.
+
+    `dtype` is the type in which they are given, which split weights have before they are gathered; None keeps
+    their own.
+    """
+    named = list(named_weights(module, remove_duplicate=remove_duplicate))
+    parts = whole_each(
+        part if dtype is None or layer is not None else part.to(dtype)
+        for _, tensor, layer in named
+        for part in (tensor, *_factors(layer))
+    )
+    for (name, _, layer), weight in zip(named, parts, strict=False):
+        plain = weight if layer is None else merge(weight, next(parts), next(parts), layer.scaling[NAME])
+        yield name, plain if dtype is None else plain.to(dtype)
 
 
-def plain_weight(tensor: Tensor, layer: Any | None, out: Tensor | None = None) -> Tensor:
-    """A weight of `named_weights`, gathered and merged; or written into another tensor."""
-    if layer is not None:
-        return _merged(layer, out)
-    return whole(tensor) if out is None else out.copy_(whole(tensor))
+def plain_weight(tensor: Tensor, layer: Any | None, out: Tensor) -> None:
+    """Write a weight of `named_weights` into another tensor, whole and with the adapter merged."""
+    if layer is None:
+        out.copy_(whole(tensor))
+    else:
+        a, b = map(whole, _factors(layer))
+        merge(whole(tensor), a, b, layer.scaling[NAME], out)
+
+
+def _factors(layer: Any | None) -> tuple[Tensor, ...]:
+    """A [rank, I] and B [O, rank] of an adapted layer."""
+    if layer is None:
+        return ()
+    return tuple(getattr(layer, part)[NAME].weight.detach() for part in ("lora_A", "lora_B"))
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
@@ -119,13 +141,6 @@ def plain_copy(module: nn.Module) -> nn.Module:
     return result
 
 
-def _merged(layer: Any, out: Tensor | None = None) -> Tensor:
-    """W + alpha / rank * B A, added in float32 and rounded once."""
-    weight = whole(layer.base_layer.weight.detach())
-    a, b = (whole(getattr(layer, part)[NAME].weight.detach()) for part in ("lora_A", "lora_B"))
-    return merge(weight, a, b, layer.scaling[NAME], out)
-
-
 def write_adapter(module: nn.Module, folder: Path, source: str = "", *, write: bool = True) -> None:
     """Write the adapter apart, as peft and vLLM read it.
 
@@ -139,10 +154,10 @@ def write_adapter(module: nn.Module, folder: Path, source: str = "", *, write: b
 
     config = cast("Any", module).agentrl_adapter
     config.base_model_name_or_path = source or str(cast("Any", module).config._name_or_path)
+    own = {name: parameter.detach() for name, parameter in module.named_parameters() if ".lora_" in name}
     tensors = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": whole(parameter.detach()).cpu().contiguous()
-        for name, parameter in module.named_parameters()
-        if ".lora_" in name
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.cpu().contiguous()
+        for name, tensor in zip(own, whole_each(own.values()), strict=True)
     }
     if write:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The weights of a live model on their way to an engine: whole, under the model's own names, one at a time.
 
-Split weights are gathered tensor by tensor, so that no rank ever holds two whole ones; an adapter is merged
-on the way. What is known without gathering comes first, as vLLM's trainer-side engines ask for it.
+Split weights are gathered a few at a time, so that no rank ever holds all of them; an adapter is merged on
+the way. What is known without gathering comes first, as vLLM's trainer-side engines ask for it.
 """
 
 from __future__ import annotations
@@ -86,8 +86,7 @@ class WeightSource:
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in plain_weights(self._model):
-            yield name, tensor.to(self._dtype) if self._dtype is not None else tensor
+        yield from plain_weights(self._model, dtype=self._dtype)
 
     @property
     def size(self) -> int:
