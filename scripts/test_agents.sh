@@ -2,18 +2,13 @@
 # Agents of other people's libraries: builds .venv-agents if it is not there, then runs their tests with ours.
 #
 # usage: scripts/test_agents.sh --build | [pytest arguments]
-set -euo pipefail
-cd "$(dirname "$0")/.."
-. scripts/environments.sh
-venv=$(realpath -m "${AGENTRL_AGENTS_VENV:-.venv-agents}")
+. "$(dirname "$0")/environments.sh" agents
 fill() {
-  "$venv/bin/python" -m pip --disable-pip-version-check install --quiet \
-    'smolagents[openai]>=1.26,<2' 'openai-agents>=0.24,<1' 'langgraph>=1,<2' 'langchain-openai>=1,<2'
+  install 'smolagents[openai]>=1.26,<2' 'openai-agents>=0.24,<1' 'langgraph>=1,<2' 'langchain-openai>=1,<2'
   rm -rf "$venv/ours" # half of one, where the last run was interrupted
-  "$venv/bin/python" -m pip --disable-pip-version-check install --quiet -c constraints.txt --target "$venv/ours" 'mcp>=2.2,<3'
+  install -c constraints.txt --target "$venv/ours" 'mcp>=2.2,<3'
 }
-build_once "$venv" scripts/test_agents.sh
-test "${1:-}" != --build || exit 0
+build_once "$@"
 # The package mcp is imported by agentrl itself, and servers of the tests by the same interpreter.
 export PYTHONPATH="$venv/ours${PYTHONPATH:+:$PYTHONPATH}"
 export AGENTRL_AGENTS_PYTHON="$venv/bin/python"

@@ -22,16 +22,9 @@ from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl_envs import Env, tool
 from agentrl_envs.model import Access
 from agentrl_envs.program import filled
+from benchmarks.gateway import TOOL
 
 CODE = "<code>\n```python\n1\n```\n</code>"
-PYTHON = {
-    "type": "function",
-    "function": {
-        "name": "python",
-        "description": "Run Python.",
-        "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
-    },
-}
 ASK = [{"role": "user", "content": "p"}]
 
 
@@ -74,7 +67,7 @@ async def tool_loop(access: Access) -> str | None:
     async with client(access) as api:
         messages: list[Any] = list(ASK)
         while True:
-            reply = await api.chat.completions.create(model="gpt-5", messages=messages, tools=[PYTHON])  # type: ignore[list-item]
+            reply = await api.chat.completions.create(model="gpt-5", messages=messages, tools=[TOOL])  # type: ignore[list-item]
             said = reply.choices[0].message
             messages.append(said.model_dump(exclude_none=True))
             if not said.tool_calls:
@@ -114,7 +107,7 @@ async def test_a_stream_tells_the_same() -> None:
     async def agent(access: Access) -> str:
         async with client(access) as api:
             stream = await api.chat.completions.create(
-                model="m", messages=ASK, tools=[PYTHON], stream=True, stream_options={"include_usage": True}
+                model="m", messages=ASK, tools=[TOOL], stream=True, stream_options={"include_usage": True}
             )  # type: ignore[call-overload]
             chunks = [chunk async for chunk in stream]
         calls = [c for chunk in chunks if chunk.choices for c in chunk.choices[0].delta.tool_calls or ()]
