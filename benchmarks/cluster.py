@@ -3,7 +3,8 @@
 `python -m benchmarks.cluster workers`: CPU seconds a turn of rollouts over 1 and 4 worker processes, with a
 prepared engine in place of a model (the loop's own cost) and with the demo's model. `... overhead`: the demo's
 task with three nodes of Ray against without, CPU seconds after the first step. `... losses`: the demo's task to
-its end on three nodes, of which one dies and another joins, and an engine's process dies; the ledger is counted.
+its end on three nodes, of which one dies and another joins, and an engine's process dies (with `--vllm PYTHON` a
+server of vLLM); the ledger is counted.
 CPU seconds are those of this process and all below it, Ray's own daemons included.
 """
 
@@ -267,12 +268,23 @@ def losses(options: argparse.Namespace) -> None:
 
         async def replica(orchestrator: Orchestrator) -> str:
             worker = await _playing(orchestrator, 1)
-            pid = await worker.actor.__ray_call__.remote(lambda it: os.getpid())
+            served = bool(options.vllm)
+            pid = await worker.actor.__ray_call__.remote(
+                lambda it: it.policy.servers[0].pid if served else os.getpid()
+            )
             playing = worker.playing
             os.kill(pid, signal.SIGKILL)
             return f"the engine's process of rollout worker 1, which played {playing} episodes, was killed"
 
         flags = ("--cluster.kind=ray", f"--run.steps={options.steps}", f"--run.seed={options.seed}", *FAST)
+        if options.vllm:
+            # Servers start slowly where two of them share two cores.
+            flags += (
+                "--engine.kind=vllm",
+                f"--engine.python={options.vllm}",
+                "--engine.args=--enforce-eager",
+            )
+            flags += ("--engine.start_limit_s=900", "--cluster.start_limit_s=1000")
         settings = settings_of(folder, *flags)
         at = options.steps // 4
         row = asyncio.run(run(settings, [Loss(at, node), Loss(2 * at, replica)]))
@@ -330,6 +342,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arm", choices=ARMS, default="without")
+    parser.add_argument(
+        "--vllm", default="", help="of `losses`: a Python with vLLM, which workers then serve"
+    )
     parser.add_argument("--engines", nargs="*", default=["prepared", "demo"], help="of `workers`")
     options = parser.parse_args()
     commands[options.what](options)

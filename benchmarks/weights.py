@@ -42,7 +42,8 @@ PROMPT = [5, 6, 7, 8]
 KINDS = {
     "full": (),
     "adapter": ("--learner.adapter.rank=16",),
-    "apart": ("--learner.adapter.rank=16", "--engine.adapter=apart"),
+    # Updates come faster than messages end here: with fewer at once a new adapter would wait for an old one.
+    "apart": ("--learner.adapter.rank=16", "--engine.adapter=apart", "--engine.adapters=8"),
 }
 PLACES = {
     "": (),
