@@ -463,6 +463,7 @@ class Learner:
 
     def _weights(self) -> dict[str, Tensor]:
         """This rank's part of each weight that is learned, live."""
+        self._ranks.reshard(self._forward.scorer)
         parameters = self.model.named_parameters()
         return {name: local(tensor).detach() for name, tensor in parameters if tensor.requires_grad}
 

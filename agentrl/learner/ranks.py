@@ -96,6 +96,11 @@ class Ranks:
             fully_shard(layer, **options)
         fully_shard(scorer, reshard_after_forward=False, **options)
 
+    def reshard(self, scorer: nn.Module) -> None:
+        """Split weights again that a forward pass without a backward pass left gathered."""
+        if self.size > 1:
+            cast("Any", scorer).reshard()
+
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor; the tensor itself where it is not split."""
