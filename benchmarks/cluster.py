@@ -33,7 +33,7 @@ from agentrl.config.loading import load_settings
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
 from agentrl.rollout.token_completer import Dispatch, episode_seed
-from agentrl.rollout.worker_pool import RolloutWorkers
+from agentrl.rollout.worker_pool import RolloutWorkers, rollout_workers
 from agentrl.storage.metrics import read_metrics
 from agentrl.training.assembly import assemble
 from agentrl.training.orchestrator import Orchestrator
@@ -95,27 +95,23 @@ async def spread(workers: int, each: int, episodes: int, *flags: str) -> Row:
     given = (f"--cluster.rollout_workers={workers}", f"--stream.in_flight={in_flight}", *flags)
     settings = settings_of("unused", "--cluster.kind=ray", *given)
     (task,) = plan_run(settings).tasks
-    pool = RolloutWorkers(settings)
     numbers = iter(range(10**9))
     slots = asyncio.Semaphore(in_flight)
 
-    async def play(number: int) -> Episode:
+    async def play(pool: RolloutWorkers, number: int) -> Episode:
         async with slots:
             seed = episode_seed(0, "t", number)
             dispatch = Dispatch(f"t{number}", number, "p", 0, environment=task.name, seed=seed)
             return await pool.play_episode(dispatch, 0, task.rows[number % len(task.rows)])
 
-    async def play_all(count: int) -> list[Episode]:
-        return await asyncio.gather(*(play(next(numbers)) for _ in range(count)))
+    async def play_all(pool: RolloutWorkers, count: int) -> list[Episode]:
+        return await asyncio.gather(*(play(pool, next(numbers)) for _ in range(count)))
 
-    try:
-        await pool.start()
-        await play_all(in_flight)
+    async with rollout_workers(settings) as pool:
+        await play_all(pool, in_flight)
         cpu, wall = cpu_seconds(), time.monotonic()
-        played = await play_all(episodes * workers)
+        played = await play_all(pool, episodes * workers)
         used, wall = cpu_seconds() - cpu, time.monotonic() - wall
-    finally:
-        await pool.close()
     failed = [episode for episode in played if episode.failure is not None]
     turns = sum(len(episode.turns) for episode in played)
     tokens = sum(episode.num_sampled for episode in played)

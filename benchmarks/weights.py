@@ -90,11 +90,12 @@ def settings_of(model: Path, *flags: str) -> Settings:
 async def engine(settings: Settings, learner: LearnerThread, folder: Path) -> AsyncIterator[Policy]:
     """The engine of the settings, started."""
     if settings.cluster.kind == "ray":
-        from agentrl.rollout.worker_pool import RolloutWorkers
+        from agentrl.rollout.worker_pool import rollout_workers
 
-        made: Policy = RolloutWorkers(settings)
-    else:
-        made = await make_policy(settings, learner.handle, load_tokenizer(settings.model.path), folder)
+        async with rollout_workers(settings) as workers:
+            yield workers
+        return
+    made = await make_policy(settings, learner.handle, load_tokenizer(settings.model.path), folder)
     try:
         await made.start()
         yield made

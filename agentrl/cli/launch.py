@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the file."""
     from agentrl.cluster.launch import ray_job, shape_of, slurm_script
 
-    settings = settings_of(options.file, options.settings)
+    settings = settings_of(options.file, [*options.settings, "--cluster.kind=ray"])  # as it is started there
     shape = shape_of(
         settings, options.file, options.settings, gpus=options.gpus, cores=options.cores, nodes=options.nodes
     )

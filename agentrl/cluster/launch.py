@@ -7,7 +7,6 @@ from the settings: how many workers there are, and what each asks for.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -15,10 +14,12 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
+from agentrl.cluster.ray import Role, named, roles_of
 from agentrl.config.settings import Settings
 from agentrl.errors import ConfigError
 
 RAY_PORT = 6379
+OWN_GPUS = "# The learner has {ranks} of the first machine's GPUs to itself: Ray lends only the others.\n"
 SLURM = Template("""\
 #!/bin/bash
 #SBATCH --job-name=$name
@@ -35,8 +36,7 @@ address=$$(srun --nodes=1 --ntasks=1 --nodelist="$$head" hostname --ip-address |
 export RAY_ADDRESS="$$address:$port"
 export RAY_worker_niceness=0  # as the learner beside them
 
-# The learner has $ranks of the first machine's GPUs to itself: Ray lends only the others.
-srun --nodes=1 --ntasks=1 --nodelist="$$head" --overlap \\
+${gpu_note}srun --nodes=1 --ntasks=1 --nodelist="$$head" --overlap \\
   ${lent}ray start --head --node-ip-address="$$address" --port=$port \\
   --num-cpus=$head_cores --num-gpus=$head_gpus --block &
 others=$$((SLURM_JOB_NUM_NODES - 1))
@@ -76,7 +76,7 @@ class Shape:
 def shape_of(
     settings: Settings, file: str, flags: Sequence[str] = (), *, gpus: int, cores: int, nodes: int = 0
 ) -> Shape:
-    """Machines that hold the learner's ranks and all rollout workers.
+    """Machines that hold the learner's ranks and all that Ray places.
 
     Args:
         settings: of the run, those of flags too.
@@ -88,25 +88,25 @@ def shape_of(
     Raises:
         ConfigError: they do not hold them.
     """
-    cluster, ranks = settings.cluster, settings.learner.ranks if gpus else 0
-    if ranks > gpus:
-        raise ConfigError(f"learner.ranks = {ranks} need as many GPUs in one machine, and it has {gpus}")
-    if cluster.gpus > gpus or cluster.cpus > cores:
+    roles, own = roles_of(settings), _own_gpus(settings, gpus)
+    if own > gpus:
         raise ConfigError(
-            f"a rollout worker asks for {cluster.cpus:g} cores and {cluster.gpus:g} GPUs (cluster.cpus, "
-            f"cluster.gpus), and a machine has {cores} and {gpus}"
+            f"learner.ranks = {own} need as many GPUs in one machine, and it has {gpus}; learner.place = "
+            "'cluster' spreads them over several"
         )
-
-    def fitting(free_gpus: float, free_cores: float) -> int:
-        by_gpu = free_gpus / cluster.gpus if cluster.gpus else math.inf
-        return math.floor(min(by_gpu, free_cores / cluster.cpus))
-
-    on_head, on_each = fitting(gpus - ranks, cores - 1), fitting(gpus, cores)
-    least = 1 + max(0, math.ceil((cluster.rollout_workers - on_head) / on_each))
+    for role in roles:
+        if role.gpus > gpus or role.cpus > cores:
+            raise ConfigError(
+                f"a {role.name} asks for {named(role.bundle)} ({role.settings[1]}, {role.settings[2]}), and "
+                f"a machine has {cores} CPU and {gpus} GPU"
+            )
+    least = _machines(roles, gpus=gpus, cores=cores, own=own)
     if nodes and nodes < least:
+        asked = [f"{role.count} {role.name}s" for role in roles]
+        asked += [f"{own} learner ranks"] if own else []
         raise ConfigError(
-            f"{cluster.rollout_workers} rollout workers and {ranks} learner ranks need {least} machines of "
-            f"{gpus} GPUs and {cores} cores, and there are {nodes}"
+            f"{' and '.join(asked)} need {least} machines of {gpus} GPUs and {cores} cores, and there are "
+            f"{nodes}"
         )
     name = settings.run.name or "agentrl"
     own = (f"--run.directory={settings.run.directory}", "--name", name, "--quiet")
@@ -114,9 +114,28 @@ def shape_of(
     return Shape(nodes or least, gpus, cores, name, train)
 
 
+def _own_gpus(settings: Settings, gpus: int) -> int:
+    """GPUs of the first machine that the learner has to itself, where Ray does not place it."""
+    return settings.learner.ranks if gpus and settings.learner.place != "cluster" else 0
+
+
+def _machines(roles: Sequence[Role], *, gpus: int, cores: int, own: int) -> int:
+    """As few machines as hold all, those of most GPUs first; the run itself keeps a core of the first."""
+    free = [[gpus - own, cores - 1.0]]
+    for role in sorted(roles, key=lambda role: (role.gpus, role.cpus), reverse=True):
+        for _ in range(role.count):
+            home = next((one for one in free if one[0] >= role.gpus and one[1] >= role.cpus), None)
+            if home is None:
+                home = [gpus, float(cores)]
+                free.append(home)
+            home[0] -= role.gpus
+            home[1] -= role.cpus
+    return len(free)
+
+
 def slurm_script(settings: Settings, shape: Shape, *, time: str) -> str:
     """A script for `sbatch`; `time` is the limit as SLURM writes it."""
-    ranks = settings.learner.ranks if shape.gpus else 0
+    ranks = _own_gpus(settings, shape.gpus)
     return SLURM.substitute(
         name=shlex.quote(shape.name),
         nodes=shape.nodes,
@@ -126,9 +145,9 @@ def slurm_script(settings: Settings, shape: Shape, *, time: str) -> str:
         time=time,
         what=_what(settings),
         port=RAY_PORT,
-        ranks=ranks,
+        gpu_note=OWN_GPUS.format(ranks=ranks) if ranks else "",
         head_gpus=shape.gpus - ranks,
-        lent=f"env CUDA_VISIBLE_DEVICES={_numbers(ranks, shape.gpus)} " if shape.gpus else "",
+        lent=f"env CUDA_VISIBLE_DEVICES={_numbers(ranks, shape.gpus)} " if ranks else "",
         head_cores=shape.cores - 1,
         run=shlex.quote(f"{settings.run.directory}/{shape.name}"),
         train=shape.train,
@@ -144,7 +163,7 @@ def ray_job(settings: Settings, shape: Shape, *, image: str, claim: str) -> str:
         image: has agentrl, its extras `train` and `ray`, and an engine.
         claim: a PersistentVolumeClaim that all of them mount at /workspace, for settings, models and runs.
     """
-    ranks = settings.learner.ranks if shape.gpus else 0
+    ranks = _own_gpus(settings, shape.gpus)
     workspace = {"name": "workspace", "mountPath": "/workspace"}
 
     def template(role: str) -> dict[str, Any]:
@@ -197,9 +216,7 @@ def _numbers(first: int, end: int) -> str:
 
 
 def _what(settings: Settings) -> str:
-    cluster = settings.cluster
-    each = f"{cluster.cpus:g} cores" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
-    return (
-        f"{cluster.rollout_workers} rollout workers with {each} each, "
-        f"{settings.learner.ranks} learner rank(s) on the first machine"
-    )
+    told = [f"{role.count} {role.name}s with {named(role.bundle)} each" for role in roles_of(settings)]
+    if settings.learner.place != "cluster":
+        told.append(f"{settings.learner.ranks} learner rank(s) on the first machine")
+    return ", ".join(told)

@@ -1,4 +1,4 @@
-"""A cluster by Ray: joined or started, with a place for every rollout worker.
+"""A cluster by Ray: joined or started, with a place for everything that a run has on it.
 
 Ray says which machines there are, starts actors on them and tells when one is gone. What actors do is not
 known here. The package `ray` is imported only when a run asks for it.
@@ -7,17 +7,19 @@ known here. The package `ray` is imported only when a run asks for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from agentrl.config.settings import ClusterSettings
+from agentrl.config.settings import ClusterSettings, Settings
 from agentrl.errors import ConfigError, PolicyUnavailable
 
 logger = logging.getLogger(__name__)
@@ -71,8 +73,73 @@ def _nobody(where: str, reason: str) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a run has several of on a cluster, each with cores and GPUs of its own."""
+
+    name: str
+    count: int
+    cpus: float
+    gpus: float
+    together: bool
+    """On as few machines as hold them; else spread over all."""
+    settings: tuple[str, str, str]
+    """That say how many there are, and cores and GPUs of each."""
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray reserves for each."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    @property
+    def asked(self) -> str:
+        """As it is said in errors."""
+        return f"{self.settings[0]} = {self.count} with {named(self.bundle)} each"
+
+
+RANK, WORKER, SERVER = "learner rank", "rollout worker", "sandbox server"
+
+
+def roles_of(settings: Settings) -> list[Role]:
+    """What a run has on its cluster, the learner's ranks first."""
+    cluster, learner = settings.cluster, settings.learner
+    ranks = learner.ranks if learner.place == "cluster" else 0
+    servers, workers = cluster.sandbox_servers, cluster.rollout_workers
+    of_ranks = ("learner.ranks", "cluster.learner_cpus", "cluster.learner_gpus")
+    of_servers = ("cluster.sandbox_servers", "cluster.sandbox_cpus", "")
+    of_workers = ("cluster.rollout_workers", "cluster.cpus", "cluster.gpus")
+    told = [
+        Role(RANK, ranks, cluster.learner_cpus, cluster.learner_gpus, together=True, settings=of_ranks),
+        Role(SERVER, servers, cluster.sandbox_cpus, 0.0, together=False, settings=of_servers),
+        Role(WORKER, workers, cluster.cpus, cluster.gpus, together=False, settings=of_workers),
+    ]
+    return [role for role in told if role.count]
+
+
+@contextlib.asynccontextmanager
+async def open_cluster(
+    settings: Settings, tell: Callable[[str], object] = logger.info
+) -> AsyncIterator[RayCluster]:
+    """The cluster of a run with a place for each of its roles; given back afterwards.
+
+    Args:
+        settings: of the run.
+        tell: told where everything will be, a line at a time.
+
+    Raises:
+        ConfigError: as `RayCluster`, and `RayCluster.reserve`.
+    """
+    cluster = RayCluster(settings.cluster)
+    try:
+        for line in await cluster.reserve(roles_of(settings)):
+            tell(line)
+        yield cluster
+    finally:
+        cluster.close()
+
+
 class RayCluster:
-    """A placement group with one bundle for each rollout worker, spread over the machines.
+    """A placement group for each role of a run.
 
     Args:
         settings: of the cluster.
@@ -95,7 +162,7 @@ class RayCluster:
         self._ray, self._ours = ray, not ray.is_initialized()
         if self._ours:
             self._join()
-        self._group: Any = None
+        self._groups: dict[str, tuple[Role, Any]] = {}
         self._head: tuple[str, int] | None = None
         self.headless = False
         """Whether the head is gone: workers cannot be ended then, and end with their nodes."""
@@ -128,65 +195,95 @@ class RayCluster:
             if node["Alive"]
         ]
 
-    async def reserve(self, count: int) -> list[str]:
-        """Reserve a bundle for each of `count` workers; where they are, a line each.
+    async def reserve(self, roles: Sequence[Role]) -> list[str]:
+        """Reserve a bundle for each of every role; where they are, a line each.
 
         Raises:
-            ConfigError: the machines do not have what the workers ask for.
+            ConfigError: the machines do not have what is asked for.
         """
+        if not self._settings.address and not os.environ.get("RAY_ADDRESS"):
+            self._check_room(roles)  # nobody will add machines to a cluster of this machine's own
+        return [line for role in roles for line in await self._reserve(role)]
+
+    async def _reserve(self, role: Role) -> list[str]:
         from ray.util.placement_group import placement_group, placement_group_table
 
-        settings = self._settings
-        bundle = {"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {})
-        if not settings.address and not os.environ.get("RAY_ADDRESS"):
-            self._check_room(bundle, count)  # nobody will add machines to a cluster of this machine's own
-        self._group = placement_group([bundle] * count, strategy="SPREAD")
+        strategy = "PACK" if role.together else "SPREAD"
+        group = placement_group([role.bundle] * role.count, strategy=strategy)
+        self._groups[role.name] = role, group
+        limit_s = self._settings.start_limit_s
         try:
-            await asyncio.wait_for(self._group.ready(), settings.start_limit_s)
+            await asyncio.wait_for(group.ready(), limit_s)
         except TimeoutError:
             raise ConfigError(
-                f"waited {settings.start_limit_s:.0f} s (cluster.start_limit_s) for room for {count} rollout "
-                f"workers with {_named(bundle)} each: {self._found()}"
+                f"waited {limit_s:.0f} s (cluster.start_limit_s) for room for {role.asked}: {self._found()}"
             ) from None
-        homes = placement_group_table(self._group)["bundles_to_node_id"]
+        homes = placement_group_table(group)["bundles_to_node_id"]
         names = {machine["id"]: f"{machine['name']} ({machine['address']})" for machine in self.machines}
         return [
-            f"rollout worker {index}: {names.get(homes[index], homes[index])}, {_named(bundle)}"
-            for index in range(count)
+            f"{role.name} {index}: {names.get(homes[index], homes[index])}, {named(role.bundle)}"
+            for index in range(role.count)
         ]
 
-    def _check_room(self, bundle: dict[str, float], count: int) -> None:
+    def _check_room(self, roles: Sequence[Role]) -> None:
         free = self._ray.available_resources()
-        for name, amount in bundle.items():
-            if amount * count > free.get(name, 0.0) + 1e-9:
+        for at, name in ((1, "CPU"), (2, "GPU")):
+            asking = [role for role in roles if role.bundle.get(name)]
+            if sum(role.bundle[name] * role.count for role in asking) > free.get(name, 0.0) + 1e-9:
                 raise ConfigError(
-                    f"cluster.rollout_workers = {count} with {_named(bundle)} each do not fit: "
-                    f"{self._found()}; take fewer workers or a smaller cluster.{name.lower()}s"
+                    f"{' and '.join(role.asked for role in asking)} do not fit: {self._found()}; take fewer, "
+                    f"or a smaller {' or '.join(role.settings[at] for role in asking)}"
                 )
 
     def _found(self) -> str:
         machines = self.machines
         total = {name: sum(m["resources"].get(name, 0.0) for m in machines) for name in ("CPU", "GPU")}
         plural = "machine" if len(machines) == 1 else "machines"
-        return f"the cluster has {_named(total)} on {len(machines)} {plural}"
+        return f"the cluster has {named(total)} on {len(machines)} {plural}"
 
-    def place(self, index: int, kind: type, *arguments: Any, concurrency: int) -> Any:
-        """An actor of a class in a bundle; it waits for the bundle where its machine is gone."""
+    def place(self, role: str, index: int, kind: type, *arguments: Any, concurrency: int = 1) -> Any:
+        """An actor of a class in a bundle of a role; it waits for the bundle where its machine is gone."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-        options = {"num_cpus": self._settings.cpus, "num_gpus": self._settings.gpus}
+        found, group = self._groups[role]
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         made = self._ray.remote(kind).options(
-            **options, max_concurrency=concurrency, scheduling_strategy=strategy
+            num_cpus=found.cpus,
+            num_gpus=found.gpus,
+            max_concurrency=concurrency,
+            scheduling_strategy=strategy,
         )
         return made.remote(*arguments)
 
     def keep(self, values: Sequence[Any]) -> list[Any]:
-        """Put arrays into the object store; references that an actor is given as they are."""
+        """Put values into the object store; references, which an actor is given as the values."""
         return [self._ray.put(value) for value in values]
 
+    def call(self, actor: Any, method: str, *arguments: Any) -> Any:
+        """Call a method of an actor; a reference to what it will give."""
+        return getattr(actor, method).remote(*arguments)
+
+    def is_there(self, reference: Any, seconds: float) -> bool:
+        """Whether a call has ended, well or not; waits so long for it."""
+        return bool(self._ray.wait([reference], timeout=seconds)[0])
+
+    def value(self, reference: Any) -> Any:
+        """What a call gave.
+
+        Raises:
+            EOFError: the actor, or its machine, is gone; says how.
+        """
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            return self._ray.get(reference)
+        except RayTaskError:
+            raise
+        except RayError as error:
+            raise EOFError(_reason(error)) from error
+
     async def ask(
-        self, who: str, actor: Any, method: str, *arguments: Any, limit_s: float, asked: str
+        self, who: str, actor: Any, method: str, *arguments: Any, limit_s: float | None, asked: str
     ) -> Any:
         """Call a method of an actor; cancelling this cancels it there.
 
@@ -195,7 +292,7 @@ class RayCluster:
             actor: as `place` gave it.
             method: its name.
             arguments: of the method.
-            limit_s: longest wait for the answer, in seconds.
+            limit_s: longest wait for the answer, in seconds; None of a call that never ends.
             asked: what the method does and where the limit comes from, for errors.
 
         Raises:
@@ -203,7 +300,7 @@ class RayCluster:
         """
         from ray.exceptions import RayError, RayTaskError
 
-        reference = getattr(actor, method).remote(*arguments)
+        reference = self.call(actor, method, *arguments)
         try:
             async with asyncio.timeout(limit_s):
                 return await reference
@@ -261,8 +358,8 @@ class RayCluster:
 
         if self.headless:
             return  # Ray would wait for its answer
-        if self._group is not None:
-            remove_placement_group(self._group)
+        for _, group in self._groups.values():
+            remove_placement_group(group)
         if self._ours:
             self._ray.shutdown()
 
@@ -284,5 +381,6 @@ def _reason(error: Exception) -> str:
     return " ".join(told)[:300]
 
 
-def _named(resources: dict[str, float]) -> str:
+def named(resources: dict[str, float]) -> str:
+    """Resources as they are said in messages."""
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())

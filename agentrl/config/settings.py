@@ -335,10 +335,11 @@ class LearnerSettings:
     publish_every: Count = 1
     """Steps between two updates of the engines, at most `stream.staleness` + 1; a version that is evaluated
     is published too."""
-    place: Literal["thread", "process"] = "thread"
-    """A thread of this process, or processes of their own (one per rank)."""
+    place: Literal["thread", "process", "cluster"] = "thread"
+    """A thread of this process; processes of this machine, one per rank; or, with `cluster.kind = "ray"`,
+    actors of the cluster, one per rank, on as few machines as hold them."""
     ranks: Count = 1
-    """`process` only: learner ranks (FSDP2)."""
+    """`process` and `cluster` only: learner ranks (FSDP2)."""
     sequence_parallel: Count = 1
     """Ranks that share each sequence, for those too long for one (Ulysses): each holds `micro_batch_tokens`
     of a micro-batch. Must divide `ranks` and the model's attention heads."""
@@ -366,7 +367,7 @@ class LearnerSettings:
             )
             yield ("warmup_steps", "schedule_steps"), text
         if self.ranks > 1 and self.place == "thread":
-            text = "learner.ranks > 1 needs learner.place = 'process' (one process per rank)"
+            text = "learner.ranks > 1 needs learner.place = 'process' or 'cluster' (one process per rank)"
             yield ("ranks", "place"), text
         if self.ranks % self.sequence_parallel:
             text = (
@@ -395,6 +396,15 @@ class ClusterSettings:
     """Cores that Ray reserves for each."""
     gpus: Amount = 0.0
     """GPUs that Ray reserves for each."""
+    learner_cpus: Positive = 1.0
+    """Cores that Ray reserves for each rank of a learner with `learner.place = "cluster"`."""
+    learner_gpus: Annotated[float, Range(least=0, most=1)] = 0.0
+    """GPU that Ray reserves for each of them: 1, or 0 for learning on cores."""
+    sandbox_servers: Number = 0
+    """Sandbox servers spread over the machines, one pool for the programs of all rollout workers; 0 gives
+    each worker a sandbox of its own."""
+    sandbox_cpus: Positive = 1.0
+    """Cores that Ray reserves for each; twice as many programs run at once."""
     start_limit_s: Seconds = 600.0
     """Longest wait for room on the cluster, for a worker to start, and for any worker while all are lost."""
 
@@ -499,6 +509,19 @@ class Settings:
 
     def rules(self) -> Rules:
         """What is wrong with sections together."""
+        if self.learner.place == "cluster" and self.cluster.kind == "none":
+            yield (
+                ("learner.place", "cluster.kind"),
+                "learner.place = 'cluster' needs a cluster: set cluster.kind = 'ray' (`--cluster ray`)",
+            )
+        if self.cluster.sandbox_servers and self.sandbox.backend in ("remote", "broken"):
+            yield (
+                ("cluster.sandbox_servers", "sandbox.backend"),
+                (
+                    "cluster.sandbox_servers starts a pool of its own, and sandbox.backend = "
+                    f"{self.sandbox.backend!r} names another: leave one of them out"
+                ),
+            )
         if self.tracker.initial_rollouts and self.shaper.kind != "none":
             yield (
                 ("tracker.initial_rollouts", "shaper.kind"),

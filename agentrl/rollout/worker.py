@@ -14,11 +14,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agentrl.cluster.log_records import LogRecords, Told
 from agentrl.config import loading
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode
@@ -33,6 +34,8 @@ from agentrl.weights.handle import WeightHandle
 from agentrl.weights.model_files import find_model, load_tokenizer
 from agentrl.weights.shared_memory import weights_folder
 from agentrl_sandbox import PoolExhausted
+from agentrl_sandbox.remote import RemoteSandbox
+from agentrl_sandbox.server.service import TOKEN_VARIABLE
 
 Answer = tuple[str, Any]
 """("done", result), or the class and the text of an error: not every exception survives a process border."""
@@ -44,15 +47,19 @@ class RolloutWorker:
     Args:
         config: settings of the run, as TOML.
         folder: where the run was started, from which relative paths count; it may not exist here.
+        token: for the sandbox servers that the settings name, where they are the run's own.
     """
 
-    def __init__(self, config: str, folder: str) -> None:
+    def __init__(self, config: str, folder: str, token: str = "") -> None:
         if Path(folder).is_dir():
             os.chdir(folder)
+        if token:
+            os.environ[TOKEN_VARIABLE] = token
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / "config.toml"
             file.write_text(config)
             self._settings = loading.load_settings(file)
+        self._records = LogRecords()
         self._decoding = Decoding.of(self._settings)
         self._folder = weights_folder()
         self._loaded: Path | None = None
@@ -61,7 +68,7 @@ class RolloutWorker:
 
     async def start(self) -> Answer:
         """Start engine and sandbox; what the run must know of them."""
-        return await _answered(self._start())
+        return await answered(self._start())
 
     async def _start(self) -> dict[str, Any]:
         settings, path = self._settings, self._settings.model.path
@@ -78,7 +85,7 @@ class RolloutWorker:
 
     async def describe(self) -> Answer:
         """What `start` told."""
-        return await _answered(self._describe())
+        return await answered(self._describe())
 
     async def _describe(self) -> dict[str, Any]:
         policy = self.policy
@@ -118,32 +125,39 @@ class RolloutWorker:
         # A pool elsewhere is not this worker's: another worker would find it as it is.
         if self._settings.sandbox.backend == "remote":
             return ("done", None)
-        return await _answered(self._check_sandbox())
+        return await answered(self._check_sandbox())
 
     async def _check_sandbox(self) -> None:
         with contextlib.suppress(PoolExhausted):
             await (await self._sandbox.open()).close()
+
+    async def replace_sandbox_server(self, lost: str, url: str) -> Answer:
+        """Take a sandbox server into the pool in the place of one that is gone."""
+        return await answered(cast("RemoteSandbox", self._sandbox).replace_server(lost, url))
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, session: str, start_version: int
     ) -> Answer:
         """Sample one message; see `Policy.generate`."""
         sampled = self.policy.generate(prompt_ids, sampling, session=session, start_version=start_version)
-        return await _answered(sampled)
+        return await answered(sampled)
 
     async def release(self, session: str) -> Answer:
         """Forget a session; see `Policy.release`."""
-        return await _answered(self.policy.release(session))
+        return await answered(self.policy.release(session))
 
     async def load(
         self, version: int, attempt: int, names: Sequence[str], *files: NDArray[np.uint8]
     ) -> Answer:
-        """Take weights: the bytes of files of these names, one file or those of a folder."""
-        return await _answered(self._load(version, attempt, names, files))
+        """Take weights: the bytes of files of these names, one file or those of a folder.
+
+        Gives the engine's statistics, and what was logged since the last call.
+        """
+        return await answered(self._load(version, attempt, names, files))
 
     async def _load(
         self, version: int, attempt: int, names: Sequence[str], files: Sequence[NDArray[np.uint8]]
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], list[Told]]:
         target = self._folder / f"{attempt}.{version}"
         target.mkdir(exist_ok=True)
         for name, data in zip(names, files, strict=True):
@@ -153,15 +167,16 @@ class RolloutWorker:
         if self._loaded is not None and self._loaded != target:
             shutil.rmtree(self._loaded, ignore_errors=True)
         self._loaded = target  # kept: a server of it that dies reads them again
-        return self.policy.statistics()
+        return self.policy.statistics(), self._records.take()
 
     async def close(self) -> Answer:
-        """Stop the engine and the sandbox."""
-        return await _answered(self._close())
+        """Stop the engine and the sandbox; what was logged since the last weights."""
+        return await answered(self._close())
 
-    async def _close(self) -> None:
+    async def _close(self) -> list[Told]:
         shutil.rmtree(self._folder, ignore_errors=True)
         await self._left.aclose()
+        return self._records.take()
 
 
 def _engine_settings(settings: Settings) -> Settings:
@@ -175,7 +190,8 @@ def _engine_settings(settings: Settings) -> Settings:
     )
 
 
-async def _answered(work: Any) -> Answer:
+async def answered(work: Any) -> Answer:
+    """What awaiting this gave, or its error in words."""
     try:
         return ("done", await work)
     except AgentRLError as error:

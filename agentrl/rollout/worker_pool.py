@@ -11,7 +11,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ from typing import Any
 import numpy as np
 
 from agentrl import errors
-from agentrl.cluster.ray import RayCluster
+from agentrl.cluster.log_records import log_again
+from agentrl.cluster.ray import WORKER, RayCluster, open_cluster
 from agentrl.config import loading
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode, Failure, SegmentBuilder, StopReason
 from agentrl.errors import PolicyError, PolicyUnavailable, WeightSyncError
 from agentrl.inference.policy import GIVES, Generation, Sampling
 from agentrl.inference.vllm.transfer import write_module
+from agentrl.rollout.sandbox_servers import SandboxServers
 from agentrl.rollout.token_completer import Dispatch
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.weights.handle import WeightHandle
 from agentrl.weights.shared_memory import weights_folder
+from agentrl.weights.stored_files import StoredFiles, read_files
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +62,33 @@ class Worker:
     @property
     def name(self) -> str:
         """For messages."""
-        return f"rollout worker {self.index}"
+        return f"{WORKER} {self.index}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """The newest weights, in the cluster's object store."""
+    """The newest weights."""
 
     version: int
     attempt: int
-    names: tuple[str, ...]
-    files: tuple[Any, ...]
+    files: StoredFiles
+
+
+@contextlib.asynccontextmanager
+async def rollout_workers(settings: Settings) -> AsyncIterator[RolloutWorkers]:
+    """Workers on a cluster that is theirs alone, started, and closed afterwards.
+
+    Raises:
+        ConfigError: the cluster has no room for them.
+        PolicyUnavailable: one did not start; says why.
+    """
+    async with open_cluster(settings) as cluster:
+        workers = RolloutWorkers(settings, cluster)
+        try:
+            await workers.start()
+            yield workers
+        finally:
+            await workers.close()
 
 
 class RolloutWorkers:
@@ -77,12 +96,12 @@ class RolloutWorkers:
 
     Args:
         settings: of the run.
-        tell: told where workers are before they start, a line at a time.
+        cluster: with a place for each worker.
     """
 
-    def __init__(self, settings: Settings, tell: Callable[[str], object] = lambda line: None) -> None:
-        self._settings, self._tell = settings, tell
-        self._cluster = RayCluster(settings.cluster)
+    def __init__(self, settings: Settings, cluster: RayCluster) -> None:
+        self._settings, self._cluster = settings, cluster
+        self._sandboxes: SandboxServers | None = None
         self._workers = [Worker(index) for index in range(settings.cluster.rollout_workers)]
         self._homes: dict[str, Worker] = {}
         self._weights: _Weights | None = None
@@ -108,13 +127,14 @@ class RolloutWorkers:
         return self._context_tokens
 
     async def start(self) -> None:
-        """Reserve places, say where they are, and start a worker in each.
+        """Start every sandbox server, then every worker.
 
         Raises:
             PolicyUnavailable: one did not start; says why.
         """
-        for line in await self._cluster.reserve(len(self._workers)):
-            self._tell(line)
+        if self._settings.cluster.sandbox_servers:
+            self._sandboxes = SandboxServers(self._settings, self._cluster, self._replace_sandbox_server)
+            await self._sandboxes.start()
         self._watch = asyncio.ensure_future(self._watch_head())
         found = await asyncio.gather(*map(self._begin, self._workers))
         self._context_tokens = min(one["context_tokens"] for one in found)
@@ -126,6 +146,15 @@ class RolloutWorkers:
     def on_error(self, handler: Callable[[Exception], None]) -> None:
         """Call `handler` when the head is gone: it may be long until somebody asks a worker."""
         self._on_error = handler
+
+    async def _replace_sandbox_server(self, lost: str, url: str) -> None:
+        """Tell every worker of a sandbox server in the place of one that is gone; new ones know it."""
+        for worker in [one for one in self._workers if one.live]:
+            actor = worker.actor
+            try:
+                await self._told(worker, "replace_sandbox_server", lost, url)
+            except PolicyError as error:
+                self._lose(worker, actor, error)
 
     async def _watch_head(self) -> None:
         try:
@@ -145,13 +174,17 @@ class RolloutWorkers:
         for name, value in self._statistics.pop(worker.index, {}).items():
             if name not in GAUGES:
                 self._ended[name] = self._ended.get(name, 0.0) + value
-        config, folder = loading.to_toml(self._settings), str(Path.cwd())
+        settings, folder, token = self._settings, str(Path.cwd()), ""
+        if self._sandboxes is not None:
+            settings, token = self._sandboxes.client_settings(), self._sandboxes.token
         at_once = self._settings.stream.in_flight or self._settings.engine.slots
         worker.actor = self._cluster.place(
+            WORKER,
             worker.index,
             RolloutWorker,
-            config,
+            loading.to_toml(settings),
             folder,
+            token,
             # Where it is the last one it has all episodes that are learned from, and all of an evaluation.
             concurrency=2 * at_once + 64,
         )
@@ -279,11 +312,9 @@ class RolloutWorkers:
         Raises:
             WeightSyncError: no worker took them.
         """
-        base = self._settings.model.path
-        names, arrays = await asyncio.to_thread(_read_weights, weights.source, base)
         async with self._updating:
-            kept = await asyncio.to_thread(self._cluster.keep, arrays)
-            self._weights = _Weights(weights.version, weights.attempt, names, tuple(kept))
+            files = await asyncio.to_thread(self._stored, weights.source)
+            self._weights = _Weights(weights.version, weights.attempt, files)
             live = [(worker, worker.actor) for worker in self._workers if worker.live]
             results = await asyncio.gather(
                 *(self._update(worker) for worker, _ in live), return_exceptions=True
@@ -299,12 +330,20 @@ class RolloutWorkers:
             raise WeightSyncError(f"no rollout worker took version {weights.version}: {reason}") from error
         self._version = weights.version
 
+    def _stored(self, source: Any) -> StoredFiles:
+        """Weights in the object store; those of a learner on the cluster are there."""
+        if isinstance(source, StoredFiles):
+            return source
+        names, arrays = _read_weights(source, self._settings.model.path)
+        return StoredFiles(names, tuple(self._cluster.keep(arrays)))
+
     async def _update(self, worker: Worker) -> None:
         weights = self._weights
         if weights is None:
             return
-        arguments = (weights.version, weights.attempt, weights.names, *weights.files)
-        self._statistics[worker.index] = await self._told(worker, "load", *arguments)
+        arguments = (weights.version, weights.attempt, weights.files.names, *weights.files.references)
+        self._statistics[worker.index], warnings = await self._told(worker, "load", *arguments)
+        log_again(worker.name, warnings)
 
     def _lose(self, worker: Worker, actor: Any, error: BaseException) -> None:
         """A worker failed: it gets nothing more, and another is started in its place.
@@ -350,12 +389,13 @@ class RolloutWorkers:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.gather(*(self._end(worker) for worker in self._workers if worker.actor is not None))
-        self._cluster.close()
+        if self._sandboxes is not None:
+            await self._sandboxes.close()
 
     async def _end(self, worker: Worker) -> None:
         if worker.started and not self._cluster.headless:
             try:
-                await self._told(worker, "close")
+                log_again(worker.name, await self._told(worker, "close"))
             except PolicyError as error:
                 logger.warning("%s; it is killed", error)
         worker.live = False
@@ -385,6 +425,7 @@ def _limits(settings: Settings) -> dict[str, tuple[float, str]]:
         "play_episode": (2 * episode_s + 60, "play an episode (twice rollout.limit_s and a minute)"),
         "generate": (episode_s, "sample a message (rollout.limit_s)"),
         "check_sandbox": (SANDBOX_LIMIT_S, "open a session of its sandbox"),
+        "replace_sandbox_server": (SANDBOX_LIMIT_S, "reach a new sandbox server"),
         "describe": (ANSWER_LIMIT_S, "say what it is"),
         "release": (ANSWER_LIMIT_S, "forget a session"),
         "close": (ANSWER_LIMIT_S, "stop engine and sandbox"),
@@ -394,16 +435,11 @@ def _limits(settings: Settings) -> dict[str, tuple[float, str]]:
 def _read_weights(source: Any, base: str) -> tuple[tuple[str, ...], list[np.ndarray[Any, Any]]]:
     """The files of a module, of a folder or of a file, as bytes; a module's pass through shared memory."""
     if isinstance(source, str | Path):
-        return _read_files(Path(source))
+        return read_files(Path(source))
     folder = weights_folder()
     try:
         target = folder / ("adapter" if hasattr(source, "agentrl_adapter") else "model.safetensors")
         write_module(source, target, base)
-        return _read_files(target)
+        return read_files(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _read_files(path: Path) -> tuple[tuple[str, ...], list[np.ndarray[Any, Any]]]:
-    files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
-    return tuple(file.name for file in files), [np.fromfile(file, dtype=np.uint8) for file in files]

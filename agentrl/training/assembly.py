@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agentrl.cluster.ray import RayCluster, open_cluster
 from agentrl.config import registry
 from agentrl.config.settings import LossSettings, Settings
 from agentrl.episode import Episode
@@ -84,12 +85,15 @@ async def assemble(
         renderer = renderer or rollout_renderer(plan.tokenizer, settings.rollout)
         sandbox = sandbox or await stack.enter_async_context(make_sandbox(settings.sandbox))
         watchdog = Watchdog(folder.logs)
+        cluster: RayCluster | None = None
+        if settings.cluster.kind == "ray" and None in (policy, learner):
+            cluster = await stack.enter_async_context(open_cluster(settings, options.on_ready or logger.info))
         if learner is None:
-            made = await asyncio.to_thread(make_learner, settings)
+            made = await asyncio.to_thread(make_learner, settings, cluster)
             learner = LearnerThread(made, live=takes_live_weights(settings))
             stack.push_async_callback(learner.close)
         if policy is None:
-            policy = await _engine(plan, learner, folder, options)
+            policy = await _engine(plan, learner, folder, cluster)
             stack.push_async_callback(policy.close)
             # The engine has limits of its own, and says why it did not start; this one is the back-stop.
             longest = max(settings.engine.start_limit_s, settings.cluster.start_limit_s)
@@ -115,13 +119,15 @@ async def assemble(
         yield Orchestrator(settings, parts)
 
 
-async def _engine(plan: RunPlan, learner: AsyncLearner, folder: RunFolder, options: Options) -> Policy:
+async def _engine(
+    plan: RunPlan, learner: AsyncLearner, folder: RunFolder, cluster: RayCluster | None
+) -> Policy:
     """The engine of this process or its servers, or the workers of a cluster; none is started yet."""
-    if plan.settings.cluster.kind == "none":
+    if cluster is None:
         return await make_policy(plan.settings, learner.handle, plan.tokenizer, folder.logs)
     from agentrl.rollout.worker_pool import RolloutWorkers
 
-    return RolloutWorkers(plan.settings, options.on_ready or logger.info)
+    return RolloutWorkers(plan.settings, cluster)
 
 
 def _wired(
@@ -181,26 +187,29 @@ def make_teacher(loss: LossSettings) -> ServedTeacher:
     )
 
 
-def make_learner(settings: Settings) -> Any:
-    """The learner that the settings name: in this process, or one process per rank."""
+def make_learner(settings: Settings, cluster: RayCluster | None = None) -> Any:
+    """The learner that the settings name: in this process, or one process or actor per rank.
+
+    Args:
+        settings: of the run.
+        cluster: with a place for each rank of a learner that lives on it; None takes processes in its place.
+    """
     steps = settings.learner.schedule_steps or settings.optimizer_steps
     settings = replace(settings, learner=replace(settings.learner, schedule_steps=steps))
-    if settings.learner.place == "process":
+    parts = (settings.model, settings.learner, settings.loss, settings.aggregator)
+    # Before the run's own: it names the rank.
+    options: dict[str, Any] = {"seed": settings.run.seed, "limit_s": 0.9 * settings.run.wait_limit_s}
+    if settings.learner.place == "cluster" and cluster is not None:
+        from agentrl.learner.actors import LearnerActors
+
+        return LearnerActors(cluster, *parts, start_limit_s=settings.cluster.start_limit_s, **options)
+    if settings.learner.place != "thread":
         from agentrl.learner.process import LearnerProcesses
 
-        return LearnerProcesses(
-            settings.model,
-            settings.learner,
-            settings.loss,
-            settings.aggregator,
-            seed=settings.run.seed,
-            limit_s=0.9 * settings.run.wait_limit_s,  # before the run's own: it names the rank
-        )
+        return LearnerProcesses(*parts, **options)
     from agentrl.learner.learner import Learner
 
-    return Learner(
-        settings.model, settings.learner, settings.loss, settings.aggregator, seed=settings.run.seed
-    )
+    return Learner(*parts, seed=settings.run.seed)
 
 
 PARITY_PROMPTS, PARITY_ROWS = 8, 64

@@ -30,7 +30,7 @@ from agentrl.weights.shared_memory import weights_folder
 
 if TYPE_CHECKING:
     from agentrl.learner.learner import Learner
-    from agentrl.learner.process import LearnerProcesses
+    from agentrl.learner.remote import RemoteLearner
     from agentrl.learner.weight_source import WeightLink
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class RemoteWeights:
 
     run: Callable[..., Awaitable[Any]]
     """In the learner's thread."""
-    learner: LearnerProcesses
+    learner: RemoteLearner
 
     async def transmit(self, link: WeightLink, label: str) -> None:
         """See `Learner.transmit`."""
@@ -107,7 +107,7 @@ class LearnerThread:
         live: whether the engine takes weights from device to device; else processes write files for it.
     """
 
-    def __init__(self, learner: Learner | LearnerProcesses, *, live: bool = False) -> None:
+    def __init__(self, learner: Learner | RemoteLearner, *, live: bool = False) -> None:
         self._learner, self._live = learner, live
         self._folder: Path | None = None
         """In shared memory, for weights of a learner in other processes."""
@@ -141,11 +141,13 @@ class LearnerThread:
     save_weights = _in_the_thread("save_weights")
 
     async def handle(self, version: int, attempt: int) -> WeightHandle:
-        """The live model; where it lives in other processes, what sends its weights from there, or a folder
-        of its adapter or of all weights."""
+        """The live model; where it lives in other processes, what sends its weights from there, or files of its
+        adapter or of all weights: in a cluster's object store, or in a folder."""
         source = getattr(self._learner, "model", None)
         if source is None and self._live:
-            source = RemoteWeights(self._run, cast("LearnerProcesses", self._learner))
+            source = RemoteWeights(self._run, cast("RemoteLearner", self._learner))
+        elif source is None and (store := getattr(self._learner, "store", None)):
+            source = await self._run(store)
         elif source is None:
             source = await self._publish(f"{attempt}.{version}")
         return WeightHandle(version=version, attempt=attempt, source=source)

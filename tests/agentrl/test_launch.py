@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.cli.main import main
-from agentrl.cluster.launch import shape_of
+from agentrl.cluster.launch import ray_job, shape_of, slurm_script
 from agentrl.config import bundled
 from agentrl.config.loading import load_settings
 from agentrl.errors import ConfigError
@@ -59,8 +59,30 @@ def test_as_few_machines_as_hold_it(file: Path) -> None:
         shape_of(settings, "run.toml", gpus=8, cores=64, nodes=1)
     with pytest.raises(ConfigError, match="learner.ranks = 4 need as many GPUs in one machine, and it has 2"):
         shape_of(settings, "run.toml", gpus=2, cores=64)
-    with pytest.raises(ConfigError, match="asks for 4 cores and 1 GPUs .* and a machine has 3 and 8"):
+    with pytest.raises(ConfigError, match="asks for 4 CPU and 1 GPU .* and a machine has 3 CPU and 8 GPU"):
         shape_of(settings, "run.toml", gpus=8, cores=3)
+
+
+def test_learner_ranks_on_the_cluster(file: Path) -> None:
+    ranks = (
+        "--cluster.kind=ray",
+        "--learner.place=cluster",
+        "--learner.ranks=16",
+        "--cluster.learner_gpus=1",
+    )
+    settings = load_settings(file, [*FLAGS, *ranks, "--cluster.learner_cpus=2"])
+    # 12 workers and 16 ranks of one GPU each; none of them needs to be on the first machine.
+    shape = shape_of(settings, "run.toml", gpus=8, cores=64)
+    assert shape.nodes == 4
+    script = slurm_script(settings, shape, time="01:00:00")
+    assert "CUDA_VISIBLE_DEVICES" not in script
+    assert (
+        "# 16 learner ranks with 2 CPU and 1 GPU each, 12 rollout workers with 4 CPU and 1 GPU each" in script
+    )
+    spec = json.loads(ray_job(settings, shape, image="image", claim="claim"))["spec"]
+    assert "entrypointNumGpus" not in spec
+    with pytest.raises(ConfigError, match="needs a cluster: set cluster.kind = 'ray'"):
+        load_settings(file, [*FLAGS, *ranks[1:]])
 
 
 def test_the_script_for_slurm(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from agentrl.errors import PolicyUnavailable
-from agentrl.rollout.worker_pool import RolloutWorkers
+from agentrl.rollout.worker_pool import rollout_workers
 from agentrl.training.assembly import assemble
 from agentrl.training.plan import plan_run
 from tests.distributed.test_ray_cluster import demo, say
@@ -37,8 +37,12 @@ settings = demo(folder, "--cluster.rollout_workers=1")
 
 ASKED = """
 async def main() -> None:
-    workers = RolloutWorkers(settings)
-    await workers.start()
+    async with rollout_workers(settings) as workers:
+        await ask(workers)
+    print("closed", flush=True)
+
+
+async def ask(workers) -> None:
     (worker,) = workers._workers
     pid = (await workers._told(worker, "describe"))["pid"]
     cluster.head_node.kill_gcs_server()
@@ -52,8 +56,6 @@ async def main() -> None:
                 print(f"ended: {error}", flush=True)
                 break
         await asyncio.sleep(0.5)
-    await workers.close()
-    print("closed", flush=True)
 """
 
 # Every slot has an episode that does not end soon: nothing new is asked of the workers.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from agentrl.episode import Episode
 from agentrl.errors import ConfigError, PolicyUnavailable
 from agentrl.inference.policy import Generation, Sampling
 from agentrl.rollout.token_completer import Dispatch
-from agentrl.rollout.worker_pool import RolloutWorkers, Worker
+from agentrl.rollout.worker_pool import RolloutWorkers, Worker, rollout_workers
 from agentrl.storage.ledger import Ledger
 from agentrl.storage.metrics import read_metrics
 from agentrl.training.assembly import assemble
@@ -32,21 +33,6 @@ from tests.needed import needed
 ray = needed("ray", "make test-distributed installs it")
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head and two nodes, each of a rollout worker's size; the head has no room for one."""
-    from ray.cluster_utils import Cluster
-
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as `RayCluster` starts its own
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
 
 
 def demo(folder: Path, *flags: str) -> Any:
@@ -100,14 +86,16 @@ def test_the_same_run_here_and_there(cluster: Any, tmp_path: Path) -> None:
             assert row[name] == other[name], name
 
 
-async def test_a_worker_that_dies_comes_back_with_the_newest_weights(cluster: Any, tmp_path: Path) -> None:
-    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
-    try:
-        await workers.start()
+async def test_a_worker_that_dies_comes_back_with_the_newest_weights(
+    cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rollout_workers(demo(tmp_path, "--cluster.rollout_workers=1")) as workers:
         await say(workers, "counted")
+        (worker,) = workers._workers
+        await worker.actor.__ray_call__.remote(lambda _: logging.getLogger("engine").warning("it is hot"))
         await workers.load(WeightHandle(version=7, attempt=1, source=str(bundled.MODEL)))
         assert workers.statistics()["sampled_tokens"] == 4
-        (worker,) = workers._workers
+        assert ("engine", logging.WARNING, "rollout worker 0: it is hot") in caplog.record_tuples
         pid = (await workers._told(worker, "describe"))["pid"]
         asked = asyncio.ensure_future(say(workers, "a", tokens=400))
         await asyncio.sleep(0.2)
@@ -119,8 +107,6 @@ async def test_a_worker_that_dies_comes_back_with_the_newest_weights(cluster: An
         await workers.load(WeightHandle(version=8, attempt=1, source=str(bundled.MODEL)))
         assert workers.statistics()["workers_lost"] == 1
         assert workers.statistics()["sampled_tokens"] == 4 + 4
-    finally:
-        await workers.close()
 
 
 async def arithmetic(workers: RolloutWorkers) -> Episode:
@@ -134,12 +120,10 @@ async def test_a_worker_that_stands_still_is_named_and_replaced(
     cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = ("--cluster.rollout_workers=1", "--rollout.limit_s=20", "--engine.update_limit_s=3")
-    workers = RolloutWorkers(demo(tmp_path, *flags))
-    assert workers._limits["play_episode"][0] == 100.0
-    workers._limits["play_episode"] = (3.0, workers._limits["play_episode"][1])
     weights = WeightHandle(version=2, attempt=1, source=str(bundled.MODEL))
-    try:
-        await workers.start()
+    async with rollout_workers(demo(tmp_path, *flags)) as workers:
+        assert workers._limits["play_episode"][0] == 100.0
+        workers._limits["play_episode"] = (3.0, workers._limits["play_episode"][1])
         (worker,) = workers._workers
         first = await stopped(worker, workers)
         episode = await arithmetic(workers)
@@ -157,17 +141,13 @@ async def test_a_worker_that_stands_still_is_named_and_replaced(
         assert worker.lost == 2
         for pid in (first, second):
             await gone(pid)
-    finally:
-        await workers.close()
 
 
 async def test_a_worker_that_stands_still_under_an_evaluation_is_replaced(
     cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
-    workers._limits["release"] = (3.0, workers._limits["release"][1])
-    try:
-        await workers.start()
+    async with rollout_workers(demo(tmp_path, "--cluster.rollout_workers=1")) as workers:
+        workers._limits["release"] = (3.0, workers._limits["release"][1])
         (worker,) = workers._workers
         await stopped(worker, workers)
         with pytest.raises(TimeoutError):
@@ -176,8 +156,6 @@ async def test_a_worker_that_stands_still_under_an_evaluation_is_replaced(
         assert "waited 3 s for rollout worker 0 to forget a session; it is started again" in caplog.text
         assert worker.lost == 1
         assert len((await say(workers, "b")).token_ids) > 0
-    finally:
-        await workers.close()
 
 
 SLOW = """
@@ -196,9 +174,7 @@ async def test_a_worker_answers_with_all_episodes_and_an_evaluation_on_it(
     (tmp_path / "slow.py").write_text(SLOW)
     settings = demo(tmp_path, "--cluster.rollout_workers=1", "--stream.in_flight=80")
     slow = replace(settings.env[0], name=f"{tmp_path}/slow.py:Slow")
-    workers = RolloutWorkers(replace(settings, env=(slow,)))
-    try:
-        await workers.start()
+    async with rollout_workers(replace(settings, env=(slow,))) as workers:
         (worker,) = workers._workers
         dispatches = [Dispatch(f"e{index}", index, "p", 0, environment="slow") for index in range(160)]
         row = {"id": "p", "problem": "1+1", "answer": "2"}
@@ -208,8 +184,6 @@ async def test_a_worker_answers_with_all_episodes_and_an_evaluation_on_it(
         for one in playing:
             one.cancel()
         await asyncio.gather(*playing, return_exceptions=True)
-    finally:
-        await workers.close()
 
 
 async def stopped(worker: Worker, workers: RolloutWorkers) -> int:
@@ -242,9 +216,7 @@ async def lost(workers: RolloutWorkers) -> None:
 
 
 async def test_weights_that_come_while_no_worker_is_live(cluster: Any, tmp_path: Path) -> None:
-    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
-    try:
-        await workers.start()
+    async with rollout_workers(demo(tmp_path, "--cluster.rollout_workers=1")) as workers:
         (worker,) = workers._workers
         before = worker.actor
         await lost(workers)
@@ -254,17 +226,13 @@ async def test_weights_that_come_while_no_worker_is_live(cluster: Any, tmp_path:
         workers._lose(worker, before, PolicyUnavailable("late"))
         assert (worker.live, worker.lost) == (True, 1)
         assert set((await say(workers, "b")).policy_versions) == {8}
-    finally:
-        await workers.close()
 
 
 async def test_a_worker_that_cannot_be_started_again_at_once_is_tried_again(
     cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
-    good = workers._settings
-    try:
-        await workers.start()
+    async with rollout_workers(demo(tmp_path, "--cluster.rollout_workers=1")) as workers:
+        good = workers._settings
         # As on a machine that has not the folder: no error of the engine.
         workers._settings = replace(good, model=replace(good.model, path=str(tmp_path / "none")))
         await lost(workers)
@@ -274,14 +242,10 @@ async def test_a_worker_that_cannot_be_started_again_at_once_is_tried_again(
             await asyncio.sleep(0.1)
         workers._settings = good
         assert len((await say(workers, "b")).token_ids) > 0
-    finally:
-        await workers.close()
 
 
 async def test_a_worker_whose_engine_has_died_gets_no_more_episodes(cluster: Any, tmp_path: Path) -> None:
-    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
-    try:
-        await workers.start()
+    async with rollout_workers(demo(tmp_path, "--cluster.rollout_workers=1")) as workers:
         (worker,) = workers._workers
         await worker.actor.__ray_call__.remote(lambda it: it.policy._thread.post(lambda: 1 / 0))
         episode = await arithmetic(workers)
@@ -289,16 +253,12 @@ async def test_a_worker_whose_engine_has_died_gets_no_more_episodes(cluster: Any
         assert episode.failure.error == "PolicyUnavailable"
         assert worker.lost == 1
         assert (await arithmetic(workers)).failure is None
-    finally:
-        await workers.close()
 
 
 async def test_a_worker_whose_sandbox_has_died_is_replaced(
     cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=1"))
-    try:
-        await workers.start()
+    async with rollout_workers(demo(tmp_path, "--cluster.rollout_workers=1")) as workers:
         (worker,) = workers._workers
         assert await workers._told(worker, "check_sandbox") is None
         await worker.actor.__ray_call__.remote(lambda it: setattr(it._sandbox, "_closed", True))
@@ -308,8 +268,6 @@ async def test_a_worker_whose_sandbox_has_died_is_replaced(
         assert "rollout worker 0: SandboxClosed: the sandbox was closed; it is started again" in caplog.text
         assert worker.lost == 1
         assert (await arithmetic(workers)).failure is None
-    finally:
-        await workers.close()
 
 
 async def say(workers: RolloutWorkers, session: str, tokens: int = 4) -> Generation:
@@ -317,12 +275,9 @@ async def say(workers: RolloutWorkers, session: str, tokens: int = 4) -> Generat
 
 
 async def test_workers_without_room_are_refused(cluster: Any, tmp_path: Path) -> None:
-    workers = RolloutWorkers(demo(tmp_path, "--cluster.rollout_workers=3"))
-    with pytest.raises(
-        ConfigError, match="rollout_workers = 3 with 1 CPU each do not fit: .* 2 CPU and 0 GPU"
-    ):
-        await workers.start()
-    await workers.close()
+    text = "rollout_workers = 3 with 1 CPU each do not fit: .* 2 CPU and 0 GPU"
+    with pytest.raises(ConfigError, match=text):
+        await rollout_workers(demo(tmp_path, "--cluster.rollout_workers=3")).__aenter__()
 
 
 def test_a_node_that_dies_costs_its_unfinished_episodes(cluster: Any, tmp_path: Path) -> None:

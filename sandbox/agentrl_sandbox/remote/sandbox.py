@@ -226,6 +226,18 @@ class RemoteSandbox(Sandbox):
         for endpoint in known:
             self._check_level(endpoint)
 
+    async def replace_server(self, lost: str, url: str) -> None:
+        """Take a server into the pool in the place of one that is gone; sessions on that are lost.
+
+        Raises:
+            SandboxError: the new one does not answer, or offers less isolation than was asked for.
+        """
+        await self.start()
+        endpoint = Endpoint(url, self._http, connect_s=self._connect_s, silence_s=self._silence_s)
+        await endpoint.refresh()
+        self._check_level(endpoint)
+        self._endpoints = [*(one for one in self._endpoints if one.url != lost), endpoint]
+
     def _check_level(self, endpoint: Endpoint) -> None:
         level = Level(endpoint.level)
         if level is Level.UNSAFE and not self._allow_unsafe:

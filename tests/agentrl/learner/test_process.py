@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from agentrl.episode import Episode
 from agentrl.errors import ConfigError, DataError, LearnerError, StallError
 from agentrl.learner import checkpoint
 from agentrl.learner.learner import Learner
-from agentrl.learner.process import LearnerProcesses
+from agentrl.learner.process import LearnerProcesses, RankProcess
 from agentrl.training import learner_thread
 from agentrl.training.watchdog import Watchdog
 
@@ -39,6 +39,11 @@ def start(folder: Path, ranks: int = 2, **settings: Any) -> LearnerProcesses:
         LearnerSettings(**(SETTINGS | settings), place="process", ranks=ranks),
         limit_s=200.0,
     )
+
+
+def pids(learner: LearnerProcesses) -> list[int]:
+    """The processes of the ranks."""
+    return [cast("RankProcess", rank).pid or 0 for rank in learner._ranks]
 
 
 @pytest.fixture(scope="module")
@@ -105,20 +110,29 @@ def test_two_ranks_learn_what_one_learns(
     assert pair.step(episodes, advantages).loss == first.loss
 
 
+def test_a_state_saved_after_scoring_is_read_again(
+    pair: LearnerProcesses, episodes: list[Episode], tmp_path: Path
+) -> None:
+    # Scoring leaves the weights outside of the layers gathered: each rank had saved the whole of them.
+    before = pair.score(episodes)
+    pair.save(tmp_path / "state")
+    pair.score(episodes)
+    pair.load(tmp_path / "state")
+    assert [found[0].tolist() for found in pair.score(episodes)] == [found[0].tolist() for found in before]
+
+
 def test_a_signal_to_the_whole_group_ends_no_rank(pair: LearnerProcesses, episodes: list[Episode]) -> None:
     # As Ctrl-C in a terminal and `scancel` do: the run is asked to stop, and its learner is still needed.
     before = pair.score(episodes)
-    for process in pair._processes:
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGINT)
-        os.kill(process.pid, signal.SIGTERM)
+    for pid in pids(pair):
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
     assert [found[0].tolist() for found in pair.score(episodes)] == [found[0].tolist() for found in before]
 
 
 def test_a_rank_that_dies_is_named(pair: LearnerProcesses, episodes: list[Episode]) -> None:
     # Nobody uses the pair after this.
-    victim = pair._processes[1].pid
-    assert victim is not None
+    victim = pids(pair)[1]
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(LearnerError, match=r"learner rank 1 died \(exit code -9\)"):
         pair.step(episodes, [1.0] * 7)
@@ -153,8 +167,7 @@ def test_a_rank_that_hangs_is_killed(
     # Fails without `LearnerProcesses.kill` in `LearnerThread._abort`: the stopped rank stays.
     monkeypatch.setattr(learner_thread, "CLOSE_LIMIT_S", 2.0)
     ranks = start(model_folder, ranks=1)
-    (victim,) = (process.pid for process in ranks._processes)
-    assert victim is not None
+    (victim,) = pids(ranks)
 
     async def hang() -> None:
         learner = learner_thread.LearnerThread(ranks)
@@ -174,8 +187,7 @@ def test_a_rank_that_does_not_read_is_named(
 ) -> None:
     # More than a pipe holds. Fails when `_call` writes to the pipe itself: it would never return.
     with start(model_folder, ranks=1) as ranks:
-        (victim,) = (process.pid for process in ranks._processes)
-        assert victim is not None
+        (victim,) = pids(ranks)
         os.kill(victim, signal.SIGSTOP)
         monkeypatch.setattr(ranks, "_limit_s", 1.0)
         with pytest.raises(StallError, match="waited 1 s for learner rank 0 to take the call of score"):
@@ -195,7 +207,7 @@ if __name__ == "__main__":
     ranks = LearnerProcesses(
         ModelSettings(path={model!r}, device="cpu", threads=1), LearnerSettings(place="process", ranks=1)
     )
-    pid = ranks._processes[0].pid
+    pid = ranks._ranks[0].pid
     print(pid, flush=True)
     if {end!r} == "exit":
         os.kill(pid, signal.SIGSTOP)  # hangs, and nobody closes it
