@@ -141,8 +141,8 @@ class LearnerThread:
     save_weights = _in_the_thread("save_weights")
 
     async def handle(self, version: int, attempt: int) -> WeightHandle:
-        """The live model; where it lives in other processes, what sends its weights from there, or files of its
-        adapter or of all weights: in a cluster's object store, or in a folder."""
+        """The live model; where it lives in other processes, what sends its weights from there, or files
+        of its adapter or of all weights: in a cluster's object store, or in a folder."""
         source = getattr(self._learner, "model", None)
         if source is None and self._live:
             source = RemoteWeights(self._run, cast("RemoteLearner", self._learner))

@@ -19,7 +19,7 @@ from agentrl.episode import Episode
 from agentrl.errors import LearnerLost, WeightSyncError
 from agentrl.inference.vllm.device_link import Address
 from agentrl.inference.vllm.transfer import write_module
-from agentrl.learner import process
+from agentrl.learner import remote
 from agentrl.learner.adapter import plain_weights
 from agentrl.learner.learner import Learner
 from agentrl.learner.process import LearnerProcesses
@@ -142,10 +142,10 @@ async def test_two_ranks_send_what_a_file_would_hold_and_outlive_a_server_that_r
 def test_a_rank_that_does_not_come_to_gather_is_named(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "GRACE_S", 3.0)
+    monkeypatch.setattr(remote, "GRACE_S", 3.0)
     with two_ranks(model_folder) as ranks, WeightServer() as server:
         link = HashLink("nccl", (Address("s", f"http://127.0.0.1:{server.server_port}", "k"),), limit_s=2.0)
-        victim = ranks._processes[1].pid
+        victim = ranks._ranks[1].pid
         assert victim is not None
         os.kill(victim, signal.SIGSTOP)
         with pytest.raises(LearnerLost, match=r"every server has answered.*learner rank 1 did not answer"):
