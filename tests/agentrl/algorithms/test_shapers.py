@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from agentrl.algorithms.shapers import call_reward
 from agentrl.config import registry
 from agentrl.episode import Episode
+from tests.agentrl import conftest as parts
 from tests.agentrl.algorithms.test_estimators import CALL, make_episode
 
 
@@ -87,23 +88,19 @@ def test_gaussian_weights() -> None:
     assert part(values, np.ones(5)).tolist() == pytest.approx(expected, abs=2e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_what_a_shaper_remembers_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch", reason="the run trains (pip install agentrl[train])")
-    import agentrl
-    from agentrl.cli.main import main
-
-    demo = Path(agentrl.__file__).parent / "demo"
+async def test_what_a_shaper_remembers_survives_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "counting.py").write_text(COUNTING)
-    flags = ["--run.steps=1", "--stream.batch=16", "--engine.slots=16", "--eval.data=", "--run.name=run"]
-    flags += [f"--model.path={demo / 'model'}", "--checkpoint.every=1", "--run.deterministic=true"]
-    assert main(["train", str(demo / "demo.toml"), *flags, "--shaper.kind=counting.py:Counting"]) == 0
-    assert main(["train", "--resume", str(tmp_path / "runs" / "run"), "--run.steps=2"]) == 0
-    # 16 episodes of the first attempt were known to the second when its first was folded.
+    flags = ("--shaper.kind=counting.py:Counting", "--checkpoint.every=1", "--run.deterministic=true")
+    for steps in (1, 2):
+        run = await parts.make_loop(tmp_path / "run", (*flags, f"--run.steps={steps}"))
+        await run.play()
+        await run.close()
+    # 8 episodes of the first attempt were known to the second when its first was folded.
     counts = [int(line) for line in (tmp_path / "counts.txt").read_text().split()]
-    assert counts == list(range(1, 33))
+    assert counts == list(range(1, 17))
 
 
 async def test_an_estimator_remembers_what_episodes_counted_for(
