@@ -15,15 +15,16 @@ from agentrl.rollout.gateway.history import History
 from agentrl.rollout.gateway.request import Kept, Refused
 from agentrl.rollout.gateway.server import read_request
 from agentrl_envs.model import Access
-from tests.agentrl.test_gateway import ASK, CODE, PYTHON, Direct, client, play, through
+from benchmarks.gateway import TOOL
+from tests.agentrl.test_gateway import ASK, CODE, Direct, client, play, through
 
 SCRIPT = [CODE, f"Let me see.\n{CODE}", "yes<|end|>"]
 COUNTS = {"gateway/requests": 3, "gateway/opened": 1, "gateway/extended": 2}
-FUNCTION = {"type": "function", **PYTHON["function"]}  # type: ignore[dict-item]
+FUNCTION = {"type": "function", **TOOL["function"]}
 NATIVE = {
     "name": "python",
     "description": "Run Python.",
-    "input_schema": PYTHON["function"]["parameters"],  # type: ignore[index]
+    "input_schema": TOOL["function"]["parameters"],
 }
 
 
@@ -155,7 +156,7 @@ BODIES: dict[Any, dict[str, Any]] = {
     chat: {
         "model": "m",
         "messages": CALLED,
-        "tools": [PYTHON],
+        "tools": [TOOL],
         "tool_choice": "auto",
         "stop": ["x"],
         "max_tokens": 5,
