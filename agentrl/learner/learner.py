@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import resource
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -368,12 +368,37 @@ class Learner:
             if has_adapter(self.model):
                 save_adapter(self.model, self._path, folder, write=leads)
                 return
-            if leads:
-                folder.mkdir(parents=True, exist_ok=True)
-                save_config(self.model, folder, self._dtype)
-            self._source.write(folder / "model.safetensors", leads=leads)
+            self._together(lambda: save_config(self.model, folder, self._dtype) if leads else None)
+            self._write(folder / "model.safetensors")
         except OSError as error:
             raise CheckpointError(f"weights cannot be written to {folder}: {error}") from error
+
+    def _write(self, file: Path) -> None:
+        """Write all weights; ranks that see the same file write each its own part."""
+        source, rank = self._source, self._ranks.rank
+        if self._ranks.size > 1 and source.in_parts:
+            partial = file.with_suffix(".partial")
+            self._together(lambda: source.lay_out(partial) if rank == 0 else None)
+            if self._agree(partial.exists()):
+                self._together(lambda: source.write_part(partial, rank, self._ranks.size))
+                if rank == 0:
+                    partial.rename(file)
+                return
+        source.write(file, leads=rank == 0)
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Do a rank's own work on files; where one fails, all of them say so."""
+        failed: OSError | None = None
+        try:
+            work()
+        except OSError as error:
+            failed = error
+        if not self._agree(failed is None):
+            raise failed or OSError("another rank could not write its part")
+
+    def _agree(self, mine: bool) -> bool:
+        """Whether it is true on every rank."""
+        return float(self._ranks.largest(torch.full((), 0.0 if mine else 1.0, device=self._device))) == 0.0
 
     def transmit(self, link: WeightLink, label: str) -> None:
         """Send the present weights to engines on other devices: every rank gathers them, the first sends.

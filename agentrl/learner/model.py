@@ -167,9 +167,10 @@ def save_model(
 
 
 def save_config(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """Write the configuration of a model whose weights are written as `dtype`."""
+    """Write the configuration of a model whose weights are written as `dtype`; makes the folder."""
     config = copy.deepcopy(cast("Any", model).config)
     config.dtype = dtype
+    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
 
 

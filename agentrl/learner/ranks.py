@@ -138,7 +138,7 @@ def whole_each(tensors: Iterable[Tensor], room: int = AT_ONCE) -> Iterator[Tenso
 
 def _gather(tensors: Sequence[Tensor]) -> list[Tensor]:
     """All of each of some tensors of one type; one collective where they are all split by rows."""
-    if len(tensors) < 2 or not all(_split_by_rows(tensor) for tensor in tensors):
+    if len(tensors) < 2 or not all(split_by_rows(tensor) for tensor in tensors):
         return [whole(tensor) for tensor in tensors]
     mesh = cast("Any", tensors[0]).device_mesh
     size, rank = mesh.size(), mesh.get_local_rank()
@@ -157,13 +157,20 @@ def _pieces(flat: Tensor, lengths: Sequence[int]) -> Sequence[Tensor]:
     return flat[: sum(lengths)].split(list(lengths))
 
 
-def _split_by_rows(tensor: Tensor) -> bool:
+def split_by_rows(tensor: Tensor) -> bool:
+    """Whether each rank has some of a tensor's rows, one after the other."""
     placements = getattr(tensor, "placements", ())
     return len(placements) == 1 and placements[0].is_shard(0)
 
 
 def _length(tensor: Tensor, rank: int, size: int) -> int:
     """How many numbers of a split tensor a rank has."""
-    most = -(-tensor.shape[0] // size)
-    rows = min(most, max(0, tensor.shape[0] - rank * most))
-    return math.prod((rows, *tensor.shape[1:]))
+    start, end = rows_of(tensor, rank, size)
+    return math.prod((end - start, *tensor.shape[1:]))
+
+
+def rows_of(tensor: Tensor, rank: int, size: int) -> tuple[int, int]:
+    """First row of a split tensor that a rank has, and the one after its last."""
+    rows = tensor.shape[0]
+    most = -(-rows // size)
+    return min(rank * most, rows), min((rank + 1) * most, rows)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from agentrl.learner.adapter import named_weights, plain_weights
+from agentrl.learner.ranks import local, rows_of, split_by_rows
 
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 """Types by their names in safetensors files."""
@@ -109,12 +110,50 @@ class WeightSource:
             return
         partial = path.with_suffix(".partial")
         head, places = self._header()
-        with partial.open("wb") as file:
+        weights = iter(self)
+        try:
+            with partial.open("wb") as file:
+                file.write(head)
+                for name, tensor in weights:
+                    file.seek(len(head) + places[name])
+                    file.write(_bytes(tensor))
+            partial.rename(path)
+        except OSError:
+            for _ in weights:  # the other ranks gather
+                pass
+            raise
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether every rank can write its part of each weight by itself."""
+        named = list(named_weights(self._model))
+        split = [split_by_rows(tensor) for _, tensor, layer in named if layer is None]
+        return len(split) == len(named) and all(split)
+
+    def lay_out(self, path: Path) -> None:
+        """Make the safetensors file without the weights, for `write_part`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        head, _ = self._header()
+        with path.open("wb") as file:
             file.write(head)
-            for name, tensor in self:
-                file.seek(len(head) + places[name])
-                file.write(cast("Any", tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()))
-        partial.rename(path)
+            file.truncate(len(head) + self.size)
+
+    def write_part(self, path: Path, rank: int, size: int) -> None:
+        """Write a rank's rows into a file that was laid out: nothing is gathered.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        head, places = self._header()
+        with path.open("r+b") as file:
+            for name, tensor, _ in named_weights(self._model):
+                part = local(tensor).to(self._dtype or tensor.dtype)
+                row = math.prod(tensor.shape[1:]) * part.itemsize
+                file.seek(len(head) + places[name] + rows_of(tensor, rank, size)[0] * row)
+                file.write(_bytes(part))
 
     def _header(self) -> tuple[bytes, dict[str, int]]:
         """The file's beginning, and where each weight starts behind it; wide types first: all are aligned."""
@@ -128,3 +167,7 @@ class WeightSource:
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text, places
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return cast("Any", tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
