@@ -147,9 +147,9 @@ def _gather(tensors: Sequence[Tensor]) -> list[Tensor]:
     mine = torch.empty(longest, dtype=tensors[0].dtype, device=mesh.device_type)
     for tensor, piece in zip(tensors, _pieces(mine, lengths[rank]), strict=True):
         piece.copy_(local(tensor).detach().reshape(-1))
-    everything = mine.new_empty(size * longest)
-    torch.distributed.all_gather_into_tensor(everything, mine, group=mesh.get_group())
-    parts = [_pieces(everything[place * longest :], lengths[place]) for place in range(size)]
+    theirs = list(mine.new_empty(size, longest).unbind())
+    torch.distributed.all_gather(theirs, mine, group=mesh.get_group())
+    parts = [_pieces(flat, lengths[place]) for place, flat in enumerate(theirs)]
     return [torch.cat(pieces).view(tensor.shape) for tensor, *pieces in zip(tensors, *parts, strict=True)]
 
 
