@@ -115,7 +115,7 @@ $(FAMILIES)/.installed: Makefile pyproject.toml constraints.txt
 ## make test-distributed  rollout workers on Ray clusters of several nodes on this machine (.venv-ray)
 RAY ?= .venv-ray
 test-distributed: $(STAMP)-dev $(RAY)/.installed
-	AGENTRL_REQUIRE_ADAPTERS=1 PYTHONPATH=$(abspath $(RAY)) $(BIN)/python -m pytest -q -m distributed tests/distributed
+	AGENTRL_REQUIRE_ADAPTERS=1 PYTHONPATH=$(abspath $(RAY)) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m distributed tests/distributed
 
 $(RAY)/.installed: Makefile
 	test ! -e $@ || rm -rf $(RAY)

@@ -18,7 +18,8 @@ from agentrl.cluster.log_records import LogRecords, Told, log_again
 from agentrl.cluster.ray import SERVER, RayCluster
 from agentrl.config.settings import SandboxSettings, Settings
 from agentrl.errors import PolicyUnavailable
-from agentrl.rollout.worker import Answer, answered
+from agentrl.rollout.exchange import Answer
+from agentrl.rollout.worker import answered
 from agentrl.tasks.task import make_sandbox
 
 logger = logging.getLogger(__name__)

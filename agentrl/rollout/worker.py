@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from agentrl.cluster.log_records import LogRecords, Told
 from agentrl.config import loading
 from agentrl.config.settings import Settings
-from agentrl.episode import Episode
 from agentrl.errors import AgentRLError, PolicyError
 from agentrl.inference.engines import make_policy
 from agentrl.inference.policy import GIVES, Policy, Sampling
 from agentrl.renderers.making import rollout_renderer
 from agentrl.rollout.completer import Decoding
+from agentrl.rollout.exchange import LINGER_S, Answer, Ended, Start
 from agentrl.rollout.token_completer import Dispatch, run_episode
 from agentrl.tasks.task import load_environments, make_sandbox
 from agentrl.weights.handle import WeightHandle
@@ -36,9 +36,6 @@ from agentrl.weights.shared_memory import weights_folder
 from agentrl_sandbox import PoolExhausted
 from agentrl_sandbox.remote import RemoteSandbox
 from agentrl_sandbox.server.service import TOKEN_VARIABLE
-
-Answer = tuple[str, Any]
-"""("done", result), or the class and the text of an error: not every exception survives a process border."""
 
 
 class RolloutWorker:
@@ -64,6 +61,10 @@ class RolloutWorker:
         self._folder = weights_folder()
         self._loaded: Path | None = None
         self._policy: Policy | None = None
+        self._playing: dict[int, asyncio.Task[None]] = {}
+        self._ended: list[Ended] = []
+        self._more = asyncio.Event()
+        """Set once the newest exchange need not wait: an episode has ended, or another exchange has come."""
         self._left = contextlib.AsyncExitStack()
 
     async def start(self) -> Answer:
@@ -81,19 +82,9 @@ class RolloutWorker:
         self._left.push_async_callback(policy.close)
         await policy.start()
         self._policy = policy
-        return await self._describe()
-
-    async def describe(self) -> Answer:
-        """What `start` told."""
-        return await answered(self._describe())
-
-    async def _describe(self) -> dict[str, Any]:
-        policy = self.policy
         return {
-            "version": policy.version,
             "context_tokens": policy.context_tokens,
             **{name: getattr(policy, name, False) for name in GIVES},
-            "sandbox": self._sandbox.describe(),
             "pid": os.getpid(),
         }
 
@@ -108,17 +99,41 @@ class RolloutWorker:
         assert self._policy is not None, "start() was not called"
         return self._policy
 
-    async def play_episode(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
-        """Play one episode in the environment of that number."""
-        return await run_episode(
-            lambda: self._environments[environment].make(self._sandbox, dispatch.seed),
-            self.policy,
-            self._renderer,
-            row=row,
-            dispatch=dispatch,
-            settings=self._settings.rollout,
-            decoding=self._decoding,
+    async def exchange(self, begin: Sequence[Start], cancel: Sequence[int]) -> list[Ended]:
+        """Begin episodes, cancel others, and give those that have ended, once there are some.
+
+        Nothing is given where nothing is left to wait for, and where another exchange has come meanwhile.
+        """
+        for number, dispatch, environment, row in begin:
+            playing = self._play(number, dispatch, environment, row)
+            self._playing[number] = asyncio.ensure_future(playing)
+        for number in cancel:
+            if (task := self._playing.pop(number, None)) is not None:
+                task.cancel()
+        self._more.set()
+        self._more = more = asyncio.Event()
+        if self._playing and not self._ended:
+            await more.wait()
+        if self._ended:
+            await asyncio.sleep(LINGER_S)
+        ended, self._ended = self._ended, []
+        return ended
+
+    async def _play(self, number: int, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> None:
+        answer = await answered(
+            run_episode(
+                lambda: self._environments[environment].make(self._sandbox, dispatch.seed),
+                self.policy,
+                self._renderer,
+                row=row,
+                dispatch=dispatch,
+                settings=self._settings.rollout,
+                decoding=self._decoding,
+            )
         )
+        if self._playing.pop(number, None) is not None:
+            self._ended.append((number, answer))
+            self._more.set()
 
     async def check_sandbox(self) -> Answer:
         """Open a session of the sandbox and close it; one that is only full is fine."""
@@ -174,6 +189,10 @@ class RolloutWorker:
         return await answered(self._close())
 
     async def _close(self) -> list[Told]:
+        playing = list(self._playing.values())
+        for task in playing:
+            task.cancel()
+        await asyncio.gather(*playing, return_exceptions=True)
         shutil.rmtree(self._folder, ignore_errors=True)
         await self._left.aclose()
         return self._records.take()

@@ -27,6 +27,7 @@ from agentrl.episode import Episode, Failure, SegmentBuilder, StopReason
 from agentrl.errors import PolicyError, PolicyUnavailable, WeightSyncError
 from agentrl.inference.policy import GIVES, Generation, Sampling
 from agentrl.inference.vllm.transfer import write_module
+from agentrl.rollout.exchange import Answer, Ended, Exchange, Start
 from agentrl.rollout.sandbox_servers import SandboxServers
 from agentrl.rollout.token_completer import Dispatch
 from agentrl.rollout.worker import RolloutWorker
@@ -52,8 +53,10 @@ class Worker:
 
     index: int
     actor: Any = None
-    started: bool = False
-    """Whether the actor has an engine and a sandbox, which are to be closed."""
+    pid: int = 0
+    """Of its process, on its machine."""
+    exchange: Exchange | None = None
+    """Its episodes; None until the actor has an engine and a sandbox, which are to be closed."""
     live: bool = False
     playing: int = 0
     lost: int = 0
@@ -170,7 +173,7 @@ class RolloutWorkers:
 
     async def _begin(self, worker: Worker) -> dict[str, Any]:
         """A new actor for a worker, with engine and sandbox; the counters of the one before are kept."""
-        worker.started = False
+        worker.exchange = None
         for name, value in self._statistics.pop(worker.index, {}).items():
             if name not in GAUGES:
                 self._ended[name] = self._ended.get(name, 0.0) + value
@@ -185,26 +188,25 @@ class RolloutWorkers:
             loading.to_toml(settings),
             folder,
             token,
-            # Where it is the last one it has all episodes that are learned from, and all of an evaluation.
-            concurrency=2 * at_once + 64,
+            concurrency=at_once + 64,  # all messages of an evaluation, where it is the last one
         )
         found: dict[str, Any] = await self._told(worker, "start")
-        worker.started = True
+        worker.pid, actor = found["pid"], worker.actor
+
+        async def exchange(begin: list[Start], cancel: list[int]) -> list[Ended]:
+            return await self._ask(worker, actor, "exchange", begin, cancel)
+
+        worker.exchange = Exchange(exchange)
         return found
 
     async def _told(self, worker: Worker, method: str, *arguments: Any) -> Any:
         """What a worker answered; its errors are raised here."""
-        kind, value = await self._ask(worker, method, *arguments)
-        if kind == "done":
-            return value
-        raise errors.told(kind, f"{worker.name}: {value}", PolicyError)
+        return _result(worker, await self._ask(worker, worker.actor, method, *arguments))
 
-    async def _ask(self, worker: Worker, method: str, *arguments: Any) -> Any:
-        """What a method of a worker gave, within the limit of such a request."""
+    async def _ask(self, worker: Worker, actor: Any, method: str, *arguments: Any) -> Any:
+        """What a method of a worker's actor gave, within the limit of such a request."""
         limit_s, asked = self._limits[method]
-        return await self._cluster.ask(
-            worker.name, worker.actor, method, *arguments, limit_s=limit_s, asked=asked
-        )
+        return await self._cluster.ask(worker.name, actor, method, *arguments, limit_s=limit_s, asked=asked)
 
     async def play_episode(self, dispatch: Dispatch, environment: int, row: Mapping[str, Any]) -> Episode:
         """Play an episode on the worker with the fewest; one whose worker is lost has failed.
@@ -216,7 +218,7 @@ class RolloutWorkers:
         actor = worker.actor
         worker.playing += 1
         try:
-            episode: Episode = await self._ask(worker, "play_episode", dispatch, environment, row)
+            episode: Episode = await self._played(worker, dispatch, environment, row)
         except PolicyUnavailable as error:
             self._lose(worker, actor, error)
             return self._lost(dispatch, error)
@@ -224,6 +226,19 @@ class RolloutWorkers:
             worker.playing -= 1
         if defect := await self._defect(worker, episode.failure):
             self._lose(worker, actor, PolicyUnavailable(defect))
+        return episode
+
+    async def _played(
+        self, worker: Worker, dispatch: Dispatch, environment: int, row: Mapping[str, Any]
+    ) -> Episode:
+        assert worker.exchange is not None, "the worker was not started"
+        limit_s, asked = self._limits["exchange"]
+        try:
+            async with asyncio.timeout(limit_s):
+                answer = await worker.exchange.play(dispatch, environment, row)
+        except TimeoutError:
+            raise PolicyUnavailable(f"waited {limit_s:.0f} s for {worker.name} to {asked}") from None
+        episode: Episode = _result(worker, answer)
         return episode
 
     async def _defect(self, worker: Worker, failure: Failure | None) -> str:
@@ -393,11 +408,13 @@ class RolloutWorkers:
             await self._sandboxes.close()
 
     async def _end(self, worker: Worker) -> None:
-        if worker.started and not self._cluster.headless:
-            try:
-                log_again(worker.name, await self._told(worker, "close"))
-            except PolicyError as error:
-                logger.warning("%s; it is killed", error)
+        if worker.exchange is not None:
+            worker.exchange.close()
+            if not self._cluster.headless:
+                try:
+                    log_again(worker.name, await self._told(worker, "close"))
+                except PolicyError as error:
+                    logger.warning("%s; it is killed", error)
         worker.live = False
         self._cluster.end(worker.actor)
 
@@ -415,6 +432,14 @@ class RolloutWorkers:
         return total
 
 
+def _result(worker: Worker, answer: Answer) -> Any:
+    """What a worker answered; its errors are raised here."""
+    kind, value = answer
+    if kind == "done":
+        return value
+    raise errors.told(kind, f"{worker.name}: {value}", PolicyError)
+
+
 def _limits(settings: Settings) -> dict[str, tuple[float, str]]:
     """By method of a worker: the longest wait in seconds, and what is asked, for errors."""
     episode_s = settings.rollout.limit_s
@@ -422,11 +447,10 @@ def _limits(settings: Settings) -> dict[str, tuple[float, str]]:
         "start": (settings.cluster.start_limit_s, "start engine and sandbox (cluster.start_limit_s)"),
         "load": (settings.engine.update_limit_s, "take new weights (engine.update_limit_s)"),
         # An episode ends by itself within its limit: a worker that says nothing for so long is stuck.
-        "play_episode": (2 * episode_s + 60, "play an episode (twice rollout.limit_s and a minute)"),
+        "exchange": (2 * episode_s + 60, "play an episode (twice rollout.limit_s and a minute)"),
         "generate": (episode_s, "sample a message (rollout.limit_s)"),
         "check_sandbox": (SANDBOX_LIMIT_S, "open a session of its sandbox"),
         "replace_sandbox_server": (SANDBOX_LIMIT_S, "reach a new sandbox server"),
-        "describe": (ANSWER_LIMIT_S, "say what it is"),
         "release": (ANSWER_LIMIT_S, "forget a session"),
         "close": (ANSWER_LIMIT_S, "stop engine and sandbox"),
     }

@@ -96,7 +96,7 @@ async def test_a_worker_that_dies_comes_back_with_the_newest_weights(
         await workers.load(WeightHandle(version=7, attempt=1, source=str(bundled.MODEL)))
         assert workers.statistics()["sampled_tokens"] == 4
         assert ("engine", logging.WARNING, "rollout worker 0: it is hot") in caplog.record_tuples
-        pid = (await workers._told(worker, "describe"))["pid"]
+        pid = worker.pid
         asked = asyncio.ensure_future(say(workers, "a", tokens=400))
         await asyncio.sleep(0.2)
         os.kill(pid, signal.SIGKILL)
@@ -122,10 +122,10 @@ async def test_a_worker_that_stands_still_is_named_and_replaced(
     flags = ("--cluster.rollout_workers=1", "--rollout.limit_s=20", "--engine.update_limit_s=3")
     weights = WeightHandle(version=2, attempt=1, source=str(bundled.MODEL))
     async with rollout_workers(demo(tmp_path, *flags)) as workers:
-        assert workers._limits["play_episode"][0] == 100.0
-        workers._limits["play_episode"] = (3.0, workers._limits["play_episode"][1])
+        assert workers._limits["exchange"][0] == 100.0
+        workers._limits["exchange"] = (3.0, workers._limits["exchange"][1])
         (worker,) = workers._workers
-        first = await stopped(worker, workers)
+        first = stopped(worker)
         episode = await arithmetic(workers)
         assert episode.failure is not None
         assert episode.failure.error == "WorkerLost"
@@ -133,7 +133,7 @@ async def test_a_worker_that_stands_still_is_named_and_replaced(
             "waited 3 s for rollout worker 0 to play an episode (twice rollout.limit_s and a minute)"
         )
         assert (await arithmetic(workers)).failure is None
-        second = await stopped(worker, workers)
+        second = stopped(worker)
         await workers.load(weights)  # by the third worker, which is waited for
         waited = "waited 3 s for rollout worker 0 to take new weights (engine.update_limit_s)"
         assert waited in caplog.text
@@ -149,7 +149,7 @@ async def test_a_worker_that_stands_still_under_an_evaluation_is_replaced(
     async with rollout_workers(demo(tmp_path, "--cluster.rollout_workers=1")) as workers:
         workers._limits["release"] = (3.0, workers._limits["release"][1])
         (worker,) = workers._workers
-        await stopped(worker, workers)
+        stopped(worker)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(say(workers, "a"), 1.0)  # as the limit of an episode, rollout.limit_s
         await workers.release("a")
@@ -180,17 +180,16 @@ async def test_a_worker_answers_with_all_episodes_and_an_evaluation_on_it(
         row = {"id": "p", "problem": "1+1", "answer": "2"}
         playing = [asyncio.ensure_future(workers.play_episode(one, 0, row)) for one in dispatches]
         await until(lambda: worker.playing == 160, 10.0)
-        await asyncio.wait_for(workers._told(worker, "describe"), 15.0)
+        await asyncio.wait_for(workers._told(worker, "release", "nobody"), 15.0)
         for one in playing:
             one.cancel()
         await asyncio.gather(*playing, return_exceptions=True)
 
 
-async def stopped(worker: Worker, workers: RolloutWorkers) -> int:
+def stopped(worker: Worker) -> int:
     """Stop the process of a worker as a debugger does; its number."""
-    pid: int = (await workers._told(worker, "describe"))["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    return pid
+    os.kill(worker.pid, signal.SIGSTOP)
+    return worker.pid
 
 
 async def gone(pid: int) -> None:
@@ -209,7 +208,7 @@ async def until(holds: Callable[[], bool], limit_s: float) -> None:
 async def lost(workers: RolloutWorkers) -> None:
     """Kill the only worker, and wait until that is known."""
     (worker,) = workers._workers
-    os.kill((await workers._told(worker, "describe"))["pid"], signal.SIGKILL)
+    os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(PolicyUnavailable, match="rollout worker 0 is gone"):
         await say(workers, "lost")
     assert not worker.live
@@ -287,7 +286,7 @@ def test_a_node_that_dies_costs_its_unfinished_episodes(cluster: Any, tmp_path: 
         worker = workers._workers[0]
         node = await worker.actor.__ray_call__.remote(lambda it: ray.get_runtime_context().get_node_id())
         await until(lambda: worker.playing > 0, 60.0)
-        await stopped(worker, workers)  # else its episodes may end before their node does
+        stopped(worker)  # else its episodes may end before their node does
         (doomed,) = [one for one in cluster.worker_nodes if one.node_id == node]
         cluster.remove_node(doomed)  # in the main thread: Ray's helper sets handlers of signals
         cluster.add_node(num_cpus=1)
