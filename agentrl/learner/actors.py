@@ -16,7 +16,7 @@ from agentrl.cluster.log_records import LogRecords, Told, log_again
 from agentrl.cluster.ray import RANK, RayCluster
 from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.errors import ConfigError, LearnerError, StallError
-from agentrl.learner.remote import Answer, RemoteLearner, answer, join, report
+from agentrl.learner.remote import Answer, RankSetup, RemoteLearner, answer, join, report
 from agentrl.weights.shared_memory import weights_folder
 from agentrl.weights.stored_files import StoredFiles, read_files
 
@@ -47,23 +47,14 @@ class LearnerRank:
             free.bind((host, 0))
             return f"tcp://{host}:{free.getsockname()[1]}"
 
-    def start(
-        self,
-        rank: int,
-        size: int,
-        place: str,
-        limit_s: float,
-        arguments: tuple[Any, ...],
-        options: dict[str, Any],
-    ) -> tuple[Answer, list[Told]]:
+    def start(self, setup: RankSetup) -> tuple[Answer, list[Told]]:
         """Load the model and meet the other ranks; see `join`. Gives the number of this process."""
-        self._rank = rank
+        self._rank = setup.rank
         try:
-            own = (_lent_device(arguments[0]), *arguments[1:])
-            self._learner = join(rank, size, place, limit_s, own, options)
+            self._learner = join(setup, _lent_device(setup.arguments[0]))
             told: Answer = ("done", os.getpid())
         except Exception as error:  # the run must learn of it, whatever it is
-            told = report(rank, error)
+            told = report(setup.rank, error)
         return told, self._records.take()
 
     def run(self, message: tuple[str, tuple[Any, ...], dict[str, Any]]) -> tuple[Answer, list[Told]]:
@@ -117,9 +108,9 @@ class RankActor:
         self.actor = cluster.place(RANK, index, LearnerRank, str(Path.cwd()))
         self._reference: Any = None
 
-    def begin(self, *arguments: Any) -> None:
+    def begin(self, setup: RankSetup) -> None:
         """Let it load the model."""
-        self._reference = self._cluster.call(self.actor, "start", *arguments)
+        self._reference = self._cluster.call(self.actor, "start", setup)
 
     def send(self, message: Any) -> None:
         """See `RankHandle.send`."""
@@ -150,17 +141,8 @@ class LearnerActors(RemoteLearner):
 
     Args:
         cluster: with a place for each rank.
-        model_settings: see `Learner`.
-        settings: see `Learner`; of them `ranks` says how many actors.
-        others: see `Learner`.
         start_limit_s: longest wait for the first actor's process.
-        limit_s: longest wait for one call.
-        options: see `Learner`.
-
-    Raises:
-        ConfigError: the model cannot be loaded, or a setting makes no sense.
-        StallError: a rank did not become ready within the limit.
-        LearnerError: a rank died before it was ready.
+        others: arguments, options and errors are those of `LearnerProcesses`.
     """
 
     def __init__(
@@ -177,8 +159,8 @@ class LearnerActors(RemoteLearner):
         ranks = [RankActor(cluster, rank) for rank in range(settings.ranks)]
         place = self._meeting_place(ranks[0], start_limit_s)
         for rank, actor in enumerate(ranks):
-            learner = ((model_settings, settings, *others), options)
-            actor.begin(rank, settings.ranks, place, limit_s, *learner)
+            learner = (model_settings, settings, *others)
+            actor.begin(RankSetup(rank, settings.ranks, place, limit_s, learner, options))
         super().__init__(ranks, self._keep, limit_s)
 
     def store(self) -> StoredFiles:

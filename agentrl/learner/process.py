@@ -16,23 +16,22 @@ from typing import Any
 
 from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.errors import ConfigError
-from agentrl.learner.remote import GRACE_S, Answer, RemoteLearner, answer, join, report
+from agentrl.learner.remote import GRACE_S, Answer, RankSetup, RemoteLearner, answer, join, report
 
 
 class RankProcess:
     """A rank in a process of its own; see `RankHandle`.
 
     Args:
-        rank: which.
-        arguments: of `_serve` after the rank, but for the pipe.
+        setup: which, and of what.
     """
 
-    def __init__(self, rank: int, *arguments: Any) -> None:
+    def __init__(self, setup: RankSetup) -> None:
         # Forked processes would share the parent's threads and GPU state.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, rank, *arguments), daemon=True, name=f"agentrl-learner-{rank}"
+            target=_serve, args=(theirs, setup), daemon=True, name=f"agentrl-learner-{setup.rank}"
         )
         self._process.start()
         self.pid = self._process.pid
@@ -95,25 +94,17 @@ class LearnerProcesses(RemoteLearner):
         **options: Any,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="agentrl-learner-")
-        arguments = ((model_settings, settings, *others), options)
+        learner = (model_settings, settings, *others)
         meet = (settings.ranks, f"file://{self._folder.name}/meet", limit_s)
-        ranks = (RankProcess(rank, *meet, *arguments) for rank in range(settings.ranks))
-        super().__init__(ranks, ForkingPickler.dumps, limit_s)
+        setups = (RankSetup(rank, *meet, learner, options) for rank in range(settings.ranks))
+        super().__init__(map(RankProcess, setups), ForkingPickler.dumps, limit_s)
 
     def _end(self, limit_s: float = 0.0) -> None:
         super()._end(limit_s)
         self._folder.cleanup()
 
 
-def _serve(
-    pipe: Connection,
-    rank: int,
-    size: int,
-    place: str,
-    limit_s: float,
-    arguments: tuple[Any, ...],
-    options: dict[str, Any],
-) -> None:
+def _serve(pipe: Connection, setup: RankSetup) -> None:
     """The life of one rank: set up, then answer calls until told to stop or left alone."""
     # Both reach the whole process group, and are the run's: it ends its learner when its step is done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -122,18 +113,17 @@ def _serve(
     import torch
 
     try:
-        own = (_own_device(arguments[0], rank), *arguments[1:])
-        learner = join(rank, size, place, limit_s, own, options)
+        learner = join(setup, _own_device(setup.arguments[0], setup.rank))
         pipe.send(("done", None))
         while True:
             with contextlib.suppress(EOFError):  # the parent is gone
                 call = pipe.recv()
                 if call is not None:
-                    pipe.send(answer(learner, rank, *call))
+                    pipe.send(answer(learner, setup.rank, *call))
                     continue
             break
     except Exception as error:  # the parent must learn of it, whatever it is
-        pipe.send(report(rank, error))
+        pipe.send(report(setup.rank, error))
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

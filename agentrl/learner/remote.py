@@ -13,10 +13,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from agentrl import errors
+from agentrl.config.settings import ModelSettings
 from agentrl.errors import AgentRLError, LearnerError, LearnerLost, StallError
 
 if TYPE_CHECKING:
@@ -194,40 +196,41 @@ class RemoteLearner:
         raise errors.told(name, text, LearnerError)
 
 
-def join(
-    rank: int,
-    size: int,
-    place: str,
-    limit_s: float,
-    arguments: tuple[Any, ...],
-    options: dict[str, Any],
-) -> Any:
-    """The `Learner` of this process, which is one rank of several; a collective.
+@dataclass(frozen=True, slots=True)
+class RankSetup:
+    """What a process needs to become one rank of a learner."""
 
-    Args:
-        rank: of this process.
-        size: how many there are.
-        place: where they meet, as `torch.distributed` has it.
-        limit_s: longest wait of a collective.
-        arguments, options: of `Learner`; the device is the rank's own.
-    """
+    rank: int
+    size: int
+    """How many there are."""
+    place: str
+    """Where they meet, as `torch.distributed` has it."""
+    limit_s: float
+    """Longest wait of a collective."""
+    arguments: tuple[Any, ...]
+    """Of `Learner`, as are the options."""
+    options: dict[str, Any]
+
+
+def join(setup: RankSetup, model: ModelSettings) -> Any:
+    """The `Learner` of this process, on the rank's own device; a collective."""
     import torch
 
     from agentrl.learner.learner import Learner
     from agentrl.learner.ranks import Ranks
 
-    ranks = Ranks(rank, size)
-    if size > 1:
-        gpu = torch.device(arguments[0].device).type == "cuda"
+    ranks = Ranks(setup.rank, setup.size)
+    if setup.size > 1:
+        gpu = torch.device(model.device).type == "cuda"
         torch.distributed.init_process_group(
             "nccl" if gpu else "gloo",
-            init_method=place,
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=limit_s),
+            init_method=setup.place,
+            rank=setup.rank,
+            world_size=setup.size,
+            timeout=timedelta(seconds=setup.limit_s),
         )
-        ranks = Ranks.of(rank, size, arguments[1].sequence_parallel)
-    return Learner(*arguments, **options, ranks=ranks)
+        ranks = Ranks.of(setup.rank, setup.size, setup.arguments[1].sequence_parallel)
+    return Learner(model, *setup.arguments[1:], **setup.options, ranks=ranks)
 
 
 def answer(

@@ -38,7 +38,7 @@ def test_a_script_names_every_command_and_settings(scripts: Path, shell: str):
     [
         (["agentrl", "do"], ["doctor"]),
         (["agentrl", "train", "--run.see"], ["--run.seed"]),
-        (["agentrl", "train", "--learner.place", ""], ["process", "thread"]),
+        (["agentrl", "train", "--learner.place", ""], ["cluster", "process", "thread"]),
         (["agentrl", "init", "--kind", "g"], ["game"]),
         (["agentrl", "sandbox", "do"], ["doctor"]),
     ],
