@@ -132,14 +132,13 @@ def host_needs(shape: ModelShape, settings: Settings, *, gpus: bool = False) -> 
     """
     learner, count = settings.learner, shape.parameters
     several = learner.undo and (0 < learner.mini_batch < settings.stream.batch or learner.epochs > 1)
-    separate = settings.model.dtype == "bfloat16" and learner.ranks <= 1
-    copy = Need("learner: copy to undo a failed step", count * (16 if separate else 12) if several else 0)
+    learned = shape.adapter(learner.adapter.rank) if learner.adapter.rank else count
+    copy = Need("learner: copy to undo a failed step", learned * 12 if several else 0)
     width = 4 if learner.ranks > 1 else BYTES[settings.model.dtype]
     start = Need(
         "learner: weights on their way to the GPUs", count * width * max(1, learner.ranks) if gpus else 0
     )
     largest = max(copy, start, key=lambda need: need.bytes)
-    learned = shape.adapter(learner.adapter.rank) if learner.adapter.rank else count
     away = _optimizer(learned, 1, separate=True) if gpus and learner.offload else ()
     return (*((largest,) if largest.bytes else ()), *away)
 

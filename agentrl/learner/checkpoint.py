@@ -1,45 +1,82 @@
-"""The learner's state in a folder: weights, optimizer, counters. Bit for bit, and without pickle.
+"""The learner's state in a folder, through `torch.distributed.checkpoint`: bit for bit, and without pickle.
 
-Of several ranks each writes its part into a folder of its own, `rank_0`, `rank_1`, ...; any number of ranks
-reads what any number wrote. Making the whole checkpoint appear at once (a rename) is up to the caller, who
-has more to put beside it. Random state needs no file: the learner derives every random choice from its seed
-and its counters.
+Each rank writes one safetensors file, whose header says where its rows belong in the whole tensors; any
+number of ranks reads what any number wrote. Ranks do not talk to each other here. Making the whole checkpoint
+appear at once (a rename) is up to the caller, who has more to put beside it. Random state needs no file: the
+learner derives every random choice from its seed and its counters.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Size, Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
+from torch.futures import Future
 
 from agentrl.errors import CheckpointError
 
-FORMAT = 1
-WEIGHTS, OPTIMIZER, COUNTERS = "learner_weights.safetensors", "optimizer.safetensors", "learner.json"
+FORMAT = 2
+COUNTERS = "learner.json"
+PLACES = "DCP_SHARDING_INFO"
+"""Where DCP's reader looks in the header of a file for the offsets of its tensors in the whole ones."""
+
+
+def part(place: Path, rank: int, ranks: int) -> Path:
+    """The file of one of several ranks."""
+    return place / f"rank_{rank}_of_{ranks}.safetensors"
+
+
+class _Stage(dcp.FileSystemWriter):
+    """Takes what a rank is to write, and leaves the writing to others.
+
+    DCP's own writers end with a pickle of metadata, or need all of a rank's file in memory once more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.tensors: dict[str, Tensor] = {}
+        self.offsets: dict[str, dict[str, list[int]]] = {}
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        for item in plan.items:
+            assert item.tensor_data is not None
+            name, tensor = item.index.fqn, cast("Tensor", planner.resolve_data(item))
+            self.tensors[name] = tensor.detach().contiguous()
+            self.offsets[name] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
+        nothing: Future[list[WriteResult]] = Future()
+        nothing.set_result([])
+        return nothing
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        pass
 
 
 def write(
-    place: Path,
-    weights: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    counters: Mapping[str, Any],
-    *,
-    rank: int = 0,
-    ranks: int = 1,
+    place: Path, state: Mapping[str, Tensor], counters: Mapping[str, Any], *, rank: int = 0, ranks: int = 1
 ) -> None:
     """Write the state of a learner, or a rank's part of it.
 
     Args:
-        place: folder of the checkpoint; it need not exist.
-        weights: by name; of several ranks, this one's rows.
-        optimizer: its tensors by name, likewise.
+        place: folder of the checkpoint; it need not exist, and holds no tensors yet.
+        state: tensors by name; of several ranks those that are split as DTensors, the others are the same.
         counters: what else there is, as JSON.
         rank: which part it is.
         ranks: how many parts there are.
@@ -47,70 +84,83 @@ def write(
     Raises:
         CheckpointError: it cannot be written.
     """
-    folder = place if ranks == 1 else place / f"rank_{rank}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if ranks > 1:
-            (place / COUNTERS).unlink(missing_ok=True)  # of one rank, which would be read in place of these
-        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in optimizer.items()}, folder / OPTIMIZER
+    stage = _Stage()
+    own = {name: tensor for name, tensor in state.items() if rank == 0 or isinstance(tensor, DTensor)}
+    with _errors(f"written to {place}"):
+        dcp.save(own, storage_writer=stage, no_dist=True)
+        place.mkdir(parents=True, exist_ok=True)
+        save_file(stage.tensors, part(place, rank, ranks), {PLACES: json.dumps(stage.offsets)})
+        if rank == 0:
+            told = {"format": FORMAT, "ranks": ranks, **counters}
+            (place / COUNTERS).write_text(json.dumps(told, indent=1) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A state that was written: its counters, and the shapes of its tensors."""
+
+    place: Path
+    counters: Mapping[str, Any]
+    shapes: Mapping[str, Size]
+
+    @classmethod
+    def open(cls, place: Path) -> Saved:
+        """Look at a state without reading its tensors.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, one too many, or of another format.
+        """
+        with _errors(f"read from {place}"):
+            counters = _counters(place)
+            ranks = int(counters["ranks"])
+            wanted = {part(place, rank, ranks) for rank in range(ranks)}
+            for path in sorted(wanted.symmetric_difference(place.glob("*.safetensors"))):
+                what = "is missing" if path in wanted else f"is not of its {ranks} ranks"
+                raise CheckpointError(f"the learner's state cannot be read from {place}: {path.name} {what}")
+            found = HuggingFaceStorageReader(str(place)).read_metadata().state_dict_metadata
+            tensors = cast("Mapping[str, TensorStorageMetadata]", found)
+            for name, whole in tensors.items():
+                rows = {
+                    chunk.offsets: math.prod(chunk.sizes) for chunk in whole.chunks if 0 not in chunk.sizes
+                }
+                if sum(rows.values()) != math.prod(whole.size):
+                    raise CheckpointError(f"the learner's state in {place} has not all rows of {name}")
+            return cls(place, counters, {name: whole.size for name, whole in tensors.items()})
+
+    def read_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the state into tensors of the same names and shapes; of split ones, this rank's rows.
+
+        Raises:
+            CheckpointError: it cannot be read; some tensors may have been copied.
+        """
+        with _errors(f"read from {self.place}"):
+            reader = HuggingFaceStorageReader(str(self.place))
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+
+
+def _counters(place: Path) -> dict[str, Any]:
+    """Counters of the state in a folder; those of format 1 lay in the folders of ranks too."""
+    old = place / "rank_0" / COUNTERS
+    counters = json.loads((old if old.exists() else place / COUNTERS).read_text())
+    if counters.get("format") != FORMAT:
+        raise CheckpointError(
+            f"the learner's state in {place} has format {counters.get('format')!r}, not {FORMAT}: only the "
+            "version of agentrl that wrote it can read it"
         )
-        told = {"format": FORMAT, "ranks": ranks, **counters}
-        (folder / COUNTERS).write_text(json.dumps(told, indent=1) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the learner's state cannot be written to {folder}: {error}") from error
+    return counters
 
 
-def read(
-    place: Path, rank: int = 0, ranks: int = 1
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """A rank's part of weights and optimizer tensors, and the counters, that any number of ranks wrote.
-
-    Args:
-        place: folder of the checkpoint.
-        rank: whose part.
-        ranks: how many read it: the rows of a tensor are dealt out as FSDP2 splits them.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or of another format.
-    """
-    whole = (place / COUNTERS).exists()
+@contextlib.contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Tell what the disk and DCP refuse as `CheckpointError`."""
     try:
-        counters = json.loads((place / ("" if whole else "rank_0") / COUNTERS).read_text())
-        if counters.get("format") != FORMAT:
-            raise CheckpointError(f"the state in {place} has format {counters.get('format')!r}, not {FORMAT}")
-        parts = [place] if whole else [place / f"rank_{part}" for part in range(counters["ranks"])]
-        if len(parts) == ranks:
-            return load_file(parts[rank] / WEIGHTS), load_file(parts[rank] / OPTIMIZER), counters
-        weights, optimizer = (
-            _dealt([part / name for part in parts], rank, ranks) for name in (WEIGHTS, OPTIMIZER)
-        )
-        return weights, optimizer, counters
-    except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"the learner's state cannot be read from {place}: {error}") from error
-
-
-def _dealt(files: Sequence[Path], rank: int, ranks: int) -> dict[str, Tensor]:
-    """The tensors of a rank among another number of ranks than wrote the files."""
-    with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
-        return {name: _rows(opened, name, rank, ranks) for name in opened[0].keys()}  # noqa: SIM118
-
-
-def _rows(files: Sequence[Any], name: str, rank: int, ranks: int) -> Tensor:
-    """Rows of a tensor whose rows lie in files one after the other; a number is in each of them."""
-    parts = [file.get_slice(name) for file in files]
-    if not parts[0].get_shape():
-        return files[0].get_tensor(name)
-    counts = [part.get_shape()[0] for part in parts]
-    each = -(-sum(counts) // ranks)
-    found, begin = [files[0].get_tensor(name)[:0]], 0
-    for part, count in zip(parts, counts, strict=True):
-        first, last = max(rank * each - begin, 0), min((rank + 1) * each - begin, count)
-        if first < last:
-            found.append(part[first:last])
-        begin += count
-    return torch.cat(found)
+        with warnings.catch_warnings():
+            # That each rank is by itself, which is meant.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, LookupError, SafetensorError, dcp.CheckpointException) as error:
+        if isinstance(error, dcp.CheckpointException):  # a BaseException, with a traceback in its text
+            error = next(iter(error.failures.values()))[0]
+        raise CheckpointError(f"the learner's state cannot be {what}: {error}") from error

@@ -61,7 +61,7 @@ from agentrl.learner.objective import Objective
 from agentrl.learner.optimizer import MasterOptimizer
 from agentrl.learner.packing import has_kernel, install
 from agentrl.learner.products import attend_in_float32, multiplies_in_float32, multiply_in_float32
-from agentrl.learner.ranks import Ranks, local
+from agentrl.learner.ranks import Ranks
 from agentrl.learner.tally import Tally
 from agentrl.learner.token_table import TokenTable
 from agentrl.learner.weight_source import WeightLink, WeightSender, WeightSource
@@ -443,7 +443,7 @@ class Learner:
             "products": self._products,
         }
         own = {"rank": self._ranks.rank, "ranks": self._ranks.size}
-        checkpoint.write(Path(folder), self._weights(), self._optimizer.tensors(), counters, **own)
+        checkpoint.write(Path(folder), self._optimizer.tensors(), counters, **own)
 
     def load(self, folder: str | Path) -> None:
         """Go back to a saved state, bit for bit; it may be of another number of ranks.
@@ -451,33 +451,28 @@ class Learner:
         Raises:
             CheckpointError: it cannot be read, or belongs to another model.
         """
-        size = self._ranks.size
-        weights, optimizer, counters = checkpoint.read(Path(folder), self._ranks.rank, size)
-        parameters = self._weights()
-        if counters["ranks"] != size:
+        saved = checkpoint.Saved.open(Path(folder))
+        self._ranks.reshard(self._forward.scorer)  # what is gathered would outlive what is read
+        counters, parameters = saved.counters, self.model.named_parameters()
+        if counters["ranks"] != self._ranks.size:
             logger.warning(
                 "the state in %s was saved by %d ranks and is read by %d: sums are taken in another order, "
                 "so the run goes on, but not to the same digits",
-                folder, counters["ranks"], size,
+                folder, counters["ranks"], self._ranks.size,
             )  # fmt: skip
-            for name in weights.keys() & parameters.keys():
-                # Several ranks have float32 weights and no masters; one may have rounded ones, and masters.
-                master = optimizer.setdefault(f"master:{name}", weights[name])
-                weights[name] = master.to(parameters[name].dtype)
         if counters.get("products", self._products) != self._products:
             logger.warning(
                 "the state in %s was learned with products of matrices in %s, and this processor takes %s: "
                 "the run goes on, but not to the same numbers; learner.cpu_products = '%s' does",
                 folder, counters["products"], self._products, counters["products"],
             )  # fmt: skip
-        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in parameters.items()}
-        if shapes != {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}:
+        masters = {f"master:{name}": tensor.shape for name, tensor in parameters if tensor.requires_grad}
+        if masters != {name: shape for name, shape in saved.shapes.items() if name.startswith("master:")}:
             raise CheckpointError(
-                f"the weights in {folder} do not have the names, shapes and types of the model {self._path!r}"
+                f"the weights in {folder} do not have the names and shapes of the model {self._path!r}"
             )
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-        self._optimizer.load_tensors(optimizer, int(counters["optimizer_steps"]))
+        saved.read_into(self._optimizer.blank(saved.shapes))
+        self._optimizer.loaded(int(counters["optimizer_steps"]))
         self._batches, self._seed = int(counters["batches"]), int(counters["seed"])
 
     @property
@@ -485,12 +480,6 @@ class Learner:
         """The type that matrices are multiplied in."""
         exact = multiplies_in_float32(self._settings.cpu_products, self._device, self._dtype)
         return "float32" if exact else str(self._dtype).removeprefix("torch.")
-
-    def _weights(self) -> dict[str, Tensor]:
-        """This rank's part of each weight that is learned, live."""
-        self._ranks.reshard(self._forward.scorer)
-        parameters = self.model.named_parameters()
-        return {name: local(tensor).detach() for name, tensor in parameters if tensor.requires_grad}
 
     def _prepare(self, episodes: Sequence[Episode], advantages: Advantages) -> _Batch:
         failed = [episode.episode_id for episode in episodes if episode.failure is not None]

@@ -7,8 +7,9 @@ micro-batches, steps the copy, and writes it back rounded. It knows nothing of l
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,8 @@ def _make(groups: list[dict[str, Any]], settings: LearnerSettings) -> torch.opti
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Weights, optimizer state and step count of one moment, in host memory."""
+    """Weights, moments and step count of one moment, in host memory."""
 
-    weights: list[Tensor]
     state: dict[str, Tensor]
     steps: int
 
@@ -146,60 +146,53 @@ class MasterOptimizer:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Live tensors of the state by name: moments, step counts, and masters where they are separate.
-
-        Where weights are split among ranks, this rank's part of each.
-        """
+        """Live tensors of the state by name: float32 weights, moments and step counts."""
         result: dict[str, Tensor] = {}
         for name, master in zip(self._names, self._masters, strict=True):
+            result[f"master:{name}"] = master.detach()
             for key, value in self._inner.state.get(master, {}).items():
-                result[f"{key}:{name}"] = local(value)
-        for name, parameter, master in zip(self._names, self._parameters, self._masters, strict=True):
-            if master is not parameter:
-                result[f"master:{name}"] = master.detach()
+                result[f"{key}:{name}"] = value
         return result
 
-    def load_tensors(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Take the state that `tensors` gave; the model's weights are set apart from it.
+    def blank(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Live tensors to copy a saved state into; moments are new. `loaded` ends what this begins.
+
+        Args:
+            names: of the tensors of that state.
 
         Raises:
-            CheckpointError: the state is of another optimizer.
-            KeyError: a master weight is missing.
+            CheckpointError: they are of another optimizer; this one is as before.
         """
+        moments = MOMENTS[self._settings.optimizer]
+        stepped = [f"step:{name}" in names for name in self._names]
+        for name in itertools.compress(self._names, stepped):
+            if any(f"{key}:{name}" not in names for key in moments):
+                raise CheckpointError(
+                    f"the saved optimizer is not {self._settings.optimizer!r}: resume with the "
+                    "learner.optimizer that the run had"
+                )
         self.zero_grad()
         self._inner.state.clear()
-        for name, parameter, master in zip(self._names, self._parameters, self._masters, strict=True):
-            if f"step:{name}" in tensors:
-                state: dict[str, Tensor] = {
-                    "step": tensors[f"step:{name}"].to(local(master).device, copy=True)
-                }
-                for key in MOMENTS[self._settings.optimizer]:
-                    if f"{key}:{name}" not in tensors:
-                        raise CheckpointError(
-                            f"the saved optimizer is not {self._settings.optimizer!r}: resume with the "
-                            "learner.optimizer that the run had"
-                        )
-                    state[key] = torch.zeros_like(master, requires_grad=False)
-                    local(state[key]).copy_(tensors[f"{key}:{name}"])
-                self._inner.state[master] = state
-            if master is not parameter:
-                with torch.no_grad():
-                    master.copy_(tensors[f"master:{name}"])
+        for master in itertools.compress(self._masters, stepped):
+            state = {key: torch.zeros_like(master, requires_grad=False) for key in moments}
+            self._inner.state[master] = {"step": torch.zeros((), device=local(master).device)} | state
+        return self.tensors()
+
+    def loaded(self, steps: int) -> None:
+        """Go on from what was copied into `blank`, after so many steps."""
         self.steps = steps
+        self.write_back()
 
     def snapshot(self) -> Snapshot:
-        """A copy of weights and state in host memory, to go back to with `restore`."""
-        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors().items()}
-        weights = [local(master.detach()).to("cpu", copy=True) for master in self._masters]
-        return Snapshot(weights, state, self.steps)
+        """A copy of the state in host memory, to go back to with `restore`."""
+        state = {name: local(tensor).to("cpu", copy=True) for name, tensor in self.tensors().items()}
+        return Snapshot(state, self.steps)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Undo every step since the snapshot."""
-        self.load_tensors(snapshot.state, snapshot.steps)
-        with torch.no_grad():
-            for master, weight in zip(self._masters, snapshot.weights, strict=True):
-                local(master.detach()).copy_(weight)
-        self.write_back()
+        for name, tensor in self.blank(snapshot.state).items():
+            local(tensor).copy_(snapshot.state[name])
+        self.loaded(snapshot.steps)
 
     def _separate(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         for parameter, master in zip(self._parameters, self._masters, strict=True):
