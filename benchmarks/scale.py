@@ -99,9 +99,13 @@ class _Learner:
         """Nothing to fetch."""
         return WeightHandle(version=version, attempt=attempt, source=self)
 
-    async def save(self, folder: Path) -> None:
+    async def save(self, folder: Path, **options: bool) -> None:
         """A checkpoint without weights."""
         await asyncio.to_thread(folder.mkdir, exist_ok=True)
+
+    async def saved(self) -> bool:
+        """At once."""
+        return True
 
     save_weights = save
 

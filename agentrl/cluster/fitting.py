@@ -33,6 +33,8 @@ def changed(settings: Settings, name: str, value: Any) -> Settings:
 def _changes(settings: Settings) -> Iterator[tuple[str, Any]]:
     """What could be changed next, the cheapest first."""
     learner, engine, model = settings.learner, settings.engine, settings.model
+    if settings.checkpoint.asynchronous:
+        yield "checkpoint.asynchronous", False
     if learner.undo:
         yield "learner.undo", False
     if not learner.gradient_checkpointing:

@@ -127,20 +127,24 @@ def host_needs(shape: ModelShape, settings: Settings, *, gpus: bool = False) -> 
     """What the learner keeps in the machine's own memory besides what is on its device, in bytes.
 
     With `learner.undo` a batch of several optimizer steps begins with a copy of weights and optimizer, so
-    that a step that fails can be undone. With GPUs every rank has read all weights into memory before that,
-    and let go of them.
+    that a step that fails can be undone; a checkpoint is written from another while steps go on. With GPUs
+    every rank has read all weights into memory before that, and let go of them.
     """
     learner, count = settings.learner, shape.parameters
     several = learner.undo and (0 < learner.mini_batch < settings.stream.batch or learner.epochs > 1)
     learned = shape.adapter(learner.adapter.rank) if learner.adapter.rank else count
-    copy = Need("learner: copy to undo a failed step", learned * 12 if several else 0)
-    width = 4 if learner.ranks > 1 else BYTES[settings.model.dtype]
-    start = Need(
-        "learner: weights on their way to the GPUs", count * width * max(1, learner.ranks) if gpus else 0
+    copy = learned * 12
+    asynchronous = settings.checkpoint.asynchronous and settings.checkpoint.every > 0
+    copies = (
+        *((Need("learner: copy to undo a failed step", copy),) if several else ()),
+        *((Need("learner: copy that a checkpoint is written from", copy),) if asynchronous or gpus else ()),
     )
-    largest = max(copy, start, key=lambda need: need.bytes)
+    width = 4 if learner.ranks > 1 else BYTES[settings.model.dtype]
+    start = Need("learner: weights on their way to the GPUs", count * width * max(1, learner.ranks))
+    at_start = (start,) if gpus else ()
+    largest = max(copies, at_start, key=lambda needs: sum(need.bytes for need in needs))
     away = _optimizer(learned, 1, separate=True) if gpus and learner.offload else ()
-    return (*((largest,) if largest.bytes else ()), *away)
+    return (*largest, *away)
 
 
 def engine_needs(

@@ -458,6 +458,9 @@ class CheckpointSettings:
     """Learner steps between checkpoints; 0 writes one at the end only."""
     keep: Count = 2
     """Newest checkpoints kept."""
+    asynchronous: bool = True
+    """Learn on while a checkpoint is written, from a copy of weights and optimizer in host memory (12 bytes a
+    weight that is learned); false waits for the disk."""
     weights_every: Number = 0
     """Learner steps between Hugging Face weights in `weights/`; 0 writes them at the end only."""
     best: bool = True

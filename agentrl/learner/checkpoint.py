@@ -8,9 +8,11 @@ learner derives every random choice from its seed and its counters.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,43 +38,76 @@ PLACES = "DCP_SHARDING_INFO"
 """Where DCP's reader looks in the header of a file for the offsets of its tensors in the whole ones."""
 
 
-def part(place: Path, rank: int, ranks: int) -> Path:
+def file_of(place: Path, rank: int, ranks: int) -> Path:
     """The file of one of several ranks."""
     return place / f"rank_{rank}_of_{ranks}.safetensors"
 
 
-class _Stage(dcp.FileSystemWriter):
-    """Takes what a rank is to write, and leaves the writing to others.
+class Part(dcp.FileSystemWriter):
+    """What DCP has a rank write, held until `write` is called; made by `stage`.
 
     DCP's own writers end with a pickle of metadata, or need all of a rank's file in memory once more.
     """
 
-    def __init__(self) -> None:
-        super().__init__("")
-        self.tensors: dict[str, Tensor] = {}
-        self.offsets: dict[str, dict[str, list[int]]] = {}
+    def __init__(self, file: Path, counters: Mapping[str, Any] | None, *, copy: bool) -> None:
+        super().__init__(file.parent)
+        self._file, self._counters, self._copy = file, counters, copy
+        self._tensors: dict[str, Tensor] = {}
+        self._offsets: dict[str, dict[str, list[int]]] = {}
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Nothing to prepare."""
         return plan
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Take the tensors of the plan to host memory."""
         for item in plan.items:
             assert item.tensor_data is not None
-            name, tensor = item.index.fqn, cast("Tensor", planner.resolve_data(item))
-            self.tensors[name] = tensor.detach().contiguous()
-            self.offsets[name] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
+            name, tensor = item.index.fqn, cast("Tensor", planner.resolve_data(item)).detach()
+            self._tensors[name] = tensor.to("cpu", copy=self._copy).contiguous()
+            self._offsets[name] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
         nothing: Future[list[WriteResult]] = Future()
         nothing.set_result([])
         return nothing
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        pass
+        """No metadata besides those of the file."""
+
+    def write(self) -> None:
+        """Put it on the disk.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        with _errors(f"written to {self._file.parent}"):
+            save_file(self._tensors, self._file, {PLACES: json.dumps(self._offsets)})
+            if self._counters is not None:
+                (self._file.parent / COUNTERS).write_text(json.dumps(self._counters, indent=1) + "\n")
+
+    def begin(self) -> concurrent.futures.Future[None]:
+        """Put it on the disk from a thread; a disk that hangs keeps no program from ending."""
+        written: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def write() -> None:
+            try:
+                written.set_result(self.write())
+            except BaseException as error:  # handed to who asks for the result
+                written.set_exception(error)
+
+        threading.Thread(target=write, name="agentrl-checkpoint", daemon=True).start()
+        return written
 
 
-def write(
-    place: Path, state: Mapping[str, Tensor], counters: Mapping[str, Any], *, rank: int = 0, ranks: int = 1
-) -> None:
-    """Write the state of a learner, or a rank's part of it.
+def stage(
+    place: Path,
+    state: Mapping[str, Tensor],
+    counters: Mapping[str, Any],
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    copy: bool = True,
+) -> Part:
+    """Plan how the state of a learner is written, or a rank's part of it.
 
     Args:
         place: folder of the checkpoint; it need not exist, and holds no tensors yet.
@@ -80,19 +115,18 @@ def write(
         counters: what else there is, as JSON.
         rank: which part it is.
         ranks: how many parts there are.
+        copy: whether what happens to the tensors from now on stays out of it.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the folder cannot be made.
     """
-    stage = _Stage()
     own = {name: tensor for name, tensor in state.items() if rank == 0 or isinstance(tensor, DTensor)}
+    told = {"format": FORMAT, "ranks": ranks, **counters} if rank == 0 else None
+    made = Part(file_of(place, rank, ranks), told, copy=copy)
     with _errors(f"written to {place}"):
-        dcp.save(own, storage_writer=stage, no_dist=True)
         place.mkdir(parents=True, exist_ok=True)
-        save_file(stage.tensors, part(place, rank, ranks), {PLACES: json.dumps(stage.offsets)})
-        if rank == 0:
-            told = {"format": FORMAT, "ranks": ranks, **counters}
-            (place / COUNTERS).write_text(json.dumps(told, indent=1) + "\n")
+        dcp.save(own, storage_writer=made, no_dist=True)
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +147,7 @@ class Saved:
         with _errors(f"read from {place}"):
             counters = _counters(place)
             ranks = int(counters["ranks"])
-            wanted = {part(place, rank, ranks) for rank in range(ranks)}
+            wanted = {file_of(place, rank, ranks) for rank in range(ranks)}
             for path in sorted(wanted.symmetric_difference(place.glob("*.safetensors"))):
                 what = "is missing" if path in wanted else f"is not of its {ranks} ranks"
                 raise CheckpointError(f"the learner's state cannot be read from {place}: {path.name} {what}")

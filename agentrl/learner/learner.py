@@ -12,6 +12,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -179,6 +180,7 @@ class Learner:
         self._batches = 0
         self._link: WeightLink | None = None
         self._sender: WeightSender | None = None
+        self._writing: Future[None] | None = None
 
     def _load_frozen(self, settings: ModelSettings, path: str) -> Forward:
         """Weights that are scored with, and not learned."""
@@ -430,12 +432,19 @@ class Learner:
             self._sender.close()
         self._link = self._sender = None
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, wait: bool = True) -> None:
         """Write everything that changes into `folder`; making it appear at once is up to the caller.
 
+        Args:
+            folder: holds nothing of the kind yet.
+            wait: until it is on disk. Else it is copied to host memory, whatever follows stays out of it,
+                and `saved` tells when it is on disk.
+
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: it cannot be written, or what was saved before still is.
         """
+        if self._writing is not None:
+            raise CheckpointError(f"{folder} has to wait: the state saved before is still being written")
         counters = {
             "batches": self._batches,
             "optimizer_steps": self._optimizer.steps,
@@ -443,7 +452,26 @@ class Learner:
             "products": self._products,
         }
         own = {"rank": self._ranks.rank, "ranks": self._ranks.size}
-        checkpoint.write(Path(folder), self._optimizer.tensors(), counters, **own)
+        part = checkpoint.stage(Path(folder), self._optimizer.tensors(), counters, **own, copy=not wait)
+        if wait:
+            part.write()
+        else:
+            self._writing = part.begin()
+
+    def saved(self) -> bool:
+        """Whether what `save` did not wait for is on disk, of all ranks.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        writing = self._writing
+        done = writing is None or writing.done()
+        # First, for all ranks have to take part in it, the one whose disk is full too.
+        everywhere = self._agree(done)
+        if done and writing is not None:
+            self._writing = None
+            writing.result()
+        return everywhere
 
     def load(self, folder: str | Path) -> None:
         """Go back to a saved state, bit for bit; it may be of another number of ranks.

@@ -100,7 +100,7 @@ class RemoteLearner:
         self.close()
 
     step, score, save, load = map(_on_every_rank, ("step", "score", "save", "load"))
-    save_weights, publish = _on_every_rank("save_weights"), _on_every_rank("publish")
+    saved, save_weights, publish = map(_on_every_rank, ("saved", "save_weights", "publish"))
     weight_bytes = _on_every_rank("weight_bytes")
 
     def transmit(self, link: WeightLink, label: str) -> None:

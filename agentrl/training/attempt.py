@@ -51,7 +51,7 @@ class Attempt:
             [task.name for task in parts.pool.tasks],
             limit_s=settings.run.outage_limit_s,
             tell=self._tell_outage,
-            give_up=self._fail,
+            give_up=self.fail,
             exhausted=parts.pool.exhausted_in,
             remedy=f"go on with `agentrl train --resume {parts.folder.path}` (no prompt is lost; "
             "run.outage_limit_s says how long to keep trying)",
@@ -89,14 +89,17 @@ class Attempt:
         self.files = StepFiles(parts.folder.path, keep=settings.run.token_values_kept)
         self.light: dict[str, Any] = {}
         """Of the newest step, as it is on disk (`agentrl.training.snapshot`)."""
+        self.writing: asyncio.Task[None] | None = None
+        """The checkpoint that is on its way to the disk while the learner goes on."""
         self._failed: asyncio.Future[None] | None = None
         self.forgive = not settings.run.deterministic
         """Whether prompts that an earlier attempt set aside are drawn again."""
-        parts.recorder.on_error(self._fail)
+        parts.recorder.on_error(self.fail)
         if hasattr(parts.policy, "on_error"):
-            parts.policy.on_error(self._fail)
+            parts.policy.on_error(self.fail)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the attempt with what went wrong beside its steps."""
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
 

@@ -57,8 +57,12 @@ class AsyncLearner(Protocol):
         """Log-probabilities [T] of each segment of each episode under the present weights."""
         ...
 
-    async def save(self, folder: Path) -> None:
-        """Write weights, optimizer and random state into `folder`."""
+    async def save(self, folder: Path, *, wait: bool = True) -> None:
+        """Write weights, optimizer and counters into `folder`; without `wait` from a copy, as steps go on."""
+        ...
+
+    async def saved(self) -> bool:
+        """Whether what `save` did not wait for is on disk."""
         ...
 
     async def load(self, folder: Path) -> None:
@@ -79,8 +83,8 @@ class AsyncLearner(Protocol):
 
 
 def _in_the_thread(name: str) -> Callable[..., Any]:
-    async def call(self: LearnerThread, *arguments: Any) -> Any:
-        return await self._run(getattr(self._learner, name), *arguments)
+    async def call(self: LearnerThread, *arguments: Any, **options: Any) -> Any:
+        return await self._run(getattr(self._learner, name), *arguments, **options)
 
     call.__doc__ = f"See `AsyncLearner.{name}`."
     return call
@@ -137,7 +141,7 @@ class LearnerThread:
         metrics = await self._run(self._learner.step, episodes, advantages, clock_tokens=clock_tokens, **more)
         return metrics.as_dict() | {"token_values": metrics.token_values}
 
-    score, save, load = map(_in_the_thread, ("score", "save", "load"))
+    score, save, saved, load = map(_in_the_thread, ("score", "save", "saved", "load"))
     save_weights = _in_the_thread("save_weights")
 
     async def handle(self, version: int, attempt: int) -> WeightHandle:

@@ -90,9 +90,11 @@ class Orchestrator(Attempt):
                 (work if work.done() else self._failed).result()
         finally:
             self.outages.close()
-            for task in (work, stop):
+            # A checkpoint that is on its way here is of a run that failed: the one before it is intact.
+            tasks = [work, stop, *([self.writing] if self.writing is not None else [])]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(work, stop, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.end(self.dispatcher)
             self._failed.cancel()
             self.parts.watchdog.stop()
@@ -287,6 +289,7 @@ class Orchestrator(Attempt):
     async def _due(self) -> None:
         """Do what is due after the newest step: evaluation, weights, checkpoint."""
         settings, version, progress = self.settings, self.version, self.progress
+        self.log.checkpoint_s = 0.0
         try:
             if progress.due and settings.eval.every and version % settings.eval.every == 0:
                 # It may be cut short at any time: it is no part of the step that it follows.
@@ -301,6 +304,8 @@ class Orchestrator(Attempt):
             if settings.checkpoint.weights_every and version % settings.checkpoint.weights_every == 0:
                 await write_weights(self)
             if settings.checkpoint.every and version % settings.checkpoint.every == 0:
-                await write_checkpoint(self)
+                started = time.monotonic()
+                await write_checkpoint(self, wait=not settings.checkpoint.asynchronous)
+                self.log.checkpoint_s = time.monotonic() - started
         finally:
             self._between_steps.set()

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from agentrl.training.attempt import Attempt
 
+POLL_S = 0.2
+"""Between two questions to the learner whether its part is on disk; in a step it answers at the end."""
+
 
 def light_state(attempt: Attempt) -> dict[str, Any]:
     """Everything besides weights, episodes and `Progress`, at this moment."""
@@ -84,14 +87,20 @@ async def write_step(
         )
 
 
-async def write_checkpoint(attempt: Attempt) -> None:
-    """Write a checkpoint; episodes go on meanwhile, the learner does not.
+async def write_checkpoint(attempt: Attempt, *, wait: bool = True) -> None:
+    """Write a checkpoint of this moment; episodes go on meanwhile.
+
+    Args:
+        attempt: whose.
+        wait: until it is on disk. Else the learner only waits until its state is copied; an error that comes
+            later ends the attempt.
 
     Raises:
         AgentRLError: the disk does not take it; the checkpoint before it is intact.
         StallError: learner or disk were waited for too long.
     """
-    parts, limited = attempt.parts, attempt.limited
+    await written(attempt)  # one at a time
+    parts = attempt.parts
     if attempt.version == 0:
         attempt.light = light_state(attempt)  # what the first step's changes are counted from
     state = RunState(
@@ -103,10 +112,46 @@ async def write_checkpoint(attempt: Attempt) -> None:
     )
     parts.ledger.sync()
     final = parts.folder.checkpoints / f"step_{attempt.version:06d}"
-    keep = attempt.settings.checkpoint.keep
-    with _written_whole(final, f"the checkpoint of version {attempt.version}") as temporary:
-        await limited(parts.learner.save(temporary / "learner"), "the learner to save")
+    what = f"the checkpoint of version {attempt.version}"
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(_written_whole(final, what))
+        await attempt.limited(parts.learner.save(temporary / "learner", wait=wait), "the learner to save")
+        rest = _write_rest(attempt, state, temporary, final, stack.pop_all())
+    if wait:
+        await rest
+        return
+    attempt.writing = asyncio.create_task(rest, name=what)
+    attempt.writing.add_done_callback(lambda task: _tell_failure(attempt, task))
+
+
+async def written(attempt: Attempt) -> None:
+    """Wait until no checkpoint is on its way to the disk.
+
+    Raises:
+        AgentRLError: the disk did not take it; the checkpoint before it is intact.
+        StallError: it was waited for too long.
+    """
+    if attempt.writing is not None:
+        # Whoever gives up waiting does not end the writing.
+        await attempt.limited(asyncio.shield(attempt.writing), f"{attempt.writing.get_name()} to be written")
+        attempt.writing = None
+
+
+def _tell_failure(attempt: Attempt, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        attempt.fail(error)
+
+
+async def _write_rest(
+    attempt: Attempt, state: RunState, temporary: Path, final: Path, end: contextlib.ExitStack
+) -> None:
+    """All of a checkpoint but what the learner writes, and its name once that is on disk too."""
+    parts, limited = attempt.parts, attempt.limited
+    with end:
         await limited(asyncio.to_thread(write_state, temporary, state), f"the disk to write {temporary}")
+        while not await parts.learner.saved():  # noqa: ASYNC110 (it may be in another process)
+            await asyncio.sleep(POLL_S)
+        keep = attempt.settings.checkpoint.keep
         await limited(asyncio.to_thread(commit, temporary, final, keep), f"the disk to take {final}")
     with disk_errors(parts.folder.episodes):
         await limited(
@@ -198,7 +243,11 @@ def _written_whole(final: Path, what: str) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # A thread may be about to give it its name, which must not go to what is half deleted.
+        gone = final.with_name(f".{final.name}.gone.tmp")
+        with contextlib.suppress(OSError):
+            temporary.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
         if isinstance(error, StallError | LearnerError | DiskError) or not isinstance(error, Exception):
             raise  # not the disk's refusal
         raise AgentRLError(

@@ -38,6 +38,9 @@ class StepLog:
         self.publish_s = 0.0
         """Seconds that the engine took for the newest version it has: the one before the step of a row."""
 
+        self.checkpoint_s = 0.0
+        """Seconds that the learner waited for a checkpoint after the step before that of a row."""
+
     def begin(self) -> None:
         """Training begins: rates count from here, without initial rollouts and evaluations."""
         self._began, self._tokens = time.monotonic(), self._run.progress.tokens
@@ -88,6 +91,7 @@ class StepLog:
             **({"controlled": run.control.values} if run.control.values else {}),
             "learn_s": learn_s,
             "publish_s": self.publish_s,
+            "checkpoint_s": self.checkpoint_s,
             **{f"engine_{name}": value for name, value in run.parts.policy.statistics().items()},
             **self._audit.report(self._frontier()),
         }

@@ -50,6 +50,9 @@ class ArithmeticLearner:
     digest: str = ""
     batches: list[list[str]] = field(default_factory=list)
     seconds: Callable[[], Any] | None = None
+    disk: Callable[[], bool] = lambda: True
+    """Whether it is done with what was saved without waiting for it."""
+    _staged: tuple[Path, str] | None = None
 
     async def step(
         self, episodes: Sequence[Episode], advantages: np.ndarray, *, clock_tokens: int, **more: Any
@@ -73,9 +76,23 @@ class ArithmeticLearner:
             for episode in episodes
         ]
 
-    async def save(self, folder: Path) -> None:
+    async def save(self, folder: Path, *, wait: bool = True) -> None:
+        assert self._staged is None, "two at once"
         folder.mkdir()
-        (folder / "state.json").write_text(json.dumps([self.weight, self.digest]))
+        self._staged = folder / "state.json", json.dumps([self.weight, self.digest])
+        if wait:
+            self._write()
+
+    async def saved(self) -> bool:
+        if self._staged is not None and self.disk():
+            self._write()
+        return self._staged is None
+
+    def _write(self) -> None:
+        assert self._staged is not None
+        path, text = self._staged
+        self._staged = None
+        path.write_text(text)
 
     async def load(self, folder: Path) -> None:
         self.weight, self.digest = json.loads((folder / "state.json").read_text())

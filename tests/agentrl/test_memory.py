@@ -17,6 +17,7 @@ from agentrl.cluster.model_shape import ModelShape, known_shapes
 from agentrl.cluster.placement import Gpu, Machine
 from agentrl.config.settings import (
     AdapterSettings,
+    CheckpointSettings,
     EngineSettings,
     LearnerSettings,
     LossSettings,
@@ -232,15 +233,25 @@ def test_the_plan_is_within_15_per_cent_of_peaks_on_a_gpu(row: dict[str, Any]):
 
 
 def test_a_copy_is_kept_where_asked_for_while_a_batch_takes_several_steps():
-    assert host_needs(SHAPE, settings(mini_batch=128)) == ()
-    assert host_needs(SHAPE, settings(mini_batch=256, undo=True)) == ()
-    (copy,) = host_needs(SHAPE, settings(mini_batch=128, undo=True))
-    assert copy.bytes == 12 * 1992
-    (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128, undo=True))
-    assert copy.bytes == 12 * 1992
-    # With GPUs the weights are read into memory first, by every rank: never at the same time as the copy.
-    (copy,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128, undo=True), gpus=True)
-    assert copy.bytes == 12 * 1992
+    def copies(given: Settings, *, waits: bool = True, gpus: bool = False) -> list[tuple[str, int]]:
+        given = replace(given, checkpoint=CheckpointSettings(asynchronous=not waits))
+        return [(need.what, need.bytes) for need in host_needs(SHAPE, given, gpus=gpus)]
+
+    undo = ("learner: copy to undo a failed step", 12 * 1992)
+    written = ("learner: copy that a checkpoint is written from", 12 * 1992)
+    assert copies(settings(mini_batch=128)) == []
+    assert copies(settings(mini_batch=256, undo=True)) == []
+    for dtype in ("float32", "bfloat16"):
+        assert copies(settings(dtype, mini_batch=128, undo=True)) == [undo]
+    # A checkpoint is written from another, while such a step may be under way.
+    assert copies(settings(mini_batch=128, undo=True), waits=False) == [undo, written]
+    assert copies(settings(adapter=AdapterSettings(rank=3)), waits=False) == [
+        (written[0], 12 * SHAPE.adapter(3))
+    ]
+    # From a GPU it comes through host memory in any case.
+    assert copies(settings(), gpus=True) == [written]
+    # With GPUs the weights are read into memory first, by every rank: never at the same time as the copies.
+    assert copies(settings(mini_batch=128, undo=True), gpus=True) == [undo, written]
     (read,) = host_needs(SHAPE, settings("bfloat16", mini_batch=128, ranks=4, place="process"), gpus=True)
     assert (read.what, read.bytes) == ("learner: weights on their way to the GPUs", 4 * 4 * 1992)
 

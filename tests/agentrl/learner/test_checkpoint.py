@@ -48,7 +48,8 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], ranks: int) -> None:
     for rank in range(ranks):
         with one_of(ranks, rank) as mesh:
             own = {name: split(tensor, mesh) for name, tensor in tensors.items()}
-            checkpoint.write(folder, own | {"step": STEP}, {"batches": 5}, rank=rank, ranks=ranks)
+            state = own | {"step": STEP}
+            checkpoint.stage(folder, state, {"batches": 5}, rank=rank, ranks=ranks).write()
 
 
 def read(folder: Path, rank: int = 0, ranks: int = 1) -> dict[str, torch.Tensor]:
@@ -96,7 +97,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
 
 def test_a_part_that_is_missing_or_one_too_many_is_named(tmp_path: Path) -> None:
     save(tmp_path, {"a": torch.arange(4.0)}, 3)
-    parts = [checkpoint.part(tmp_path, rank, 3) for rank in range(3)]
+    parts = [checkpoint.file_of(tmp_path, rank, 3) for rank in range(3)]
     middle = parts[1].read_bytes()
     parts[1].unlink()
     with pytest.raises(CheckpointError, match=r"rank_1_of_3\.safetensors is missing"):
@@ -106,10 +107,10 @@ def test_a_part_that_is_missing_or_one_too_many_is_named(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="has not all rows of a"):
         Saved.open(tmp_path)
     parts[1].write_bytes(middle)
-    checkpoint.part(tmp_path, 0, 1).write_bytes(middle)
+    checkpoint.file_of(tmp_path, 0, 1).write_bytes(middle)
     with pytest.raises(CheckpointError, match=r"rank_0_of_1\.safetensors is not of its 3 ranks"):
         Saved.open(tmp_path)
-    checkpoint.part(tmp_path, 0, 1).unlink()
+    checkpoint.file_of(tmp_path, 0, 1).unlink()
     parts[0].write_bytes(parts[0].read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=f"state cannot be read from {tmp_path}: "):
         Saved.open(tmp_path)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
+import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,8 @@ transformers = pytest.importorskip("transformers", reason="the learner needs tra
 from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode, Failure, Segment, SegmentBuilder, StopReason
 from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError
-from agentrl.learner.checkpoint import part
+from agentrl.learner import checkpoint
+from agentrl.learner.checkpoint import file_of
 from agentrl.learner.learner import Learner
 from benchmarks.tiny_config import tiny_config
 
@@ -501,7 +504,7 @@ def test_checkpoints_that_cannot_be_read(make_learner: MakeLearner, make_model: 
     learner.save(tmp_path)
     with pytest.raises(CheckpointError, match="do not have the names and shapes of the model"):
         make_learner(make_model(tmp_path / "other", "llama")).load(tmp_path)
-    part(tmp_path, 0, 1).write_bytes(b"torn")
+    file_of(tmp_path, 0, 1).write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="cannot be read"):
         learner.load(tmp_path)
     (tmp_path / "file").write_text("")
@@ -509,6 +512,64 @@ def test_checkpoints_that_cannot_be_read(make_learner: MakeLearner, make_model: 
         learner.save(tmp_path / "file" / "below")
     with pytest.raises(CheckpointError, match="cannot be written"):
         learner.save_weights(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"dtype": "bfloat16"}, {"optimizer": "sto_sign"}, {"offload": True}]
+)
+def test_steps_during_a_slow_write_stay_out_of_what_was_saved(
+    make_learner: MakeLearner,
+    episodes: list[Episode],
+    advantages: list[float],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, write = threading.Event(), checkpoint.save_file
+
+    def write_slowly(*arguments: Any) -> None:
+        assert go_on.wait(30.0)
+        write(*arguments)
+
+    learner, other = (make_learner(learning_rate=1e-2, **settings) for _ in range(2))
+    learner.step(episodes, advantages)
+    learner.save(tmp_path / "before")
+    monkeypatch.setattr(checkpoint, "save_file", write_slowly)
+    learner.save(tmp_path / "during", wait=False)
+    following = [learner.step(episodes, advantages).loss for _ in range(2)]
+    assert not learner.saved()
+    with pytest.raises(CheckpointError, match="second has to wait: the state saved before is still being"):
+        learner.save(tmp_path / "second")
+    go_on.set()
+    assert eventually(learner.saved)
+    names = sorted(path.name for path in (tmp_path / "before").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "during").iterdir())
+    for name in names:
+        assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "during" / name).read_bytes()
+    other.load(tmp_path / "during")
+    assert [other.step(episodes, advantages).loss for _ in range(2)] == following
+    assert learner.saved()  # there is nothing to wait for
+
+
+def test_a_write_that_fails_is_told_once_and_the_learner_goes_on(
+    make_learner: MakeLearner, episodes: list[Episode], advantages: list[float], tmp_path: Path
+) -> None:
+    learner = make_learner()
+    file_of(tmp_path / "state", 0, 1).mkdir(parents=True)  # where the file has to be
+    learner.save(tmp_path / "state", wait=False)
+    with pytest.raises(CheckpointError, match=f"state cannot be written to {tmp_path / 'state'}: "):
+        eventually(learner.saved)
+    learner.save(tmp_path / "again", wait=False)
+    assert eventually(learner.saved)
+    learner.load(tmp_path / "again")
+
+
+def eventually(true: Callable[[], bool], limit_s: float = 30.0) -> bool:
+    """Whether something becomes true in time."""
+    end = time.monotonic() + limit_s
+    while not (found := true()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
 
 
 def test_a_mixture_of_experts_is_refused_in_one_sentence(make_learner, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode
-from agentrl.errors import ConfigError, DataError, LearnerError, StallError
-from agentrl.learner.checkpoint import Saved, part
+from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError, StallError
+from agentrl.learner.checkpoint import Saved, file_of
 from agentrl.learner.learner import Learner
 from agentrl.learner.process import LearnerProcesses, RankProcess
 from agentrl.training import learner_thread
@@ -94,9 +94,28 @@ def test_two_ranks_learn_what_one_learns(
     assert found.shapes == expected.shapes
     tensors = {name: torch.full(shape, torch.nan) for name, shape in expected.shapes.items()}
     found.read_into(tensors)
-    for name, tensor in load_file(part(tmp_path / "one", 0, 1)).items():
+    for name, tensor in load_file(file_of(tmp_path / "one", 0, 1)).items():
         assert torch.equal(tensors[name], tensor), name
     pair.load(tmp_path / "state")
+
+    # What follows a save that is not waited for stays out of it, on every rank.
+    pair.save(tmp_path / "during", wait=False)
+    again = pair.step(episodes, advantages)
+    until_saved(pair)
+    pair.save(tmp_path / "after")
+    for rank in range(2):
+        before, during, after = (
+            file_of(tmp_path / name, rank, 2).read_bytes() for name in ("state", "during", "after")
+        )
+        assert before == during != after
+    assert (again.loss, again.grad_norm) == (first.loss, first.grad_norm)
+    # One that a rank cannot write is told in its words, and the ranks go on.
+    file_of(tmp_path / "refused", 1, 2).mkdir(parents=True)
+    pair.save(tmp_path / "refused", wait=False)
+    with pytest.raises(CheckpointError, match=f"state cannot be written to {tmp_path / 'refused'}: "):
+        until_saved(pair)
+    until_saved(pair)
+    pair.load(tmp_path / "during")
 
     # What a rank refuses is refused once, in the same words, and the ranks go on.
     with pytest.raises(DataError, match="7 episodes came with"):
@@ -112,6 +131,7 @@ def test_two_ranks_learn_what_one_learns(
     assert pair.step(episodes, advantages).loss == first.loss
 
 
+<<<<<<< HEAD
 def test_a_state_saved_after_scoring_is_read_again(
     pair: LearnerProcesses, episodes: list[Episode], tmp_path: Path
 ) -> None:
@@ -121,6 +141,13 @@ def test_a_state_saved_after_scoring_is_read_again(
     pair.score(episodes)
     pair.load(tmp_path / "state")
     assert [found[0].tolist() for found in pair.score(episodes)] == [found[0].tolist() for found in before]
+=======
+def until_saved(learner: LearnerProcesses, limit_s: float = 30.0) -> None:
+    end = time.monotonic() + limit_s
+    while not learner.saved():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+>>>>>>> 7a0f375 (Checkpoints are written while the learner goes on, from a copy in host memory; one at a time, and a stop waits for it)
 
 
 def test_a_signal_to_the_whole_group_ends_no_rank(pair: LearnerProcesses, episodes: list[Episode]) -> None:
@@ -132,11 +159,19 @@ def test_a_signal_to_the_whole_group_ends_no_rank(pair: LearnerProcesses, episod
     assert [found[0].tolist() for found in pair.score(episodes)] == [found[0].tolist() for found in before]
 
 
-def test_a_rank_that_dies_is_named(pair: LearnerProcesses, episodes: list[Episode]) -> None:
+def test_a_rank_that_dies_is_named(pair: LearnerProcesses, episodes: list[Episode], tmp_path: Path) -> None:
     # Nobody uses the pair after this.
+<<<<<<< HEAD
     victim = pids(pair)[1]
+=======
+    victim = pair._processes[1].pid
+    assert victim is not None
+    pair.save(tmp_path, wait=False)
+>>>>>>> 7a0f375 (Checkpoints are written while the learner goes on, from a copy in host memory; one at a time, and a stop waits for it)
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(LearnerError, match=r"learner rank 1 died \(exit code -9\)"):
+        until_saved(pair)
+    with pytest.raises(LearnerError, match="processes have ended"):
         pair.step(episodes, [1.0] * 7)
     with pytest.raises(LearnerError, match="processes have ended"):
         pair.score(episodes)
