@@ -289,7 +289,7 @@ def test_plans():
     assert not learner.fits  # a CUDA context alone is more than a gibibyte here
     assert engine.fits
     assert engine.capacity == int(4 * GIB * 0.9)
-    assert memory.total == SHAPE.parameters * 4  # read before they go to the GPU
+    assert memory.total == SHAPE.parameters * 12  # a checkpoint; weights on their way to the GPU are less
     one = replace(small, engine=replace(small.engine, layout="shared", memory_share=0.25))
     learner, engine, _ = make_plans(SHAPE, one, machine(8 * GIB), "vllm")
     assert (learner.capacity, engine.capacity) == (6 * GIB, 2 * GIB)
