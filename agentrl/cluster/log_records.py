@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -22,8 +23,10 @@ class LogRecords(logging.Handler):
         logging.getLogger().addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record as text."""
-        self._records.append((record.name, record.levelno, record.getMessage()))
+        """Keep a record as text; the log of the process has it too, for one that dies before it is asked."""
+        text = self.format(record)
+        self._records.append((record.name, record.levelno, text))
+        sys.stderr.write(f"{text}\n")
 
     def take(self) -> list[Told]:
         """What was logged since the last call."""

@@ -116,6 +116,14 @@ def roles_of(settings: Settings) -> list[Role]:
     return [role for role in told if role.count]
 
 
+def hide_gpus_not_lent() -> None:
+    """In an actor, before torch is imported: one that was lent no GPU sees none."""
+    import ray
+
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @contextlib.asynccontextmanager
 async def open_cluster(
     settings: Settings, tell: Callable[[str], object] = logger.info
@@ -150,7 +158,8 @@ class RayCluster:
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
-        # Read at import: actors without a GPU see none, and nothing is reported to anybody.
+        # Read at import. A call that comes too late must not start a cluster of its own.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's own 15 would leave engines on this machine only what the learner does not want.
@@ -226,7 +235,7 @@ class RayCluster:
         ]
 
     def _check_room(self, roles: Sequence[Role]) -> None:
-        free = self._ray.available_resources()
+        free = self._ray.cluster_resources()  # what an attempt before had is given back a moment later
         for at, name in ((1, "CPU"), (2, "GPU")):
             asking = [role for role in roles if role.bundle.get(name)]
             if sum(role.bundle[name] * role.count for role in asking) > free.get(name, 0.0) + 1e-9:
@@ -272,14 +281,12 @@ class RayCluster:
         """What a call gave.
 
         Raises:
-            EOFError: the actor, or its machine, is gone; says how.
+            EOFError: the actor, its machine or what it was given is gone; says how.
         """
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError
 
         try:
             return self._ray.get(reference)
-        except RayTaskError:
-            raise
         except RayError as error:
             raise EOFError(_reason(error)) from error
 
@@ -299,7 +306,7 @@ class RayCluster:
         Raises:
             PolicyUnavailable: the actor, or its machine, is gone, or did not answer within the limit.
         """
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError
 
         reference = self.call(actor, method, *arguments)
         try:
@@ -311,9 +318,7 @@ class RayCluster:
         except TimeoutError:
             self._ray.cancel(reference)
             raise PolicyUnavailable(f"waited {limit_s:.0f} s for {who} to {asked}") from None
-        except RayTaskError:
-            raise
-        except RayError as error:
+        except RayError as error:  # what a method itself raises comes as an answer
             raise PolicyUnavailable(f"{who} is gone: {_reason(error)}") from error
 
     async def watch_head(self) -> None:

@@ -398,7 +398,7 @@ class ClusterSettings:
     """GPUs that Ray reserves for each."""
     learner_cpus: Positive = 1.0
     """Cores that Ray reserves for each rank of a learner with `learner.place = "cluster"`."""
-    learner_gpus: Annotated[float, Range(least=0, most=1)] = 0.0
+    learner_gpus: Annotated[int, Range(least=0, most=1)] = 0
     """GPU that Ray reserves for each of them: 1, or 0 for learning on cores."""
     sandbox_servers: Number = 0
     """Sandbox servers spread over the machines, one pool for the programs of all rollout workers; 0 gives

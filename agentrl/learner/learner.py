@@ -355,8 +355,12 @@ class Learner:
     def _source(self) -> WeightSource:
         return WeightSource(self.model, self._dtype)
 
-    def weight_bytes(self) -> int:
-        """Size of all weights in the type that is computed with."""
+    def publish_bytes(self) -> int:
+        """Size of what `publish` writes."""
+        if has_adapter(self.model):
+            return sum(
+                one.numel() * one.element_size() for one in self.model.parameters() if one.requires_grad
+            )
         return self._source.size
 
     def publish(self, folder: str | Path) -> None:

@@ -31,6 +31,10 @@ Answer: TypeAlias = tuple[str, Any]
 """("done", result), or ("failed", (class, text)): not every exception survives a process border."""
 
 
+BROKEN = "broken"
+"""In place of the class of an error that is none of this package's; told as `LearnerError`."""
+
+
 class RankHandle(Protocol):
     """One rank, as it is seen from the run."""
 
@@ -101,7 +105,7 @@ class RemoteLearner:
 
     step, score, save, load = map(_on_every_rank, ("step", "score", "save", "load"))
     saved, save_weights, publish = map(_on_every_rank, ("saved", "save_weights", "publish"))
-    weight_bytes = _on_every_rank("weight_bytes")
+    publish_bytes = _on_every_rank("publish_bytes")
 
     def transmit(self, link: WeightLink, label: str) -> None:
         """See `Learner.transmit`; a rank that does not come to it is lost with the others."""
@@ -189,6 +193,8 @@ class RemoteLearner:
         if kind == "died":
             raise LearnerLost(str(payload))
         name, text = cast("tuple[str, str]", payload)
+        if silent and name == BROKEN:  # as a collective is whose other side is gone
+            raise LearnerLost(f"{text} (learner rank {silent[0]} did not answer at all)")
         if name == "LearnerLost":
             self._end()
         if silent:
@@ -204,7 +210,7 @@ class RankSetup:
     size: int
     """How many there are."""
     place: str
-    """Where they meet, as `torch.distributed` has it."""
+    """Where they meet: a URL as `torch.distributed` has it, or HOST:PORT of a store."""
     limit_s: float
     """Longest wait of a collective."""
     arguments: tuple[Any, ...]
@@ -212,8 +218,14 @@ class RankSetup:
     options: dict[str, Any]
 
 
-def join(setup: RankSetup, model: ModelSettings) -> Any:
-    """The `Learner` of this process, on the rank's own device; a collective."""
+def join(setup: RankSetup, model: ModelSettings, store: Any = None) -> Any:
+    """The `Learner` of this process, on the rank's own device; a collective.
+
+    Args:
+        setup: which rank of what.
+        model: the settings with that device.
+        store: at which the ranks meet; None takes the URL of the setup.
+    """
     import torch
 
     from agentrl.learner.learner import Learner
@@ -224,10 +236,10 @@ def join(setup: RankSetup, model: ModelSettings) -> Any:
         gpu = torch.device(model.device).type == "cuda"
         torch.distributed.init_process_group(
             "nccl" if gpu else "gloo",
-            init_method=setup.place,
             rank=setup.rank,
             world_size=setup.size,
             timeout=timedelta(seconds=setup.limit_s),
+            **({"store": store} if store else {"init_method": setup.place}),
         )
         ranks = Ranks.of(setup.rank, setup.size, setup.arguments[1].sequence_parallel)
     return Learner(model, *setup.arguments[1:], **setup.options, ranks=ranks)
@@ -249,4 +261,4 @@ def report(rank: int, error: Exception) -> Answer:
     if isinstance(error, AgentRLError) and not isinstance(error, StallError):
         return ("failed", (type(error).__name__, str(error)))
     text = "".join(traceback.format_exception(error))
-    return ("failed", ("LearnerError", f"learner rank {rank}: {type(error).__name__}: {error}\n{text}"))
+    return ("failed", (BROKEN, f"learner rank {rank}: {type(error).__name__}: {error}\n{text}"))

@@ -66,7 +66,8 @@ class SandboxHost:
 
     async def close(self) -> list[Told]:
         """End the sessions and the sandbox; what was logged in all the time."""
-        await answered(self._server.stop())
+        if self._server is not None:
+            await answered(self._server.stop())
         return self._records.take()
 
 
@@ -76,11 +77,11 @@ class SandboxServers:
     Args:
         settings: of the run.
         cluster: with a place for each server.
-        on_replaced: told when a server came in the place of one that was lost: the URLs of both.
+        on_replaced: called when a server came in the place of one that was lost.
     """
 
     def __init__(
-        self, settings: Settings, cluster: RayCluster, on_replaced: Callable[[str, str], Awaitable[None]]
+        self, settings: Settings, cluster: RayCluster, on_replaced: Callable[[], Awaitable[None]]
     ) -> None:
         self._settings, self._cluster, self._on_replaced = settings, cluster, on_replaced
         self.token = secrets.token_hex(16)
@@ -141,9 +142,8 @@ class SandboxServers:
                 await self._cluster.ask(name, self._actors[index], "serve", limit_s=None, asked="serve")
             except PolicyUnavailable as error:
                 logger.warning("%s; it is started again", error)
-            lost = self._urls[index]
             await self._begin_again(index)
-            await self._on_replaced(lost, self._urls[index])
+            await self._on_replaced()
 
     async def _begin_again(self, index: int) -> None:
         delay = FIRST_DELAY_S
@@ -153,7 +153,7 @@ class SandboxServers:
                 self._cluster.end(self._actors[index])
                 await self._begin(index)
                 return
-            except PolicyUnavailable as error:
+            except Exception as error:  # tried again, whatever it is
                 logger.warning("%s %d could not be started again: %s", SERVER, index, error)
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY_S)

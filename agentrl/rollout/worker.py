@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentrl.cluster.log_records import LogRecords, Told
+from agentrl.cluster.ray import hide_gpus_not_lent
 from agentrl.config import loading
 from agentrl.config.settings import Settings
 from agentrl.errors import AgentRLError, PolicyError
@@ -35,7 +36,6 @@ from agentrl.weights.model_files import find_model, load_tokenizer
 from agentrl.weights.shared_memory import weights_folder
 from agentrl_sandbox import PoolExhausted
 from agentrl_sandbox.remote import RemoteSandbox
-from agentrl_sandbox.server.service import TOKEN_VARIABLE
 
 
 class RolloutWorker:
@@ -50,8 +50,8 @@ class RolloutWorker:
     def __init__(self, config: str, folder: str, token: str = "") -> None:
         if Path(folder).is_dir():
             os.chdir(folder)
-        if token:
-            os.environ[TOKEN_VARIABLE] = token
+        hide_gpus_not_lent()
+        self._token = token
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / "config.toml"
             file.write_text(config)
@@ -76,7 +76,7 @@ class RolloutWorker:
         self._environments = load_environments(settings.env)
         tokenizer = load_tokenizer(path)
         self._renderer = rollout_renderer(tokenizer, settings.rollout)
-        self._sandbox = await self._left.enter_async_context(make_sandbox(settings.sandbox))
+        self._sandbox = await self._left.enter_async_context(make_sandbox(settings.sandbox, self._token))
         logs = self._left.enter_context(tempfile.TemporaryDirectory(prefix="agentrl-worker-"))
         policy = await make_policy(_engine_settings(settings), self._first, tokenizer, Path(logs))
         self._left.push_async_callback(policy.close)
@@ -146,9 +146,9 @@ class RolloutWorker:
         with contextlib.suppress(PoolExhausted):
             await (await self._sandbox.open()).close()
 
-    async def replace_sandbox_server(self, lost: str, url: str) -> Answer:
-        """Take a sandbox server into the pool in the place of one that is gone."""
-        return await answered(cast("RemoteSandbox", self._sandbox).replace_server(lost, url))
+    async def use_sandbox_servers(self, urls: Sequence[str]) -> Answer:
+        """Let the pool of sandbox servers be these from now on."""
+        return await answered(cast("RemoteSandbox", self._sandbox).use_servers(urls))
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, session: str, start_version: int

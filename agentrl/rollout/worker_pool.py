@@ -24,7 +24,7 @@ from agentrl.cluster.ray import WORKER, RayCluster, open_cluster
 from agentrl.config import loading
 from agentrl.config.settings import Settings
 from agentrl.episode import Episode, Failure, SegmentBuilder, StopReason
-from agentrl.errors import PolicyError, PolicyUnavailable, WeightSyncError
+from agentrl.errors import LearnerLost, PolicyError, PolicyUnavailable, WeightSyncError
 from agentrl.inference.policy import GIVES, Generation, Sampling
 from agentrl.inference.vllm.transfer import write_module
 from agentrl.rollout.exchange import Answer, Ended, Exchange, Start
@@ -136,7 +136,7 @@ class RolloutWorkers:
             PolicyUnavailable: one did not start; says why.
         """
         if self._settings.cluster.sandbox_servers:
-            self._sandboxes = SandboxServers(self._settings, self._cluster, self._replace_sandbox_server)
+            self._sandboxes = SandboxServers(self._settings, self._cluster, self._use_sandbox_servers)
             await self._sandboxes.start()
         self._watch = asyncio.ensure_future(self._watch_head())
         found = await asyncio.gather(*map(self._begin, self._workers))
@@ -144,20 +144,25 @@ class RolloutWorkers:
         for name in GIVES:
             setattr(self, name, all(one[name] for one in found))
         for worker in self._workers:
+            await self._tell_sandbox_servers(worker)
             worker.live = True
 
     def on_error(self, handler: Callable[[Exception], None]) -> None:
         """Call `handler` when the head is gone: it may be long until somebody asks a worker."""
         self._on_error = handler
 
-    async def _replace_sandbox_server(self, lost: str, url: str) -> None:
-        """Tell every worker of a sandbox server in the place of one that is gone; new ones know it."""
+    async def _use_sandbox_servers(self) -> None:
+        """Tell workers which sandbox servers there are; those that start are told before they are live."""
         for worker in [one for one in self._workers if one.live]:
             actor = worker.actor
             try:
-                await self._told(worker, "replace_sandbox_server", lost, url)
+                await self._tell_sandbox_servers(worker)
             except PolicyError as error:
                 self._lose(worker, actor, error)
+
+    async def _tell_sandbox_servers(self, worker: Worker) -> None:
+        if self._sandboxes is not None:
+            await self._told(worker, "use_sandbox_servers", self._sandboxes.urls)
 
     async def _watch_head(self) -> None:
         try:
@@ -325,6 +330,7 @@ class RolloutWorkers:
         Where all workers are lost meanwhile, the first that comes back is waited for.
 
         Raises:
+            LearnerLost: they were lost with the machine of the learner's first rank.
             WeightSyncError: no worker took them.
         """
         async with self._updating:
@@ -334,6 +340,8 @@ class RolloutWorkers:
             results = await asyncio.gather(
                 *(self._update(worker) for worker, _ in live), return_exceptions=True
             )
+            if live and all(isinstance(result, BaseException) for result in results):
+                await asyncio.to_thread(self._check, self._weights)
             for (worker, actor), result in zip(live, results, strict=True):
                 if isinstance(result, BaseException):
                     self._lose(worker, actor, result)
@@ -351,6 +359,14 @@ class RolloutWorkers:
             return source
         names, arrays = _read_weights(source, self._settings.model.path)
         return StoredFiles(names, tuple(self._cluster.keep(arrays)))
+
+    def _check(self, weights: _Weights) -> None:
+        """Whether weights are still in the object store, when no worker could take them."""
+        try:
+            for reference in weights.files.references:
+                self._cluster.value(reference)
+        except EOFError as error:
+            raise LearnerLost(f"the weights of version {weights.version} are lost: {error}") from error
 
     async def _update(self, worker: Worker) -> None:
         weights = self._weights
@@ -383,6 +399,7 @@ class RolloutWorkers:
                 await self._begin(worker)
                 async with self._updating:
                     await self._update(worker)
+                    await self._tell_sandbox_servers(worker)
                     worker.live = True
             except (
                 Exception
@@ -450,7 +467,7 @@ def _limits(settings: Settings) -> dict[str, tuple[float, str]]:
         "exchange": (2 * episode_s + 60, "play an episode (twice rollout.limit_s and a minute)"),
         "generate": (episode_s, "sample a message (rollout.limit_s)"),
         "check_sandbox": (SANDBOX_LIMIT_S, "open a session of its sandbox"),
-        "replace_sandbox_server": (SANDBOX_LIMIT_S, "reach a new sandbox server"),
+        "use_sandbox_servers": (SANDBOX_LIMIT_S, "reach the sandbox servers"),
         "release": (ANSWER_LIMIT_S, "forget a session"),
         "close": (ANSWER_LIMIT_S, "stop engine and sandbox"),
     }

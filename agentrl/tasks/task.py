@@ -178,14 +178,19 @@ def env_class(name: str, settings: Mapping[str, Any], how: IsolationSettings) ->
         raise
 
 
-def make_sandbox(settings: SandboxSettings) -> Sandbox:
-    """The sandbox that the settings name; starts nothing yet."""
+def make_sandbox(settings: SandboxSettings, token: str = "") -> Sandbox:
+    """The sandbox that the settings name; starts nothing yet.
+
+    Args:
+        settings: of the sandbox.
+        token: for the servers of a pool; empty takes the variable AGENTRL_SANDBOX_TOKEN.
+    """
     limits = Limits(time_s=settings.time_s, memory_mb=settings.memory_mb, processes=settings.processes)
     if settings.backend == "broken":
         return open_sandbox("broken")
     more: dict[str, Any] = {}
     if settings.backend == "remote":
-        more["urls"] = settings.urls
+        more |= {"urls": settings.urls, "token": token or None}
     elif settings.libraries:
         more["libraries"] = settings.libraries
     if settings.backend == "docker":

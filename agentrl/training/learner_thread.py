@@ -159,7 +159,7 @@ class LearnerThread:
     async def _publish(self, name: str) -> Path:
         """Write the weights into shared memory; those before stay, for a server that starts again."""
         if self._folder is None:
-            room = 2 * await self._run(self._learner.weight_bytes)
+            room = 2 * await self._run(self._learner.publish_bytes)
             self._folder = await asyncio.to_thread(weights_folder, room=room)
         target = self._folder / name
         kept = [folder for folder in self._published if folder != target][-1:]
@@ -186,7 +186,7 @@ class LearnerThread:
             logger.warning("the learner did not stop within %.0f s; its step is left behind", CLOSE_LIMIT_S)
             return
         logger.warning("the learner did not stop within %.0f s; its processes are killed", CLOSE_LIMIT_S)
-        kill()
+        await asyncio.to_thread(kill)
         # The call under way sees their death and ends.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._run(lambda: None), CLOSE_LIMIT_S)

@@ -125,7 +125,7 @@ class MergedFiles:
             if name not in self.shapes:
                 raise ValueError(f"the adapter in {adapter} changes {name!r}, which {base} does not have")
             a, b = self._pair(name)
-            if (b.shape[0], a.shape[1]) != self.shapes[name]:
+            if (b.shape[0], a.shape[1]) != self.shapes[name] or b.shape[1] != a.shape[0]:
                 shape = list(self.shapes[name])
                 raise ValueError(f"the adapter in {adapter} does not fit {name} {shape} of {base}")
 

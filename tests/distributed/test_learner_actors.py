@@ -99,5 +99,7 @@ def test_a_gpu_that_nobody_lent(cluster: Any, tmp_path: Path) -> None:
         async with open_cluster(settings) as lent:
             await asyncio.to_thread(make_learner, settings, lent)
 
-    with pytest.raises(ConfigError, match="model.device = 'cuda' needs cluster.learner_gpus = 1"):
+    with pytest.raises(
+        ConfigError, match="model.device = 'cuda' needs cluster.learner_gpus = 1: Ray lent this rank no GPU"
+    ):
         asyncio.run(start())

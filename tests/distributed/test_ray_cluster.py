@@ -109,10 +109,10 @@ async def test_a_worker_that_dies_comes_back_with_the_newest_weights(
         assert workers.statistics()["sampled_tokens"] == 4 + 4
 
 
-async def arithmetic(workers: RolloutWorkers) -> Episode:
+async def arithmetic(workers: RolloutWorkers, name: str = "e") -> Episode:
     """An episode of the demo's environment."""
     (task,) = plan_run(workers._settings).tasks
-    dispatch = Dispatch("e", 0, "p", 0, environment=task.name)
+    dispatch = Dispatch(name, 0, "p", 0, environment=task.name)
     return await workers.play_episode(dispatch, 0, task.rows[0])
 
 

@@ -32,7 +32,7 @@ async def opened(servers: SandboxServers) -> dict[int, int]:
 
 async def played(workers: RolloutWorkers, episodes: int) -> None:
     """Episodes at once, none of which may fail."""
-    found = await asyncio.gather(*(arithmetic(workers) for _ in range(episodes)))
+    found = await asyncio.gather(*(arithmetic(workers, f"e{n}") for n in range(episodes)))
     assert [one.failure for one in found] == [None] * episodes
 
 

@@ -22,6 +22,7 @@ from agentrl_sandbox import (
     PoolExhausted,
     Sandbox,
     SandboxClosed,
+    SandboxError,
     SandboxUnavailable,
     Session,
     SessionClosed,
@@ -349,6 +350,18 @@ async def test_sessions_move_to_a_server_that_lives() -> None:
         again = await asyncio.gather(*(s.run("1 + 1") for s in sessions))
         assert [r.value for r in again] == ["2"] * 4
         assert {s.endpoint.url for s in sessions} == {second.url}
+
+
+async def test_a_pool_takes_the_servers_that_it_is_told_of() -> None:
+    async with serving() as first, serving() as second, client_of(first.url) as sandbox:
+        kept = await sandbox.open()
+        await sandbox.use_servers([first.url, second.url])
+        assert (await kept.run("1 + 1")).value == "2"
+        await sandbox.use_servers([second.url])
+        assert (await sandbox.open()).endpoint.url == second.url
+        with pytest.raises(SandboxError, match="http://127.0.0.1:9"):
+            await sandbox.use_servers([second.url, "http://127.0.0.1:9"])
+        assert (await sandbox.open()).endpoint.url == second.url  # as it was
 
 
 @pytest.mark.slow

@@ -91,9 +91,11 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, _Weight]:
 
 
 def _of_adapter(folder: str | Path) -> dict[str, _Weight]:
+    from safetensors import SafetensorError
+
     try:
         merged = MergedFiles(base_of(folder), folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise WeightSyncError(f"the adapter in {folder} cannot be merged: {error}") from error
     return {
         name: _Weight(shape, functools.partial(merged.read, name)) for name, shape in merged.shapes.items()

@@ -226,17 +226,21 @@ class RemoteSandbox(Sandbox):
         for endpoint in known:
             self._check_level(endpoint)
 
-    async def replace_server(self, lost: str, url: str) -> None:
-        """Take a server into the pool in the place of one that is gone; sessions on that are lost.
+    async def use_servers(self, urls: Sequence[str]) -> None:
+        """Let the pool be these servers from now on; sessions on others are lost.
 
         Raises:
-            SandboxError: the new one does not answer, or offers less isolation than was asked for.
+            SandboxError: a new one does not answer, or offers less isolation than was asked for.
         """
         await self.start()
-        endpoint = Endpoint(url, self._http, connect_s=self._connect_s, silence_s=self._silence_s)
-        await endpoint.refresh()
-        self._check_level(endpoint)
-        self._endpoints = [*(one for one in self._endpoints if one.url != lost), endpoint]
+        known = {endpoint.url: endpoint for endpoint in self._endpoints}
+        settings = {"connect_s": self._connect_s, "silence_s": self._silence_s}
+        for url in [one for one in urls if one not in known]:
+            endpoint = Endpoint(url, self._http, **settings)
+            await endpoint.refresh()
+            self._check_level(endpoint)
+            known[url] = endpoint
+        self._endpoints = [known[url] for url in urls]
 
     def _check_level(self, endpoint: Endpoint) -> None:
         level = Level(endpoint.level)

@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 
 from agentrl.config.settings import LearnerSettings, ModelSettings
 from agentrl.episode import Episode
-from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError, StallError
+from agentrl.errors import CheckpointError, ConfigError, DataError, LearnerError, LearnerLost, StallError
+from agentrl.learner import remote
 from agentrl.learner.checkpoint import Saved, file_of
 from agentrl.learner.learner import Learner
 from agentrl.learner.process import LearnerProcesses, RankProcess
@@ -264,3 +265,42 @@ def test_no_rank_outlives_its_program(end: str, model_folder: Path, tmp_path: Pa
     )
     assert program.returncode == (0 if end == "exit" else -signal.SIGKILL), program.stderr[-2000:]
     assert gone(int(program.stdout), 10.0)
+
+
+class Answered:
+    """A rank that has answered, or never does."""
+
+    def __init__(self, *answers: tuple[str, Any]) -> None:
+        self._answers, self.pid = list(answers), 0
+
+    def send(self, message: Any) -> None: ...
+
+    def poll(self, seconds: float) -> bool:
+        time.sleep(0.01)
+        return bool(self._answers)
+
+    def receive(self) -> tuple[str, Any]:
+        return self._answers.pop(0)
+
+    def kill(self) -> None: ...
+
+    def close(self, limit_s: float) -> None: ...
+
+
+def test_a_collective_that_breaks_beside_a_silent_rank_is_a_lost_learner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As where a machine vanishes: the others' sockets break long before anybody knows that it is gone.
+    monkeypatch.setattr(remote, "GRACE_S", 0.2)
+    ready = ("done", None)
+    broken = remote.report(0, RuntimeError("Connection closed by peer"))
+    ranks = remote.RemoteLearner([Answered(ready, broken), Answered(ready)], lambda call: call, 5.0)
+    with pytest.raises(
+        LearnerLost, match="Connection closed by peer(.|\n)*learner rank 1 did not answer at all"
+    ):
+        ranks.score([])
+    # What the learner itself says of an episode is no loss.
+    told = remote.report(0, DataError("e7 failed"))
+    ranks = remote.RemoteLearner([Answered(ready, told), Answered(ready)], lambda call: call, 5.0)
+    with pytest.raises(DataError, match="e7 failed"):
+        ranks.score([])
