@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -117,10 +118,9 @@ def roles_of(settings: Settings) -> list[Role]:
 
 
 def hide_gpus_not_lent() -> None:
-    """In an actor, before torch is imported: one that was lent no GPU sees none."""
-    import ray
-
-    if not ray.get_gpu_ids():
+    """Before torch is imported: an actor that was lent no GPU sees none. Elsewhere nothing happens."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -16,10 +16,11 @@ from agentrl.storage.metrics import read_metrics
 from agentrl.training.assembly import make_learner
 from agentrl.training.parts import Options
 from agentrl.training.train import train
-from tests.distributed.test_ray_cluster import demo
 from tests.needed import needed
 
 ray = needed("ray", "make test-distributed installs it")
+
+from tests.distributed.test_ray_cluster import demo
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
 

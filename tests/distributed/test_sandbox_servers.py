@@ -13,10 +13,11 @@ import pytest
 from agentrl.errors import ConfigError
 from agentrl.rollout.sandbox_servers import SandboxServers
 from agentrl.rollout.worker_pool import RolloutWorkers, Worker, rollout_workers
-from tests.distributed.test_ray_cluster import arithmetic, demo, until
 from tests.needed import needed
 
 ray = needed("ray", "make test-distributed installs it")
+
+from tests.distributed.test_ray_cluster import arithmetic, demo, until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
 
