@@ -41,6 +41,9 @@ def add_parser(subparsers: Any) -> None:
         "--image", default="agentrl:latest", help="k8s: image with agentrl, its extra ray, an engine"
     )
     parser.add_argument("--claim", default="agentrl", help="k8s: volume claim that is mounted at /workspace")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the file alone, which is all it ever does"
+    )
     add_settings(parser, Settings, TRAIN)
     parser.set_defaults(handler=run)
 

@@ -86,7 +86,7 @@ def test_learner_ranks_on_the_cluster(file: Path) -> None:
 
 
 def test_the_script_for_slurm(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["launch", "slurm", str(file), *FLAGS, "--time", "08:00:00"]) == 0
+    assert main(["launch", "slurm", str(file), *FLAGS, "--time", "08:00:00", "--dry-run"]) == 0
     script = tmp_path / "run.sbatch"
     script.write_text(capsys.readouterr().out)
     assert subprocess.run(["bash", "-n", script]).returncode == 0
