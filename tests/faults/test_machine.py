@@ -254,8 +254,8 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "state empty": lambda run: (run / NEWEST / "state.npz").write_bytes(b""),
     "state gone": lambda run: (run / NEWEST / "state.npz").unlink(),
     "state without fields": lambda run: (run / NEWEST / "state.npz").write_bytes(to_bytes({"format": 2})),
-    "state cut": lambda run: halve(next((run / NEWEST / "learner").glob("*.safetensors"))),
-    "state empty": lambda run: next((run / NEWEST / "learner").glob("*.safetensors")).write_bytes(b""),
+    "learner cut": lambda run: halve(next((run / NEWEST / "learner").glob("*.safetensors"))),
+    "learner empty": lambda run: next((run / NEWEST / "learner").glob("*.safetensors")).write_bytes(b""),
     "the learner gone": lambda run: shutil.rmtree(run / NEWEST / "learner"),
 }
 
