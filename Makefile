@@ -18,10 +18,9 @@ help:
 demo: $(STAMP)
 	$(BIN)/agentrl demo
 
-# Three at once: on two cores a third of the time was spent waiting for processes.
 ## make test          the whole suite that needs no engine of its own (seven to fifteen minutes on two cores)
 test: $(STAMP)-dev
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile and not ui and not faults and not distributed"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu and not docker and not vllm and not chaos and not hostile and not ui and not faults and not distributed"
 
 ## make lint          format, lint, types, import rules
 lint: $(STAMP)-dev
