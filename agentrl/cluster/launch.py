@@ -96,9 +96,10 @@ def shape_of(
         )
     for role in roles:
         if role.gpus > gpus or role.cpus > cores:
+            said = ", ".join(filter(None, role.settings[1:]))
             raise ConfigError(
-                f"a {role.name} asks for {named(role.bundle)} ({role.settings[1]}, {role.settings[2]}), and "
-                f"a machine has {cores} CPU and {gpus} GPU"
+                f"a {role.name} asks for {named(role.bundle)} ({said}), and a machine has {cores} CPU and "
+                f"{gpus} GPU"
             )
     least = _machines(roles, gpus=gpus, cores=cores, own=own)
     if nodes and nodes < least:

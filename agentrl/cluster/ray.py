@@ -15,7 +15,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +30,8 @@ REACH_LIMIT_S = 10.0
 HEAD_LIMIT_S, LOOK_S = 20.0, 2.0
 """How long the head of a cluster may not answer, and how often it is looked at, in seconds: after a minute
 Ray ends this process without a word."""
+FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0
+"""Before a lost actor is started again; it doubles with every try that fails."""
 
 
 def require_ray() -> None:
@@ -352,6 +354,28 @@ class RayCluster:
         """
         if self._head is not None and not await _listens(*self._head):
             raise PolicyUnavailable("the head of the Ray cluster does not answer")
+
+    async def start_again(
+        self, who: str, actor: Callable[[], Any], start: Callable[[], Awaitable[object]]
+    ) -> None:
+        """End an actor and start another in its place, until that succeeds or this is cancelled.
+
+        Args:
+            who: the actor, for the log.
+            actor: gives the present one; a start that fails may leave one to end, too.
+            start: places another, and returns once it can be used.
+        """
+        delay = FIRST_DELAY_S
+        while True:
+            try:
+                await self.check_head()  # it may be gone with the actor
+                self.end(actor())
+                await start()
+                return
+            except Exception as error:  # whatever it is: another machine may have what this lacks
+                logger.warning("%s could not be started again: %s", who, error)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LONGEST_DELAY_S)
 
     def end(self, actor: Any) -> None:
         """Kill an actor; one that is gone is fine."""

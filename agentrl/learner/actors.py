@@ -61,13 +61,13 @@ class LearnerRank:
         return f"{host}:{self._store.port}"
 
     def start(self, setup: RankSetup) -> tuple[Answer, list[Told]]:
-        """Load the model and meet the other ranks; see `join`. Gives the number of this process."""
+        """Load the model and meet the other ranks; see `join`."""
         self._rank = setup.rank
         try:
             _speak_by_the_cluster_s_interface()
             model = _lent_device(setup.arguments[0])
             self._learner = join(setup, model, self._store or _store_of(setup))
-            told: Answer = ("done", os.getpid())
+            told: Answer = ("done", None)
         except Exception as error:  # the run must learn of it, whatever it is
             told = report(setup.rank, error)
         return told, self._records.take()
@@ -89,7 +89,8 @@ class LearnerRank:
         """Write what an engine needs of the weights into shared memory; the first rank names the files."""
         try:
             self._forget()
-            self._folder = weights_folder(room=self._learner.publish_bytes())
+            # Others write nothing here: they gather for the first rank.
+            self._folder = weights_folder(room=0 if self._rank else self._learner.publish_bytes())
             told = answer(self._learner, self._rank, "publish", (self._folder / "weights",), {})
             if told[0] != "done" or self._rank:
                 return told
@@ -125,7 +126,10 @@ def _speak_by_the_cluster_s_interface() -> None:
     """
     import ray
 
-    address = socket.inet_aton(ray.util.get_node_ip_address())
+    try:
+        address = socket.inet_aton(ray.util.get_node_ip_address())
+    except OSError:
+        return  # of IPv6, whose interfaces are not told this way
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # it has no address

@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 STOP_LIMIT_S = 20.0
 """Longest wait for a server to end its sessions."""
-FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0
-"""Before a lost server is started again; it doubles with every try that fails."""
 
 
 class SandboxHost:
@@ -67,7 +65,9 @@ class SandboxHost:
     async def close(self) -> list[Told]:
         """End the sessions and the sandbox; what was logged in all the time."""
         if self._server is not None:
-            await answered(self._server.stop())
+            kind, told = await answered(self._server.stop())
+            if kind != "done":
+                logger.warning("it did not stop cleanly: %s", told)
         return self._records.take()
 
 
@@ -101,7 +101,7 @@ class SandboxServers:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Of the servers, in their order."""
+        """Of the servers that are up, in their order."""
         return tuple(self._urls[index] for index in sorted(self._urls))
 
     def client_settings(self) -> Settings:
@@ -142,21 +142,9 @@ class SandboxServers:
                 await self._cluster.ask(name, self._actors[index], "serve", limit_s=None, asked="serve")
             except PolicyUnavailable as error:
                 logger.warning("%s; it is started again", error)
-            await self._begin_again(index)
+            self._urls.pop(index)  # workers that start meanwhile are not told of it
+            await self._cluster.start_again(name, lambda: self._actors[index], lambda: self._begin(index))
             await self._on_replaced()
-
-    async def _begin_again(self, index: int) -> None:
-        delay = FIRST_DELAY_S
-        while True:
-            try:
-                await self._cluster.check_head()
-                self._cluster.end(self._actors[index])
-                await self._begin(index)
-                return
-            except Exception as error:  # tried again, whatever it is
-                logger.warning("%s %d could not be started again: %s", SERVER, index, error)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LONGEST_DELAY_S)
 
     async def close(self) -> None:
         """End the servers."""

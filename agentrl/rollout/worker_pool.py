@@ -43,8 +43,6 @@ SANDBOX_LIMIT_S = 60.0
 """Longest wait for a worker to open a session of its sandbox."""
 GAUGES = frozenset(("running", "waiting", "sessions", "cache_bytes", "replicas_live"))
 """Statistics of engines that are no counters: of a worker that is gone nothing is left of them."""
-FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 30.0
-"""Before a lost worker is started again; it doubles with every try that fails."""
 
 
 @dataclass(eq=False, slots=True)
@@ -391,25 +389,15 @@ class RolloutWorkers:
         worker.revival = asyncio.ensure_future(self._revive(worker))
 
     async def _revive(self, worker: Worker) -> None:
-        delay = FIRST_DELAY_S
-        while not self._closed:
-            try:
-                await self._cluster.check_head()  # it may be gone with the worker
-                self._cluster.end(worker.actor)
-                await self._begin(worker)
-                async with self._updating:
-                    await self._update(worker)
-                    await self._tell_sandbox_servers(worker)
-                    worker.live = True
-            except (
-                Exception
-            ) as error:  # tried again, whatever it is: another machine may have what this lacks
-                logger.warning("%s could not be started again: %s", worker.name, error)
-                await asyncio.sleep(delay)
-                delay = min(LONGEST_DELAY_S, 2 * delay)
-            else:
-                self._changed.set()
-                return
+        async def begin() -> None:
+            await self._begin(worker)
+            async with self._updating:
+                await self._update(worker)
+                await self._tell_sandbox_servers(worker)
+                worker.live = True
+
+        await self._cluster.start_again(worker.name, lambda: worker.actor, begin)
+        self._changed.set()
 
     async def close(self) -> None:
         """End the workers; episodes that they play are lost."""

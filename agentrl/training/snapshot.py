@@ -116,7 +116,7 @@ async def write_checkpoint(attempt: Attempt, *, wait: bool = True) -> None:
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(_written_whole(final, what))
         await attempt.limited(parts.learner.save(temporary / "learner", wait=wait), "the learner to save")
-        rest = _write_rest(attempt, state, temporary, final, stack.pop_all())
+        rest = _write_rest(attempt, state, temporary, final, what, stack.pop_all())
     if wait:
         await rest
         return
@@ -143,14 +143,13 @@ def _tell_failure(attempt: Attempt, task: asyncio.Task[None]) -> None:
 
 
 async def _write_rest(
-    attempt: Attempt, state: RunState, temporary: Path, final: Path, end: contextlib.ExitStack
+    attempt: Attempt, state: RunState, temporary: Path, final: Path, what: str, end: contextlib.ExitStack
 ) -> None:
     """All of a checkpoint but what the learner writes, and its name once that is on disk too."""
     parts, limited = attempt.parts, attempt.limited
     with end:
         await limited(asyncio.to_thread(write_state, temporary, state), f"the disk to write {temporary}")
-        while not await parts.learner.saved():  # noqa: ASYNC110 (it may be in another process)
-            await asyncio.sleep(POLL_S)
+        await limited(_until_saved(attempt), f"{what} to be written")
         keep = attempt.settings.checkpoint.keep
         await limited(asyncio.to_thread(commit, temporary, final, keep), f"the disk to take {final}")
     with disk_errors(parts.folder.episodes):
@@ -159,6 +158,11 @@ async def _write_rest(
         )
         oldest = checkpoint_folders(parts.folder.checkpoints)[0]
         attempt.files.delete_old(checkpoint_version(oldest), attempt.settings.stream.batch)
+
+
+async def _until_saved(attempt: Attempt) -> None:
+    while not await attempt.parts.learner.saved():  # noqa: ASYNC110 (it may be in another process)
+        await asyncio.sleep(POLL_S)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ async def test_the_servers_are_one_pool_and_a_lost_one_is_replaced(
         assert sum(before.values()) == 8
         urls, pid = servers.urls, await servers._actors[0].__ray_call__.remote(lambda _: os.getpid())
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: servers.urls[0] != urls[0], 90.0)
+        await until(lambda: len(servers.urls) == 2 and servers.urls[0] != urls[0], 90.0)
         assert "sandbox server 0 is gone: " in caplog.text
         assert servers.urls[1] == urls[1]
         for worker in workers._workers:
